@@ -1,0 +1,314 @@
+"""The one adapter layer, W0 x + s B R A x, put over linear layers, read, written, folded, merged and removed.
+
+Shapes, for a layer with `in` inputs and `out` outputs:
+
+    A: (heads * r, in)     R: (heads, r, r) or absent     B: (out, heads * r)
+
+R is block-diagonal: head h maps rows h*r..(h+1)*r of A x to the same columns of B. One head is Fed-SB
+(Singhal et al. 2025, arXiv 2502.15436), several are RAVAN's layout (arXiv 2506.05568), no R is LoRA
+(Hu et al. 2021, arXiv 2106.09685). Factors are fp32 whatever the base layer's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsb.errors import InputError
+
+FACTOR_NAMES = ("A", "R", "B")
+
+
+class Factors(NamedTuple):
+    """The three factors of one layer; `R` is None for plain LoRA."""
+
+    B: Float[Tensor, "out k"]
+    A: Float[Tensor, "k in"]
+    R: Float[Tensor, "heads r r"] | None
+
+
+class LoraPair(NamedTuple):
+    """An ordinary LoRA with its scale folded in: the weight update is `B @ A`."""
+
+    B: Float[Tensor, "out k"]
+    A: Float[Tensor, "k in"]
+
+
+class LowRankLinear(nn.Module):
+    """`base(x) + scale * B R A x` over a frozen linear layer `base`.
+
+    Args:
+        base: nn.Linear, GPT-2's Conv1D, or any layer with `in_features` and `out_features` (4-bit ones).
+        factors: start values, copied to fp32 parameters on the base's device.
+        trains: which of "A", "R", "B" get gradients.
+        scale: s, a plain number (LoRA's alpha / r; 1 for Fed-SB).
+    """
+
+    A: nn.Parameter
+    B: nn.Parameter
+    R: nn.Parameter | None
+
+    def __init__(
+        self, base: nn.Module, factors: Factors, *, trains: Sequence[str] = ("R",), scale: float = 1.0
+    ):
+        super().__init__()
+        _check_factors(base, factors)
+        self.base = base
+        self.scale = float(scale)
+        device = next(base.parameters()).device
+        for name in FACTOR_NAMES:
+            start = getattr(factors, name)
+            value = None if start is None else start.detach().to(device, torch.float32, copy=True)
+            parameter = None if value is None else nn.Parameter(value, requires_grad=name in trains)
+            self.register_parameter(name, parameter)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's own weight, for model code that looks at it."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's own bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    @property
+    def heads(self) -> int:
+        """Number of blocks of R (1 without R)."""
+        return 1 if self.R is None else self.R.shape[0]
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        y = self.base(x)
+        z = F.linear(x, self.A.to(x.dtype))
+        if self.R is not None:
+            z = _through_core(z, self.R.to(z.dtype))
+        update = F.linear(z, self.B.to(z.dtype))
+        return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """The factors this layer has, by name."""
+        return {name: p for name in FACTOR_NAMES if (p := getattr(self, name)) is not None}
+
+    def lora(self) -> LoraPair:
+        """The layer as an ordinary LoRA: `B' = s B R`, `A' = A`, so that the update is `B' A'`."""
+        B, A = self.B.detach(), self.A.detach()
+        if self.R is not None:
+            B = _through_core(B, self.R.detach().transpose(1, 2))
+        return LoraPair(self.scale * B, A.clone())
+
+    def update(self) -> Float[Tensor, "out in"]:
+        """The dense weight update s B R A."""
+        pair = self.lora()
+        return pair.B @ pair.A
+
+
+def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
+    """z R^T, block by block."""
+    heads, r, _ = R.shape
+    if heads == 1:
+        return F.linear(z, R[0])
+    blocks = z.unflatten(-1, (heads, r))
+    return torch.einsum("...hi,hoi->...ho", blocks, R).flatten(-2)
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer, GPT-2's Conv1D included."""
+    if _is_conv1d(layer):
+        n_in, n_out = _weight(layer).shape
+        return n_out, n_in
+    return layer.out_features, layer.in_features  # type: ignore[return-value]
+
+
+def dense_weight(layer: nn.Module) -> Float[Tensor, "out in"]:
+    """W0 in fp32 and in (out, in) order, whatever the layer's kind. 4-bit layers are dequantized."""
+    weight = _weight(layer).detach()
+    if is_quantized(layer):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight, layer.weight.quant_state).float()  # type: ignore[no-any-return, union-attr]
+    return weight.float().T if _is_conv1d(layer) else weight.float()
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether the adapter can sit on this layer."""
+    return isinstance(layer, nn.Linear) or _is_conv1d(layer)
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the weight is stored packed (bitsandbytes 4-bit)."""
+    return hasattr(getattr(layer, "weight", None), "quant_state")
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+
+def _check_factors(base: nn.Module, factors: Factors) -> None:
+    out, n_in = features(base)
+    k = factors.A.shape[0]
+    expected: dict[str, tuple[int, ...]] = {"A": (k, n_in), "B": (out, k)}
+    if factors.R is not None:
+        heads, r = factors.R.shape[:2]
+        expected["R"] = (heads, r, r)
+        expected["A"], expected["B"] = (heads * r, n_in), (out, heads * r)
+    for name, shape in expected.items():
+        found = tuple(getattr(factors, name).shape)
+        if found != shape:
+            raise ValueError(
+                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {found}"
+            )
+
+
+# ---------------------------------------------------------------- on a whole model
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A model with adapter layers in it, and what is needed to take them out again."""
+
+    model: nn.Module
+    layers: dict[str, LowRankLinear]
+    requires_grad_before: dict[str, bool]
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer an adapter could sit on, by name."""
+    return {name: module for name, module in model.named_modules() if name and is_linear(module)}
+
+
+def find_targets(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Module]:
+    """The linear layers whose dotted name equals a target or ends in `.target`, in the model's order.
+
+    Raises:
+        InputError: a target matches nothing; the message lists the linear layers that exist.
+    """
+    layers, targets = linear_layers(model), list(targets)
+    found: dict[str, nn.Module] = {}
+    for target in targets:
+        hits = [name for name in layers if name == target or name.endswith("." + target)]
+        if not hits:
+            raise InputError(_no_such_target(target, layers))
+        found.update({name: layers[name] for name in hits})
+    return {name: found[name] for name in layers if name in found}
+
+
+def _no_such_target(target: str, layers: Mapping[str, nn.Module]) -> str:
+    endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    close = get_close_matches(target, endings, n=3)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    return (
+        f"method.targets: no linear layer is called {target!r}.{hint} "
+        f"The model's linear layers end in: {', '.join(endings)}."
+    )
+
+
+def check_rank(layers: Mapping[str, nn.Module], rank: int, *, heads: int = 1) -> None:
+    """Refuse a rank that does not fit the smallest target layer.
+
+    Raises:
+        InputError: heads * rank exceeds min(out, in) of some layer.
+    """
+    smallest = min(layers, key=lambda name: min(features(layers[name])))
+    limit = min(features(layers[smallest]))
+    if not 1 <= heads * rank <= limit:
+        raise InputError(
+            f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is "
+            f"{' x '.join(map(str, features(layers[smallest])))}. Lower method.rank or leave that layer out "
+            "of method.targets."
+        )
+
+
+def attach(
+    model: nn.Module,
+    factors: Mapping[str, Factors],
+    *,
+    trains: Sequence[str] = ("R",),
+    scale: float = 1.0,
+) -> Attached:
+    """Freeze the model and put a LowRankLinear over each layer named in `factors`.
+
+    The base layers are kept, not copied. `detach` undoes it all, gradient flags included.
+    """
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
+    layers = {}
+    for name, start in factors.items():
+        layers[name] = LowRankLinear(model.get_submodule(name), start, trains=trains, scale=scale)
+        model.set_submodule(name, layers[name])
+    return Attached(model, layers, before)
+
+
+def detach(attached: Attached) -> nn.Module:
+    """Take the adapter layers out; the model is then bit for bit what it was before `attach`."""
+    for name, layer in attached.layers.items():
+        attached.model.set_submodule(name, layer.base)
+    for name, parameter in attached.model.named_parameters():
+        parameter.requires_grad_(attached.requires_grad_before[name])
+    return attached.model
+
+
+def collect(attached: Attached, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Copies of the factors, keyed `layer.FACTOR`; by default of those that train."""
+    return {key: p.detach().clone() for key, p in _factors(attached, names).items()}
+
+
+def load(attached: Attached, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors made by `collect` (from this or another copy of the model) into the layers.
+
+    Raises:
+        KeyError: a key that names no factor here.
+        ValueError: a shape that differs.
+    """
+    parameters = _factors(attached, FACTOR_NAMES)
+    for key, tensor in tensors.items():
+        if key not in parameters:
+            raise KeyError(f"no adapter factor is called {key!r}")
+        if parameters[key].shape != tensor.shape:
+            raise ValueError(f"{key}: expected {tuple(parameters[key].shape)}, found {tuple(tensor.shape)}")
+        with torch.no_grad():
+            parameters[key].copy_(tensor)
+
+
+def _factors(attached: Attached, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    return {
+        f"{layer_name}.{name}": parameter
+        for layer_name, layer in attached.layers.items()
+        for name, parameter in layer.factors().items()
+        if (parameter.requires_grad if names is None else name in names)
+    }
+
+
+def fold(attached: Attached) -> dict[str, LoraPair]:
+    """Every layer as an ordinary LoRA of rank heads * r with scale 1 (`B' = s B R`, `A' = A`): exact."""
+    return {name: layer.lora() for name, layer in attached.layers.items()}
+
+
+def merge(attached: Attached) -> nn.Module:
+    """Add each update to its base weight (in fp32, then cast back) and take the adapter layers out.
+
+    Raises:
+        InputError: a base layer is stored in 4 bits and cannot take the update exactly.
+    """
+    for name, layer in attached.layers.items():
+        if is_quantized(layer.base):
+            raise InputError(
+                f"layer {name!r} is stored in 4 bits: load the model in bfloat16 or float32 to merge"
+            )
+    for layer in attached.layers.values():
+        with torch.no_grad():
+            merged = dense_weight(layer.base) + layer.update()
+            layer.weight.copy_(merged.T if _is_conv1d(layer.base) else merged)
+    return detach(attached)

@@ -1,0 +1,125 @@
+"""A standard PEFT LoRA folder: written from folded layers, read back, padded to a higher rank.
+
+peft alone can load it. A trained head is stored as peft stores `modules_to_save`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fedsb.adapter import LoraPair
+from fedsb.errors import InputError
+from fedsb.files import write_bytes, write_json
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+
+
+def write_adapter(
+    folder: Path,
+    pairs: Mapping[str, LoraPair],
+    *,
+    base_model: str,
+    causal: bool,
+    fan_in_fan_out: bool = False,
+    head: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the folder. All pairs have one rank, which is r; alpha = r, so that peft's scale is 1.
+
+    Args:
+        base_model: what `base_model_name_or_path` says.
+        fan_in_fan_out: True over GPT-2's Conv1D.
+        head: trained parameters outside the base, by name in the model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    head = head or {}
+    tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in head.items()}
+    for layer, pair in pairs.items():
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
+    rank = next(iter(pairs.values())).A.shape[0]
+    config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
+    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, config)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dict[str, Tensor]]:
+    """(peft config, LoRA pairs with the scale folded into B, other tensors such as a head).
+
+    Raises:
+        InputError: no adapter there, or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder}: no PEFT adapter here: {Path(str(error.filename)).name} is missing"
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: this adapter cannot be read: {error}") from None
+    tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    scale = config["lora_alpha"] / config["r"]
+    layers = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    pairs = {
+        n: LoraPair(scale * tensors[f"{n}.lora_B.weight"], tensors[f"{n}.lora_A.weight"]) for n in layers
+    }
+    head = {name: value for name, value in tensors.items() if ".lora_" not in name}
+    return config, pairs, head
+
+
+def at_rank(pair: LoraPair, rank: int) -> LoraPair:
+    """The same update at a higher rank, padded with zeros: exact.
+
+    Raises:
+        InputError: the rank is lower than the adapter's.
+    """
+    k = pair.A.shape[0]
+    if rank < k:
+        raise InputError(
+            f"--rank: the adapter has rank {k} and {rank} would lose part of it; give {k} or more"
+        )
+    B = torch.nn.functional.pad(pair.B, (0, rank - k))
+    A = torch.nn.functional.pad(pair.A, (0, 0, 0, rank - k))
+    return LoraPair(B, A)
+
+
+def _lora_config(
+    layers: list[str],
+    rank: int,
+    base_model: str,
+    causal: bool,
+    fan_in_fan_out: bool,
+    head: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    from peft import LoraConfig
+
+    modules = sorted({name.split(".", 1)[0] for name in head})
+    config = LoraConfig(
+        task_type="CAUSAL_LM" if causal else "SEQ_CLS",
+        base_model_name_or_path=base_model,
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=layers,
+        modules_to_save=modules or None,
+        fan_in_fan_out=fan_in_fan_out,
+        inference_mode=True,
+        bias="none",
+    ).to_dict()
+    return {key: _plain(value) for key, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    """peft's sets and enums as JSON values."""
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)

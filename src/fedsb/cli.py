@@ -1,0 +1,187 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedsb.errors import FedsbError, InputError
+
+app = typer.Typer(
+    name="fedsb",
+    help="Fine-tune a language model across clients that keep their data.\n\n"
+    "Start with `fedsb run`: it needs nothing and takes about a minute.",
+    epilog="Any command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out_console, err_console = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="key.path=value; repeat for more.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file; without it the built-in quickstart.")
+    ] = None,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/NAME, numbered if taken.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Fine-tune across clients and leave a run folder with adapter/ and report.html.
+
+    Examples: `fedsb run` · `fedsb run recipes/sst2.yaml -s method.rank=32 --out runs/r32` ·
+    `fedsb run --out runs/r32 --resume`
+    """
+    from fedsb import terminal
+
+    folder = out or terminal.default_folder(config, resume=resume)
+    summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
+    terminal.show_result(summary, folder, out_console)
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Run folder: its model and its adapter.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder of a model.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA folder to put on --model.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Task and data. Default with --run: the run's own.")
+    ] = None,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Score a run, or any model with or without an adapter, on a config's test data.
+
+    Examples: `fedsb evaluate --run runs/quickstart` ·
+    `fedsb evaluate --model bert-base-cased --adapter runs/a/adapter --config recipes/snli.yaml --json`
+    """
+    from fedsb import terminal
+
+    result = terminal.evaluate_in_terminal(run_folder, model, adapter, config, set_ or [])
+    _print_json(result) if json_ else terminal.show_metrics(result, out_console)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="lora (PEFT folder) or merged (whole model).")
+    ] = "lora",
+    rank: Annotated[
+        int | None, typer.Option(help="lora: pad to this rank, e.g. one that a server accepts.")
+    ] = None,
+) -> None:
+    """Write the adapter as a standard PEFT LoRA folder, or the base model with the adapter merged in.
+
+    Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
+    `fedsb export runs/quickstart --format merged --out merged`
+    """
+    from fedsb.export import export_lora, export_merged
+
+    if format_ not in ("lora", "merged"):
+        raise InputError(f"--format: expected lora or merged, found {format_!r}")
+    if format_ == "merged" and rank is not None:
+        raise InputError("--rank: only --format lora has a rank; leave it out")
+    export_lora(run_folder, out, rank=rank) if format_ == "lora" else export_merged(run_folder, out)
+    out_console.print(f"wrote {out} and checked it", highlight=False)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; several are set side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file. Default: report.html in the first folder.")
+    ] = None,
+) -> None:
+    """Build the one-page HTML report from run folders.
+
+    Examples: `fedsb report runs/quickstart` · `fedsb report runs/a runs/b --out both.html`
+    """
+    from fedsb.report import write_report
+
+    default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    out_console.print(f"wrote {write_report(folders, out or default)}", highlight=False)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file to check; without it only the machine.")
+    ] = None,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Check versions, data, model, target layers, traffic and memory before a run.
+
+    Examples: `fedsb doctor` · `fedsb doctor recipes/sst2.yaml -s data.train=mine.jsonl`
+    """
+    from fedsb import terminal
+    from fedsb.config import RunConfig
+    from fedsb.doctor import as_json, examine
+
+    findings = list(examine(RunConfig.from_yaml(config, set_ or []) if config else None))
+    _print_json(as_json(findings)) if json_ else terminal.show_findings(findings, out_console)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    out_console.print(installed("fedsb"), highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: turns errors into one message and an exit status (1 failed, 2 wrong input)."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except KeyboardInterrupt:
+        err_console.print("stopped; go on with --resume", highlight=False)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        _explain(error)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _explain(error: Exception) -> None:
+    if isinstance(error, FedsbError):
+        err_console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        return
+    text = f"{type(error).__name__}: {error}"
+    err_console.print(
+        f"[bold red]error:[/] {escape(text)}\nThis was not expected; add --debug to see where it happened.",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

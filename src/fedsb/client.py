@@ -1,0 +1,226 @@
+"""Local training: a broadcast in, an update out. The same function serves simulation and deployment.
+
+Data flow: bytes -> vector -> trained parameters -> optimizer steps on this client's examples -> vector ->
+bytes. The client keeps nothing between rounds: optimizer state starts anew each round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsb import wire
+from fedsb.layout import Layout
+from fedsb.schedule import Schedule, learning_rate_factor
+from fedsb.seeding import numpy_generator, scoped_global_seed
+
+Example = dict[str, Any]
+Batch = dict[str, Tensor]
+Collate = Callable[[Sequence[Example]], Batch]
+Losses = Callable[[nn.Module, Batch], Tensor]
+OnStep = Callable[[int], None]
+
+LENGTH_GROUP = 16
+"""Batches that are sorted together where examples are grouped by length."""
+
+
+class ClientFailed(Exception):
+    """Local training could not finish; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a client trains. Fields as in the config's `training` section, plus the two of the run."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    epochs: float = 1.0
+    batch_size: int = 32
+    accumulation: int = 1
+    schedule: Schedule = "constant"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    grad_clip: float | None = None
+    autocast: Literal["bfloat16"] | None = None
+    group_by_length: bool = False
+    rounds: int = 1
+    """Rounds of the whole run, for the schedule."""
+    timeout_seconds: float | None = None
+
+    def batches_per_round(self, num_examples: int) -> int:
+        """Batches of one round's local training."""
+        return max(1, math.ceil(self.epochs * math.ceil(num_examples / self.batch_size) - 1e-9))
+
+    def steps_per_round(self, num_examples: int) -> int:
+        """Optimizer steps of one round's local training."""
+        return math.ceil(self.batches_per_round(num_examples) / self.accumulation)
+
+    def first_learning_rate(self, num_examples: int) -> float:
+        """The rate of the very first optimizer step of the run."""
+        total = self.rounds * self.steps_per_round(num_examples)
+        factor = learning_rate_factor(0, total, schedule=self.schedule, warmup_ratio=self.warmup_ratio)
+        return self.learning_rate * factor
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """The model of one process and the parameters that train in it, in the layout's order."""
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    layout: Layout
+    collate: Collate
+    losses: Losses
+    device: torch.device
+
+
+def client_update(
+    broadcast: bytes,
+    trainable: Trainable,
+    examples: Sequence[Example],
+    training: LocalTraining,
+    *,
+    client: int,
+    seed: int,
+    on_step: OnStep = lambda num_examples: None,
+) -> bytes:
+    """One client's part of one round.
+
+    Raises:
+        UpdateRejected: the broadcast is no message for this layout.
+        ClientFailed: the loss is not finite, or the time is up.
+    """
+    header, vector = wire.unpack(broadcast)
+    layout = trainable.layout
+    expected = wire.Header(header.method, header.round, layout.digest)
+    wire.check(header, vector, expected=expected, size=layout.size)
+    layout.copy_into(trainable.parameters, vector)
+    mean_loss = train(
+        trainable, examples, training, round_number=header.round, client=client, seed=seed, on_step=on_step
+    )
+    answer = wire.Header(
+        header.method, header.round, layout.digest, client, num_examples=len(examples), train_loss=mean_loss
+    )
+    return wire.pack(answer, layout.flatten(trainable.parameters))
+
+
+def train(
+    trainable: Trainable,
+    examples: Sequence[Example],
+    training: LocalTraining,
+    *,
+    round_number: int,
+    client: int,
+    seed: int,
+    on_step: OnStep = lambda num_examples: None,
+) -> float:
+    """Train the parameters in place; the mean loss over the examples seen.
+
+    Randomness depends on (seed, round, client) alone: the batches' order by its own generator, dropout
+    by torch's global one, seeded for this call and put back.
+    """
+    deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
+    rng = numpy_generator(seed, "batches", round_number, client)
+    batches = list(batch_indices([len(e["input_ids"]) for e in examples], training, rng))
+    steps = [batches[i : i + training.accumulation] for i in range(0, len(batches), training.accumulation)]
+    optimizer = make_optimizer(trainable.parameters.values(), training)
+    loss_sum = seen = 0.0
+    trainable.model.train()
+    with scoped_global_seed(seed, "dropout", round_number, client):
+        for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
+            _set_learning_rate(optimizer, number, training.rounds * len(steps), training)
+            loss_sum += _step(
+                trainable, optimizer, [[examples[i] for i in batch] for batch in group], training
+            )
+            seen += sum(map(len, group))
+            on_step(sum(map(len, group)))
+            if deadline is not None and time.monotonic() > deadline:
+                raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+    return loss_sum / seen
+
+
+def batch_indices(
+    lengths: Sequence[int], training: LocalTraining, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    """Index batches of one round's local training: a new permutation per epoch.
+
+    With `group_by_length`, runs of LENGTH_GROUP batches are sorted by length, cut and shuffled again: less
+    padding, nearly the same randomness.
+    """
+    wanted = training.batches_per_round(len(lengths))
+    while wanted > 0:
+        epoch = list(_epoch_batches(lengths, training, rng))[:wanted]
+        wanted -= len(epoch)
+        yield from epoch
+
+
+def _epoch_batches(
+    lengths: Sequence[int], training: LocalTraining, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    size, order = training.batch_size, rng.permutation(len(lengths)).tolist()
+    if not training.group_by_length:
+        yield from (order[i : i + size] for i in range(0, len(order), size))
+        return
+    for start in range(0, len(order), LENGTH_GROUP * size):
+        group = sorted(order[start : start + LENGTH_GROUP * size], key=lambda i: lengths[i])
+        batches = [group[i : i + size] for i in range(0, len(group), size)]
+        yield from (batches[i] for i in rng.permutation(len(batches)))
+
+
+def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Optimizer:
+    """AdamW or SGD over these parameters."""
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(list(parameters), lr=rate, weight_decay=decay, foreach=True)
+    return torch.optim.SGD(list(parameters), lr=rate, weight_decay=decay, foreach=True)
+
+
+def _step(
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer,
+    group: Sequence[Sequence[Example]],
+    training: LocalTraining,
+) -> float:
+    """One optimizer step over a group of batches; the sum of the examples' losses."""
+    optimizer.zero_grad(set_to_none=True)
+    num_examples = sum(map(len, group))
+    total = 0.0
+    for batch_examples in group:
+        batch = to_device(trainable.collate(batch_examples), trainable.device)
+        with _autocast(training, trainable.device):
+            loss = trainable.losses(trainable.model, batch).sum() / num_examples
+        loss.backward()
+        total += loss.item() * num_examples
+    if not math.isfinite(total):
+        raise ClientFailed(
+            f"the loss is not finite ({total}); lower training.learning_rate or set training.grad_clip"
+        )
+    if training.grad_clip is not None:
+        torch.nn.utils.clip_grad_norm_(list(trainable.parameters.values()), training.grad_clip)
+    optimizer.step()
+    return total
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor on the device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _autocast(training: LocalTraining, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if training.autocast else nullcontext()
+
+
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, total: int, training: LocalTraining
+) -> None:
+    factor = learning_rate_factor(step, total, schedule=training.schedule, warmup_ratio=training.warmup_ratio)
+    for group in optimizer.param_groups:
+        group["lr"] = training.learning_rate * factor

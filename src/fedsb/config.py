@@ -1,0 +1,294 @@
+"""The typed run config: read from YAML, checked at once, written back resolved. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from fedsb.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    path: str
+    """Hub id or folder of the base model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen base. Bases and cores are float32 always."""
+    load_in_4bit: bool = False
+    """Keep the base in 4 bits (needs bitsandbytes and a device it works on)."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+
+class ClassificationConfig(_Section):
+    kind: Literal["classification"] = "classification"
+    text: Annotated[list[str], Field(min_length=1, max_length=2)]
+    """One or two text columns."""
+    label: str = "label"
+    """Label column: ints or strings; floats make it a regression, scored by correlation."""
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class CausalLmConfig(_Section):
+    kind: Literal["causal-lm"]
+    prompt: str
+    """Template with {column} placeholders. The loss is on the response only."""
+    response: str
+    """Column of the text to learn."""
+    max_new_tokens: PositiveInt = 64
+    """Longest answer generated in evaluation."""
+
+
+TaskConfig = Annotated[ClassificationConfig | CausalLmConfig, Field(discriminator="kind")]
+
+
+class LimitConfig(_Section):
+    train: PositiveInt | None = None
+    """Use the first so many training rows."""
+    test: PositiveInt | None = None
+    """Use the first so many test rows."""
+
+
+class DataConfig(_Section):
+    train: str
+    """Hub id or .jsonl, .json, .csv, .tsv, .parquet file."""
+    test: str
+    """Same, never used to choose anything."""
+    limit: LimitConfig = LimitConfig()
+    drop_unlabelled: bool = False
+    """Leave out rows without a label (SNLI and GLUE have some) instead of refusing them."""
+
+
+class HeadWarmupConfig(_Section):
+    rounds: PositiveInt = 3
+    """Averaging rounds of the head alone."""
+    steps: PositiveInt = 30
+    """Full-batch AdamW steps per round on each client's cached features."""
+    learning_rate: Positive = 0.01
+
+
+class InitConfig(_Section):
+    kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
+    """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    samples: PositiveInt = 256
+    """Calibration examples over all clients together, drawn equally from each."""
+    rule: Literal["sign", "raw"] = "sign"
+    """sign: AdamW's first step. raw: SGD's."""
+    batch_size: PositiveInt = 32
+    """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
+    head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()
+    """Train a fresh classification head on cached features first; null switches it off."""
+
+
+class MethodConfig(_Section):
+    name: str = "fed-sb"
+    rank: PositiveInt = 64
+    alpha: Positive | None = None
+    """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
+    targets: list[str] | None = None
+    """Names of layers to adapt (endings will do); null: the model family's default."""
+    init: InitConfig = InitConfig()
+
+
+class IidPartition(_Section):
+    kind: Literal["iid"] = "iid"
+
+
+class DirichletPartition(_Section):
+    kind: Literal["dirichlet"]
+    alpha: Positive = 0.5
+    """Smaller is more skewed."""
+    min_size: PositiveInt = 8
+    """Every client gets at least so many examples."""
+
+
+class ColumnPartition(_Section):
+    kind: Literal["by-column"]
+    column: str
+
+
+class ShardsPartition(_Section):
+    kind: Literal["shards"]
+    shards_per_client: PositiveInt = 2
+
+
+PartitionConfig = Annotated[
+    IidPartition | DirichletPartition | ColumnPartition | ShardsPartition, Field(discriminator="kind")
+]
+
+
+class FederationConfig(_Section):
+    clients: PositiveInt = 3
+    clients_per_round: PositiveInt | None = None
+    """How many take part in a round; null: all."""
+    rounds: PositiveInt = 3
+    partition: PartitionConfig = IidPartition()
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Weight of a client's update in the mean."""
+    client_timeout_seconds: Positive | None = None
+    """A client whose local training takes longer is left out of the round."""
+
+
+class TrainingConfig(_Section):
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    epochs: Positive = 1
+    """Passes over the client's data per round; fractions are allowed."""
+    batch_size: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    """Batches per optimizer step."""
+    max_length: PositiveInt = 128
+    """Tokens per example; longer ones are cut."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Over the whole run, not anew each round."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the whole run in which the rate rises from zero."""
+    weight_decay: NonNegative = 0.0
+    grad_clip: Positive | None = None
+    """Largest gradient norm over all trained numbers."""
+    autocast: Literal["bfloat16"] | None = None
+    gradient_checkpointing: bool = False
+    group_by_length: bool = False
+    """Batches of like length: less padding, so faster; the order stays random otherwise."""
+
+
+class EvaluationConfig(_Section):
+    every: PositiveInt = 1
+    """Rounds between evaluations; the first and the last are always evaluated."""
+    batch_size: PositiveInt = 64
+    generate: PositiveInt | None = None
+    """causal-lm: score exact match of greedy answers on the first so many test rows."""
+
+
+class RunConfig(_Section):
+    """One run. See the contract of the keys in README.md and recipes/ for examples."""
+
+    seed: int = 0
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    method: MethodConfig = MethodConfig()
+    federation: FederationConfig = FederationConfig()
+    training: TrainingConfig = TrainingConfig()
+    privacy: None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("privacy", mode="before")
+    @classmethod
+    def _not_yet(cls, value: Any) -> None:
+        if value is not None:
+            raise ValueError("this version cannot train privately; leave privacy: null")
+
+    @staticmethod
+    def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+        """Read a YAML file and apply `key.path=value` overrides.
+
+        Raises:
+            InputError: the file, its YAML, a key or a value is wrong; one line per fault.
+        """
+        return RunConfig.from_dict(_override(_read_yaml(Path(path)), overrides), source=str(path))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], *, source: str = "config") -> RunConfig:
+        """Check a nested mapping.
+
+        Raises:
+            InputError: as `from_yaml`.
+        """
+        try:
+            return RunConfig.model_validate(dict(values))
+        except ValidationError as error:
+            faults = "\n  ".join(_explain(e) for e in error.errors())
+            raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
+
+    def to_yaml(self) -> str:
+        """Every key with its value; reading it back gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_absolute_paths(self) -> RunConfig:
+        """Paths that exist here made absolute, so that the config works from any folder."""
+
+        def absolute(text: str) -> str:
+            return str(Path(text).resolve()) if Path(text).exists() else text
+
+        model = self.model.model_copy(update={"path": absolute(self.model.path)})
+        data = self.data.model_copy(
+            update={"train": absolute(self.data.train), "test": absolute(self.data.test)}
+        )
+        return self.model_copy(update={"model": model, "data": data})
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """`key: a -> b` for every value that differs."""
+    a, b = (_flat(c.model_dump(mode="json")) for c in (one, other))
+    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read this config: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected keys such as model:, task:, data:; found {type(values).__name__}")
+    return values
+
+
+def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise InputError(f"-s {text}: expected key.path=value, e.g. -s method.rank=32")
+        *parents, leaf = path.split(".")
+        target = values
+        for key in parents:
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            target = target[key]
+        target[leaf] = yaml.safe_load(value)
+    return values
+
+
+def _explain(error: Any) -> str:
+    """One fault as `key: expected ..., found ...`."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(part for part in location if part not in _UNION_TAGS) or "config"
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(location[-1], _all_keys(RunConfig), n=2)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        return f"{key}: unknown key.{hint}"
+    if error["type"] == "missing":
+        return f"{key}: this key is needed and missing"
+    return f"{key}: {error['msg']}, found {error['input']!r}"
+
+
+_UNION_TAGS = {"classification", "causal-lm", "iid", "dirichlet", "by-column", "shards"}
+
+
+def _all_keys(section: type[BaseModel]) -> set[str]:
+    subclasses = [s for s in _Section.__subclasses__() if s is not section]
+    return {name for s in [section, *subclasses] for name in s.model_fields}

@@ -1,0 +1,159 @@
+"""A run on the terminal: bars where someone watches, plain lines where the output goes to a file or pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedsb.report.units import human_bytes
+
+
+class PlainLines:
+    """One line per event worth a line."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.rounds = 0
+        self._seen = 0
+        self._began = 0.0
+
+    def stage(self, text: str) -> None:
+        self.console.print(f"[dim]·[/] {text}", highlight=False)
+
+    def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
+        self.rounds = rounds
+
+    def client_begins(self, client: int, num_examples: int) -> None:
+        self._seen, self._began = 0, time.monotonic()
+
+    def step(self, num_examples: int) -> None:
+        self._seen += num_examples
+
+    def client_ends(self, client: int, problem: str | None) -> None:
+        if problem:
+            self.console.print(f"[yellow]client {client} left out:[/] {problem}", highlight=False)
+            return
+        speed = self._seen / max(time.monotonic() - self._began, 1e-9)
+        self.console.print(f"  client {client}: {self._seen} examples, {speed:.0f}/s", highlight=False)
+
+    def evaluating(self, done: int, total: int) -> None: ...
+
+    def round_ends(self, record: dict[str, Any]) -> None:
+        self.console.print(round_line(record, self.rounds), highlight=False)
+
+
+class LiveBars:
+    """Two bars: the clients of the round, the examples of the client, with speed and time left."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.rounds = 0
+        self._bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]:>12}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._round: TaskID | None = None
+        self._work: TaskID | None = None
+
+    def __enter__(self) -> LiveBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def stage(self, text: str) -> None:
+        self._clear()
+        self._bars.console.print(f"[dim]·[/] {text}", highlight=False)
+
+    def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
+        self._clear()
+        self.rounds = rounds
+        self._round = self._bars.add_task(f"round {number} of {rounds}", total=len(cohort), speed="clients")
+
+    def client_begins(self, client: int, num_examples: int) -> None:
+        self._replace_work(f"  client {client}", num_examples)
+
+    def step(self, num_examples: int) -> None:
+        if self._work is not None:
+            self._bars.advance(self._work, num_examples)
+            self._show_speed()
+
+    def client_ends(self, client: int, problem: str | None) -> None:
+        if problem:
+            self._bars.console.print(f"[yellow]client {client} left out:[/] {problem}", highlight=False)
+        if self._round is not None:
+            self._bars.advance(self._round)
+
+    def evaluating(self, done: int, total: int) -> None:
+        if self._work is None or self._bars.tasks[-1].description != "  evaluation":
+            self._replace_work("  evaluation", total)
+        if self._work is not None:
+            self._bars.update(self._work, completed=done)
+            self._show_speed()
+
+    def round_ends(self, record: dict[str, Any]) -> None:
+        self._clear()
+        self._bars.console.print(round_line(record, self.rounds), highlight=False)
+
+    def _replace_work(self, text: str, total: int) -> None:
+        if self._work is not None:
+            self._bars.remove_task(self._work)
+        self._work = self._bars.add_task(text, total=total, speed="")
+
+    def _show_speed(self) -> None:
+        task = next(t for t in self._bars.tasks if t.id == self._work)
+        if task.speed:
+            self._bars.update(task.id, speed=f"{task.speed:.0f} ex/s")
+
+    def _clear(self) -> None:
+        for task in (self._work, self._round):
+            if task is not None:
+                self._bars.remove_task(task)
+        self._work = self._round = None
+
+
+def round_line(record: dict[str, Any], rounds: int) -> str:
+    """`round 2 of 5  accuracy 0.912  loss 0.31  train loss 0.40  up 600 kB  5 clients  4.1 s`."""
+    name = "base model" if record["round"] == 0 else f"round {record['round']} of {rounds}"
+    parts = [f"[bold]{name:<12}[/]"]
+    parts += [f"{key.replace('_', ' ')} {value:.4f}" for key, value in record["eval"].items()]
+    if record["train_loss"] is not None:
+        parts.append(f"train loss {record['train_loss']:.4f}")
+    if record["clients"]:
+        parts += [f"up {human_bytes(record['upload_bytes'])}", f"{len(record['clients'])} clients"]
+    if record["rejected"]:
+        parts.append(f"[yellow]{len(record['rejected'])} left out[/]")
+    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Base and final metrics, traffic, time and memory."""
+    table = Table(title=f"{summary['method']}, {summary['rounds']} rounds", title_justify="left")
+    for column in ("", "base model", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, value in summary["final"].items():
+        style = "bold" if name == summary["primary_metric"] else ""
+        before = summary["base"].get(name)
+        table.add_row(
+            name.replace("_", " "), f"{before:.4f}" if before is not None else "", f"{value:.4f}", style=style
+        )
+    table.add_section()
+    sent = summary["communication"]
+    table.add_row("sent once (start)", "", human_bytes(sent["init_bytes"]))
+    table.add_row("sent up, all rounds", "", human_bytes(sent["upload_bytes"]))
+    table.add_row("sent down, all rounds", "", human_bytes(sent["download_bytes"]))
+    table.add_row("numbers per update", "", f"{sent['upload_parameters_per_client_per_round']:,}")
+    table.add_row("time", "", f"{summary['seconds']:.1f} s")
+    table.add_row("peak memory", "", human_bytes(summary["peak_memory_bytes"]))
+    return table

@@ -1,0 +1,108 @@
+"""Preflight: what would go wrong in a run, found before it starts, and what the run would take."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.adapter import features
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.prepare import Base, Data, local_training, method_of, prepare_base, prepare_data
+from fedsb.report.units import human_bytes
+from fedsb.run_folder import versions
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine(config: RunConfig | None) -> Iterator[Finding]:
+    """Check the installation, then (with a config) data, model, layers, traffic and memory, in that order.
+    The first thing that fails ends the list."""
+    yield Finding("versions", True, ", ".join(f"{n} {v}" for n, v in versions().items()))
+    yield Finding("device", True, _device())
+    yield Finding("disk", True, f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
+    if config is None:
+        return
+    data: Data | None = None
+    base: Base | None = None
+    try:
+        yield Finding("method", True, _describe_method(config))
+        data = prepare_data(config)
+        yield Finding("data", True, _describe_data(data))
+        base = prepare_base(config, data)
+        yield Finding("target layers", True, _describe_targets(base))
+        yield from (Finding(what, True, detail) for what, detail in _estimates(config, data, base))
+    except InputError as error:
+        what = "data" if data is None else "model"
+        yield Finding(what, False, str(error))
+
+
+def trained_numbers(config: RunConfig, base: Base) -> int:
+    """Numbers in one update: the method's factors and the head."""
+    method, rank = method_of(config), config.method.rank
+    count: dict[str, Callable[[int, int], int]] = {
+        "A": lambda out, n_in: rank * n_in,
+        "B": lambda out, n_in: rank * out,
+        "R": lambda out, n_in: rank * rank,
+    }
+    factors = sum(count[f](*features(layer)) for layer in base.targets.values() for f in method.trains)
+    return factors + sum(p.numel() for p in base.head.values())
+
+
+def _describe_method(config: RunConfig) -> str:
+    method = method_of(config)
+    kind = "exact" if method.exact else "inexact"
+    return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains)}"
+
+
+def _describe_data(data: Data) -> str:
+    sizes = [len(part) for part in data.parts]
+    labels = f", labels {', '.join(data.task.label_names[:6])}" if data.task.label_names else ""
+    return (
+        f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
+        f"{min(sizes)} to {max(sizes)} each{labels}"
+    )
+
+
+def _describe_targets(base: Base) -> str:
+    endings = sorted({name.rsplit(".", 1)[-1] for name in base.targets})
+    return f"{len(base.targets)} layers ({', '.join(endings)})"
+
+
+def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str, str]]:
+    numbers = trained_numbers(config, base)
+    cohort = config.federation.clients_per_round or config.federation.clients
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    training = local_training(config)
+    steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
+    yield "update", f"{numbers:,} numbers, {human_bytes(4 * numbers)} up and down per client and round"
+    yield "traffic", f"about {human_bytes(8 * numbers * cohort * config.federation.rounds)} over all rounds"
+    yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
+    yield (
+        "memory",
+        f"base {human_bytes(weights)}, trained numbers with optimizer {human_bytes(16 * numbers)}, plus activations",
+    )
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(total)} free"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def as_json(findings: list[Finding]) -> dict[str, Any]:
+    """The findings as one JSON document."""
+    return {"ok": all(f.ok for f in findings), "findings": [vars(f) for f in findings]}

@@ -1,0 +1,23 @@
+"""The error tree. Imports nothing.
+
+FedsbError
+├── InputError       the user's input was wrong: exit status 2, one message, no traceback
+├── RunFailed        the run could not go on: exit status 1, its state is saved
+└── UpdateRejected   one client's update is left out of a round; the round goes on
+"""
+
+
+class FedsbError(Exception):
+    """Root of every error that fedsb raises on purpose."""
+
+
+class InputError(FedsbError):
+    """A wrong input. The message names the key or file, what was expected, what was found and the cure."""
+
+
+class RunFailed(FedsbError):
+    """The run cannot go on, through no fault of the input's form. What was finished is saved."""
+
+
+class UpdateRejected(FedsbError):
+    """A client's update cannot be used (not finite, wrong shape, wrong key, wrong round)."""

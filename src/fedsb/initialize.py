@@ -1,0 +1,234 @@
+"""How a run starts: calibration examples, head warm-up, bases. Says what was used and what it costs to send.
+
+Data flow: partition -> equal draw per client -> (head trained on them) -> first update -> SVD -> factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fedsb import wire
+from fedsb.adapter import Factors, dense_weight, features
+from fedsb.bases import bases_from_update, bases_from_weight, orthonormal_bases
+from fedsb.client import Batch, Example, Losses
+from fedsb.head import cache_base_outputs, train_head
+from fedsb.layout import Layout
+from fedsb.methods import Method, weighted_mean
+from fedsb.seeding import numpy_generator, torch_generator
+from fedsb.traffic import Entry
+from fedsb.update_estimate import Rule, estimate_update
+
+Draw = dict[int, list[int]]
+"""Example indices per client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """Head warm-up: fields as in the config's `method.init.head_warmup`."""
+
+    rounds: int
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the factors start: fields as in the config's `method` and `method.init`."""
+
+    kind: Literal["gradient", "weights", "orthonormal"]
+    rule: Rule
+    samples: int
+    batch_size: int
+    head_warmup: Warmup | None
+    rank: int
+    learning_rate: float
+    """Rate of the run's first optimizer step: the size of the estimated update."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The examples the start may look at, and how to run them."""
+
+    draw: Draw
+    examples: Sequence[Example]
+    batches: Callable[[Sequence[Example], int], list[Batch]]
+    losses: Losses
+
+
+@dataclass(frozen=True)
+class Started:
+    """Start factors by layer, the one-time traffic, and which examples were used."""
+
+    factors: dict[str, Factors]
+    traffic: list[Entry]
+    draw: Draw
+
+
+def needs_data(start: Start, method: Method, head: Mapping[str, Tensor]) -> bool:
+    """Whether the start looks at examples at all."""
+    return (method.draw is None and start.kind == "gradient") or bool(head and start.head_warmup)
+
+
+def draw_calibration(parts: Sequence[Sequence[int]], samples: int, *, seed: int) -> Draw:
+    """About `samples` example indices in all, the same number from each client as far as it has them.
+
+    With more clients than samples, as many random clients give one each.
+    """
+    rng = numpy_generator(seed, "calibration")
+    clients = list(range(len(parts)))
+    if samples < len(parts):
+        clients = sorted(rng.choice(len(parts), samples, replace=False).tolist())
+    each, rest = divmod(samples, len(clients))
+    draw = {}
+    for place, client in enumerate(clients):
+        wanted = min(each + (place < rest), len(parts[client]))
+        draw[client] = sorted(rng.choice(parts[client], wanted, replace=False).tolist())
+    return draw
+
+
+def start_factors(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    head: Mapping[str, nn.Parameter],
+    method: Method,
+    start: Start,
+    calibration: Calibration,
+    *,
+    num_clients: int,
+    sums: MutableMapping[str, Tensor] | None = None,
+) -> Started:
+    """Train the head if asked to, make every layer's factors, and list the one-time traffic.
+
+    The model carries no adapter yet; only its head is changed.
+    """
+    model.eval()
+    traffic: list[Entry] = []
+    if head and start.head_warmup is not None:
+        traffic += warm_up_head(model, head, start.head_warmup, start.batch_size, calibration)
+    factors, sent = _factors(model, targets, method, start, calibration, num_clients, sums)
+    return Started(factors, traffic + sent, calibration.draw)
+
+
+def warm_up_head(
+    model: nn.Module,
+    head: Mapping[str, nn.Parameter],
+    warmup: Warmup,
+    batch_size: int,
+    calibration: Calibration,
+) -> list[Entry]:
+    """Federated averaging of the head alone over cached base outputs; its measured traffic."""
+    layout, mean = Layout.of(head), weighted_mean()
+    cached = {
+        client: cache_base_outputs(model, _batches(calibration, indices, batch_size))
+        for client, indices in calibration.draw.items()
+    }
+    message_bytes = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
+    for _ in range(warmup.rounds):
+        broadcast, accumulator = layout.flatten(head), mean.start(layout.size)
+        for client, outputs in cached.items():
+            layout.copy_into(head, broadcast)
+            train_head(
+                model,
+                head,
+                outputs,
+                calibration.losses,
+                steps=warmup.steps,
+                learning_rate=warmup.learning_rate,
+            )
+            accumulator = mean.add(accumulator, layout.flatten(head), float(len(calibration.draw[client])))
+        layout.copy_into(head, mean.finish(accumulator))
+    return [
+        _entry(
+            "head warm-up", direction, len(cached), warmup.rounds * message_bytes, warmup.rounds * layout.size
+        )
+        for direction in ("down", "up")
+    ]
+
+
+def _factors(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    method: Method,
+    start: Start,
+    calibration: Calibration,
+    num_clients: int,
+    sums: MutableMapping[str, Tensor] | None,
+) -> tuple[dict[str, Factors], list[Entry]]:
+    draw, rank, seed = method.draw, start.rank, start.seed
+    if draw is not None:
+        return {n: draw(*features(m), rank, generator=_generator(seed, n)) for n, m in targets.items()}, []
+    if start.kind == "orthonormal":
+        return {
+            n: orthonormal_bases(*features(m), rank, generator=_generator(seed, n))
+            for n, m in targets.items()
+        }, []
+    if start.kind == "weights":
+        return {
+            n: bases_from_weight(dense_weight(m), rank, generator=_generator(seed, n))
+            for n, m in targets.items()
+        }, []
+    factors = _from_gradient(model, targets, start, calibration, sums)
+    return factors, _gradient_traffic(targets, factors, len(calibration.draw), num_clients)
+
+
+def _from_gradient(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: Start,
+    calibration: Calibration,
+    sums: MutableMapping[str, Tensor] | None,
+) -> dict[str, Factors]:
+    indices = [i for part in calibration.draw.values() for i in part]
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
+    factors = estimate_update(
+        model,
+        targets,
+        _batches(calibration, indices, start.batch_size),
+        calibration.losses,
+        lambda name, update: bases_from_update(update, start.rank, generator=_generator(start.seed, name)),
+        learning_rate=start.learning_rate,
+        rule=start.rule,
+        sums=sums,
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(before[name])
+    return factors
+
+
+def _gradient_traffic(
+    targets: Mapping[str, nn.Module], factors: Mapping[str, Factors], contributors: int, num_clients: int
+) -> list[Entry]:
+    """Each contributor's gradient goes up (from shapes), B and A go down to all (serialized). R0 comes
+    with the first round's broadcast."""
+    numbers = sum(prod(features(layer)) for layer in targets.values())
+    bases = {
+        f"{name}.{f}": getattr(part, f).contiguous() for name, part in factors.items() for f in ("A", "B")
+    }
+    size = sum(t.numel() for t in bases.values())
+    return [
+        _entry("gradient of the target layers", "up", contributors, 4 * numbers, numbers, measured=False),
+        _entry("bases B and A", "down", num_clients, len(save(bases)), size),
+    ]
+
+
+def _entry(
+    what: str, direction: Any, clients: int, bytes_each: int, numbers_each: int, measured: bool = True
+) -> Entry:
+    return Entry(0, what, direction, clients, clients * bytes_each, clients * numbers_each, measured)
+
+
+def _batches(calibration: Calibration, indices: Sequence[int], batch_size: int) -> list[Batch]:
+    return calibration.batches([calibration.examples[i] for i in indices], batch_size)
+
+
+def _generator(seed: int, layer: str) -> torch.Generator:
+    return torch_generator(seed, "bases", layer)

@@ -1,0 +1,192 @@
+"""Load a base model and its tokenizer; say which layers its family adapts by default."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsb.adapter import is_linear
+from fedsb.errors import InputError
+from fedsb.seeding import scoped_global_seed
+
+ENCODER_TARGETS = {
+    "albert": ["query", "value"],
+    "bert": ["query", "value"],
+    "camembert": ["query", "value"],
+    "deberta": ["in_proj"],
+    "deberta-v2": ["query_proj", "value_proj"],
+    "distilbert": ["q_lin", "v_lin"],
+    "electra": ["query", "value"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["attn.q", "attn.v"],
+    "roberta": ["query", "value"],
+    "xlm-roberta": ["query", "value"],
+}
+"""Query and value, as LoRA's authors adapt encoders; other families: every attention and MLP projection."""
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"model.device: cannot use {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer; its end token pads where it has no pad token.
+
+    Raises:
+        InputError: none can be loaded from there.
+    """
+    from transformers import AutoTokenizer
+
+    _check_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise InputError(
+            f"model.path: no tokenizer could be loaded from {path!r}: {_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    path: str,
+    *,
+    tokenizer: Any,
+    num_labels: int | None,
+    label_names: Sequence[str] | None = None,
+    dtype: str = "float32",
+    load_in_4bit: bool = False,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The frozen base model in eval mode, with a fresh head from the seed if `num_labels` is given.
+
+    Raises:
+        InputError: the folder or its weights cannot be used; the message says what was wrong.
+    """
+    device = device or torch.device("cpu")
+    _check_folder(path, weights=True)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if load_in_4bit:
+        options |= _four_bit(dtype, device)
+    if num_labels is not None:
+        options |= _head_options(num_labels, label_names)
+    with scoped_global_seed(seed, "head"), _quiet_loading():
+        model = _from_pretrained(path, causal=num_labels is None, options=options)
+    model.config.pad_token_id = tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id
+    model.requires_grad_(False)
+    return model.eval() if load_in_4bit else model.to(device).eval()
+
+
+def default_targets(model: nn.Module) -> list[str]:
+    """Layer-name endings that are adapted when the config names none.
+
+    Encoders: query and value. Decoders: every attention and MLP projection, i.e. every linear layer of the
+    base model (the output layer and a classification head are not in it).
+    """
+    family = model.config.model_type  # type: ignore[union-attr]
+    if family in ENCODER_TARGETS:
+        return ENCODER_TARGETS[family]  # type: ignore[index]
+    base: nn.Module = model.base_model  # type: ignore[assignment]
+    endings = {
+        name.rsplit(".", 1)[-1]: None for name, module in base.named_modules() if name and is_linear(module)
+    }
+    return list(endings)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Gradient checkpointing of the re-entrant kind, which the update estimate and Opacus need."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+
+
+def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    loader = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    try:
+        return loader.from_pretrained(path, **options)
+    except SafetensorError as error:
+        raise InputError(
+            f"model.path: the weights in {path!r} are corrupt ({error}); fetch them again"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"model.path: {path!r} could not be loaded: {_first_line(error)}") from error
+
+
+def _head_options(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_labels": num_labels}
+    if num_labels == 1:
+        options["problem_type"] = "regression"
+    if label_names is not None:
+        options["id2label"] = dict(enumerate(label_names))
+        options["label2id"] = {name: i for i, name in enumerate(label_names)}
+    return options
+
+
+def _four_bit(dtype: str, device: torch.device) -> dict[str, Any]:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "model.load_in_4bit: bitsandbytes is not installed; pip install 'fedsb[4bit]'"
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
+    )
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def _check_folder(path: str, *, weights: bool = False) -> None:
+    folder = Path(path)
+    if not folder.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise InputError(f"model.path: the folder {path!r} does not exist")
+        return
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.path: {path!r} has no config.json; expected a Hugging Face model folder")
+    if weights and not any(found for pattern in WEIGHT_FILES for found in folder.glob(pattern)):
+        raise InputError(
+            f"model.path: {path!r} has no weights (looked for {', '.join(WEIGHT_FILES)}); "
+            "copy the model's .safetensors file there"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Any:
+    """No notice that the head is fresh: that is what was asked for."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -1,0 +1,107 @@
+"""Who holds which examples: iid, Dirichlet over labels, by a column's values, or label shards.
+
+Every function returns one ascending list of example indices per client. Every example goes to exactly
+one client, no client is empty, and the result depends on the generator alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+from fedsb.errors import InputError
+
+Parts = list[list[int]]
+MAX_DRAWS = 1000
+
+
+def iid(num_examples: int, clients: int, rng: np.random.Generator) -> Parts:
+    """A random split into parts whose sizes differ by at most one."""
+    _enough(num_examples, clients)
+    return _ascending(np.array_split(rng.permutation(num_examples), clients))
+
+
+def dirichlet(
+    labels: Sequence[Hashable], clients: int, *, alpha: float, min_size: int = 1, rng: np.random.Generator
+) -> Parts:
+    """Each label's examples are dealt in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019, arXiv
+    1909.06335). Small alpha: strong label skew. Drawn anew until each client has `min_size` examples.
+
+    Raises:
+        InputError: too few examples, or no draw in a thousand gave each client `min_size`.
+    """
+    _enough(len(labels), clients * min_size)
+    groups = [np.asarray(g) for _, g in sorted(_groups(labels).items(), key=lambda item: str(item[0]))]
+    for _ in range(MAX_DRAWS):
+        parts = _deal_by_proportion(groups, clients, alpha, rng)
+        if min(map(len, parts)) >= min_size:
+            return _ascending(parts)
+    raise InputError(
+        f"federation.partition: no Dirichlet draw with alpha {alpha} gave each of {clients} clients at least "
+        f"{min_size} of {len(labels)} examples. Raise alpha, or lower min_size or federation.clients."
+    )
+
+
+def _deal_by_proportion(
+    groups: Sequence[np.ndarray], clients: int, alpha: float, rng: np.random.Generator
+) -> list[list[int]]:
+    parts: list[list[int]] = [[] for _ in range(clients)]
+    for group in groups:
+        share = rng.dirichlet(np.full(clients, alpha))
+        cuts = np.round(np.cumsum(share)[:-1] * len(group)).astype(int)
+        for part, chunk in zip(parts, np.split(rng.permutation(group), cuts), strict=True):
+            part.extend(chunk.tolist())
+    return parts
+
+
+def by_column(values: Sequence[Hashable], clients: int) -> Parts:
+    """All examples with one value go to one client; with more values than clients, the largest group left
+    goes to the client with the fewest examples so far.
+
+    Raises:
+        InputError: fewer distinct values than clients.
+    """
+    groups = _groups(values)
+    if len(groups) < clients:
+        raise InputError(
+            f"federation.clients: expected at most {len(groups)}, the number of distinct values in the "
+            f"partition column, found {clients}."
+        )
+    parts: Parts = [[] for _ in range(clients)]
+    for _, group in sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0]))):
+        min(parts, key=len).extend(group)
+    return _ascending(parts)
+
+
+def shards(
+    labels: Sequence[Hashable], clients: int, *, shards_per_client: int, rng: np.random.Generator
+) -> Parts:
+    """Examples sorted by label are cut into clients * shards_per_client equal shards, dealt at random
+    (McMahan et al. 2017, arXiv 1602.05629): each client sees few labels."""
+    _enough(len(labels), clients * shards_per_client)
+    order = rng.permutation(len(labels))
+    by_label = np.asarray(sorted(order.tolist(), key=lambda i: str(labels[i])))
+    pieces = np.array_split(by_label, clients * shards_per_client)
+    dealt = rng.permutation(len(pieces)).reshape(clients, shards_per_client)
+    return _ascending([np.concatenate([pieces[i] for i in row]) for row in dealt])
+
+
+def _groups(values: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, value in enumerate(values):
+        groups[value].append(index)
+    return dict(groups)
+
+
+def _ascending(parts: Iterable[Iterable[int]]) -> Parts:
+    return [sorted(int(i) for i in part) for part in parts]
+
+
+def _enough(num_examples: int, needed: int) -> None:
+    if num_examples < needed:
+        raise InputError(
+            f"federation.clients: {num_examples} training examples are too few for each client to get its "
+            f"minimum ({needed} needed in all). Lower federation.clients or use more data."
+        )

@@ -1,0 +1,209 @@
+"""From a config to what a run works on: rows, task, examples, partition, model. All input is checked here,
+before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsb import partition
+from fedsb.adapter import check_rank, find_targets
+from fedsb.client import Batch, Example, LocalTraining
+from fedsb.config import ClassificationConfig, RunConfig
+from fedsb.data import is_missing, read_rows, require_columns
+from fedsb.errors import InputError
+from fedsb.head import head_parameters
+from fedsb.initialize import Start, Warmup
+from fedsb.methods import Method, by_name
+from fedsb.models import default_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.seeding import numpy_generator
+from fedsb.tasks import Row, Task, causal_lm, classification, label_set
+
+
+@dataclass(frozen=True)
+class Data:
+    """The task, its examples, and who holds which training example."""
+
+    task: Task
+    tokenizer: Any
+    train: list[Example]
+    test: list[Example]
+    parts: partition.Parts
+    labels: list[str] | None
+    """Label of each training example, where there are classes."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model with nothing attached yet."""
+
+    model: nn.Module
+    targets: dict[str, nn.Module]
+    head: dict[str, nn.Parameter]
+    device: torch.device
+
+
+def prepare_data(config: RunConfig) -> Data:
+    """Read, label, encode and partition.
+
+    Raises:
+        InputError: whatever is wrong with a file, a column, a label or the partition.
+    """
+    rows, test_rows = read_splits(config)
+    tokenizer = load_tokenizer(config.model.path)
+    task = make_task(config, tokenizer, rows)
+    labels = [task.partition_label(row) for row in rows] if task.partition_label else None
+    parts = make_partition(config, rows, labels)
+    train, test = task.encode(rows, config.data.train), task.encode(test_rows, config.data.test)
+    return Data(task, tokenizer, train, test, parts, labels)
+
+
+def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
+    """Train and test rows as the config's data section wants them."""
+    wanted = config.data
+    train: list[Row] = list(read_rows(wanted.train, limit=wanted.limit.train))
+    test: list[Row] = list(read_rows(wanted.test, limit=wanted.limit.test, split="test"))
+    if wanted.drop_unlabelled and isinstance(config.task, ClassificationConfig):
+        label = config.task.label
+        train = [row for row in train if not is_missing(row.get(label))]
+        test = [row for row in test if not is_missing(row.get(label))]
+    return train, test
+
+
+def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> Task:
+    """The task value of this config; classes are those of the training rows."""
+    wanted, max_length = config.task, config.training.max_length
+    if isinstance(wanted, ClassificationConfig):
+        names, regression = label_set(train_rows, wanted.label, config.data.train)
+        return classification(
+            tokenizer,
+            text=wanted.text,
+            label=wanted.label,
+            label_names=names,
+            regression=regression,
+            max_length=max_length,
+        )
+    return causal_lm(
+        tokenizer,
+        prompt=wanted.prompt,
+        response=wanted.response,
+        max_length=max_length,
+        max_new_tokens=wanted.max_new_tokens,
+    )
+
+
+def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
+    """One list of example indices per client."""
+    how, clients = config.federation.partition, config.federation.clients
+    rng = numpy_generator(config.seed, "partition")
+    if how.kind == "iid":
+        return partition.iid(len(rows), clients, rng)
+    if how.kind == "by-column":
+        require_columns(rows, [how.column], source=config.data.train, key="federation.partition.column")
+        return partition.by_column([str(row.get(how.column)) for row in rows], clients)
+    keys = labels if labels is not None else _need_labels(how.kind)
+    if how.kind == "dirichlet":
+        return partition.dirichlet(keys, clients, alpha=how.alpha, min_size=how.min_size, rng=rng)
+    return partition.shards(keys, clients, shards_per_client=how.shards_per_client, rng=rng)
+
+
+def _need_labels(kind: str) -> list[str]:
+    raise InputError(
+        f"federation.partition.kind: {kind} needs class labels; for this task use iid or by-column"
+    )
+
+
+def prepare_base(config: RunConfig, data: Data) -> Base:
+    """Load the base model, find its target layers, check the rank.
+
+    Raises:
+        InputError: no weights, corrupt weights, no such layer, a rank that does not fit.
+    """
+    device = pick_device(config.model.device)
+    model = load_base(
+        config.model.path,
+        tokenizer=data.tokenizer,
+        num_labels=data.task.num_labels,
+        label_names=data.task.label_names,
+        dtype=config.model.dtype,
+        load_in_4bit=config.model.load_in_4bit,
+        device=device,
+        seed=config.seed,
+    )
+    if config.training.gradient_checkpointing:
+        enable_checkpointing(model)
+    targets = find_targets(model, config.method.targets or default_targets(model))
+    check_rank(targets, config.method.rank)
+    _check_length(config, model)
+    head = head_parameters(model) if data.task.num_labels is not None else {}
+    for parameter in head.values():  # trained, so fp32 whatever the base's dtype
+        parameter.data = parameter.data.float()
+    return Base(model, targets, head, device)
+
+
+def _check_length(config: RunConfig, model: nn.Module) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and config.training.max_length > positions:
+        raise InputError(
+            f"training.max_length: expected at most {positions}, the model's positions, found "
+            f"{config.training.max_length}"
+        )
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method value the config names."""
+    return by_name(config.method.name)
+
+
+def local_training(config: RunConfig) -> LocalTraining:
+    """The config's training section as the client's flat arguments."""
+    not_the_loops = {"max_length", "gradient_checkpointing"}
+    return LocalTraining(
+        **config.training.model_dump(exclude=not_the_loops),
+        rounds=config.federation.rounds,
+        timeout_seconds=config.federation.client_timeout_seconds,
+    )
+
+
+def start_of(config: RunConfig, parts: partition.Parts) -> Start:
+    """The config's method.init section as flat arguments."""
+    init = config.method.init
+    largest = max(len(part) for part in parts)
+    return Start(
+        kind=init.kind,
+        rule=init.rule,
+        samples=init.samples,
+        batch_size=init.batch_size,
+        head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
+        rank=config.method.rank,
+        learning_rate=local_training(config).first_learning_rate(largest),
+        seed=config.seed,
+    )
+
+
+def batches_of(data: Data, device: torch.device) -> Any:
+    """(examples, batch size) -> batches of examples of like length, on the device."""
+
+    def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+        return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
+
+    return batches
+
+
+def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What partition.json holds."""
+    record: dict[str, Any] = {
+        "kind": config.federation.partition.kind,
+        "clients": {str(client): part for client, part in enumerate(data.parts)},
+    }
+    if data.labels is not None:
+        counts = [Counter(data.labels[i] for i in part) for part in data.parts]
+        record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}
+    return record

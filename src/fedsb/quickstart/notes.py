@@ -1,0 +1,246 @@
+"""Synthetic hospital triage notes, each to be sent to one department.
+
+A note mentions two to four complaints of different departments. Exactly one of them is why the patient is
+here; the others are denied, over, or somebody else's in the family. The department is that of the present
+complaint, so a model has to tell which complaint each "denies", "settled" or "mother has" belongs to: the
+words of the note, without their order, leave two to four departments possible.
+
+Every note of the grammar belongs to one of three pools, by a checksum of its text: pool 0 is drawn from with
+even seeds, pool 1 with odd seeds and pool 2 for pre-training. An even and an odd seed therefore never share a
+note, and neither ever gives a note that `pretraining_text` gives. `generate` repeats no note within a call.
+"""
+
+import random
+import zlib
+from collections.abc import Callable
+
+EXAMPLE = dict[str, str]
+
+DEPARTMENTS = ("cardiology", "dermatology", "gastroenterology", "neurology", "orthopaedics")
+HOSPITALS = ("Alderbrook", "Birchfield", "Cedar Hill", "Dunmore", "Eastwick")
+
+# The share of a hospital's notes that go to its first department, its second, and so on; hospital number i
+# has department number i first. Over all hospitals the departments are equally frequent.
+MIX = (0.6, 0.2, 0.1, 0.05, 0.05)
+
+COMPLAINTS: dict[str, tuple[str, ...]] = {
+    "cardiology": (
+        "chest pain", "a tight chest on stairs", "palpitations", "a racing heart", "a fluttering heart",
+        "skipped heart beats", "crushing pain behind the breastbone", "pressure across the chest",
+        "swollen legs by evening", "a pounding pulse", "chest tightness in the cold", "a slow pulse",
+    ),
+    "dermatology": (
+        "an itchy rash on the {part}", "a scaly patch on the {part}", "blisters on the {part}",
+        "a changing mole on the {part}", "hives", "red spots on the {part}", "peeling skin on the {part}",
+        "a weeping sore on the {part}", "dry cracked skin", "an infected cut on the {part}", "itchy skin",
+    ),
+    "gastroenterology": (
+        "stomach cramps", "heartburn", "vomiting", "blood in the stool", "bloating after meals", "diarrhoea",
+        "constipation", "burning pain in the belly", "trouble swallowing", "acid reflux", "nausea",
+        "belly pain after eating",
+    ),
+    "neurology": (
+        "a numb {part}", "tingling in the {part}", "dizzy spells", "a one sided headache", "slurred speech",
+        "a seizure", "a shaking {part}", "double vision", "migraines", "a weak {part}", "fainting fits",
+        "memory lapses",
+    ),
+    "orthopaedics": (
+        "a swollen {part}", "a twisted {part}", "a stiff {part}", "a bruised {part}", "a broken {part}",
+        "a sprained {part}", "a locked knee", "lower back pain", "a sore {part} after a fall", "a frozen shoulder",
+        "a painful {part} when lifting",
+    ),
+}  # fmt: skip
+PARTS = ("ankle", "arm", "elbow", "finger", "foot", "hand", "hip", "knee", "leg", "neck", "shoulder", "wrist")
+
+# What a clause says of its complaint {c}. Many words occur in several roles on purpose: "no", "since", "not",
+# "has" and the relatives settle nothing by themselves, and the cue stands before or after the complaint.
+PRESENT = (
+    "here for {c} {since}", "presents with {c} {since}", "complains of {c}", "c/o {c} {since}",
+    "came in because of {c}", "{c} {since} and getting worse", "{c} is why {they} came today",
+    "no relief from {c} {since}", "cannot sleep because of {c}", "{c} not improving {since}",
+    "brought in by {rel} with {c}", "{rel} worried about {their} {c}", "has had {c} {since}",
+    "wants help with {c}", "{c} has come back", "reports {c} {since}", "reason for visit {c}",
+)  # fmt: skip
+DENIED = (
+    "denies {c}", "denies any {c}", "no {c}", "{c} denied", "has not had {c}", "without {c}",
+    "asked about {c} and says no", "no sign of {c}", "{c} not present", "never had {c}",
+)  # fmt: skip
+OVER = (
+    "had {c} {past} , none since", "{c} {past} has settled", "{c} resolved {past}", "no longer has {c}",
+    "was treated for {c} {past} , now fine", "{c} {past} but that is gone", "recovered from {c} {past}",
+    "seen {past} for {c} , all clear since", "{c} went away {past}",
+)  # fmt: skip
+FAMILY = (
+    "{rel} has {c}", "{rel} had {c} {past}", "family history of {c}", "{c} runs in the family",
+    "{rel} was admitted with {c} {past}", "came with {rel} who has {c}", "{rel} is treated for {c}",
+    "{c} on the side of {rel}",
+)  # fmt: skip
+ASIDES = (DENIED, OVER, FAMILY)
+
+FILLERS = (
+    "walked in unaided", "vitals stable", "no known allergies", "lives alone", "takes aspirin daily",
+    "smoker", "non smoker", "bp {bp} over {low}", "temp normal", "works nights", "not in distress",
+    "no regular medication", "came by ambulance", "a bit anxious", "good historian", "retired teacher",
+    "on blood thinners", "has not eaten today", "came with {rel}", "seen by nurse", "had flu jab {past}",
+)  # fmt: skip
+RELATIVES = (
+    "mother",
+    "father",
+    "sister",
+    "brother",
+    "aunt",
+    "grandmother",
+    "son",
+    "daughter",
+    "wife",
+    "uncle",
+)
+DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+MONTHS = ("january", "march", "april", "june", "august", "october", "november")
+SINCE = (
+    "since {day}",
+    "for {n} days",
+    "for {n} weeks",
+    "since this morning",
+    "since last night",
+    "x {n} days",
+    "",
+)
+PAST = ("last year", "in {month}", "{n} years ago", "last winter", "{n} months ago", "as a child")
+PEOPLE = (
+    ("man", "he", "his"), ("male", "he", "his"), ("woman", "she", "her"), ("female", "she", "her"),
+    ("pt", "they", "their"), ("patient", "they", "their"),
+)  # fmt: skip
+AGES = ("{age} yo {who}", "{age} year old {who}", "{who} aged {age}", "{who} , {age}", "{age} y/o {who}")
+JOINTS = (" . ", " . ", " , ", " ; ")
+FOLLOW_UPS = (
+    "{c} worse at night", "{c} started slowly", "rates {c} {n} out of ten", "to be examined for {c}",
+    "{plan} for {c}", "to have {plan}", "{plan} ordered", "{plan} today", "plan {plan}", "will need {plan}",
+    "{c} , so {plan}", "{plan} and review in {n} days",
+)  # fmt: skip
+PLANS = {
+    "cardiology": ("ecg", "an echo", "troponin", "a heart monitor", "beta blockers"),
+    "dermatology": ("steroid cream", "a skin biopsy", "an ointment", "a patch test", "emollients"),
+    "gastroenterology": ("a gastroscopy", "antacids", "a stool sample", "a bland diet", "a colonoscopy"),
+    "neurology": ("a head scan", "an eeg", "a reflex test", "an mri of the brain", "a lumbar puncture"),
+    "orthopaedics": ("an x-ray", "a plaster cast", "crutches", "a splint", "physio"),
+}
+SPELLINGS = {
+    "stomach": "stomache", "swollen": "swolen", "diarrhoea": "diarrhea", "palpitations": "palps",
+    "headache": "head ache", "complains": "complaining", "denies": "denys", "because": "bc", "with": "w/",
+    "without": "w/o", "weeks": "wks", "years": "yrs", "months": "mths", "year": "yr", "mother": "mum",
+    "father": "dad", "tuesday": "tues", "thursday": "thurs", "history": "hx", "presents": "presenting",
+    "resolved": "resolvd", "vomiting": "vomitting", "shoulder": "shouldr", "family": "fam",
+}  # fmt: skip
+SPELLING_RATE = 0.12
+
+
+def generate(num_examples: int, seed: int) -> list[EXAMPLE]:
+    """Different notes with their `hospital` and `department`, always the same ones for a seed.
+
+    The first n of a longer list are the list of length n.
+    """
+    rng = random.Random(f"notes {seed}")
+    examples: list[EXAMPLE] = []
+    seen: set[str] = set()
+    while len(examples) < num_examples:
+        hospital = rng.randrange(len(HOSPITALS))
+        department = _department_at(rng, hospital)
+        text = _drawn_from_pool(lambda: _note(rng, department), seed % 2)  # noqa: B023
+        if text not in seen:
+            seen.add(text)
+            examples.append({"hospital": HOSPITALS[hospital], "note": text, "department": department})
+    return examples
+
+
+def train_and_test(num_train: int, num_test: int, seed: int) -> tuple[list[EXAMPLE], list[EXAMPLE]]:
+    """A training and a test set without a note in common, from the even and the odd seed of a pair."""
+    return generate(num_train, 2 * seed), generate(num_test, 2 * seed + 1)
+
+
+def pretraining_text(num_sentences: int, seed: int) -> list[str]:
+    """Unlabelled text of a broader grammar than the notes: notes, notes that go on, and single clauses.
+
+    No department is named. A note that goes on takes up its present complaint again, as longer notes do.
+    """
+    rng = random.Random(f"pre-training {seed}")
+    return [_drawn_from_pool(lambda: _sentence(rng), 2) for _ in range(num_sentences)]
+
+
+def _drawn_from_pool(draw: Callable[[], str], pool: int) -> str:
+    """Draws until a text falls into the pool."""
+    while zlib.crc32((text := draw()).encode()) % 3 != pool:
+        pass
+    return text
+
+
+def _department_at(rng: random.Random, hospital: int) -> str:
+    """A department by the hospital's mix: the list of departments, turned to start at the hospital's own."""
+    turned = DEPARTMENTS[hospital:] + DEPARTMENTS[:hospital]
+    return rng.choices(turned, weights=MIX)[0]
+
+
+def _sentence(rng: random.Random) -> str:
+    """One text for pre-training: a note, a note that goes on, or a short one that does."""
+    department = rng.choice(DEPARTMENTS)
+    kind = rng.random()
+    if kind < 0.15:
+        return _note(rng, department)
+    return _note(rng, department, goes_on=True, short=kind < 0.6)
+
+
+def _note(rng: random.Random, department: str, goes_on: bool = False, short: bool = False) -> str:
+    """A note whose present complaint is the department's, with one to three asides about others."""
+    person = rng.choice(PEOPLE)
+    present = _complaint(rng, department)
+    others = rng.sample([name for name in DEPARTMENTS if name != department], k=rng.choice((1, 2, 2, 3)))
+    clauses = [_clause(rng, rng.choice(ASIDES), _complaint(rng, name), person) for name in others]
+    clauses = [*clauses[: 1 if short else None], _clause(rng, PRESENT, present, person)]
+    fillers = 0 if short else rng.choice((0, 0, 1, 1, 2))
+    clauses += [_filled(rng, text, person) for text in rng.sample(FILLERS, k=fillers)]
+    rng.shuffle(clauses)
+    if goes_on:
+        plan = rng.choice(PLANS[department])
+        clauses.append(_clause(rng, FOLLOW_UPS, present, person).replace("{plan}", plan))
+    if not short and rng.random() < 0.85:
+        clauses.insert(0, _filled(rng, rng.choice(AGES), person))
+    return _spelt(rng, _joined(rng, clauses))
+
+
+def _complaint(rng: random.Random, department: str) -> str:
+    """One of the department's complaints, at some part of the body where it needs one."""
+    return rng.choice(COMPLAINTS[department]).replace("{part}", rng.choice(PARTS))
+
+
+def _clause(rng: random.Random, role: tuple[str, ...], complaint: str, person: tuple[str, str, str]) -> str:
+    """A clause that puts the complaint in a role."""
+    text = rng.choice(role)
+    if "{their}" in text or " any " in text or text == "no {c}":
+        complaint = complaint.removeprefix("a ").removeprefix("an ")
+    return _filled(rng, text.replace("{c}", complaint), person)
+
+
+def _filled(rng: random.Random, text: str, person: tuple[str, str, str]) -> str:
+    """The text with its slots filled in."""
+    text = text.replace("{since}", rng.choice(SINCE)).replace("{past}", rng.choice(PAST))
+    who, they, their = person
+    filled = text.format(
+        plan="{plan}",
+        who=who, they=they, their=their, rel=rng.choice(RELATIVES), day=rng.choice(DAYS), n=rng.randint(2, 9),
+        month=rng.choice(MONTHS), age=rng.randint(16, 92), bp=rng.randint(10, 17) * 10, low=rng.randint(6, 9) * 10,
+    )  # fmt: skip
+    return filled.strip()
+
+
+def _joined(rng: random.Random, clauses: list[str]) -> str:
+    """The clauses with a stop, comma or semicolon between them."""
+    text = clauses[0]
+    for clause in clauses[1:]:
+        text += rng.choice(JOINTS) + clause
+    return text
+
+
+def _spelt(rng: random.Random, text: str) -> str:
+    """The text with some words abbreviated or misspelt, and its punctuation set the usual way."""
+    words = [SPELLINGS.get(word, word) if rng.random() < SPELLING_RATE else word for word in text.split()]
+    return " ".join(words).replace(" .", ".").replace(" ,", ",").replace(" ;", ";")

@@ -1,0 +1,5 @@
+"""One self-contained HTML page from one or several run folders."""
+
+from fedsb.report.write import write_report as write_report
+
+__all__ = ["write_report"]

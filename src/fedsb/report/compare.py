@@ -1,0 +1,186 @@
+"""Several runs side by side."""
+
+from collections.abc import Sequence
+from math import isfinite
+from statistics import mean, stdev
+from typing import Any
+
+from fedsb.report import facts
+from fedsb.report.canvas import Plot
+from fedsb.report.load import Run, mapping, number, whole
+from fedsb.report.markup import Column, paragraph, table
+from fedsb.report.metrics import describe, show, show_change, show_tick
+from fedsb.report.plots import Curve, Span, curves
+from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural
+
+NOT_TELLING = ("seed", "method.name")
+MOST_DIFFERENCES = 3
+
+
+def groups(runs: Sequence[Run]) -> list[str]:
+    """A name for each run; runs that differ in the seed alone share it."""
+    return [" · ".join([facts.method(run), *_differences(run, runs)]) for run in runs]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run that no other run has."""
+    found = groups(runs)
+    for extra in (lambda run: f"seed {facts.setting(run, 'seed')}", lambda run: run.name):
+        twice = {label for label in found if found.count(label) > 1}
+        found = [f"{a} · {extra(run)}" if a in twice else a for a, run in zip(found, runs, strict=True)]
+    return [f"{label} ({at + 1})" if found.count(label) > 1 else label for at, label in enumerate(found)]
+
+
+def lead(runs: Sequence[Run]) -> str:
+    """The best and the cheapest of the finished runs; empty if it cannot be told which is best."""
+    name = _common_metric(runs)
+    best = describe(name).best if name else None
+    if name is None or best is None:
+        return ""
+    scored = {n: facts.final(run, name) for n, run in enumerate(runs) if run.summary is not None}
+    finite = {n: value for n, value in scored.items() if value is not None and isfinite(value)}
+    if not finite:
+        return ""
+    top = next(n for n, value in finite.items() if value == best(finite.values()))
+    cheap = min(finite, key=lambda n: (facts.total_bytes(runs[n]), n != top))
+    title, called = describe(name).title.lower(), labels(runs)
+    said = {
+        n: f"{called[n]}, {show(name, finite[n])} with {_spent(runs[n])} of traffic." for n in (top, cheap)
+    }
+    if top == cheap:
+        return f"Best {title} and least traffic: {said[top]}"
+    return f"Best {title}: {said[top]} Least traffic: {said[cheap]}"
+
+
+def _spent(run: Run) -> str:
+    return human_bytes(facts.total_bytes(run))
+
+
+def overview(runs: Sequence[Run]) -> str:
+    """One line per run; and one per group, with mean and spread, if seeds were repeated."""
+    name = _common_metric(runs)
+    title = describe(name).title.lower() if name else "metric"
+    columns = [
+        Column("run", False),
+        Column(f"{title}, base"),
+        Column("final"),
+        Column("change"),
+        Column("rounds"),
+    ]
+    columns += [
+        Column("all traffic"),
+        Column("sent per client"),
+        Column("parameters sent*"),
+        Column("ε"),
+        Column("time"),
+    ]
+    rows = [_row(run, label, name) for run, label in zip(runs, labels(runs), strict=True)]
+    note = paragraph("* per client and round. All traffic counts up, down and what is sent once.", "note")
+    return table("All runs", columns, rows) + note + _spread(runs, name)
+
+
+def figures(runs: Sequence[Run]) -> list[Plot]:
+    name = _common_metric(runs)
+    if name is None:
+        return []
+    names = groups(runs)
+    order = list(dict.fromkeys(names))
+    if len(order) == 1:  # one setting repeated: tell the seeds apart
+        names = order = labels(runs)
+    group = [order.index(label) for label in names]
+    plots = [_by_round(runs, names, group, name), _by_bytes(runs, names, group, name)]
+    return [plot for plot in plots if plot]
+
+
+def _by_round(runs: Sequence[Run], names: list[str], group: list[int], metric: str) -> Plot | None:
+    items = [Curve(n, facts.curve(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
+    span = Span("round", lambda value: show(metric, value), lambda value: show_tick(metric, value))
+    return curves(
+        f"{describe(metric).title} by round", items, span, name="compare-rounds", note=_missing(runs, metric)
+    )
+
+
+def _by_bytes(runs: Sequence[Run], names: list[str], group: list[int], metric: str) -> Plot | None:
+    """Quality against everything sent so far. A point without traffic has no place on a logarithmic axis."""
+    items = [Curve(n, _paid(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
+    span = Span(
+        "sent so far, up and down, all clients",
+        lambda value: show(metric, value),
+        lambda value: show_tick(metric, value),
+        human_bytes,
+    )
+    note = "Further left is cheaper. The base model, before any traffic, is not drawn."
+    return curves(f"{describe(metric).title} by traffic", items, span, name="compare-bytes", note=note)
+
+
+def _paid(run: Run, metric: str) -> list[tuple[float, float]]:
+    total = facts.running_total(run)
+    return [(total[at], value) for at, value in facts.curve(run, metric) if at > 0 and total.get(at)]
+
+
+def _missing(runs: Sequence[Run], metric: str) -> str:
+    without = sum(not facts.curve(run, metric) for run in runs)
+    return f"Not drawn: {plural(without, 'run')} without {describe(metric).title.lower()}." if without else ""
+
+
+def _common_metric(runs: Sequence[Run]) -> str | None:
+    """The primary metric of the most runs; on a tie, of the first."""
+    found = [name for run in runs if (name := facts.primary(run))]
+    return max(found, key=found.count) if found else None
+
+
+def _row(run: Run, label: str, name: str | None) -> list[str]:
+    before, after = (facts.base(run, name), facts.final(run, name)) if name else (None, None)
+    scores = [show(name, before), show(name, after), show_change(name, before, after)] if name else [DASH] * 3
+    done, planned = facts.rounds_done(run), facts.rounds_planned(run)
+    rounds = str(done) if run.summary is not None else f"{done} of {planned or '?'}, unfinished"
+    sizes = [human_bytes(facts.total_bytes(run)), human_bytes(facts.sent_per_client(run))]
+    each = mapping(facts.summary(run).get("communication")).get("upload_parameters_per_client_per_round")
+    epsilon = number(mapping(facts.summary(run).get("privacy")).get("epsilon"))
+    return [
+        label,
+        *scores,
+        rounds,
+        *sizes,
+        count(whole(each)),
+        decimal(epsilon),
+        duration(facts.seconds(run)),
+    ]
+
+
+def _spread(runs: Sequence[Run], name: str | None) -> str:
+    """Mean and spread of each setting over its finished runs."""
+    finished: dict[str, list[Run]] = {}
+    for run, label in zip(runs, groups(runs), strict=True):
+        finished.setdefault(label, []).extend([run] if run.summary is not None else [])
+    if name is None or all(len(held) < 2 for held in finished.values()):
+        return ""
+    columns = [Column("setting", False), Column("finished runs"), Column("mean"), Column("deviation")]
+    rows = [_mean(label, held, name) for label, held in finished.items()]
+    text = f"Final {describe(name).title.lower()} over repeated seeds:"
+    return paragraph(text) + table("Repeated seeds", [*columns, Column("mean traffic")], rows)
+
+
+def _mean(label: str, held: list[Run], name: str) -> list[str]:
+    values = [value for run in held if (value := facts.final(run, name)) is not None]
+    middle = show(name, mean(values)) if values else DASH
+    spread = show(name, stdev(values)) if len(values) > 1 else DASH
+    traffic = human_bytes(mean(facts.total_bytes(run) for run in held)) if held else DASH
+    return [label, str(len(held)), middle, spread, traffic]
+
+
+def _differences(run: Run, runs: Sequence[Run]) -> list[str]:
+    """What sets this run's config apart from those of the same method, the seed aside."""
+    own = _flat(run.config)
+    others = [_flat(other.config) for other in runs if facts.method(other) == facts.method(run)]
+    keys = list(dict.fromkeys(key for flat in others for key in flat if key not in NOT_TELLING))
+    apart = [key for key in keys if any(flat.get(key) != own.get(key) for flat in others)]
+    return [f"{key.split('.')[-1]} {own.get(key, DASH)}" for key in apart[:MOST_DIFFERENCES]]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        inner = mapping(item)
+        found |= _flat(inner, f"{prefix}{key}.") if inner else {f"{prefix}{key}": str(item)}
+    return found

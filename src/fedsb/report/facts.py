@@ -1,0 +1,185 @@
+"""What follows from a run's files: totals, base and final values, who its clients are."""
+
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+from fedsb.report.load import Run, mapping, number, sequence, whole
+from fedsb.report.metrics import describe, guess_primary, show
+from fedsb.report.units import human_bytes, plural
+
+
+class OneTime(NamedTuple):
+    """Traffic that happens once per run, not per round. `size` is the bytes of all clients together."""
+
+    what: str
+    direction: str  # "up", "down" or ""
+    clients: int | None
+    size: int
+    parameters: int | None
+
+
+def setting(run: Run, dotted: str) -> Any:
+    """The config value at a dotted key, None where there is none."""
+    value: Any = run.config
+    for key in dotted.split("."):
+        value = mapping(value).get(key)
+    return value
+
+
+def summary(run: Run) -> dict[str, Any]:
+    return run.summary or {}
+
+
+def method(run: Run) -> str:
+    return str(summary(run).get("method") or setting(run, "method.name") or "unknown method")
+
+
+def metric_names(run: Run) -> list[str]:
+    """Every metric the run measured, the primary one first."""
+    found = [name for entry in run.rounds for name in entry.eval]
+    found += [name for part in ("base", "final") for name in mapping(summary(run).get(part))]
+    names = list(dict.fromkeys(found))
+    lead = str(summary(run).get("primary_metric") or guess_primary(names))
+    return [lead, *(name for name in names if name != lead)] if lead in names else names
+
+
+def primary(run: Run) -> str | None:
+    return next(iter(metric_names(run)), None)
+
+
+def curve(run: Run, name: str) -> list[tuple[int, float]]:
+    return [(entry.number, entry.eval[name]) for entry in run.rounds if name in entry.eval]
+
+
+def base(run: Run, name: str) -> float | None:
+    """The value before any training."""
+    stated = number(mapping(summary(run).get("base")).get(name))
+    measured = next((value for at, value in curve(run, name) if at == 0), None)
+    return measured if stated is None else stated
+
+
+def final(run: Run, name: str) -> float | None:
+    """The value at the end; the last one measured if the run did not finish."""
+    stated = number(mapping(summary(run).get("final")).get(name))
+    measured = next((value for at, value in reversed(curve(run, name)) if at > 0), None)
+    return measured if stated is None else stated
+
+
+def rounds_done(run: Run) -> int:
+    return max((entry.number for entry in run.rounds), default=0)
+
+
+def rounds_planned(run: Run) -> int | None:
+    return whole(setting(run, "federation.rounds"))
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts client 2 before client 10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", text)
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts]
+
+
+def clients(run: Run) -> list[str]:
+    """All client ids: the partition's, else as many as the config says; and any that a round names."""
+    known = list(mapping(run.partition.get("clients"))) or [
+        str(n) for n in range(whole(setting(run, "federation.clients")) or 0)
+    ]
+    for entry in run.rounds:
+        known += [*entry.clients, *(client for client, _ in entry.rejected)]
+    return sorted(set(known), key=natural)
+
+
+def examples(run: Run) -> dict[str, int]:
+    """Number of training examples per client."""
+    held = mapping(run.partition.get("clients"))
+    return {
+        client: whole(held[client]) or len(sequence(held[client])) for client in sorted(held, key=natural)
+    }
+
+
+def labels(run: Run) -> dict[str, Counter[str]]:
+    """Per client, number of examples per label; empty if the partition does not say."""
+    held = mapping(run.partition.get("labels"))
+    return {c: Counter({k: whole(n) or 0 for k, n in mapping(held[c]).items()}) for c in held}
+
+
+def one_time(run: Run) -> list[OneTime]:
+    """Traffic outside the rounds, as the summary lists it; else its sum; else what round 0 recorded."""
+    stated = mapping(summary(run).get("communication"))
+    listed = [_one_time(mapping(item)) for item in sequence(stated.get("one_time"))]
+    if listed:
+        return listed
+    first = sum(entry.upload_bytes + entry.download_bytes for entry in run.rounds if entry.number == 0)
+    size = whole(stated.get("init_bytes")) or first
+    return [OneTime("initialization", "", None, size, None)] if size else []
+
+
+def _one_time(item: dict[str, Any]) -> OneTime:
+    what, direction = str(item.get("what") or "once"), str(item.get("direction") or "")
+    size, parameters = whole(item.get("bytes")) or 0, whole(item.get("parameters"))
+    return OneTime(what, direction, whole(item.get("clients")), size, parameters)
+
+
+def one_time_bytes(run: Run, direction: str | None = None) -> int:
+    return sum(item.size for item in one_time(run) if direction in (None, item.direction))
+
+
+def upload_bytes(run: Run) -> int:
+    return sum(entry.upload_bytes for entry in run.rounds if entry.number > 0)
+
+
+def download_bytes(run: Run) -> int:
+    return sum(entry.download_bytes for entry in run.rounds if entry.number > 0)
+
+
+def total_bytes(run: Run) -> int:
+    return one_time_bytes(run) + upload_bytes(run) + download_bytes(run)
+
+
+def running_total(run: Run) -> dict[int, int]:
+    """Round number -> bytes sent by anyone until the end of that round, one-time traffic included."""
+    total, found = one_time_bytes(run), {0: one_time_bytes(run)}
+    for entry in run.rounds:
+        if entry.number > 0:
+            total += entry.upload_bytes + entry.download_bytes
+            found[entry.number] = total
+    return found
+
+
+def sent_per_client(run: Run) -> float | None:
+    """Bytes up in the whole run, one-time traffic included, averaged over all clients."""
+    number_of_clients = len(clients(run))
+    sent = upload_bytes(run) + one_time_bytes(run, "up")
+    return sent / number_of_clients if number_of_clients else None
+
+
+def seconds(run: Run) -> float | None:
+    measured = [entry.seconds for entry in run.rounds if entry.seconds is not None]
+    stated = number(summary(run).get("seconds"))
+    return (sum(measured) if measured else None) if stated is None else stated
+
+
+def rejections(run: Run) -> list[tuple[int, str, str]]:
+    """(round, client, reason) of each update that was left out."""
+    return [(entry.number, client, reason) for entry in run.rounds for client, reason in entry.rejected]
+
+
+def result(run: Run) -> str:
+    """The run in one sentence, without its full stop."""
+    done, planned = rounds_done(run), rounds_planned(run)
+    when = f"in {plural(done, 'round')}"
+    if run.summary is None:
+        when = f"after {done} of {plural(planned, 'round')}" if planned else f"after {plural(done, 'round')}"
+    people = f"{plural(len(clients(run)), 'client')}, {human_bytes(sent_per_client(run))} sent per client"
+    return f"{_progress(run)} {when}, {people}"
+
+
+def _progress(run: Run) -> str:
+    name = primary(run)
+    if name is None:
+        return "No evaluation"
+    before, after, title = base(run, name), final(run, name), describe(name).title
+    if before is None or after is None:
+        return f"{title} {show(name, before if after is None else after)}"
+    return f"{title} {show(name, before)} → {show(name, after)}"

@@ -1,0 +1,166 @@
+"""Read a run folder into one frozen value."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedsb.errors import InputError
+
+NEEDED = ("config.yaml", "metrics.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One line of metrics.jsonl. Round 0 is the model before any training."""
+
+    number: int
+    train_loss: float | None
+    eval: dict[str, float]
+    upload_bytes: int
+    download_bytes: int
+    upload_parameters: int | None
+    clients: tuple[str, ...]
+    rejected: tuple[tuple[str, str], ...]  # (client, reason)
+    seconds: float | None
+    epsilon: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder. `summary` is None if the run did not finish."""
+
+    name: str
+    config: dict[str, Any]
+    config_text: str
+    rounds: tuple[Round, ...]
+    summary: dict[str, Any] | None
+    partition: dict[str, Any]
+
+
+def load_run(folder: Path) -> Run:
+    """Read `folder`; InputError if it is not a run folder or one of its files cannot be read."""
+    _check_is_run(folder)
+    text = _text(folder / "config.yaml")
+    return Run(
+        name=folder.resolve().name,
+        config=_parse_yaml(folder / "config.yaml", text),
+        config_text=text,
+        rounds=_rounds(folder / "metrics.jsonl"),
+        summary=_optional_json(folder / "summary.json"),
+        partition=_optional_json(folder / "partition.json") or {},
+    )
+
+
+def number(value: object) -> float | None:
+    """`value` if it is a number, else None. Truth values are not numbers."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def whole(value: object) -> int | None:
+    found = number(value)
+    return int(found) if found is not None and math.isfinite(found) else None
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """`value` with text keys if it is a mapping, else an empty one."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def sequence(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _check_is_run(folder: Path) -> None:
+    expected = f"expected a run folder, which holds {' and '.join(NEEDED)}"
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing there"
+        raise InputError(f"{folder}: {expected}; found {found}; name the folder that `fedsb run` wrote")
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: {expected}; found no {' and no '.join(missing)}; {_cure(folder)}")
+
+
+def _cure(folder: Path) -> str:
+    runs = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
+    if runs:
+        return f"it holds the run folders {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}: name those"
+    return "name the folder that `fedsb run` wrote, or run again into this one"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: expected a readable UTF-8 text, found: {error}; restore the file"
+        ) from error
+
+
+def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return _as_object(path, yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: expected YAML, found: {error}; restore the file or run again") from error
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return _parse_json(path, _text(path)) if path.is_file() else None
+
+
+def _parse_json(path: Path | str, text: str) -> dict[str, Any]:
+    try:
+        return _as_object(path, json.loads(text))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: expected JSON, found: {error}; restore the file or run again") from error
+
+
+def _as_object(path: Path | str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise InputError(f"{path}: expected keys and values, found a {kind}; restore the file or run again")
+    return mapping(value)
+
+
+def _rounds(path: Path) -> tuple[Round, ...]:
+    """Rounds in order. A round written twice, as a resumed run may, counts as written last."""
+    text = _text(path)
+    lines = text.splitlines() if text.endswith("\n") else _without_torn_end(text.splitlines())
+    objects = [_parse_json(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+    rounds = {found.number: found for found in (_round(entry, at) for at, entry in enumerate(objects))}
+    return tuple(rounds[n] for n in sorted(rounds))
+
+
+def _without_torn_end(lines: list[str]) -> list[str]:
+    """A run that was cut off can leave half a last line: drop it."""
+    try:
+        json.loads(lines[-1])
+    except (IndexError, json.JSONDecodeError):
+        return lines[:-1]
+    return lines
+
+
+def _round(entry: dict[str, Any], position: int) -> Round:
+    scores = {name: number(value) for name, value in mapping(entry.get("eval")).items()}
+    at = whole(entry.get("round"))
+    return Round(
+        number=position if at is None else at,
+        train_loss=number(entry.get("train_loss")),
+        eval={name: value for name, value in scores.items() if value is not None},
+        upload_bytes=whole(entry.get("upload_bytes")) or 0,
+        download_bytes=whole(entry.get("download_bytes")) or 0,
+        upload_parameters=whole(entry.get("upload_parameters")),
+        clients=tuple(str(client) for client in sequence(entry.get("clients"))),
+        rejected=tuple(_rejection(item) for item in sequence(entry.get("rejected"))),
+        seconds=number(entry.get("seconds")),
+        epsilon=number(entry.get("epsilon")),
+    )
+
+
+def _rejection(item: object) -> tuple[str, str]:
+    if not isinstance(item, dict):
+        return str(item), "no reason given"
+    return str(item.get("client", "?")), str(item.get("reason") or "no reason given")

@@ -1,0 +1,59 @@
+"""What is known about each metric: its title, its kind, how a value of it is written."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from fedsb.report.units import DASH, MINUS, THIN, decimal, percent
+
+
+class Metric(NamedTuple):
+    """`share` is shown in percent; `score` lies between -1 and 1; `loss` joins the loss plot."""
+
+    title: str
+    kind: Literal["share", "score", "loss", "value"]
+    best: Callable[[Iterable[float]], float] | None = max  # None: not known which end is the good one
+
+
+KNOWN = {
+    "accuracy": Metric("Accuracy", "share"),
+    "exact_match": Metric("Exact match", "share"),
+    "macro_f1": Metric("Macro F1", "share"),
+    "matthews": Metric("Matthews correlation", "score"),
+    "pearson": Metric("Pearson correlation", "score"),
+    "spearman": Metric("Spearman correlation", "score"),
+    "mse": Metric("Mean squared error", "value", min),
+    "perplexity": Metric("Perplexity", "value", min),
+    "loss": Metric("Loss", "loss", min),
+}
+PREFERRED = ("accuracy", "pearson", "exact_match", "perplexity", "loss")
+
+
+def describe(name: str) -> Metric:
+    if name in KNOWN:
+        return KNOWN[name]
+    title = name.replace("_", " ")
+    return Metric(title, "loss", min) if name.endswith("_loss") else Metric(title, "value", None)
+
+
+def show(name: str, value: float | None) -> str:
+    return percent(value) if describe(name).kind == "share" else decimal(value)
+
+
+def show_tick(name: str, value: float) -> str:
+    """As `show`, without the decimals that no tick needs."""
+    return f"{100 * value + 0.0:.3g}{THIN}%" if describe(name).kind == "share" else decimal(value)
+
+
+def show_change(name: str, before: float | None, after: float | None) -> str:
+    """The change with its sign; shares change by points, which are hundredths."""
+    if before is None or after is None:
+        return DASH
+    share = describe(name).kind == "share"
+    change = 100 * (after - before) if share else after - before
+    text = f"{change:+.1f}{THIN}points" if share else f"{'+' if change > 0 else ''}{decimal(change, 3)}"
+    return text.replace("-", MINUS)
+
+
+def guess_primary(names: list[str]) -> str | None:
+    """The metric to lead with when the run does not say."""
+    return next((name for name in PREFERRED if name in names), names[0] if names else None)

@@ -1,0 +1,156 @@
+"""The page: one run in full, or several side by side and then each in full."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from fedsb.report import compare, facts, figures, tables
+from fedsb.report.load import Run, mapping, number, whole
+from fedsb.report.markup import Card, cards, pairs, paragraph, plain, plots, section, tag
+from fedsb.report.metrics import describe, show, show_change
+from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural
+
+# Nothing is fetched and nothing is run, even if a text were to slip through unescaped.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def build_page(runs: Sequence[Run]) -> str:
+    """The whole HTML document."""
+    if len(runs) == 1:
+        run = runs[0]
+        title, body = f"{facts.method(run)}: {facts.result(run)}", one_run(run, "run", 1)
+    else:
+        title, body = f"{plural(len(runs), 'run')} compared", several_runs(runs)
+    return _document(title, body)
+
+
+def _document(title: str, body: str) -> str:
+    style = files("fedsb.report").joinpath("style.css").read_text(encoding="utf-8")
+    head = (
+        '<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{plain(title)}</title>\n<style>\n{style}</style>\n"
+    )
+    body = f"<body>\n{tag('main', body)}\n</body>"
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n{body}\n</html>\n'
+
+
+def several_runs(runs: Sequence[Run]) -> str:
+    heading = tag("h1", plain(f"{plural(len(runs), 'run')} compared"))
+    parts = [
+        tag("header", paragraph("fedsb report", "eyebrow"), heading, paragraph(compare.lead(runs), "lead"))
+    ]
+    parts += [section("overview", 2, "All runs", compare.overview(runs), plots(compare.figures(runs)))]
+    each = [
+        _folded(run, label, f"run-{n}")
+        for n, (run, label) in enumerate(zip(runs, compare.labels(runs), strict=True))
+    ]
+    return "".join([*parts, section("runs", 2, "Each run", *each)])
+
+
+def _folded(run: Run, label: str, anchor: str) -> str:
+    line = tag("span", plain(label), class_="label") + tag("span", plain(facts.result(run)), class_="note")
+    return tag("details", tag("summary", line), one_run(run, anchor, 3), class_="run", id=anchor)
+
+
+def one_run(run: Run, anchor: str, level: int) -> str:
+    """Header, cards, plots and tables; headings start at `level`."""
+    sections = [
+        ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
+        ("Traffic", plots(figures.traffic(run, anchor)), tables.ledger(run)),
+        ("Clients", plots(figures.people(run, anchor)), tables.rejected(run)),
+        ("Initialization", tables.initialization(run)),
+        ("Privacy", tables.privacy(run)),
+        ("Configuration", tables.configuration(run)),
+        ("Machine and versions", tables.machine(run)),
+    ]
+    body = [
+        section(f"{anchor}-{title.split()[0].lower()}", level + 1, title, *parts)
+        for title, *parts in sections
+    ]
+    return "".join(
+        [_header(run, level), *(paragraph(text, "notice") for text in _notices(run)), _cards(run), *body]
+    )
+
+
+def _header(run: Run, level: int) -> str:
+    eyebrow = paragraph(f"fedsb report · {run.name}", "eyebrow")
+    heading = tag(f"h{level}", plain(facts.method(run)), class_="title")
+    return tag(
+        "header", eyebrow, heading, paragraph(f"{facts.result(run)}.", "lead"), pairs(_setup(run), "setup")
+    )
+
+
+def _setup(run: Run) -> list[tuple[str, str]]:
+    asked = {
+        "model": "model.path",
+        "task": "task.kind",
+        "data": "data.train",
+        "rank": "method.rank",
+        "partition": "federation.partition.kind",
+        "seed": "seed",
+    }
+    found = [(name, facts.setting(run, dotted)) for name, dotted in asked.items()]
+    return [(name, str(value)) for name, value in found if value is not None]
+
+
+def _notices(run: Run) -> list[str]:
+    found = []
+    if run.summary is None:
+        found.append(
+            "This run did not finish: it has no summary.json. Below is what it had measured until then. "
+            "One-time traffic, versions and memory are not recorded."
+        )
+    left_out = len(facts.rejections(run))
+    if left_out:
+        found.append(f"{plural(left_out, 'update')} left out of an average: the reasons are under Clients.")
+    doubt = tables.ledger_doubt(run)
+    return [*found, doubt] if doubt else found
+
+
+def _cards(run: Run) -> str:
+    return cards([*_quality(run), *_traffic(run), *_effort(run)])
+
+
+def _quality(run: Run) -> list[Card]:
+    name = facts.primary(run)
+    if name is None:
+        return []
+    before, after = facts.base(run, name), facts.final(run, name)
+    note = f"from {show(name, before)}, {show_change(name, before, after)}" if before is not None else ""
+    return [Card(describe(name).title, show(name, after), note if after is not None else "not yet measured")]
+
+
+def _traffic(run: Run) -> list[Card]:
+    stated = mapping(facts.summary(run).get("communication"))
+    each = whole(stated.get("upload_parameters_per_client_per_round"))
+    once = facts.one_time_bytes(run)
+    note = f"up and down, {human_bytes(once)} of it once" if once else "up and down"
+    sent = human_bytes(facts.sent_per_client(run))
+    found = [
+        Card("Sent per client", sent, "whole run, average over all clients"),
+        Card("All traffic", human_bytes(facts.total_bytes(run)), note),
+    ]
+    return found if each is None else [*found, Card("Parameters sent", count(each), "per client and round")]
+
+
+def _effort(run: Run) -> list[Card]:
+    memory = number(facts.summary(run).get("peak_memory_bytes"))
+    note = "" if memory is None else f"peak memory {human_bytes(memory)}"
+    return [_privacy(run), Card("Time", duration(facts.seconds(run)), note)]
+
+
+def _privacy(run: Run) -> Card:
+    stated = mapping(facts.summary(run).get("privacy"))
+    if stated:
+        unit, delta = stated.get("unit") or DASH, decimal(number(stated.get("delta")))
+        return Card("Privacy", f"ε = {decimal(number(stated.get('epsilon')))}", f"δ = {delta}, per {unit}")
+    spent = next((entry.epsilon for entry in reversed(run.rounds) if entry.epsilon is not None), None)
+    if spent is None:
+        return (
+            Card("Privacy", "none", "no noise added")
+            if not facts.setting(run, "privacy")
+            else Card("Privacy", DASH)
+        )
+    return Card("Privacy", f"ε = {decimal(spent)}", "spent so far")

@@ -1,0 +1,256 @@
+"""The kinds of plot: curves, bars by round, stacked bars, a grid of states."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedsb.report.canvas import INK, MARKERS, PAPER, Key, Plot, draw, key, series
+from fedsb.report.units import human_bytes, plural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Box = tuple[float, float, float, float]  # left, bottom, width, height
+Show = Callable[[float], str]
+
+
+class Curve(NamedTuple):
+    """`group` picks colour and marker; curves of one group share a line of the legend."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    group: int = 0
+
+
+class Layer(NamedTuple):
+    """Boxes of one colour. `crossed` ones get an x, so that colour is not the only sign."""
+
+    key: Key
+    colour: str
+    boxes: Sequence[Box]
+    crossed: bool = False
+
+
+class Span(NamedTuple):
+    """Limits and names of the axes; `show_x` None stands for whole numbers such as rounds."""
+
+    x_title: str
+    show_y: Show
+    tick_y: Show | None = None  # None: as show_y
+    show_x: Show | None = None
+    zero: bool = False
+
+
+def curves(title: str, items: Iterable[Curve], span: Span, *, name: str, note: str = "") -> Plot | None:
+    """Curves over a common x axis; None without a finite point. The ends of a lone curve get their value."""
+    drawn = [item._replace(points=finite) for item in items if (finite := _finite(item.points))]
+    if not drawn:
+        return None
+
+    def paint(axes: "Axes") -> None:
+        for item in drawn:
+            _line(axes, item, slim=len(drawn) > 6)
+        _frame(axes, drawn, span)
+        if len(drawn) == 1:
+            _ends(axes, drawn[0], span.show_y)
+
+    keys = {item.label: key(item.group, item.label) for item in drawn} if len(drawn) > 1 else {}
+    alt = f"Line plot, {title}. " + " ".join(_say(item, span) for item in drawn[:12])
+    return Plot(title, draw(paint, name=name), alt, tuple(keys.values()), note)
+
+
+def layers(
+    title: str, items: Sequence[Layer], *, name: str, alt: str, frame: "Callable[[Axes], None]"
+) -> Plot:
+    """Boxes by colour: bars, stacked bars, grids. `frame` sets limits and ticks."""
+
+    def paint(axes: "Axes") -> None:
+        for item in items:
+            _boxes(axes, item)
+        frame(axes)
+
+    return Plot(title, draw(paint, name=name), alt, tuple(item.key for item in items))
+
+
+def bytes_by_round(rounds: Sequence[int], up: Sequence[int], down: Sequence[int], *, name: str) -> Plot:
+    sent = [(n - 0.4, 0.0, 0.8, float(v)) for n, v in zip(rounds, up, strict=True)]
+    received = [(left, high, width, float(v)) for (left, _, width, high), v in zip(sent, down, strict=True)]
+    items = [
+        Layer(key(0, "up, clients to server", "■"), series(0), sent),
+        Layer(key(1, "down, server to clients", "■"), series(1), received),
+    ]
+    most = max(1.0, *(low + size for _, low, _, size in received))
+
+    def frame(axes: "Axes") -> None:
+        axes.set(xlim=(min(rounds) - 0.6, max(rounds) + 0.6), ylim=(0, 1.08 * most), xlabel="round")
+        _ticks(axes, human_bytes)
+
+    title, done = "Traffic of each round", plural(len(rounds), "round")
+    alt = f"Stacked bars, {title}: up {human_bytes(sum(up))} and down {human_bytes(sum(down))} in {done}."
+    return layers(title, items, name=name, alt=alt, frame=frame)
+
+
+def stacked(
+    title: str, bars: Sequence[str], parts: Sequence[tuple[str, Sequence[int]]], *, name: str
+) -> Plot:
+    """One bar per client, split into named parts."""
+    below, items = [0] * len(bars), []
+    for at, (label, sizes) in enumerate(parts):
+        boxes = [(n - 0.4, below[n], 0.8, size) for n, size in enumerate(sizes) if size]
+        items.append(Layer(key(at, label, "■"), series(at), boxes))
+        below = [low + size for low, size in zip(below, sizes, strict=True)]
+
+    def frame(axes: "Axes") -> None:
+        axes.set(xlim=(-0.6, len(bars) - 0.4), ylim=(0, 1.08 * max(1, *below)), xlabel="client")
+        _ticks(axes, lambda value: f"{value:,.0f}")
+        _named(axes.xaxis, bars)
+
+    said = "; ".join(f"client {bar}: {size:,}" for bar, size in zip(bars[:20], below, strict=False))
+    plot = layers(title, items, name=name, alt=f"Bar plot, {title}. {said}.", frame=frame)
+    return plot if len(parts) > 1 else plot._replace(keys=())
+
+
+def grid(
+    title: str, rows: Sequence[str], rounds: Sequence[int], items: Sequence[Layer], *, name: str
+) -> Plot:
+    """Clients down, rounds across; a box covers the cell (round, row)."""
+
+    def frame(axes: "Axes") -> None:
+        axes.set(xlim=(min(rounds) - 0.6, max(rounds) + 0.6), ylim=(len(rows) - 0.4, -0.6))
+        axes.set(xlabel="round", ylabel="client")
+        axes.grid(visible=False)
+        _whole(axes.xaxis)
+        _named(axes.yaxis, rows)
+
+    says = ", ".join(f"{len(item.boxes)} times {item.key.name}" for item in items)
+    alt = f"Grid, {title}: {plural(len(rows), 'client')} by {plural(len(rounds), 'round')}; {says}."
+    return layers(title, items, name=name, alt=alt, frame=frame)
+
+
+def cell(column: float, row: float, gap: float = 0.06) -> Box:
+    return (column - 0.5 + gap, row - 0.5 + gap, 1 - 2 * gap, 1 - 2 * gap)
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _line(axes: "Axes", item: Curve, *, slim: bool) -> None:
+    x, y = zip(*item.points, strict=True)
+    marker = MARKERS[item.group % len(MARKERS)] if len(x) <= 40 else ""
+    colour = series(item.group)
+    width, size = (1.2, 5.0) if slim else (2.0, 6.5)
+    (line,) = axes.plot(x, y, color=colour, marker=marker, linewidth=width, markersize=size, clip_on=False)
+    line.set(markeredgecolor=PAPER, markeredgewidth=0.8)
+
+
+def _ends(axes: "Axes", item: Curve, show: Show) -> None:
+    """Write the first and the last value next to their points, on the side away from the curve."""
+    (first, *_), last = item.points, item.points[-1]
+    if len(item.points) == 1:
+        return _write(axes, first, show(first[1]), 8, "center")
+    rises = last[1] >= first[1]
+    low = (
+        0.15 * axes.get_ylim()[1] if axes.get_ylim()[0] == 0 else -math.inf
+    )  # no room below, but for the axis
+    if not rises or first[1] > low:
+        _write(axes, first, show(first[1]), -15 if rises else 8, "left")
+    _write(axes, last, show(last[1]), -15 if not rises and last[1] > low else 8, "right")
+
+
+def _write(axes: "Axes", point: tuple[float, float], text: str, shift: float, side: str) -> None:
+    nudge = {"left": -4, "right": 4}.get(side, 0)
+    place = {"xytext": (nudge, shift), "textcoords": "offset points", "ha": side, "annotation_clip": False}
+    axes.annotate(text, point, color=INK, **place).set_in_layout(False)  # type: ignore[arg-type]
+
+
+def _frame(axes: "Axes", items: Sequence[Curve], span: Span) -> None:
+    x, y = zip(*(point for item in items for point in item.points), strict=True)
+    axes.set_xlabel(span.x_title)
+    axes.set_ylim(*_y_limits(min(y), max(y), zero=span.zero))
+    _ticks(axes, span.tick_y or span.show_y, span.show_x)
+    if span.show_x is None:
+        pad = 0.04 * (max(x) - min(x)) or 0.5
+        axes.set_xlim(min(x) - pad, max(x) + pad)
+    elif min(x) > 0 and max(x) > 20 * min(x):
+        _log(axes, min(x), max(x), span.show_x)
+
+
+def _y_limits(low: float, high: float, *, zero: bool) -> tuple[float, float]:
+    """Room above and below; zero is the bottom if asked for, or if showing it costs little."""
+    if low >= 0 and (zero or low < 0.4 * high):
+        return 0.0, 1.15 * high or 1.0
+    pad = 0.18 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - pad, high + pad
+
+
+def _log(axes: "Axes", low: float, high: float, show: Show) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.3, high * 1.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1000 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _ticks(axes: "Axes", show_y: Show, show_x: Show | None = None) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_y(value)))
+    if show_x is None:
+        _whole(axes.xaxis)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_x(value)))
+
+
+def _whole(axis: object) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))  # type: ignore[attr-defined]
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))  # type: ignore[attr-defined]
+
+
+def _named(axis: object, names: Sequence[str], most: int = 12) -> None:
+    """Tick names, thinned out to `most`, long ones cut."""
+    step = -(-len(names) // most)
+    at = range(0, len(names), max(1, step))
+    axis.set_ticks(list(at), [_cut(names[n]) for n in at])  # type: ignore[attr-defined]
+
+
+def _cut(name: str, most: int = 10) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _boxes(axes: "Axes", item: Layer) -> None:
+    """All boxes as one path: a page with a thousand cells stays small."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    if not item.boxes:
+        return
+    corners = [
+        c for x, y, w, h in item.boxes for c in ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))
+    ]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(item.boxes)
+    axes.add_patch(PathPatch(Path(corners, codes), facecolor=item.colour, edgecolor=PAPER, linewidth=0.6))
+    if item.crossed:
+        _cross(axes, item.boxes)
+
+
+def _cross(axes: "Axes", boxes: Sequence[Box]) -> None:
+    """An x in each box, in data units, so that it shrinks with the box."""
+    for x, y, w, h in boxes:
+        left, right, low, high = x + 0.4 * w, x + 0.6 * w, y + 0.3 * h, y + 0.7 * h
+        axes.plot(
+            [left, right, math.nan, left, right], [low, high, math.nan, high, low], color=PAPER, linewidth=1.6
+        )
+
+
+def _say(item: Curve, span: Span) -> str:
+    show_x = span.show_x or (lambda value: f"{span.x_title} {value:.0f}")
+    (x0, y0), (x1, y1) = item.points[0], item.points[-1]
+    start = f"{item.label}: {span.show_y(y0)} at {show_x(x0)}"
+    return f"{start}." if len(item.points) == 1 else f"{start}, {span.show_y(y1)} at {show_x(x1)}."

@@ -1,0 +1,69 @@
+"""Numbers as people read them. Units are decimal: 1 kB is 1000 bytes."""
+
+import math
+
+DASH = "—"
+THIN = "\u202f"  # narrow space that does not break, between a number and its unit
+MINUS = "−"
+
+
+def decimal(value: float | None, digits: int = 4) -> str:
+    """
+    >>> decimal(0.98765), decimal(-2.0), decimal(None)
+    ('0.9877', '−2', '—')
+    """
+    if value is None:
+        return DASH
+    return f"{value + 0.0:.{digits}g}".replace("-", MINUS)
+
+
+def count(value: float | None) -> str:
+    """
+    >>> count(49922)
+    '49,922'
+    """
+    return DASH if value is None or not math.isfinite(value) else f"{round(value):,}".replace("-", MINUS)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    if share is None or not math.isfinite(share):
+        return decimal(share)
+    return f"{100 * share + 0.0:.{digits}f}{THIN}%".replace("-", MINUS)
+
+
+def human_bytes(number: float | None) -> str:
+    """
+    >>> human_bytes(412).replace(THIN, " "), human_bytes(1_236_000).replace(THIN, " ")
+    ('412 B', '1.24 MB')
+    """
+    if number is None or not math.isfinite(number):
+        return DASH
+    size, units = float(number), iter(("B", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while abs(size) >= 999.5 and unit != "PB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g}{THIN}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(0.4).replace(THIN, " "), duration(125).replace(THIN, " ")
+    ('0.4 s', '2 min 5 s')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    if seconds < 10:
+        return f"{seconds:.1f}{THIN}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}{THIN}h {minutes}{THIN}min"
+    return f"{minutes}{THIN}min {rest}{THIN}s" if minutes else f"{rest}{THIN}s"
+
+
+def plural(number: int, word: str) -> str:
+    """
+    >>> plural(1, "round"), plural(5, "round")
+    ('1 round', '5 rounds')
+    """
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

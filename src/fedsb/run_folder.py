@@ -1,0 +1,143 @@
+"""The run folder as in the contract: what is written when, and what may not be overwritten."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsb.adapter import Attached, fold
+from fedsb.adapter_folder import write_adapter
+from fedsb.checkpoint import Saved
+from fedsb.config import RunConfig, differences
+from fedsb.errors import InputError
+from fedsb.files import write_json, write_jsonl, write_text
+from fedsb.methods import Method
+from fedsb.prepare import Data, partition_record
+
+PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+
+
+def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Refuse a folder that would be overwritten, or that holds a run of another config.
+
+    Raises:
+        InputError: with the cure.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out: {folder} is a file; name a folder")
+    config_file = folder / "config.yaml"
+    if config_file.exists():
+        if not resume:
+            raise InputError(
+                f"--out: {folder} already holds a run; add --resume to go on with it, or name another"
+            )
+        changed = differences(RunConfig.from_yaml(config_file), config)
+        if changed:
+            raise InputError(
+                f"--resume: {folder} was started with another config:\n  " + "\n  ".join(changed)
+            )
+    elif resume:
+        raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
+    elif folder.exists() and any(p.name != "data" for p in folder.iterdir()):
+        raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
+
+
+def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
+    """Create the folder with the resolved config and the partition."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "partition.json", partition_record(config, data))
+    write_text(folder / "config.yaml", config.to_yaml())
+
+
+def write_progress(folder: Path, saved: Saved) -> None:
+    """metrics.jsonl and ledger.json up to the last finished round."""
+    write_jsonl(folder / "metrics.jsonl", saved.metrics)
+    write_json(folder / "ledger.json", {"calibration": saved.draw, "entries": saved.ledger.to_json()})
+
+
+def finish(
+    folder: Path,
+    config: RunConfig,
+    method: Method,
+    data: Data,
+    attached: Attached,
+    head: Mapping[str, nn.Parameter],
+    saved: Saved,
+    clock: float,
+) -> dict[str, Any]:
+    """Write adapter/, summary.json and report.html; summary.json marks the run as finished."""
+    from fedsb.report import write_report
+
+    write_progress(folder, saved)
+    write_adapter(
+        folder / "adapter",
+        fold(attached),
+        base_model=config.model.path,
+        causal=data.task.num_labels is None,
+        fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
+        head=head,
+    )
+    saved.seconds = time.monotonic() - clock
+    summary = make_summary(config, method, data, saved)
+    write_json(folder / "summary.json", summary)
+    write_report([folder], folder / "report.html")
+    return summary
+
+
+def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) -> dict[str, Any]:
+    """What summary.json holds."""
+    ledger, evaluated = saved.ledger, [m for m in saved.metrics if m["eval"]]
+    return {
+        "method": method.name,
+        "exact": method.exact,
+        "primary_metric": data.task.primary_metric,
+        "higher_is_better": data.task.higher_is_better,
+        "base": evaluated[0]["eval"],
+        "final": evaluated[-1]["eval"],
+        "num_test_examples": len(data.test),
+        "label_names": list(data.task.label_names) if data.task.label_names else None,
+        "rounds": saved.state.round,
+        "communication": {
+            "init_bytes": ledger.total_bytes(once=True),
+            "upload_bytes": ledger.total_bytes(direction="up", once=False),
+            "download_bytes": ledger.total_bytes(direction="down", once=False),
+            "upload_parameters_per_client_per_round": saved.state.vector.numel(),
+            "one_time": [e for e in ledger.to_json() if e["round"] == 0],
+        },
+        "initialization": {
+            "kind": "lora" if method.draw else config.method.init.kind,
+            "rule": config.method.init.rule if saved.draw and not method.draw else None,
+            "samples": {str(client): indices for client, indices in saved.draw.items()},
+        },
+        "privacy": None,
+        "seconds": round(saved.seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": versions(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far, plus the largest allocation on a GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,42 @@
+"""Randomness as an argument: generators derived from (run seed, purpose, round, client).
+
+Two different purposes, rounds or clients never share a stream. Nothing here is for privacy noise, which
+must come from the operating system's entropy and never from the run's seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, *path: str | int) -> int:
+    """A 63-bit seed for one purpose, e.g. `derive(0, "batches", round, client)`."""
+    text = "/".join([str(seed), *map(str, path)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def torch_generator(seed: int, *path: str | int) -> torch.Generator:
+    """A CPU torch.Generator for one purpose."""
+    return torch.Generator().manual_seed(derive(seed, *path))
+
+
+def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
+    """A numpy Generator for one purpose."""
+    return np.random.default_rng(derive(seed, *path))
+
+
+@contextmanager
+def scoped_global_seed(seed: int, *path: str | int) -> Iterator[None]:
+    """Seed torch's global generators inside the block only, and put them back afterwards.
+
+    For code that accepts no generator: dropout, and the start values of a fresh head.
+    """
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(seed, *path))
+        yield

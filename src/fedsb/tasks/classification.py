@@ -1,0 +1,303 @@
+"""Texts to classes, or to one number (regression)."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedsb.data import cell_text, is_missing, require_columns
+from fedsb.errors import InputError
+from fedsb.tasks.task import (
+    Batch,
+    Example,
+    Progress,
+    Row,
+    Task,
+    attention_mask,
+    batches_by_length,
+    evaluating,
+    model_logits,
+    pad,
+    pad_token_id,
+)
+
+MOST_LABELS = 1000
+
+
+def classification(
+    tokenizer: Any,
+    *,
+    text: Sequence[str],
+    label: str,
+    label_names: Sequence[str] | None,
+    regression: bool,
+    max_length: int,
+) -> Task:
+    """The task of telling `label` from one or two text columns.
+
+    label_names, regression: as `label_set` derives them from the train rows.
+    max_length: tokens per example with special tokens; of a pair the longer text is cut first.
+    """
+    names = _checked_names(label_names, regression)
+    columns = _checked_columns(text)
+    encode = partial(_encode, tokenizer, columns=columns, label=label, names=names, max_length=max_length)
+    return Task(
+        kind="classification",
+        primary_metric="accuracy" if names else "pearson",
+        higher_is_better=True,
+        num_labels=len(names) if names else 1,
+        label_names=names,
+        encode=encode,
+        collate=partial(_collate, tokenizer, regression=regression),
+        losses=_losses,
+        evaluate=partial(_evaluate, tokenizer, regression),
+        partition_label=partial(_partition_label, label) if names else None,
+    )
+
+
+def label_set(rows: Sequence[Row], label: str, source: str) -> tuple[tuple[str, ...] | None, bool]:
+    """(label names in the order of their class ids, False), or (None, True) for regression.
+
+    Regression: every label is a number and at least one of them is not whole. All else is classes, named by
+    text: 1, 1.0 and "1" are one class, true and "true" too. Names that are all whole numbers are sorted by
+    value, others by alphabet. Call it with the train rows; other splits must keep to their labels.
+    """
+    require_columns(rows, [label], source=source, key="task.label")
+    values = [_label_value(row, label, source, number) for number, row in enumerate(rows, start=1)]
+    if _is_regression(values):
+        return None, True
+    names = sorted({_label_name(value) for value in values})
+    _check_count(names, label, source)
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        names.sort(key=int)
+    return tuple(names), False
+
+
+# Labels
+
+
+def _label_value(row: Row, label: str, source: str, number: int) -> object:
+    """The label as it stands in the row. An empty string counts as missing."""
+    value = row.get(label)
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
+        raise InputError(
+            f"{source}: row {number} has no label in column {label!r}; fill it or remove such rows"
+        )
+    if not isinstance(value, (str, int, float, np.number, np.bool_)):
+        raise InputError(
+            f"{source}: row {number}: expected a label that is a string or a number in column {label!r}, "
+            f"got {type(value).__name__}; one label per row"
+        )
+    return value
+
+
+def _label_name(value: object) -> str:
+    """The class name: whole floats as ints, booleans as JSON spells them, strings without outer blanks."""
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _is_regression(values: Sequence[object]) -> bool:
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return len(numbers) == len(values) and not all(float(number).is_integer() for number in numbers)
+
+
+def _check_count(names: Sequence[str], label: str, source: str) -> None:
+    if len(names) > MOST_LABELS:
+        raise InputError(
+            f"{source}: column {label!r} has {len(names)} distinct labels, but at most {MOST_LABELS} "
+            "can be classes; check task.label (for regression: numbers that are not all whole)"
+        )
+    if len(names) < 2:
+        raise InputError(
+            f"{source}: expected two or more labels in column {label!r}, found only {', '.join(names)!r}; "
+            "check task.label and data.limit"
+        )
+
+
+def _class_id(value: object, ids: dict[str, int], label: str, source: str, number: int) -> int:
+    name = _label_name(value)
+    if name not in ids:
+        known = ", ".join(list(ids)[:20]) + (", ..." if len(ids) > 20 else "")
+        raise InputError(
+            f"{source}: row {number} has the label {name!r} in column {label!r}, which the train data do not "
+            f"have; the known labels are {known}. Mend or remove the row, or raise data.limit.train"
+        )
+    return ids[name]
+
+
+def _target(value: object, label: str, source: str, number: int) -> float:
+    try:
+        target = float(str(value))
+    except ValueError:
+        target = math.nan
+    if not math.isfinite(target):
+        raise InputError(
+            f"{source}: row {number}: expected a finite number in column {label!r} (by its train labels "
+            f"this is a regression), got {value!r}; mend or remove the row"
+        )
+    return target
+
+
+def _partition_label(label: str, row: Row) -> str:
+    return _label_name(row[label])
+
+
+def _checked_names(label_names: Sequence[str] | None, regression: bool) -> tuple[str, ...] | None:
+    if regression == (label_names is not None):
+        raise ValueError("expected label_names for classes, or regression=True without label_names")
+    return None if label_names is None else tuple(label_names)
+
+
+def _checked_columns(text: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(text, str) or len(text) not in (1, 2):
+        raise InputError(
+            f"task.text: expected a list of one or two columns, got {text!r}; for example [sentence]"
+        )
+    return tuple(text)
+
+
+# Examples and batches
+
+
+def _encode(
+    tokenizer: Any,
+    rows: Sequence[Row],
+    source: str,
+    *,
+    columns: tuple[str, ...],
+    label: str,
+    names: tuple[str, ...] | None,
+    max_length: int,
+) -> list[Example]:
+    require_columns(rows, columns, source=source, key="task.text")
+    require_columns(rows, [label], source=source, key="task.label")
+    if not rows:
+        return []
+    texts = [
+        [cell_text(row, column, source=source, number=number) for number, row in enumerate(rows, start=1)]
+        for column in columns
+    ]
+    labels = _encode_labels(rows, source, label, names)
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+    return [
+        {**{name: column[i] for name, column in encoded.items()}, "labels": labels[i]}
+        for i in range(len(rows))
+    ]
+
+
+def _encode_labels(
+    rows: Sequence[Row], source: str, label: str, names: tuple[str, ...] | None
+) -> list[int] | list[float]:
+    values = [(n, _label_value(row, label, source, n)) for n, row in enumerate(rows, start=1)]
+    if names is None:
+        return [_target(value, label, source, number) for number, value in values]
+    ids = {name: i for i, name in enumerate(names)}
+    return [_class_id(value, ids, label, source, number) for number, value in values]
+
+
+def _collate(tokenizer: Any, examples: Sequence[Example], *, regression: bool) -> Batch:
+    ids = [example["input_ids"] for example in examples]
+    batch = {"input_ids": pad(ids, pad_token_id(tokenizer)), "attention_mask": attention_mask(ids)}
+    if any("token_type_ids" in example for example in examples):
+        batch["token_type_ids"] = pad([e["token_type_ids"] for e in examples], tokenizer.pad_token_type_id)
+    batch["labels"] = _label_tensor(examples, regression)
+    return batch
+
+
+def _label_tensor(examples: Sequence[Example], regression: bool) -> Tensor:
+    dtype = torch.float32 if regression else torch.long
+    return torch.tensor([example["labels"] for example in examples], dtype=dtype)
+
+
+# Losses and metrics
+
+
+def _losses(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
+    return _losses_from_logits(model_logits(model, batch), batch["labels"])
+
+
+def _losses_from_logits(logits: Float[Tensor, "batch labels"], labels: Tensor) -> Float[Tensor, " batch"]:
+    """Cross-entropy for whole labels, squared error for float labels; in fp32 whatever the model's dtype."""
+    labels = labels.to(logits.device)
+    if labels.is_floating_point():
+        return (logits.float().squeeze(-1) - labels) ** 2
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def _evaluate(
+    tokenizer: Any,
+    regression: bool,
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    generate: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    if not examples:
+        raise ValueError("expected at least one example to evaluate, got none")
+    collate = partial(_collate, tokenizer, regression=regression)
+    logits = _all_logits(collate, model, examples, batch_size, progress)
+    labels = _label_tensor(examples, regression)
+    loss = float(_losses_from_logits(logits, labels).double().mean())
+    scores = _correlations if regression else _class_scores
+    return {**scores(logits.numpy(), labels.numpy()), "loss": loss}
+
+
+def _all_logits(
+    collate: Callable[[Sequence[Example]], Batch],
+    model: nn.Module,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress | None,
+) -> Float[Tensor, "examples labels"]:
+    """fp32 logits on the CPU, in the order of the examples."""
+    rows: list[Tensor] = [torch.empty(0)] * len(examples)
+    done = 0
+    with evaluating(model):
+        for indices in batches_by_length([len(example["input_ids"]) for example in examples], batch_size):
+            logits = model_logits(model, collate([examples[i] for i in indices])).float().cpu()
+            for i, row in zip(indices, logits, strict=True):
+                rows[i] = row
+            done += len(indices)
+            if progress is not None:
+                progress(done, len(examples))
+        return torch.stack(rows)
+
+
+def _class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """macro_f1 is over the classes that occur as label or prediction; matthews is 0 where it is undefined."""
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    predictions = logits.argmax(axis=-1)
+    return {
+        "accuracy": float((predictions == labels).mean()),
+        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(labels, predictions)),
+    }
+
+
+def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Correlations are 0 where they are undefined (all predictions or all labels alike, or one example)."""
+    from scipy.stats import pearsonr, spearmanr
+
+    predictions, targets = logits[:, 0].astype(np.float64), labels.astype(np.float64)
+    finite = bool(np.isfinite(predictions).all())
+    spread = finite and len(targets) > 1 and bool(np.ptp(predictions)) and bool(np.ptp(targets))
+    undefined = 0.0 if finite else float("nan")
+    return {
+        "pearson": float(pearsonr(predictions, targets).statistic) if spread else undefined,
+        "spearman": float(spearmanr(predictions, targets).statistic) if spread else undefined,
+        "mse": float(np.mean((predictions - targets) ** 2)),
+    }

@@ -1,0 +1,109 @@
+"""What a task is, and the batching that both families share.
+
+A task is a value: a frozen record of functions. To add a family, write a function that returns one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+Row = Mapping[str, object]
+Example = dict[str, Any]
+Batch = dict[str, Tensor]
+Progress = Callable[[int, int], None]  # (examples done, examples in all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How rows become examples, losses and metrics.
+
+    encode(rows, source): token ids and labels as plain lists and numbers, unpadded, in the order of `rows`.
+        `source` names the file in errors; rows are numbered from 1 in the sequence given.
+    collate(examples): tensors padded on the right, with `attention_mask` (from the lengths, so a pad id that
+        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows.
+    losses(model, batch): one fp32 loss per example, shape (batch,), on the model's device. Differentiable.
+        The loss of an example does not depend on its neighbours in the batch, so its gradient is its own.
+    evaluate(model, examples, *, batch_size, generate=None, progress=None): metrics over all examples, without
+        gradients and in eval mode; the former mode of every module comes back. Independent of batch_size up
+        to float error. generate: how many of the first examples to answer by greedy generation (causal-lm;
+        classification ignores it). progress is called after each batch.
+    partition_label(row): the label as text, for partitions by label; None where there are no classes.
+    """
+
+    kind: Literal["classification", "causal-lm"]
+    primary_metric: str
+    higher_is_better: bool
+    num_labels: int | None  # None: no classification head; 1: regression
+    label_names: tuple[str, ...] | None  # the name of class i at place i
+    encode: Callable[[Sequence[Row], str], list[Example]]
+    collate: Callable[[Sequence[Example]], Batch]
+    losses: Callable[[nn.Module, Batch], Tensor]
+    evaluate: Callable[..., dict[str, float]]
+    partition_label: Callable[[Row], str] | None
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], value: int, *, side: Literal["left", "right"] = "right"
+) -> Int[Tensor, "rows width"]:
+    """Stack sequences, filled with `value` up to the longest. At least one column wide."""
+    width = max((len(sequence) for sequence in sequences), default=1) or 1
+    padded = torch.full((len(sequences), width), value, dtype=torch.long)
+    for row, sequence in zip(padded, sequences, strict=True):
+        start = width - len(sequence) if side == "left" else 0
+        row[start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return padded
+
+
+def attention_mask(
+    sequences: Sequence[Sequence[int]], *, side: Literal["left", "right"] = "right"
+) -> Int[Tensor, "rows width"]:
+    """1 at the real tokens of `pad(sequences, ..., side=side)`, 0 at the filling."""
+    return pad([[1] * len(sequence) for sequence in sequences], 0, side=side)
+
+
+def model_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The logits for a batch, in the model's dtype. The labels are kept from the model."""
+    device = device_of(model)
+    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of examples of like length, longest first: little padding, and lack of memory shows early."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module has the mode it had before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The id to fill batches with: the tokenizer's pad token, else its end-of-sequence token, else 0.
+
+    What stands at filled places is never looked at: the attention mask covers them.
+    """
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0

@@ -1,0 +1,102 @@
+"""What the commands do between parsing and printing: pick folders, show bars, print tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedsb.config import RunConfig
+from fedsb.console import LiveBars, PlainLines, summary_table
+from fedsb.doctor import Finding
+from fedsb.errors import InputError
+
+
+def default_folder(config: Path | None, *, resume: bool) -> Path:
+    """runs/NAME, or the first free runs/NAME-2, -3, ...; with `resume` the newest that exists."""
+    name = config.stem if config else "quickstart"
+    candidates = [Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
+    free = next(i for i, folder in enumerate(candidates) if not folder.exists())
+    return candidates[max(0, free - 1)] if resume else candidates[free]
+
+
+def run_in_terminal(
+    config_file: Path | None, overrides: Sequence[str], folder: Path, *, resume: bool, console: Console
+) -> dict[str, Any]:
+    """Do the run with bars on a terminal, plain lines elsewhere; its summary."""
+    config = _config_of(config_file, overrides, folder, resume=resume)
+    from fedsb.runner import run
+
+    if not console.is_terminal:
+        return run(config, folder, resume=resume, progress=PlainLines(console)).summary
+    with LiveBars(console) as bars:
+        return run(config, folder, resume=resume, progress=bars).summary
+
+
+def _config_of(
+    config_file: Path | None, overrides: Sequence[str], folder: Path, *, resume: bool
+) -> RunConfig:
+    if config_file is not None:
+        return RunConfig.from_yaml(config_file, overrides)
+    if resume:
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"--resume: {folder} holds no run (no config.yaml); name it with --out")
+        return RunConfig.from_yaml(folder / "config.yaml", overrides)
+    from fedsb.quickstart.recipe import quickstart_config
+
+    return quickstart_config(folder, overrides)
+
+
+def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    """The final table, and what to do next."""
+    console.print(summary_table(summary))
+    console.print(f"report   {folder / 'report.html'}\nadapter  {folder / 'adapter'} (a PEFT LoRA folder)")
+    console.print(
+        f"next     fedsb export {folder} --format merged --out {folder.name}-merged", highlight=False
+    )
+
+
+def evaluate_in_terminal(
+    run: Path | None, model: str | None, adapter: Path | None, config: Path | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Resolve what `fedsb evaluate` was asked for, and score it."""
+    from fedsb.evaluate import evaluate
+
+    if (run is None) == (model is None):
+        raise InputError("evaluate: give either --run DIR or --model ID_OR_DIR")
+    if run is not None and not (run / "summary.json").is_file():
+        raise InputError(f"--run: {run} holds no finished run (no summary.json)")
+    if config is None and run is None:
+        raise InputError("evaluate: --model needs --config, which says what task and data to score on")
+    loaded = RunConfig.from_yaml(config or Path(str(run)) / "config.yaml", overrides)
+    if run is not None:
+        own = RunConfig.from_yaml(run / "config.yaml")
+        model, adapter, loaded = (
+            own.model.path,
+            run / "adapter",
+            loaded.model_copy(update={"model": own.model}),
+        )
+    return evaluate(loaded, model=str(model), adapter=adapter)
+
+
+def show_metrics(result: dict[str, Any], console: Console) -> None:
+    """The metrics as a small table."""
+    table = Table(title=f"{result['examples']} examples", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result["metrics"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    console.print(table)
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """One line per finding."""
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]wrong[/]"
+        table.add_row(mark, finding.what, escape(finding.detail))
+    console.print(table)

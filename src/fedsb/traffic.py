@@ -1,0 +1,56 @@
+"""The byte ledger: what was sent, by phase, round and direction.
+
+Rounds are measured on the serialized messages. One-time traffic of the initialization is measured where
+a real message exists in the run (`measured=True`) and computed from shapes where the simulation has
+no message to measure (`measured=False`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Direction = Literal["up", "down"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Bytes of one kind, over all `clients` together. `round` 0 is the one-time phase."""
+
+    round: int
+    what: str
+    direction: Direction
+    clients: int
+    bytes: int
+    parameters: int
+    measured: bool = True
+
+
+@dataclass
+class Ledger:
+    """All entries of a run, in order."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    def total_bytes(self, *, direction: Direction | None = None, once: bool | None = None) -> int:
+        """Bytes over all entries; `once` picks the one-time phase (True) or the rounds (False)."""
+        return sum(
+            e.bytes
+            for e in self.entries
+            if (direction is None or e.direction == direction) and (once is None or (e.round == 0) == once)
+        )
+
+    def of_round(self, number: int, direction: Direction) -> tuple[int, int]:
+        """(bytes, parameters) of one round in one direction."""
+        chosen = [e for e in self.entries if e.round == number and e.direction == direction]
+        return sum(e.bytes for e in chosen), sum(e.parameters for e in chosen)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(e) for e in self.entries]
+
+    @staticmethod
+    def from_json(entries: list[dict[str, Any]]) -> Ledger:
+        return Ledger([Entry(**e) for e in entries])
