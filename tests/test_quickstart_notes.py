@@ -50,7 +50,7 @@ def test_each_hospital_has_its_own_commonest_department():
     for hospital in HOSPITALS:
         here = [e["department"] for e in generate(2000, 0) if e["hospital"] == hospital]
         department, count = Counter(here).most_common(1)[0]
-        assert 0.5 < count / len(here) < 0.7
+        assert 0.3 < count / len(here) < 0.5
         commonest.add(department)
     assert commonest == set(DEPARTMENTS)
 

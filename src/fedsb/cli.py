@@ -152,7 +152,9 @@ def version() -> None:
 def _print_json(value: Any) -> None:
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    from fedsb.files import finite
+
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
 
 
 def main() -> None:

@@ -201,7 +201,7 @@ class RunConfig(_Section):
         Raises:
             InputError: the file, its YAML, a key or a value is wrong; one line per fault.
         """
-        return RunConfig.from_dict(_override(_read_yaml(Path(path)), overrides), source=str(path))
+        return RunConfig.from_dict(override(_read_yaml(Path(path)), overrides), source=str(path))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], *, source: str = "config") -> RunConfig:
@@ -258,7 +258,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set `key.path=value` overrides, values read as YAML, in a nested mapping."""
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path:

@@ -137,6 +137,11 @@ def round_line(record: dict[str, Any], rounds: int) -> str:
     return "  ".join([*parts, f"{record['seconds']:.1f} s"])
 
 
+def _number(value: float | None) -> str:
+    """Four places; nothing for a number that was not finite or is not there."""
+    return "" if value is None else f"{value:.4f}"
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """Base and final metrics, traffic, time and memory."""
     table = Table(title=f"{summary['method']}, {summary['rounds']} rounds", title_justify="left")
@@ -145,9 +150,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for name, value in summary["final"].items():
         style = "bold" if name == summary["primary_metric"] else ""
         before = summary["base"].get(name)
-        table.add_row(
-            name.replace("_", " "), f"{before:.4f}" if before is not None else "", f"{value:.4f}", style=style
-        )
+        table.add_row(name.replace("_", " "), _number(before), _number(value), style=style)
     table.add_section()
     sent = summary["communication"]
     table.add_row("sent once (start)", "", human_bytes(sent["init_bytes"]))

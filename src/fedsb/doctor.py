@@ -33,18 +33,18 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     yield Finding("disk", True, f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
     if config is None:
         return
-    data: Data | None = None
-    base: Base | None = None
+    looked_at = "method"
     try:
         yield Finding("method", True, _describe_method(config))
+        looked_at = "data"
         data = prepare_data(config)
         yield Finding("data", True, _describe_data(data))
+        looked_at = "model"
         base = prepare_base(config, data)
         yield Finding("target layers", True, _describe_targets(base))
         yield from (Finding(what, True, detail) for what, detail in _estimates(config, data, base))
     except InputError as error:
-        what = "data" if data is None else "model"
-        yield Finding(what, False, str(error))
+        yield Finding(looked_at, False, str(error))
 
 
 def trained_numbers(config: RunConfig, base: Base) -> int:
@@ -90,7 +90,8 @@ def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str,
     yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
     yield (
         "memory",
-        f"base {human_bytes(weights)}, trained numbers with optimizer {human_bytes(16 * numbers)}, plus activations",
+        f"base {human_bytes(weights)}, trained numbers with optimizer {human_bytes(16 * numbers)}, "
+        "plus activations",
     )
 
 

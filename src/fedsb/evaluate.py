@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def load_with_adapter(
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
     try:
-        return PeftModel.from_pretrained(base, adapter).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
+            return PeftModel.from_pretrained(base, adapter).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"--adapter: {adapter} does not fit {model}: {first}") from error

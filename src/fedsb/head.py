@@ -26,6 +26,21 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if id(p) not in base}
 
 
+def keep_in_float32(model: nn.Module) -> None:
+    """Make the head fp32 over a base of another dtype, and let it take that base's outputs."""
+    head = head_parameters(model)
+    for parameter in head.values():
+        parameter.data = parameter.data.float()
+    ours = {id(parameter) for parameter in head.values()}
+    for module in model.modules():
+        if any(id(parameter) in ours for parameter in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(_inputs_in_float32)
+
+
+def _inputs_in_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
 def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cached]:
     """One forward pass of the frozen base over the batches, its outputs kept."""
     outputs: list[Any] = []

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedsb.adapter import is_linear
 from fedsb.errors import InputError
+from fedsb.head import keep_in_float32
 from fedsb.seeding import scoped_global_seed
 
 ENCODER_TARGETS = {
@@ -77,6 +78,8 @@ def load_base(
 ) -> nn.Module:
     """The frozen base model in eval mode, with a fresh head from the seed if `num_labels` is given.
 
+    The head is fp32 whatever `dtype`: it is trained.
+
     Raises:
         InputError: the folder or its weights cannot be used; the message says what was wrong.
     """
@@ -91,6 +94,8 @@ def load_base(
         model = _from_pretrained(path, causal=num_labels is None, options=options)
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id
     model.requires_grad_(False)
+    if num_labels is not None and dtype != "float32":
+        keep_in_float32(model)
     return model.eval() if load_in_4bit else model.to(device).eval()
 
 

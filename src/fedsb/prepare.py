@@ -141,8 +141,6 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     check_rank(targets, config.method.rank)
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
-    for parameter in head.values():  # trained, so fp32 whatever the base's dtype
-        parameter.data = parameter.data.float()
     return Base(model, targets, head, device)
 
 

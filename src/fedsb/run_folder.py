@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
 import sys
@@ -24,6 +25,8 @@ from fedsb.methods import Method
 from fedsb.prepare import Data, partition_record
 
 PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+MAY_BE_THERE = ("data", ".config.yaml.part")
+"""In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves."""
 
 
 def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
@@ -47,21 +50,32 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
             )
     elif resume:
         raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
-    elif folder.exists() and any(p.name != "data" for p in folder.iterdir()):
+    elif folder.exists() and any(p.name not in MAY_BE_THERE for p in folder.iterdir()):
         raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
 
 
 def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     """Create the folder with the resolved config and the partition."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "partition.json", partition_record(config, data))
     write_text(folder / "config.yaml", config.to_yaml())
+    write_json(folder / "partition.json", partition_record(config, data))
 
 
 def write_progress(folder: Path, saved: Saved) -> None:
     """metrics.jsonl and ledger.json up to the last finished round."""
     write_jsonl(folder / "metrics.jsonl", saved.metrics)
     write_json(folder / "ledger.json", {"calibration": saved.draw, "entries": saved.ledger.to_json()})
+
+
+def finished_summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of a run that left everything it leaves, else None."""
+    if not all((folder / name).is_file() for name in ("summary.json", "report.html")):
+        return None
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / 'summary.json'}: not valid JSON ({error}); remove it") from None
+    return summary
 
 
 def finish(

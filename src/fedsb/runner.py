@@ -88,7 +88,9 @@ def run(
     saved = saved or _start(config, folder, method, data, base, progress)
     session = _session(config, folder, method, data, base, saved, progress)
     _rounds(session, saved, clock)
-    summary = run_folder.finish(folder, config, method, data, session.attached, base.head, saved, clock)
+    summary = run_folder.finished_summary(folder)
+    if summary is None:
+        summary = run_folder.finish(folder, config, method, data, session.attached, base.head, saved, clock)
     return RunResult(summary, base.model, folder)
 
 
@@ -147,6 +149,7 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
     """Every round that is left, with a checkpoint after each; the model ends with the last state in it."""
     total = session.config.federation.rounds
     save_checkpoint(session.folder / "checkpoint", saved)
+    run_folder.write_progress(session.folder, saved)
     while saved.state.round < total:
         began, number = time.monotonic(), saved.state.round + 1
         record = _round(session, saved, number)

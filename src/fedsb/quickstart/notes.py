@@ -1,9 +1,9 @@
 """Synthetic hospital triage notes, each to be sent to one department.
 
-A note mentions two to four complaints of different departments. Exactly one of them is why the patient is
+A note mentions two or three complaints of different departments. Exactly one of them is why the patient is
 here; the others are denied, over, or somebody else's in the family. The department is that of the present
 complaint, so a model has to tell which complaint each "denies", "settled" or "mother has" belongs to: the
-words of the note, without their order, leave two to four departments possible.
+words of the note, without their order, leave two or three departments possible.
 
 Every note of the grammar belongs to one of three pools, by a checksum of its text: pool 0 is drawn from with
 even seeds, pool 1 with odd seeds and pool 2 for pre-training. An even and an odd seed therefore never share a
@@ -21,118 +21,87 @@ HOSPITALS = ("Alderbrook", "Birchfield", "Cedar Hill", "Dunmore", "Eastwick")
 
 # The share of a hospital's notes that go to its first department, its second, and so on; hospital number i
 # has department number i first. Over all hospitals the departments are equally frequent.
-MIX = (0.6, 0.2, 0.1, 0.05, 0.05)
+MIX = (0.4, 0.2, 0.15, 0.15, 0.1)
 
 COMPLAINTS: dict[str, tuple[str, ...]] = {
     "cardiology": (
-        "chest pain", "a tight chest on stairs", "palpitations", "a racing heart", "a fluttering heart",
-        "skipped heart beats", "crushing pain behind the breastbone", "pressure across the chest",
-        "swollen legs by evening", "a pounding pulse", "chest tightness in the cold", "a slow pulse",
+        "chest pain", "a tight chest", "palpitations", "a racing heart", "skipped heart beats",
+        "pressure across the chest", "swollen legs by evening", "a pounding pulse",
     ),
     "dermatology": (
-        "an itchy rash on the {part}", "a scaly patch on the {part}", "blisters on the {part}",
-        "a changing mole on the {part}", "hives", "red spots on the {part}", "peeling skin on the {part}",
-        "a weeping sore on the {part}", "dry cracked skin", "an infected cut on the {part}", "itchy skin",
+        "an itchy rash on the {part}", "a scaly patch on the {part}", "blisters on the {part}", "itchy skin",
+        "a changing mole on the {part}", "hives", "peeling skin on the {part}", "dry cracked skin",
     ),
     "gastroenterology": (
-        "stomach cramps", "heartburn", "vomiting", "blood in the stool", "bloating after meals", "diarrhoea",
-        "constipation", "burning pain in the belly", "trouble swallowing", "acid reflux", "nausea",
-        "belly pain after eating",
+        "stomach cramps", "heartburn", "vomiting", "bloating after meals", "diarrhoea", "acid reflux",
+        "burning pain in the belly", "nausea",
     ),
     "neurology": (
         "a numb {part}", "tingling in the {part}", "dizzy spells", "a one sided headache", "slurred speech",
-        "a seizure", "a shaking {part}", "double vision", "migraines", "a weak {part}", "fainting fits",
-        "memory lapses",
+        "a seizure", "double vision", "migraines",
     ),
     "orthopaedics": (
         "a swollen {part}", "a twisted {part}", "a stiff {part}", "a bruised {part}", "a broken {part}",
-        "a sprained {part}", "a locked knee", "lower back pain", "a sore {part} after a fall", "a frozen shoulder",
-        "a painful {part} when lifting",
+        "a sprained {part}", "lower back pain", "a sore {part} after a fall",
     ),
 }  # fmt: skip
-PARTS = ("ankle", "arm", "elbow", "finger", "foot", "hand", "hip", "knee", "leg", "neck", "shoulder", "wrist")
+PARTS = ("ankle", "elbow", "hand", "knee", "leg", "shoulder")
 
 # What a clause says of its complaint {c}. Many words occur in several roles on purpose: "no", "since", "not",
 # "has" and the relatives settle nothing by themselves, and the cue stands before or after the complaint.
 PRESENT = (
-    "here for {c} {since}", "presents with {c} {since}", "complains of {c}", "c/o {c} {since}",
-    "came in because of {c}", "{c} {since} and getting worse", "{c} is why {they} came today",
-    "no relief from {c} {since}", "cannot sleep because of {c}", "{c} not improving {since}",
-    "brought in by {rel} with {c}", "{rel} worried about {their} {c}", "has had {c} {since}",
-    "wants help with {c}", "{c} has come back", "reports {c} {since}", "reason for visit {c}",
+    "here for {c} {since}", "presents with {c} {since}", "complains of {c}", "{c} is why {they} came today",
+    "{c} {since} and getting worse", "no relief from {c} {since}", "brought in by {rel} with {c}",
+    "{c} not improving", "has had {c} {since}", "reason for visit {c}",
 )  # fmt: skip
-DENIED = (
-    "denies {c}", "denies any {c}", "no {c}", "{c} denied", "has not had {c}", "without {c}",
-    "asked about {c} and says no", "no sign of {c}", "{c} not present", "never had {c}",
-)  # fmt: skip
+DENIED = ("denies {c}", "denies any {c}", "no {c}", "{c} denied", "has not had {c}", "no sign of {c}")
 OVER = (
     "had {c} {past} , none since", "{c} {past} has settled", "{c} resolved {past}", "no longer has {c}",
-    "was treated for {c} {past} , now fine", "{c} {past} but that is gone", "recovered from {c} {past}",
-    "seen {past} for {c} , all clear since", "{c} went away {past}",
+    "was treated for {c} {past} , now fine", "recovered from {c} {past}",
 )  # fmt: skip
 FAMILY = (
     "{rel} has {c}", "{rel} had {c} {past}", "family history of {c}", "{c} runs in the family",
-    "{rel} was admitted with {c} {past}", "came with {rel} who has {c}", "{rel} is treated for {c}",
-    "{c} on the side of {rel}",
+    "came with {rel} who has {c}",
 )  # fmt: skip
 ASIDES = (DENIED, OVER, FAMILY)
+NUM_ASIDES = (1, 1, 2)
 
 FILLERS = (
     "walked in unaided", "vitals stable", "no known allergies", "lives alone", "takes aspirin daily",
-    "smoker", "non smoker", "bp {bp} over {low}", "temp normal", "works nights", "not in distress",
-    "no regular medication", "came by ambulance", "a bit anxious", "good historian", "retired teacher",
-    "on blood thinners", "has not eaten today", "came with {rel}", "seen by nurse", "had flu jab {past}",
+    "smoker", "bp {bp} over {low}", "works nights", "came by ambulance", "came with {rel}",
+    "on blood thinners", "had flu jab {past}",
 )  # fmt: skip
-RELATIVES = (
-    "mother",
-    "father",
-    "sister",
-    "brother",
-    "aunt",
-    "grandmother",
-    "son",
-    "daughter",
-    "wife",
-    "uncle",
-)
+RELATIVES = ("mother", "father", "sister", "brother", "son", "daughter")
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-MONTHS = ("january", "march", "april", "june", "august", "october", "november")
-SINCE = (
-    "since {day}",
-    "for {n} days",
-    "for {n} weeks",
-    "since this morning",
-    "since last night",
-    "x {n} days",
-    "",
-)
-PAST = ("last year", "in {month}", "{n} years ago", "last winter", "{n} months ago", "as a child")
+MONTHS = ("january", "march", "april", "june", "august", "october")
+SINCE = ("since {day}", "for {n} days", "for {n} weeks", "since last night", "x {n} days", "")
+PAST = ("last year", "in {month}", "{n} years ago", "last winter", "{n} months ago")
 PEOPLE = (
-    ("man", "he", "his"), ("male", "he", "his"), ("woman", "she", "her"), ("female", "she", "her"),
-    ("pt", "they", "their"), ("patient", "they", "their"),
+    ("man", "he"), ("male", "he"), ("woman", "she"), ("female", "she"), ("pt", "they"), ("patient", "they"),
 )  # fmt: skip
 AGES = ("{age} yo {who}", "{age} year old {who}", "{who} aged {age}", "{who} , {age}", "{age} y/o {who}")
 JOINTS = (" . ", " . ", " , ", " ; ")
+
+# How a text for pre-training goes on. What is done about a complaint relates complaints of one kind, as it
+# does in any hospital's own text; the notes to classify never say it.
 FOLLOW_UPS = (
-    "{c} worse at night", "{c} started slowly", "rates {c} {n} out of ten", "to be examined for {c}",
-    "{plan} for {c}", "to have {plan}", "{plan} ordered", "{plan} today", "plan {plan}", "will need {plan}",
-    "{c} , so {plan}", "{plan} and review in {n} days",
+    "{c} worse at night", "to be examined for {c}", "{plan} for {c}", "to have {plan}", "{plan} ordered",
+    "plan {plan}", "will need {plan}", "{plan} and review in {n} days",
 )  # fmt: skip
 PLANS = {
-    "cardiology": ("ecg", "an echo", "troponin", "a heart monitor", "beta blockers"),
-    "dermatology": ("steroid cream", "a skin biopsy", "an ointment", "a patch test", "emollients"),
-    "gastroenterology": ("a gastroscopy", "antacids", "a stool sample", "a bland diet", "a colonoscopy"),
-    "neurology": ("a head scan", "an eeg", "a reflex test", "an mri of the brain", "a lumbar puncture"),
-    "orthopaedics": ("an x-ray", "a plaster cast", "crutches", "a splint", "physio"),
+    "cardiology": ("ecg", "an echo", "troponin", "a heart monitor"),
+    "dermatology": ("steroid cream", "a skin biopsy", "an ointment", "a patch test"),
+    "gastroenterology": ("a gastroscopy", "antacids", "a stool sample", "a bland diet"),
+    "neurology": ("a head scan", "an eeg", "a reflex test", "a lumbar puncture"),
+    "orthopaedics": ("an x-ray", "a plaster cast", "crutches", "a splint"),
 }
 SPELLINGS = {
     "stomach": "stomache", "swollen": "swolen", "diarrhoea": "diarrhea", "palpitations": "palps",
-    "headache": "head ache", "complains": "complaining", "denies": "denys", "because": "bc", "with": "w/",
-    "without": "w/o", "weeks": "wks", "years": "yrs", "months": "mths", "year": "yr", "mother": "mum",
-    "father": "dad", "tuesday": "tues", "thursday": "thurs", "history": "hx", "presents": "presenting",
-    "resolved": "resolvd", "vomiting": "vomitting", "shoulder": "shouldr", "family": "fam",
+    "complains": "complaining", "denies": "denys", "with": "w/", "weeks": "wks", "years": "yrs",
+    "months": "mths", "year": "yr", "mother": "mum", "father": "dad", "tuesday": "tues", "history": "hx",
+    "presents": "presenting", "resolved": "resolvd", "vomiting": "vomitting", "shoulder": "shouldr",
 }  # fmt: skip
-SPELLING_RATE = 0.12
+SPELLING_RATE = 0.1
 
 
 def generate(num_examples: int, seed: int) -> list[EXAMPLE]:
@@ -190,13 +159,13 @@ def _sentence(rng: random.Random) -> str:
 
 
 def _note(rng: random.Random, department: str, goes_on: bool = False, short: bool = False) -> str:
-    """A note whose present complaint is the department's, with one to three asides about others."""
+    """A note whose present complaint is the department's, with an aside or two about others."""
     person = rng.choice(PEOPLE)
     present = _complaint(rng, department)
-    others = rng.sample([name for name in DEPARTMENTS if name != department], k=rng.choice((1, 2, 2, 3)))
+    others = rng.sample([name for name in DEPARTMENTS if name != department], k=rng.choice(NUM_ASIDES))
     clauses = [_clause(rng, rng.choice(ASIDES), _complaint(rng, name), person) for name in others]
     clauses = [*clauses[: 1 if short else None], _clause(rng, PRESENT, present, person)]
-    fillers = 0 if short else rng.choice((0, 0, 1, 1, 2))
+    fillers = 0 if short else rng.choice((0, 0, 1, 1))
     clauses += [_filled(rng, text, person) for text in rng.sample(FILLERS, k=fillers)]
     rng.shuffle(clauses)
     if goes_on:
@@ -212,23 +181,22 @@ def _complaint(rng: random.Random, department: str) -> str:
     return rng.choice(COMPLAINTS[department]).replace("{part}", rng.choice(PARTS))
 
 
-def _clause(rng: random.Random, role: tuple[str, ...], complaint: str, person: tuple[str, str, str]) -> str:
+def _clause(rng: random.Random, role: tuple[str, ...], complaint: str, person: tuple[str, str]) -> str:
     """A clause that puts the complaint in a role."""
     text = rng.choice(role)
-    if "{their}" in text or " any " in text or text == "no {c}":
+    if text in ("denies any {c}", "no {c}"):
         complaint = complaint.removeprefix("a ").removeprefix("an ")
     return _filled(rng, text.replace("{c}", complaint), person)
 
 
-def _filled(rng: random.Random, text: str, person: tuple[str, str, str]) -> str:
+def _filled(rng: random.Random, text: str, person: tuple[str, str]) -> str:
     """The text with its slots filled in."""
     text = text.replace("{since}", rng.choice(SINCE)).replace("{past}", rng.choice(PAST))
-    who, they, their = person
-    filled = text.format(
-        plan="{plan}",
-        who=who, they=they, their=their, rel=rng.choice(RELATIVES), day=rng.choice(DAYS), n=rng.randint(2, 9),
-        month=rng.choice(MONTHS), age=rng.randint(16, 92), bp=rng.randint(10, 17) * 10, low=rng.randint(6, 9) * 10,
-    )  # fmt: skip
+    who, they = person
+    number, age, top, low = rng.randint(2, 9), rng.randint(16, 92), rng.randint(10, 17), rng.randint(6, 9)
+    day, month, relative = rng.choice(DAYS), rng.choice(MONTHS), rng.choice(RELATIVES)
+    slots = {"n": number, "age": age, "bp": top * 10, "low": low * 10, "day": day, "month": month}
+    filled = text.format(who=who, they=they, rel=relative, plan="{plan}", **slots)
     return filled.strip()
 
 
