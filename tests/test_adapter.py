@@ -263,6 +263,12 @@ def test_targets_match_whole_dotted_endings_in_the_models_order(bert):
     assert list(find_targets(bert, [one, "query"])) == [n for n in found if n.endswith("query")]
 
 
+def test_a_part_of_a_layers_name_is_no_target(bert):
+    for part in ("uery", "self", "layer.0"):
+        with pytest.raises(InputError, match="no linear layer is called"):
+            find_targets(bert, [part])
+
+
 def test_a_wrong_target_lists_the_layers_and_the_close_ones(bert, llama):
     with pytest.raises(InputError, match=r"no linear layer is called 'querry'. Did you mean query\?.*value"):
         find_targets(bert, ["value", "querry"])

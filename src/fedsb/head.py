@@ -76,6 +76,7 @@ def train_head(
                 replay(output)
                 (losses(model, batch).sum() / num_examples).backward()
             optimizer.step()
+    optimizer.zero_grad()
 
 
 class _Replay(nn.Module):

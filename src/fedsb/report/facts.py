@@ -117,6 +117,8 @@ def one_time(run: Run) -> list[OneTime]:
 
 def _one_time(item: dict[str, Any]) -> OneTime:
     what, direction = str(item.get("what") or "once"), str(item.get("direction") or "")
+    if item.get("measured") is False:
+        what += " (computed from shapes)"
     size, parameters = whole(item.get("bytes")) or 0, whole(item.get("parameters"))
     return OneTime(what, direction, whole(item.get("clients")), size, parameters)
 
