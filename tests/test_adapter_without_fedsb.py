@@ -1,4 +1,4 @@
-"""What a run and an export leave works where fedsb is not installed, with the logits of the run's own model."""
+"""What a run and an export leave works without fedsb installed, with the logits of the run's own model."""
 
 import json
 import shutil

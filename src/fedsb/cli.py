@@ -48,7 +48,11 @@ def run(
     from fedsb import terminal
 
     folder = out or terminal.default_folder(config, resume=resume)
-    summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
+    try:
+        summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
+    except KeyboardInterrupt:
+        err_console.print(terminal.how_to_go_on(folder), highlight=False)
+        raise typer.Exit(130) from None
     terminal.show_result(summary, folder, out_console)
 
 
@@ -164,9 +168,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
-    except KeyboardInterrupt:
-        err_console.print("stopped; go on with --resume", highlight=False)
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise

@@ -100,7 +100,7 @@ class MethodConfig(_Section):
     rank: PositiveInt = 64
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: list[str] | None = None
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of layers to adapt (endings will do); null: the model family's default."""
     init: InitConfig = InitConfig()
 
@@ -270,8 +270,17 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             if not isinstance(target.get(key), dict):
                 target[key] = {}
             target = target[key]
-        target[leaf] = yaml.safe_load(value)
+        target[leaf] = _yaml_value(text, value)
     return values
+
+
+def _yaml_value(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(
+            f"-s {text}: {value!r} is not a YAML value; quote text that holds []{{}}:#"
+        ) from None
 
 
 def _explain(error: Any) -> str:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from fedsb.config import RunConfig
@@ -64,6 +65,6 @@ def load_with_adapter(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
             return PeftModel.from_pretrained(base, adapter).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"--adapter: {adapter} does not fit {model}: {first}") from error
+        raise InputError(f"--adapter: {adapter} cannot be put on {model}: {first}") from error

@@ -15,6 +15,7 @@ from fedsb.adapter_folder import at_rank, read_adapter, write_adapter
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
+from fedsb.run_folder import check_place
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference of merged and adapted logits, relative to the largest logit, by the base's dtype."""
@@ -127,6 +128,7 @@ def _part(out: Path) -> Path:
     """A fresh folder beside `out`, to be renamed when all is well."""
     if out.exists():
         raise InputError(f"--out: {out} exists already; name a new folder")
+    check_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -54,6 +54,7 @@ def prepare_data(config: RunConfig) -> Data:
     Raises:
         InputError: whatever is wrong with a file, a column, a label or the partition.
     """
+    _check_cohort(config)
     rows, test_rows = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, rows)
@@ -61,6 +62,15 @@ def prepare_data(config: RunConfig) -> Data:
     parts = make_partition(config, rows, labels)
     train, test = task.encode(rows, config.data.train), task.encode(test_rows, config.data.test)
     return Data(task, tokenizer, train, test, parts, labels)
+
+
+def _check_cohort(config: RunConfig) -> None:
+    wanted, clients = config.federation.clients_per_round, config.federation.clients
+    if wanted is not None and wanted > clients:
+        raise InputError(
+            f"federation.clients_per_round: expected at most {clients}, the number of clients, found {wanted}; "
+            "null takes all of them"
+        )
 
 
 def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:

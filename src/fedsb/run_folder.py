@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import sys
@@ -35,8 +36,7 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
     Raises:
         InputError: with the cure.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out: {folder} is a file; name a folder")
+    check_place(folder)
     config_file = folder / "config.yaml"
     if config_file.exists():
         if not resume:
@@ -52,6 +52,20 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
         raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
     elif folder.exists() and any(p.name not in MAY_BE_THERE for p in folder.iterdir()):
         raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that could not be made or written.
+
+    Raises:
+        InputError: a part of its path is a file, or not open to writing.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        what = f"{folder} is a file" if nearest == folder else f"{folder}: {nearest} is a file"
+        raise InputError(f"--out: {what}; name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"--out: {folder}: may not write into {nearest}; name another folder")
 
 
 def open_folder(folder: Path, config: RunConfig, data: Data) -> None:

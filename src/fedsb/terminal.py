@@ -51,6 +51,13 @@ def _config_of(
     return quickstart_config(folder, overrides)
 
 
+def how_to_go_on(folder: Path) -> str:
+    """What to say after Ctrl-C."""
+    if not (folder / "config.yaml").is_file():
+        return "stopped before the run began"
+    return f"stopped; go on with: fedsb run --out {folder} --resume"
+
+
 def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """The final table, and what to do next."""
     console.print(summary_table(summary))

@@ -1,0 +1,49 @@
+"""The adapter over bitsandbytes' 4-bit layers. Skipped where bitsandbytes is not installed (extra `4bit`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracles import example_losses
+
+from fedsb.adapter import attach, dense_weight, find_targets, is_quantized, merge
+from fedsb.bases import bases_from_update
+from fedsb.errors import InputError
+from fedsb.models import default_targets, load_base
+from fedsb.update_estimate import estimate_update
+
+
+class _Tokenizer:
+    pad_token_id = 0
+
+
+def test_a_four_bit_base_starts_from_its_gradient_and_trains_its_cores(tmp_path: Path, make_llama: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason="4-bit layers need the extra fedsb[4bit]")
+    original = make_llama()
+    original.save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), tokenizer=_Tokenizer(), num_labels=None, load_in_4bit=True)
+    targets = find_targets(model, default_targets(model))
+    name, layer = next(iter(targets.items()))
+    assert is_quantized(layer)
+    error = (dense_weight(layer) - original.get_submodule(name).weight).abs().mean()
+    assert 0 < float(error) < 0.03  # weights are drawn with deviation 0.2
+
+    ids = torch.randint(1, 40, (4, 10), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def reduce(name: str, update: torch.Tensor) -> Any:
+        return bases_from_update(update, 4, generator=torch.Generator().manual_seed(0))
+
+    attached = attach(
+        model, estimate_update(model, targets, [batch], example_losses, reduce, learning_rate=1e-3)
+    )
+    example_losses(model, batch).mean().backward()
+    for layer in attached.layers.values():
+        assert layer.R is not None
+        assert layer.R.grad is not None
+        assert float(layer.R.grad.abs().sum()) > 0
+    with pytest.raises(InputError, match="4 bits"):
+        merge(attached)
