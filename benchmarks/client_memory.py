@@ -1,6 +1,6 @@
 """Peak memory of a run with 200 simulated clients beside one with 2, same 1,600 rows, MiniLM-sized model.
 
-    python benchmarks/client_memory.py
+python benchmarks/client_memory.py
 """
 
 import json
@@ -16,7 +16,8 @@ from common import MINILM, save_random_model, verdict
 def write_rows(path: Path, count: int) -> None:
     rng = random.Random(0)
     rows = [
-        {"text": " ".join(f"w{rng.randrange(30000)}" for _ in range(16)), "label": i % 2} for i in range(count)
+        {"text": " ".join(f"w{rng.randrange(30000)}" for _ in range(16)), "label": i % 2}
+        for i in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -33,7 +34,9 @@ def run(folder: Path, clients: int) -> None:
         "federation": {"clients": clients, "rounds": 1},
     }
     result = run_config(RunConfig.from_dict(config), out=folder / f"run-{clients}")
-    assert len(json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[1])["clients"]) == clients
+    assert (
+        len(json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[1])["clients"]) == clients
+    )
     print(result.summary["peak_memory_bytes"])
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+BERT_BASE = MINILM | {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072}
 
 
 def random_bert(size: Mapping[str, int], *, seed: int = 0) -> BertForSequenceClassification:

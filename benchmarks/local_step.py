@@ -50,8 +50,11 @@ def main() -> None:
         repeats=REPEATS,
     )
     print(f"threads {torch.get_num_threads()}  " + "  ".join(f"{n} {s:.3f} s" for n, s in seconds.items()))
-    verdict("Fed-SB step / frozen forward + input-gradient backward", seconds["fed-sb"] / seconds["frozen"], 1.10)
-    verdict("Fed-SB step / peft LoRA step, same rank", seconds["fed-sb"] / seconds["peft lora"], 1.0)
+    fed_sb_seconds = seconds["fed-sb"]
+    verdict(
+        "Fed-SB step / frozen forward + input-gradient backward", fed_sb_seconds / seconds["frozen"], 1.10
+    )
+    verdict("Fed-SB step / peft LoRA step, same rank", fed_sb_seconds / seconds["peft lora"], 1.0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bytes of a serialized update beside 4 per trained number: rank 64 on a MiniLM's query and value, and head.
 
-    python benchmarks/message_size.py
+python benchmarks/message_size.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Seconds until `fedsb --help` is there, best of five.
 
-    python benchmarks/start_time.py
+python benchmarks/start_time.py
 """
 
 import subprocess

@@ -229,9 +229,9 @@ def test_another_client_round_or_seed_has_another_order_and_other_dropout(other)
     order = list(setup.seen)
     setup.update(examples, SGD, **other)
     assert setup.seen != order
-    noisy = Setup(dropout=0.5)  # one batch of everything: only dropout is left to differ
-    _, one = noisy.update(examples, replace(SGD, batch_size=30))
-    _, two = noisy.update(examples, replace(SGD, batch_size=30), **other)
+    noisy, same = Setup(dropout=0.5), make_examples(1) * 30  # without an order, only dropout can differ
+    _, one = noisy.update(same, SGD)
+    _, two = noisy.update(same, SGD, **other)
     assert (one - two).norm() > 1e-3
 
 

@@ -51,7 +51,7 @@ def run(
     try:
         summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
     except KeyboardInterrupt:
-        err_console.print(terminal.how_to_go_on(folder), highlight=False)
+        err_console.print(terminal.how_to_go_on(folder), highlight=False, markup=False)
         raise typer.Exit(130) from None
     terminal.show_result(summary, folder, out_console)
 
@@ -103,7 +103,7 @@ def export(
     if format_ == "merged" and rank is not None:
         raise InputError("--rank: only --format lora has a rank; leave it out")
     export_lora(run_folder, out, rank=rank) if format_ == "lora" else export_merged(run_folder, out)
-    out_console.print(f"wrote {out} and checked it", highlight=False)
+    out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def report(
     from fedsb.report import write_report
 
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
-    out_console.print(f"wrote {write_report(folders, out or default)}", highlight=False)
+    out_console.print(f"wrote {write_report(folders, out or default)}", highlight=False, markup=False)
 
 
 @app.command()

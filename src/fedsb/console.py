@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from fedsb.report.units import human_bytes
 
@@ -23,7 +33,7 @@ class PlainLines:
         self._began = 0.0
 
     def stage(self, text: str) -> None:
-        self.console.print(f"[dim]·[/] {text}", highlight=False)
+        self.console.print(f"[dim]·[/] {escape(text)}", highlight=False)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
         self.rounds = rounds
@@ -36,7 +46,7 @@ class PlainLines:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(f"[yellow]client {client} left out:[/] {problem}", highlight=False)
+            self.console.print(f"[yellow]client {client} left out:[/] {escape(problem)}", highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
         self.console.print(f"  client {client}: {self._seen} examples, {speed:.0f}/s", highlight=False)
@@ -47,23 +57,44 @@ class PlainLines:
         self.console.print(round_line(record, self.rounds), highlight=False)
 
 
+class _Count(MofNCompleteColumn):
+    """Nothing where the end is not known."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text("")
+
+
+class _Time(TimeRemainingColumn):
+    """Time left; where the end is not known, time spent."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is not None:
+            return super().render(task)
+        minutes, seconds = divmod(int(task.elapsed or 0), 60)
+        return Text(f"{minutes:02d}:{seconds:02d}", style="progress.elapsed")
+
+
 class LiveBars:
-    """Two bars: the clients of the round, the examples of the client, with speed and time left."""
+    """Two bars: the clients of the round, the examples of the client, with speed and time left.
+
+    Before the rounds there is one bar that moves while a stage lasts. All of it fits 80 columns.
+    """
 
     def __init__(self, console: Console):
         self.console = console
         self.rounds = 0
         self._bars = Progress(
             TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            _Count(),
             TextColumn("{task.fields[speed]:>12}"),
-            TimeRemainingColumn(compact=True),
+            _Time(compact=True),
             console=console,
             transient=True,
         )
         self._round: TaskID | None = None
         self._work: TaskID | None = None
+        self._examples, self._ended = 1, 0
 
     def __enter__(self) -> LiveBars:
         self._bars.start()
@@ -74,26 +105,32 @@ class LiveBars:
 
     def stage(self, text: str) -> None:
         self._clear()
-        self._bars.console.print(f"[dim]·[/] {text}", highlight=False)
+        self._bars.console.print(f"[dim]·[/] {escape(text)}", highlight=False)
+        self._replace_work("", None)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
         self._clear()
-        self.rounds = rounds
+        self.rounds, self._ended = rounds, 0
         self._round = self._bars.add_task(f"round {number} of {rounds}", total=len(cohort), speed="clients")
 
     def client_begins(self, client: int, num_examples: int) -> None:
+        self._examples = max(1, num_examples)
         self._replace_work(f"  client {client}", num_examples)
 
     def step(self, num_examples: int) -> None:
         if self._work is not None:
             self._bars.advance(self._work, num_examples)
             self._show_speed()
+        if self._round is not None:  # a part of a client, so that the time left is known early
+            self._bars.advance(self._round, num_examples / self._examples)
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self._bars.console.print(f"[yellow]client {client} left out:[/] {problem}", highlight=False)
+            text = f"[yellow]client {client} left out:[/] {escape(problem)}"
+            self._bars.console.print(text, highlight=False)
+        self._ended += 1
         if self._round is not None:
-            self._bars.advance(self._round)
+            self._bars.update(self._round, completed=self._ended)
 
     def evaluating(self, done: int, total: int) -> None:
         if self._work is None or self._bars.tasks[-1].description != "  evaluation":
@@ -104,9 +141,10 @@ class LiveBars:
 
     def round_ends(self, record: dict[str, Any]) -> None:
         self._clear()
-        self._bars.console.print(round_line(record, self.rounds), highlight=False)
+        line = round_line(record, self.rounds, width=self._bars.console.width)
+        self._bars.console.print(line, highlight=False)
 
-    def _replace_work(self, text: str, total: int) -> None:
+    def _replace_work(self, text: str, total: int | None) -> None:
         if self._work is not None:
             self._bars.remove_task(self._work)
         self._work = self._bars.add_task(text, total=total, speed="")
@@ -123,18 +161,30 @@ class LiveBars:
         self._work = self._round = None
 
 
-def round_line(record: dict[str, Any], rounds: int) -> str:
-    """`round 2 of 5  accuracy 0.912  loss 0.31  train loss 0.40  up 600 kB  5 clients  4.1 s`."""
+def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None) -> str:
+    """`round 2 of 5  accuracy 0.912  loss 0.31  train loss 0.40  up 600 kB  5 clients  4.1 s`.
+
+    Where that is wider than `width`, the metrics between the first and the last go, then the clients.
+    """
+    scores = [f"{key.replace('_', ' ')} {_number(value)}" for key, value in record["eval"].items()]
+    forms = [_round_parts(record, rounds, scores)]
+    forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
+    forms.append([part for part in forms[-1] if not part.endswith(" clients")])
+    lines = ["  ".join(parts) for parts in forms]
+    fits = (line for line in lines if width is None or Text.from_markup(line).cell_len <= width)
+    return next(fits, lines[-1])
+
+
+def _round_parts(record: dict[str, Any], rounds: int, scores: Sequence[str]) -> list[str]:
     name = "base model" if record["round"] == 0 else f"round {record['round']} of {rounds}"
-    parts = [f"[bold]{name:<12}[/]"]
-    parts += [f"{key.replace('_', ' ')} {value:.4f}" for key, value in record["eval"].items()]
+    parts = [f"[bold]{name:<12}[/]", *scores]
     if record["train_loss"] is not None:
         parts.append(f"train loss {record['train_loss']:.4f}")
     if record["clients"]:
         parts += [f"up {human_bytes(record['upload_bytes'])}", f"{len(record['clients'])} clients"]
     if record["rejected"]:
         parts.append(f"[yellow]{len(record['rejected'])} left out[/]")
-    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
+    return [*parts, f"{record['seconds']:.1f} s"]
 
 
 def _number(value: float | None) -> str:

@@ -68,7 +68,7 @@ def _check_cohort(config: RunConfig) -> None:
     wanted, clients = config.federation.clients_per_round, config.federation.clients
     if wanted is not None and wanted > clients:
         raise InputError(
-            f"federation.clients_per_round: expected at most {clients}, the number of clients, found {wanted}; "
+            f"federation.clients_per_round: expected at most {clients} (all clients), found {wanted}; "
             "null takes all of them"
         )
 

@@ -34,6 +34,7 @@ from fedsb.prepare import (
     start_of,
 )
 from fedsb.progress import Progress, Silent
+from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import numpy_generator
 from fedsb.server import Outcome, ServerState, aggregate, broadcast
@@ -90,6 +91,7 @@ def run(
     _rounds(session, saved, clock)
     summary = run_folder.finished_summary(folder)
     if summary is None:
+        write_samples(folder, config, data, base.model)
         summary = run_folder.finish(folder, config, method, data, session.attached, base.head, saved, clock)
     return RunResult(summary, base.model, folder)
 

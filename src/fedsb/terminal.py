@@ -61,10 +61,12 @@ def how_to_go_on(folder: Path) -> str:
 def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """The final table, and what to do next."""
     console.print(summary_table(summary))
-    console.print(f"report   {folder / 'report.html'}\nadapter  {folder / 'adapter'} (a PEFT LoRA folder)")
-    console.print(
-        f"next     fedsb export {folder} --format merged --out {folder.name}-merged", highlight=False
+    lines = (
+        f"report   {folder / 'report.html'}",
+        f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)",
+        f"next     fedsb export {folder} --format merged --out {folder.name}-merged",
     )
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def evaluate_in_terminal(
