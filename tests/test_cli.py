@@ -1,5 +1,6 @@
 """The command line: one clear message for each wrong input, exit statuses, clean JSON, help with examples."""
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 from run_helpers import (
     causal_config,
     changed,
@@ -26,8 +29,10 @@ from run_helpers import (
     write_data,
     write_rows,
 )
+from safetensors.torch import save_file
 
 from fedsb import RunConfig, run
+from fedsb.console import LiveBars, PlainLines, round_line
 
 COMMANDS = ["run", "evaluate", "export", "report", "doctor", "version"]
 
@@ -58,6 +63,11 @@ def _broken_models(folder):
     config = json.loads((folder / "other" / "config.json").read_text())
     (folder / "other" / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     (folder / "folder-without-config").mkdir()
+    shutil.copytree(folder / "bert", folder / "foreign")
+    save_file({"something.else": torch.zeros(3)}, folder / "foreign" / "model.safetensors", {"format": "pt"})
+    shutil.copytree(folder / "bert", folder / "no-tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "no-tokenizer" / name).unlink()
 
 
 @pytest.fixture
@@ -139,6 +149,8 @@ WRONG = {
     "cut weights": ({"model__path": "ROOT/cut"}, ["model.path", "cut", "corrupt", "fetch them again"]),
     "garbage weights": ({"model__path": "ROOT/garbage"}, ["model.path", "garbage", "corrupt", "again"]),
     "weights of another shape": ({"model__path": "ROOT/other"}, ["model.path", "other"]),
+    "weights of something else": ({"model__path": "ROOT/foreign"}, ["model.path", "foreign", "weights"]),
+    "no tokenizer": ({"model__path": "ROOT/no-tokenizer"}, ["model.path", "no tokenizer", "no-tokenizer"]),
     "Dirichlet without labels": (
         {
             "task": {"kind": "causal-lm", "prompt": "say {key} :", "response": "label"},
@@ -299,6 +311,13 @@ def test_evaluate_with_an_adapter_whose_weights_are_cut(world, tmp_path, fedsb):
     copy = shutil.copytree(world / "done" / "adapter", tmp_path / "adapter")
     weights = copy / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
+    answer = fedsb("evaluate", "--model", world / "bert", "--adapter", copy, "--config", world / "good.yaml")
+    assert_refused(answer, ["--adapter", str(copy)])
+
+
+def test_evaluate_with_an_adapter_without_weights(world, tmp_path, fedsb):
+    copy = shutil.copytree(world / "done" / "adapter", tmp_path / "adapter")
+    (copy / "adapter_model.safetensors").unlink()
     answer = fedsb("evaluate", "--model", world / "bert", "--adapter", copy, "--config", world / "good.yaml")
     assert_refused(answer, ["--adapter", str(copy)])
 
@@ -518,3 +537,76 @@ def test_ctrl_c_stops_with_130_and_a_word_on_resume(world, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err == f"stopped; go on with: fedsb run --out {tmp_path / 'run'} --resume\n"
+
+
+# On a terminal
+
+RECORD = {
+    "round": 2,
+    "train_loss": 0.25,
+    "eval": {"accuracy": 0.9, "macro_f1": 0.8, "matthews": 0.7, "loss": 0.3},
+    "upload_bytes": 2650,
+    "clients": [0, 2],
+    "rejected": [],
+    "seconds": 1.25,
+}
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"),
+    [
+        (None, []),
+        (140, []),
+        (110, ["macro f1"]),
+        (95, ["macro f1", "matthews"]),
+        (80, ["macro f1", "matthews", "clients"]),
+    ],
+)
+def test_round_lines_fit_the_terminal(width, gone):
+    line = re.sub(r"\[.*?\]", "", round_line(RECORD, 3, width=width))
+    assert line.startswith("round 2 of 3  accuracy 0.9000  ")
+    assert line.endswith("  1.2 s")
+    assert len(line) <= (width or 200)
+    assert [word for word in ("macro f1", "matthews", "clients") if word not in line] == gone
+    assert "loss 0.3000  train loss 0.2500  up 2.65" in line
+
+
+def test_round_lines_without_scores_or_with_a_score_that_was_not_finite():
+    assert "accuracy" not in round_line({**RECORD, "eval": {}}, 3, width=10)
+    assert "loss not finite  train loss" in round_line({**RECORD, "eval": {"loss": None}}, 3)
+
+
+def drive(progress):
+    """The events of a round in which one client fails with brackets in its reason."""
+    progress.stage("loading [odd] name")
+    progress.evaluating(5, 10)
+    progress.evaluating(10, 10)
+    progress.round_ends({**RECORD, "round": 0, "train_loss": None, "clients": []})
+    progress.round_begins(1, 3, [0, 2])
+    for client, problem in ((0, None), (2, "KeyError: '[/b]'")):
+        progress.client_begins(client, 30)
+        progress.step(20)
+        progress.step(10)
+        progress.client_ends(client, problem)
+    progress.evaluating(10, 10)
+    progress.round_ends(RECORD)
+
+
+def test_live_bars_leave_only_their_lines():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with LiveBars(console) as bars:
+        drive(bars)
+        assert not bars._bars.tasks
+    text = console.file.getvalue()
+    assert "loading [odd] name" in text
+    assert "client 2 left out: KeyError: '[/b]'" in text
+    assert "round 2 of 3  accuracy" in text
+
+
+def test_plain_lines_are_one_per_event():
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    drive(PlainLines(console))
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["·", "base", "client", "client", "round"]
+    assert lines[0] == "· loading [odd] name"
+    assert lines[3] == "client 2 left out: KeyError: '[/b]'"

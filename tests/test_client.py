@@ -282,9 +282,6 @@ def test_grouping_by_length_saves_padding_and_still_shuffles():
     assert longest != sorted(longest)
 
 
-@pytest.mark.xfail(
-    reason="BUG in client.batch_indices: without examples it never ends", raises=TimeoutError, strict=True
-)
 def test_a_client_without_examples_does_not_hang():
     class FewDraws:
         left = 5

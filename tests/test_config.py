@@ -157,7 +157,6 @@ def test_a_missing_file_is_an_input_error(tmp_path):
         RunConfig.from_yaml(tmp_path)
 
 
-@pytest.mark.xfail(reason="BUG in config._read_yaml: not UTF-8", raises=UnicodeDecodeError, strict=True)
 def test_a_file_that_is_not_utf8_is_an_input_error(tmp_path):
     path = tmp_path / "latin.yaml"
     path.write_bytes("model: {path: Übung}".encode("latin-1"))
@@ -199,9 +198,6 @@ def test_a_wrong_override_is_an_input_error(config_file, override):
         RunConfig.from_yaml(config_file, [override])
 
 
-@pytest.mark.xfail(
-    reason="BUG in config._override: the YAML error gets out", raises=yaml.YAMLError, strict=True
-)
 @pytest.mark.parametrize("override", ["method.targets=[query", "data.train=a: b: c", "seed=*x"])
 def test_an_override_that_is_not_yaml_is_an_input_error(config_file, override):
     with pytest.raises(InputError):

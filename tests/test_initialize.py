@@ -13,6 +13,7 @@ from fedsb.adapter import find_targets
 from fedsb.head import head_parameters
 from fedsb.initialize import Calibration, Start, Warmup, draw_calibration, start_factors
 from fedsb.methods import fed_sb, fedit
+from fedsb.models import enable_checkpointing
 
 PARTS = [list(range(0, 10)), list(range(10, 40)), [40, 41, 42]]
 
@@ -141,3 +142,15 @@ def test_the_start_leaves_gradient_flags_as_they_were(make_bert: Any) -> None:
     _started(model, head_warmup=Warmup(rounds=1, steps=2, learning_rate=0.01))
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradient_checkpointing_recomputes_in_the_estimate_and_does_not_change_it(make_bert: Any) -> None:
+    plain = _started(make_bert(), rule="raw").factors
+    model, calls = make_bert(), []
+    enable_checkpointing(model)
+    model.bert.encoder.layer[0].intermediate.register_forward_hook(lambda *_: calls.append(1))
+    checkpointed = _started(model, rule="raw").factors
+    assert len(calls) == 2 * 3  # three batches, each run forward twice
+    assert not any(module.training for module in model.modules())
+    for name, part in plain.items():
+        torch.testing.assert_close(checkpointed[name].R, part.R, rtol=1e-4, atol=1e-9)

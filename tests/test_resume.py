@@ -196,7 +196,6 @@ def test_killed_in_the_middle_of_the_start(world, config, unbroken, monkeypatch)
 
 MOMENTS = {
     "start": "config.yaml",
-    "round-1": "checkpoint/state.json",
     "round-2": "checkpoint/round-00001.safetensors",
     "end": "adapter",
 }
@@ -205,7 +204,7 @@ MOMENTS = {
 @pytest.fixture(scope="module")
 def slow_config(world, config):
     """Long enough that the kill hits the moment meant."""
-    return changed(config, federation__rounds=3, training__epochs=6, training__batch_size=2)
+    return changed(config, federation__rounds=3, training__epochs=3, training__batch_size=2)
 
 
 @pytest.fixture(scope="module")

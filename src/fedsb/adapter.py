@@ -242,12 +242,14 @@ def attach(
 
     The base layers are kept, not copied. `detach` undoes it all, gradient flags included.
     """
-    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    before = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+    layers = {
+        name: LowRankLinear(model.get_submodule(name), start, trains=trains, scale=scale)
+        for name, start in factors.items()
+    }
     model.requires_grad_(False)
-    layers = {}
-    for name, start in factors.items():
-        layers[name] = LowRankLinear(model.get_submodule(name), start, trains=trains, scale=scale)
-        model.set_submodule(name, layers[name])
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
     return Attached(model, layers, before)
 
 
@@ -255,7 +257,7 @@ def detach(attached: Attached) -> nn.Module:
     """Take the adapter layers out; the model is then bit for bit what it was before `attach`."""
     for name, layer in attached.layers.items():
         attached.model.set_submodule(name, layer.base)
-    for name, parameter in attached.model.named_parameters():
+    for name, parameter in attached.model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(attached.requires_grad_before[name])
     return attached.model
 
@@ -299,6 +301,8 @@ def fold(attached: Attached) -> dict[str, LoraPair]:
 def merge(attached: Attached) -> nn.Module:
     """Add each update to its base weight (in fp32, then cast back) and take the adapter layers out.
 
+    A layer whose weight is tied to another module's gets a weight of its own.
+
     Raises:
         InputError: a base layer is stored in 4 bits and cannot take the update exactly.
     """
@@ -308,7 +312,7 @@ def merge(attached: Attached) -> nn.Module:
                 f"layer {name!r} is stored in 4 bits: load the model in bfloat16 or float32 to merge"
             )
     for layer in attached.layers.values():
-        with torch.no_grad():
-            merged = dense_weight(layer.base) + layer.update()
-            layer.weight.copy_(merged.T if _is_conv1d(layer.base) else merged)
+        merged = dense_weight(layer.base) + layer.update()
+        merged = merged.T.contiguous() if _is_conv1d(layer.base) else merged
+        layer.base.weight = nn.Parameter(merged.to(layer.weight.dtype), requires_grad=False)
     return detach(attached)

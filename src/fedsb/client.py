@@ -99,6 +99,8 @@ def client_update(
         ClientFailed: the loss is not finite, or the time is up.
     """
     header, vector = wire.unpack(broadcast)
+    if not examples:
+        raise ClientFailed("it holds no examples")
     layout = trainable.layout
     expected = wire.Header(header.method, header.round, layout.digest)
     wire.check(header, vector, expected=expected, size=layout.size)
@@ -155,7 +157,7 @@ def batch_indices(
     With `group_by_length`, runs of LENGTH_GROUP batches are sorted by length, cut and shuffled again: less
     padding, nearly the same randomness.
     """
-    wanted = training.batches_per_round(len(lengths))
+    wanted = training.batches_per_round(len(lengths)) if lengths else 0
     while wanted > 0:
         epoch = list(_epoch_batches(lengths, training, rng))[:wanted]
         wanted -= len(epoch)

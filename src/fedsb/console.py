@@ -166,7 +166,9 @@ def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None)
 
     Where that is wider than `width`, the metrics between the first and the last go, then the clients.
     """
-    scores = [f"{key.replace('_', ' ')} {_number(value)}" for key, value in record["eval"].items()]
+    scores = [
+        f"{key.replace('_', ' ')} {_number(value) or 'not finite'}" for key, value in record["eval"].items()
+    ]
     forms = [_round_parts(record, rounds, scores)]
     forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
     forms.append([part for part in forms[-1] if not part.endswith(" clients")])

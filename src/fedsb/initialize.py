@@ -5,7 +5,8 @@ Data flow: partition -> equal draw per client -> (head trained on them) -> first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -189,19 +190,37 @@ def _from_gradient(
     indices = [i for part in calibration.draw.values() for i in part]
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
-    factors = estimate_update(
-        model,
-        targets,
-        _batches(calibration, indices, start.batch_size),
-        calibration.losses,
-        lambda name, update: bases_from_update(update, start.rank, generator=_generator(start.seed, name)),
-        learning_rate=start.learning_rate,
-        rule=start.rule,
-        sums=sums,
-    )
+    with _checkpointing_in_eval_mode(model):
+        factors = estimate_update(
+            model,
+            targets,
+            _batches(calibration, indices, start.batch_size),
+            calibration.losses,
+            lambda name, update: bases_from_update(
+                update, start.rank, generator=_generator(start.seed, name)
+            ),
+            learning_rate=start.learning_rate,
+            rule=start.rule,
+            sums=sums,
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(before[name])
     return factors
+
+
+@contextmanager
+def _checkpointing_in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Let blocks with gradient checkpointing switched on use it although there is no dropout: transformers
+    asks the block alone whether it is training."""
+    blocks = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    modes = [block.training for block in blocks]
+    for block in blocks:
+        block.training = True
+    try:
+        yield
+    finally:
+        for block, mode in zip(blocks, modes, strict=True):
+            block.training = mode
 
 
 def _gradient_traffic(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ ENCODER_TARGETS = {
 """Query and value, as LoRA's authors adapt encoders; other families: every attention and MLP projection."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "tekken.json")
 
 
 def pick_device(name: str) -> torch.device:
@@ -53,7 +54,7 @@ def load_tokenizer(path: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    _check_folder(path)
+    _check_folder(path, files=TOKENIZER_FILES, what="tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
@@ -84,7 +85,7 @@ def load_base(
         InputError: the folder or its weights cannot be used; the message says what was wrong.
     """
     device = device or torch.device("cpu")
-    _check_folder(path, weights=True)
+    _check_folder(path, files=WEIGHT_FILES, what="weights")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if load_in_4bit:
         options |= _four_bit(dtype, device)
@@ -125,15 +126,29 @@ def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    loader = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    loader: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     try:
-        return loader.from_pretrained(path, **options)
+        model, report = loader.from_pretrained(path, output_loading_info=True, **options)
     except SafetensorError as error:
         raise InputError(
             f"model.path: the weights in {path!r} are corrupt ({error}); fetch them again"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model.path: {path!r} could not be loaded: {_first_line(error)}") from error
+    _check_belongs(path, model, report["missing_keys"])
+    return model
+
+
+def _check_belongs(path: str, model: Any, missing: Iterable[str]) -> None:
+    """Weights of something else load as random numbers: refuse them. A few missing (a pooler) are usual."""
+    prefix = f"{model.base_model_prefix}."
+    wanted = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    absent = sorted(name for name in missing if name.startswith(prefix))
+    if 2 * len(absent) > len(wanted):
+        raise InputError(
+            f"model.path: the weights in {path!r} are not of this model: {len(absent)} of {len(wanted)} "
+            f"tensors are missing, such as {absent[0]}; take config.json and weights from one model"
+        )
 
 
 def _head_options(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -161,7 +176,8 @@ def _four_bit(dtype: str, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 
-def _check_folder(path: str, *, weights: bool = False) -> None:
+def _check_folder(path: str, *, files: Sequence[str], what: str) -> None:
+    """A folder that is named must be there and hold a model's config and some of `files`."""
     folder = Path(path)
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -169,10 +185,10 @@ def _check_folder(path: str, *, weights: bool = False) -> None:
         return
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {path!r} has no config.json; expected a Hugging Face model folder")
-    if weights and not any(found for pattern in WEIGHT_FILES for found in folder.glob(pattern)):
+    if not any(found for pattern in files for found in folder.glob(pattern)):
         raise InputError(
-            f"model.path: {path!r} has no weights (looked for {', '.join(WEIGHT_FILES)}); "
-            "copy the model's .safetensors file there"
+            f"model.path: {path!r} has no {what} (looked for {', '.join(files)}); "
+            "copy the model's files there"
         )
 
 

@@ -56,6 +56,11 @@ def estimate_update(
 
     def consume(name: str, gradient: Tensor, complete: bool) -> None:
         total = sums.pop(name).add_(gradient) if name in sums else gradient
+        if name in reduced:
+            raise RunFailed(
+                f"update estimate: layer {name!r} is used in several checkpointed segments; switch "
+                "training.gradient_checkpointing off"
+            )
         if complete:
             reduced[name] = reduce(name, _apply_rule(name, total.div_(num_examples), rule, learning_rate))
         else:

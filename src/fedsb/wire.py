@@ -18,6 +18,8 @@ from torch import Tensor
 from fedsb.errors import UpdateRejected
 
 FORMAT = "fedsb-1"
+LARGEST_COUNT = 2**53
+"""Counts up to this are exact as weights in fp64."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,20 @@ def unpack(message: bytes) -> tuple[Header, Float[Tensor, "size"]]:
         header_length = int.from_bytes(message[:8], "little")
         metadata = json.loads(message[8 : 8 + header_length])["__metadata__"]
         header = Header(**json.loads(metadata[FORMAT]))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UpdateRejected(f"not a {FORMAT} message: {error}") from error
+    _check_kinds(header)
     return header, vector
+
+
+def _check_kinds(header: Header) -> None:
+    """Refuse a header whose fields are not of the kinds they are declared as."""
+    for name in ("round", "num_examples", "client"):
+        number = getattr(header, name)
+        if not (type(number) is int and 0 <= number < LARGEST_COUNT) and (name, number) != ("client", None):
+            raise UpdateRejected(f"wrong {name}: expected a count, found {str(number)[:40]!r}")
+    if not (header.train_loss is None or type(header.train_loss) in (int, float)):
+        raise UpdateRejected(f"wrong train_loss: expected a number, found {header.train_loss!r}")
 
 
 def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> None:
