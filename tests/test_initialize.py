@@ -63,7 +63,7 @@ def _started(model: nn.Module, method: Any = fed_sb, **changes: Any) -> Any:
         "batch_size": 8,
         "head_warmup": None,
         "rank": 4,
-        "learning_rate": 1e-3,
+        "step_size": 1e-3,
         "seed": 0,
     }
     start = Start(**defaults | changes)

@@ -89,6 +89,9 @@ class InitConfig(_Section):
     """Calibration examples over all clients together, drawn equally from each."""
     rule: Literal["sign", "raw"] = "sign"
     """sign: AdamW's first step. raw: SGD's."""
+    step_size: NonNegative | None = None
+    """Learning rate of the estimated update, so the size of R0; null: the first step's rate over the steps of
+    the run; 0: R0 = 0."""
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()

@@ -49,8 +49,8 @@ class Start:
     batch_size: int
     head_warmup: Warmup | None
     rank: int
-    learning_rate: float
-    """Rate of the run's first optimizer step: the size of the estimated update."""
+    step_size: float
+    """Learning rate of the estimated update: the size of R0."""
     seed: int
 
 
@@ -190,16 +190,19 @@ def _from_gradient(
     indices = [i for part in calibration.draw.values() for i in part]
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
+
+    def reduce(name: str, update: Tensor) -> Factors:
+        unit = bases_from_update(update, start.rank, generator=_generator(start.seed, name))
+        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
+
     with _checkpointing_in_eval_mode(model):
         factors = estimate_update(
             model,
             targets,
             _batches(calibration, indices, start.batch_size),
             calibration.losses,
-            lambda name, update: bases_from_update(
-                update, start.rank, generator=_generator(start.seed, name)
-            ),
-            learning_rate=start.learning_rate,
+            reduce,
+            learning_rate=1.0,
             rule=start.rule,
             sums=sums,
         )

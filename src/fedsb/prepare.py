@@ -181,7 +181,6 @@ def local_training(config: RunConfig) -> LocalTraining:
 def start_of(config: RunConfig, parts: partition.Parts) -> Start:
     """The config's method.init section as flat arguments."""
     init = config.method.init
-    largest = max(len(part) for part in parts)
     return Start(
         kind=init.kind,
         rule=init.rule,
@@ -189,9 +188,17 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         batch_size=init.batch_size,
         head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
         rank=config.method.rank,
-        learning_rate=local_training(config).first_learning_rate(largest),
+        step_size=step_size(config, parts),
         seed=config.seed,
     )
+
+
+def step_size(config: RunConfig, parts: partition.Parts) -> float:
+    """Size of the estimated first update; by default that of one step among all of a client's in the run."""
+    given = config.method.init.step_size
+    training, largest = local_training(config), max(len(part) for part in parts)
+    steps = training.rounds * training.steps_per_round(largest)
+    return training.first_learning_rate(largest) / steps if given is None else given
 
 
 def batches_of(data: Data, device: torch.device) -> Any:
