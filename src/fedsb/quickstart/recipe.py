@@ -18,7 +18,7 @@ DATA_SEED, TEST_SEED = 0, 1  # an even and an odd seed share no note
 CONFIG = """
 seed: 0
 task: {kind: classification, text: [note], label: department}
-method: {name: fed-sb, rank: 32, targets: [query, key, value, dense], init: {samples: 512}}
+method: {name: fed-sb, rank: 32, targets: [query, key, value, dense], init: {samples: 512, step_size: 5.0e-3}}
 federation: {clients: 5, rounds: 6, partition: {kind: by-column, column: hospital}}
 training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, max_length: 64, grad_clip: 1.0}
 """
