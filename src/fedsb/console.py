@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fedsb.report.units import human_bytes
+from fedsb.report.units import human_bytes, plural
 
 
 class PlainLines:
@@ -196,7 +196,7 @@ def _number(value: float | None) -> str:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Base and final metrics, traffic, time and memory."""
-    table = Table(title=f"{summary['method']}, {summary['rounds']} rounds", title_justify="left")
+    table = Table(title=f"{summary['method']}, {plural(summary['rounds'], 'round')}", title_justify="left")
     for column in ("", "base model", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for name, value in summary["final"].items():
