@@ -350,3 +350,14 @@ def test_imports_are_light() -> None:
 def _imported(nodes: list[Any]) -> list[str]:
     found = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return found + [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+
+
+def test_a_language_models_answers_are_shown_and_escaped(make: Make, tmp_path: Path) -> None:
+    folder = make()
+    assert "Answers" not in write_report([folder], tmp_path / "without.html").read_text()
+    line = {"prompt": "name[Alimentum] ->", "answer": EVIL, "expected": "Alimentum is a pub."}
+    (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    page = write_report([folder], tmp_path / "with.html").read_text()
+    assert "name[Alimentum]" in page
+    assert "&lt;script&gt;alert" in page
+    assert EVIL not in page

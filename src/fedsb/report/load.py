@@ -39,6 +39,7 @@ class Run:
     rounds: tuple[Round, ...]
     summary: dict[str, Any] | None
     partition: dict[str, Any]
+    samples: tuple[dict[str, str], ...] = ()  # a language model's answers: prompt, answer, expected
 
 
 def load_run(folder: Path) -> Run:
@@ -52,6 +53,7 @@ def load_run(folder: Path) -> Run:
         rounds=_rounds(folder / "metrics.jsonl"),
         summary=_optional_json(folder / "summary.json"),
         partition=_optional_json(folder / "partition.json") or {},
+        samples=_samples(folder / "samples.jsonl"),
     )
 
 
@@ -132,6 +134,13 @@ def _rounds(path: Path) -> tuple[Round, ...]:
     objects = [_parse_json(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     rounds = {found.number: found for found in (_round(entry, at) for at, entry in enumerate(objects))}
     return tuple(rounds[n] for n in sorted(rounds))
+
+
+def _samples(path: Path) -> tuple[dict[str, str], ...]:
+    """The answers a run left, none if it left none."""
+    lines = _text(path).splitlines() if path.is_file() else []
+    found = [_parse_json(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+    return tuple({key: str(value) for key, value in mapping(entry).items()} for entry in found)
 
 
 def _without_torn_end(lines: list[str]) -> list[str]:

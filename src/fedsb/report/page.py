@@ -58,6 +58,7 @@ def one_run(run: Run, anchor: str, level: int) -> str:
     """Header, cards, plots and tables; headings start at `level`."""
     sections = [
         ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
+        ("Answers", tables.samples(run)),
         ("Traffic", plots(figures.traffic(run, anchor)), tables.ledger(run)),
         ("Clients", plots(figures.people(run, anchor)), tables.rejected(run)),
         ("Initialization", tables.initialization(run)),
@@ -68,6 +69,7 @@ def one_run(run: Run, anchor: str, level: int) -> str:
     body = [
         section(f"{anchor}-{title.split()[0].lower()}", level + 1, title, *parts)
         for title, *parts in sections
+        if any(parts)
     ]
     return "".join(
         [_header(run, level), *(paragraph(text, "notice") for text in _notices(run)), _cards(run), *body]

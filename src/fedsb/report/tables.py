@@ -84,6 +84,14 @@ def rejected(run: Run) -> str:
     return text + table("Updates left out", columns, rows)
 
 
+def samples(run: Run) -> str:
+    """A language model's answers beside the expected ones; empty where there are none."""
+    asked = ("prompt", "answer", "expected")
+    rows = [[sample.get(name, DASH) for name in asked] for sample in run.samples]
+    text = paragraph("Greedy answers of the final model to the first test rows:")
+    return text + table("Answers", [Column(name, False) for name in asked], rows) if rows else ""
+
+
 def initialization(run: Run) -> str:
     stated = mapping(facts.summary(run).get("initialization")) or mapping(facts.setting(run, "method.init"))
     samples = stated.get("samples")
