@@ -10,10 +10,12 @@ from oracles import example_losses
 from torch import nn
 
 from fedsb.adapter import find_targets
+from fedsb.config import RunConfig
 from fedsb.head import head_parameters
 from fedsb.initialize import Calibration, Start, Warmup, draw_calibration, start_factors
 from fedsb.methods import fed_sb, fedit
 from fedsb.models import enable_checkpointing
+from fedsb.prepare import step_size
 
 PARTS = [list(range(0, 10)), list(range(10, 40)), [40, 41, 42]]
 
@@ -154,3 +156,27 @@ def test_gradient_checkpointing_recomputes_in_the_estimate_and_does_not_change_i
     assert not any(module.training for module in model.modules())
     for name, part in plain.items():
         torch.testing.assert_close(checkpointed[name].R, part.R, rtol=1e-4, atol=1e-9)
+
+
+def test_the_step_size_scales_R0_and_leaves_the_bases_alone(make_bert: Any) -> None:
+    model = make_bert()
+    none, small, large = (_started(model, step_size=size).factors for size in (0.0, 1e-4, 1e-2))
+    for name in small:
+        assert torch.equal(none[name].B, large[name].B)
+        assert torch.equal(none[name].A, large[name].A)
+        assert float(none[name].R.abs().max()) == 0.0
+        torch.testing.assert_close(100 * small[name].R, large[name].R)
+
+
+def test_by_default_R0_is_one_steps_share_of_the_first_rate() -> None:
+    values: dict[str, Any] = {
+        "model": {"path": "m"},
+        "task": {"kind": "classification", "text": ["a"]},
+        "data": {"train": "a", "test": "b"},
+        "federation": {"rounds": 4},
+        "training": {"learning_rate": 0.01, "batch_size": 8, "epochs": 2},
+    }
+    parts = [list(range(40)), list(range(40, 60))]  # 5 batches an epoch, 10 steps a round, 40 in the run
+    assert step_size(RunConfig.from_dict(values), parts) == pytest.approx(0.01 / 40)
+    values["method"] = {"init": {"step_size": 0.0}}
+    assert step_size(RunConfig.from_dict(values), parts) == 0.0
