@@ -170,7 +170,7 @@ def test_calibration_examples_are_drawn_equally_from_the_clients_own(sizes, samp
 
 def start_of(kind, warmup=None):
     return Start(
-        kind=kind, rule="sign", samples=4, batch_size=4, head_warmup=warmup, rank=2, learning_rate=0.1, seed=3
+        kind=kind, rule="sign", samples=4, batch_size=4, head_warmup=warmup, rank=2, step_size=0.1, seed=3
     )
 
 

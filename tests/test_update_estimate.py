@@ -263,7 +263,7 @@ def test_a_gradient_start_is_the_svd_of_the_estimate_over_all_clients_draws(bert
         batch_size=3,
         head_warmup=None,
         rank=2,
-        learning_rate=0.1,
+        step_size=0.1,
         seed=0,
     )
     calibration = Calibration({0: [0, 2], 1: [1, 3]}, examples, batches, example_losses)
