@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,11 +16,15 @@ MOST = 8
 
 
 def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module) -> None:
-    """Prompt, answer and expected response of the first test rows; only where evaluation.generate is set."""
+    """Prompt, answer and expected response of the first test rows whose prompts differ; only where
+    evaluation.generate is set."""
     wanted = config.evaluation.generate
     if not isinstance(config.task, CausalLmConfig) or wanted is None:
         return
-    examples = data.test[: min(wanted, MOST)]
+    distinct: dict[tuple[int, ...], Any] = {}
+    for example in data.test:
+        distinct.setdefault(tuple(example["prompt_ids"]), example)
+    examples = list(distinct.values())[: min(wanted, MOST)]
     prompts = [example["prompt_ids"] for example in examples]
     answers = generate_texts(
         model, data.tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, batch_size=MOST
