@@ -216,7 +216,6 @@ def test_the_ledger_adds_up_by_direction_and_phase():
     assert ledger.total_bytes(direction="up") == 80
     assert ledger.total_bytes(once=True) == 350
     assert ledger.total_bytes(direction="down", once=False) == 7
-    assert ledger.of_round(2, "up") == (20, 2)
     assert Ledger.from_json(json.loads(json.dumps(ledger.to_json()))) == ledger
 
 

@@ -43,11 +43,6 @@ class Ledger:
             if (direction is None or e.direction == direction) and (once is None or (e.round == 0) == once)
         )
 
-    def of_round(self, number: int, direction: Direction) -> tuple[int, int]:
-        """(bytes, parameters) of one round in one direction."""
-        chosen = [e for e in self.entries if e.round == number and e.direction == direction]
-        return sum(e.bytes for e in chosen), sum(e.parameters for e in chosen)
-
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(e) for e in self.entries]
 

@@ -10,10 +10,9 @@ import yaml
 from fedsb.config import RunConfig, override
 from fedsb.files import write_jsonl
 from fedsb.quickstart import MODEL_DIR
-from fedsb.quickstart.notes import generate
+from fedsb.quickstart.notes import train_and_test
 
-NUM_EXAMPLES, NUM_TEST_EXAMPLES = 1500, 500
-DATA_SEED, TEST_SEED = 0, 1  # an even and an odd seed share no note
+NUM_TRAIN, NUM_TEST, DATA_SEED = 1500, 500, 0
 
 CONFIG = """
 seed: 0
@@ -27,13 +26,14 @@ training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, max_length: 64, gra
 def quickstart_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Write the notes as `folder`/data/*.jsonl, where anyone can read them, and say how to train on them.
 
-    The notes are written only if they are not there, so an existing run folder is left alone.
+    A folder that holds a run already is left alone.
     """
     data = folder / "data"
-    for name, count, seed in (("train", NUM_EXAMPLES, DATA_SEED), ("test", NUM_TEST_EXAMPLES, TEST_SEED)):
-        if not (data / f"{name}.jsonl").exists() and not (folder / "config.yaml").exists():
-            data.mkdir(parents=True, exist_ok=True)
-            write_jsonl(data / f"{name}.jsonl", generate(count, seed))
+    if not (folder / "config.yaml").exists():
+        data.mkdir(parents=True, exist_ok=True)
+        train, test = train_and_test(NUM_TRAIN, NUM_TEST, DATA_SEED)
+        write_jsonl(data / "train.jsonl", train)
+        write_jsonl(data / "test.jsonl", test)
     values = yaml.safe_load(CONFIG)
     values["model"] = {"path": str(MODEL_DIR)}
     values["data"] = {"train": str(data / "train.jsonl"), "test": str(data / "test.jsonl")}
