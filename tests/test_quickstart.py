@@ -40,3 +40,22 @@ def test_a_second_quickstart_takes_the_next_free_folder(
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     assert default_folder(None, resume=False) == Path("runs/quickstart-2")
     assert default_folder(None, resume=True) == Path("runs/quickstart")
+
+
+@pytest.mark.parametrize("there", ["a file", "another folder"])
+def test_a_place_that_is_taken_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    out = tmp_path / "out"
+    if there == "a file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["fedsb", "run", "--out", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "--out" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

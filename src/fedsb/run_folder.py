@@ -50,7 +50,18 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
             )
     elif resume:
         raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
-    elif folder.exists() and any(p.name not in MAY_BE_THERE for p in folder.iterdir()):
+    else:
+        check_new(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a place where no new run can begin.
+
+    Raises:
+        InputError: it cannot be made or written, or holds something else than what a run may find there.
+    """
+    check_place(folder)
+    if folder.exists() and any(p.name not in MAY_BE_THERE for p in folder.iterdir()):
         raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
 
 

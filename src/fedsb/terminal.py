@@ -14,6 +14,7 @@ from fedsb.config import RunConfig
 from fedsb.console import LiveBars, PlainLines, summary_table
 from fedsb.doctor import Finding
 from fedsb.errors import InputError
+from fedsb.run_folder import check_new
 
 
 def default_folder(config: Path | None, *, resume: bool) -> Path:
@@ -48,6 +49,8 @@ def _config_of(
         return RunConfig.from_yaml(folder / "config.yaml", overrides)
     from fedsb.quickstart.recipe import quickstart_config
 
+    if not (folder / "config.yaml").is_file():  # else the run itself refuses, and the notes stay as they are
+        check_new(folder)
     return quickstart_config(folder, overrides)
 
 
