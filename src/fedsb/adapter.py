@@ -2,11 +2,12 @@
 
 Shapes, for a layer with `in` inputs and `out` outputs:
 
-    A: (heads * r, in)     R: (heads, r, r) or absent     B: (out, heads * r)
+    A: (heads * r, in)     R: (heads, r, r) or absent     B: (out, heads * r)     s: (heads,) or absent
 
 R is block-diagonal: head h maps rows h*r..(h+1)*r of A x to the same columns of B. One head is Fed-SB
 (Singhal et al. 2025, arXiv 2502.15436), several are RAVAN's layout (arXiv 2506.05568), no R is LoRA
-(Hu et al. 2021, arXiv 2106.09685). Factors are fp32 whatever the base layer's dtype.
+(Hu et al. 2021, arXiv 2106.09685). s scales the heads one by one (RAVAN). Factors are fp32 whatever the base
+layer's dtype.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from torch.nn import functional as F
 
 from fedsb.errors import InputError
 
-FACTOR_NAMES = ("A", "R", "B")
+FACTOR_NAMES = ("A", "R", "B", "s")
 
 
 class Factors(NamedTuple):
-    """The three factors of one layer; `R` is None for plain LoRA."""
+    """The factors of one layer; `R` is None for plain LoRA, `s` where heads have no scale of their own."""
 
     B: Float[Tensor, "out k"]
     A: Float[Tensor, "k in"]
     R: Float[Tensor, "heads r r"] | None
+    s: Float[Tensor, "heads"] | None = None
 
 
 class LoraPair(NamedTuple):
@@ -47,13 +49,14 @@ class LowRankLinear(nn.Module):
     Args:
         base: nn.Linear, GPT-2's Conv1D, or any layer with `in_features` and `out_features` (4-bit ones).
         factors: start values, copied to fp32 parameters on the base's device.
-        trains: which of "A", "R", "B" get gradients.
+        trains: which of "A", "R", "B", "s" get gradients.
         scale: s, a plain number (LoRA's alpha / r; 1 for Fed-SB).
     """
 
     A: nn.Parameter
     B: nn.Parameter
     R: nn.Parameter | None
+    s: nn.Parameter | None
 
     def __init__(
         self, base: nn.Module, factors: Factors, *, trains: Sequence[str] = ("R",), scale: float = 1.0
@@ -87,10 +90,14 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         y = self.base(x)
         z = F.linear(x, self.A.to(x.dtype))
-        if self.R is not None:
-            z = _through_core(z, self.R.to(z.dtype))
+        if (core := self.core()) is not None:
+            z = _through_core(z, core.to(z.dtype))
         update = F.linear(z, self.B.to(z.dtype))
         return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
+
+    def core(self) -> Float[Tensor, "heads r r"] | None:
+        """R, each head times its s."""
+        return self.R if self.R is None or self.s is None else self.s[:, None, None] * self.R
 
     def factors(self) -> dict[str, nn.Parameter]:
         """The factors this layer has, by name."""
@@ -99,8 +106,8 @@ class LowRankLinear(nn.Module):
     def lora(self) -> LoraPair:
         """The layer as an ordinary LoRA: `B' = s B R`, `A' = A`, so that the update is `B' A'`."""
         B, A = self.B.detach(), self.A.detach()
-        if self.R is not None:
-            B = _through_core(B, self.R.detach().transpose(1, 2))
+        if (core := self.core()) is not None:
+            B = _through_core(B, core.detach().transpose(1, 2))
         return LoraPair(self.scale * B, A.clone())
 
     def update(self) -> Float[Tensor, "out in"]:
@@ -164,6 +171,8 @@ def _check_factors(base: nn.Module, factors: Factors) -> None:
         heads, r = factors.R.shape[:2]
         expected["R"] = (heads, r, r)
         expected["A"], expected["B"] = (heads * r, n_in), (out, heads * r)
+        if factors.s is not None:
+            expected["s"] = (heads,)
     for name, shape in expected.items():
         found = tuple(getattr(factors, name).shape)
         if found != shape:

@@ -53,9 +53,14 @@ def orthonormal_bases(
     out: int, n_in: int, rank: int, *, heads: int = 1, generator: torch.Generator
 ) -> Factors:
     """Random orthonormal bases from a seed, R = 0. Nothing is sent: the seed is enough."""
-    B = _orthonormal(torch.randn(out, heads * rank, generator=generator))
-    A = _orthonormal(torch.randn(n_in, heads * rank, generator=generator)).T
-    return Factors(B=B, A=A.contiguous(), R=_zero_core(heads, rank, B.device))
+    B = orthonormal_rows(heads * rank, out, generator=generator).T.contiguous()
+    A = orthonormal_rows(heads * rank, n_in, generator=generator)
+    return Factors(B=B, A=A, R=_zero_core(heads, rank, B.device))
+
+
+def orthonormal_rows(rank: int, n_in: int, *, generator: torch.Generator) -> Float[Tensor, "rank in"]:
+    """A random A with A A^T = I."""
+    return _orthonormal(torch.randn(n_in, rank, generator=generator)).T.contiguous()
 
 
 def lora_factors(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:

@@ -4,12 +4,38 @@ from difflib import get_close_matches
 
 from fedsb.errors import InputError
 from fedsb.methods.fed_sb import fed_sb as fed_sb
+from fedsb.methods.fedex_lora import fedex_lora as fedex_lora
 from fedsb.methods.fedit import fedit as fedit
-from fedsb.methods.mean import weighted_mean as weighted_mean
+from fedsb.methods.fedsvd import fedsvd as fedsvd
+from fedsb.methods.ffa_lora import ffa_lora as ffa_lora
+from fedsb.methods.flexlora import flexlora as flexlora
+from fedsb.methods.flora import flora as flora
+from fedsb.methods.hetlora import hetlora as hetlora
+from fedsb.methods.lora_xs import lora_xs as lora_xs
 from fedsb.methods.method import Aggregation as Aggregation
+from fedsb.methods.method import Averaged as Averaged
+from fedsb.methods.method import BaseUpdate as BaseUpdate
+from fedsb.methods.method import Frame as Frame
 from fedsb.methods.method import Method as Method
+from fedsb.methods.method import Numbers as Numbers
+from fedsb.methods.method import Shape as Shape
+from fedsb.methods.method import Upload as Upload
+from fedsb.methods.ravan import ravan as ravan
+from fedsb.methods.rolora import rolora as rolora
 
-ALL: tuple[Method, ...] = (fed_sb, fedit)
+ALL: tuple[Method, ...] = (
+    fed_sb,
+    fedit,
+    ffa_lora,
+    flora,
+    fedex_lora,
+    lora_xs,
+    flexlora,
+    hetlora,
+    ravan,
+    fedsvd,
+    rolora,
+)
 
 
 def by_name(name: str) -> Method:

@@ -2,20 +2,31 @@
 
 Source: Singhal, Ponkshe, Vartak, Varshney, Vepakomma 2025, arXiv 2502.15436. Trains R. Up and down:
 heads * r * r numbers per layer (and the head). Sent once: B, A, R0, unless derived by each client.
-Exact for any weights and any cohort: mean(B R_i A) = B mean(R_i) A. No scale (s = 1).
+Exact for any weights and any cohort: mean(B R_i A) = B mean(R_i) A. No scale (s = 1). Several heads:
+block-diagonal R over bases of rank heads * r, the shape of RAVAN with Fed-SB's bases. A client of rank r_i
+owns the leading r_i x r_i block of each head.
 """
 
 from __future__ import annotations
 
 from fedsb.methods.mean import weighted_mean
-from fedsb.methods.method import Method
+from fedsb.methods.method import Method, Numbers, Shape, always, no_scale
+
+
+def core_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+    """heads * rank^2, whatever the layer and the cohort."""
+    numbers = heads * rank * rank
+    return Numbers(numbers, numbers, numbers, numbers)
+
 
 fed_sb = Method(
     name="fed-sb",
     source="Singhal et al. 2025, arXiv 2502.15436",
     exact=True,
-    trains=("R",),
-    scale=lambda rank, alpha: 1.0,
-    draw=None,
+    trains=always("R"),
+    sends=("R",),
+    scale=no_scale,
     aggregation=weighted_mean(),
+    cost=core_cost,
+    mixed_ranks=True,
 )

@@ -2,22 +2,39 @@
 
 Source: Zhang et al. 2023, arXiv 2305.05644. Trains A and B. Up and down: (out + in) * r numbers per layer
 (and the head). Sent once: nothing, A starts from the shared seed and B from zero. Not exact:
-mean(B_i) mean(A_i) differs from mean(B_i A_i). Scale alpha / r, 1 by
-default (as in the federated SNLI runs of the Fed-SB authors).
+mean(B_i) mean(A_i) differs from mean(B_i A_i); the difference is measured each round. Scale alpha / r.
 """
 
 from __future__ import annotations
 
 from fedsb.bases import lora_factors
-from fedsb.methods.mean import weighted_mean
-from fedsb.methods.method import Method
+from fedsb.methods.covariances import MeansAndCovariances
+from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, always, lora_scale
+
+
+def pair_numbers(shape: Shape, rank: int) -> int:
+    """Numbers of B and A."""
+    return rank * (shape.out + shape.n_in)
+
+
+def pair_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+    """(out + in) * rank up and down; the paper counts one client's upload."""
+    numbers = pair_numbers(shape, rank)
+    return Numbers(numbers, numbers, numbers, numbers)
+
+
+def _finish(sums: MeansAndCovariances) -> Averaged:
+    return Averaged(sums.means(), deviation=sums.deviation())
+
 
 fedit = Method(
     name="fedit",
     source="Zhang et al. 2023, arXiv 2305.05644",
     exact=False,
-    trains=("A", "B"),
-    scale=lambda rank, alpha: 1.0 if alpha is None else alpha / rank,
+    trains=always("A", "B"),
+    sends=("A", "B"),
+    scale=lora_scale,
+    aggregation=Aggregation(MeansAndCovariances, MeansAndCovariances.add, _finish),
+    cost=pair_cost,
     draw=lora_factors,
-    aggregation=weighted_mean(),
 )

@@ -1,20 +1,84 @@
-"""The weighted mean of flat vectors as a stream: one fp64 accumulator, whatever the number of clients."""
+"""The weighted mean of uploads as a stream: one fp64 accumulator, whatever the number of clients.
+
+Clients of smaller rank own the leading block of each factor, or some of the heads. What they lack counts,
+with padding "all", as what their model has in its place: zero outside the block (they hold no such entry),
+the broadcast value for a head they hold and did not train. The mean of the updates is then exact. With
+padding "owners" each entry is averaged over those who trained it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import accumulate
+from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.errors import RunFailed
-from fedsb.methods.method import Aggregation
+from fedsb.methods.method import Aggregation, Averaged, Frame, Upload
 
 
-class _Sum(NamedTuple):
-    total: Float[Tensor, "size"]
-    weight: float
+class WeightedSum:
+    """sum(w_i v_i) over vectors whose parts may be leading blocks of the whole."""
+
+    def __init__(self, frame: Frame):
+        self.frame = frame
+        self.size = sum(prod(shape) for shape in frame.answer.values())
+        self.total, self.named = _zeros(frame)
+        self.weight = 0.0
+        self.owned: dict[str, Tensor] | None = None
+        """Weight of each entry's owners, by name; None while every upload was whole."""
+
+    def add(self, upload: Upload) -> None:
+        _check_weight(upload.weight)
+        self.weight += upload.weight
+        if upload.vector.numel() == self.size:
+            self.total.add_(upload.vector, alpha=upload.weight)
+            if self.owned is not None:
+                for part in self.owned.values():
+                    part.add_(upload.weight)
+        else:
+            self._add_part(upload)
+
+    def _add_part(self, upload: Upload) -> None:
+        if self.owned is None:
+            owned = _zeros(self.frame)[1]
+            self.owned = {name: part.add_(self.weight - upload.weight) for name, part in owned.items()}
+        for name, tensor in upload.tensors.items():
+            where = region(name, tensor, upload.heads)
+            self.named[name][where] += upload.weight * tensor.double()
+            self.owned[name][where] += upload.weight
+            if upload.heads is not None and _is_core(name) and self.frame.padding == "all":
+                self._add_untrained(name, upload)
+
+    def _add_untrained(self, name: str, upload: Upload) -> None:
+        """Heads a client holds and did not train are in its model at the broadcast value."""
+        rest = [h for h in range(self.named[name].shape[0]) if h not in (upload.heads or ())]
+        self.named[name][rest] += upload.weight * self.frame.current[name][rest].double()
+
+    def mean(self) -> dict[str, Tensor]:
+        """By name, in fp32."""
+        if self.weight == 0:
+            raise RunFailed("no update to average")
+        if self.frame.padding == "all" or self.owned is None:
+            return {name: (part / self.weight).float() for name, part in self.named.items()}
+        return {name: self._mean_of_owners(name) for name in self.named}
+
+    def _mean_of_owners(self, name: str) -> Tensor:
+        """Entries nobody trained this round keep the value that was broadcast."""
+        assert self.owned is not None
+        weights = self.owned[name]
+        mean = self.named[name] / weights.clamp_min(1e-300)
+        before = self.frame.current.get(name)
+        return (mean if before is None else torch.where(weights > 0, mean, before.double())).float()
+
+
+def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> tuple[object, ...]:
+    """Where a client's part lies in the whole: its heads, or the leading block."""
+    if heads is not None and _is_core(name):
+        return (list(heads),)
+    return tuple(slice(0, n) for n in tensor.shape)
 
 
 def weighted_mean() -> Aggregation:
@@ -22,21 +86,30 @@ def weighted_mean() -> Aggregation:
 
     The order of arrival changes the result by fp64 rounding at most, so hardly ever an fp32 digit.
     """
-    return Aggregation(_start, _add, _finish)  # type: ignore[arg-type]
+
+    def add(total: WeightedSum, upload: Upload) -> WeightedSum:
+        total.add(upload)
+        return total
+
+    return Aggregation(WeightedSum, add, lambda total: Averaged(total.mean()))
 
 
-def _start(size: int) -> _Sum:
-    return _Sum(torch.zeros(size, dtype=torch.float64), 0.0)
+def _is_core(name: str) -> bool:
+    return name.endswith(".R")
 
 
-def _add(state: _Sum, vector: Float[Tensor, "size"], weight: float) -> _Sum:
+def _zeros(frame: Frame) -> tuple[Float[Tensor, "size"], dict[str, Tensor]]:
+    """An fp64 vector and its views by name."""
+    sizes = [prod(shape) for shape in frame.answer.values()]
+    flat = torch.zeros(sum(sizes), dtype=torch.float64)
+    starts = [0, *accumulate(sizes)]
+    views = {
+        name: flat[start : start + size].view(shape)
+        for (name, shape), start, size in zip(frame.answer.items(), starts, sizes, strict=False)
+    }
+    return flat, views
+
+
+def _check_weight(weight: float) -> None:
     if not weight > 0:
         raise ValueError(f"weight: expected a positive number, found {weight}")
-    state.total.add_(vector, alpha=weight)
-    return _Sum(state.total, state.weight + weight)
-
-
-def _finish(state: _Sum) -> Float[Tensor, "size"]:
-    if state.weight == 0:
-        raise RunFailed("no update to average")
-    return (state.total / state.weight).float()

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from fedsb.adapter import Factors
+from fedsb.adapter import Factors, LoraPair
+
+Named = Mapping[str, Tensor]
+Padding = Literal["all", "owners"]
+
+
+class Shape(NamedTuple):
+    """A target layer."""
+
+    out: int
+    n_in: int
+
+
+class Numbers(NamedTuple):
+    """How many numbers one layer costs in a round with a full cohort of up-to-date clients.
+
+    Attributes:
+        trained: numbers a client trains.
+        up: numbers a client sends.
+        down: numbers a client receives.
+        paper: the round's count over all clients as in the tables of Singhal et al. 2025.
+    """
+
+    trained: int
+    up: int
+    down: int
+    paper: float
 
 
 class DrawFactors(Protocol):
@@ -18,16 +43,70 @@ class DrawFactors(Protocol):
     def __call__(self, out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors: ...
 
 
-class Aggregation(NamedTuple):
-    """A stream over the cohort's updates: `finish(add(add(start(n), v1, w1), v2, w2))`.
+class Frame(NamedTuple):
+    """What the server knows as it opens a round's aggregation.
 
-    `start(size)` makes the accumulator, `add` takes in one update with its weight, `finish` gives the
-    vector to broadcast. Memory must not grow with the number of updates where the method allows it.
+    Attributes:
+        current: the shared factors and the head as the cohort's largest rank received them, by name.
+        answer: shapes of an upload at the largest rank, by name.
+        layers: target layers and their shapes.
+        scale: s of the update s B R A.
+        padding: how entries that smaller clients lack count (methods with mixed ranks).
+        residual_rank: rank kept of a residual; None keeps all of it.
     """
 
-    start: Callable[[int], object]
-    add: Callable[[object, Float[Tensor, "size"], float], object]
-    finish: Callable[[object], Float[Tensor, "size"]]
+    current: Named
+    answer: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Shape]
+    scale: float
+    padding: Padding = "all"
+    residual_rank: int | None = None
+
+
+class Upload(NamedTuple):
+    """One client's accepted answer.
+
+    Attributes:
+        tensors: what it sent, by name, at its own rank.
+        vector: the same as one flat vector.
+        weight: its weight in the mean.
+        heads: which heads of the core it trained; None for all.
+    """
+
+    tensors: Named
+    vector: Tensor
+    weight: float
+    heads: tuple[int, ...] | None = None
+
+
+BaseUpdate = dict[str, LoraPair | Tensor]
+"""What a round adds to base weights, by layer: a pair (the update is B @ A) or, where smaller, dense."""
+
+
+class Averaged(NamedTuple):
+    """What a round's aggregation gives.
+
+    Attributes:
+        tensors: new values by name; names that are missing stay as they were.
+        base_update: what every client adds to its base weights; empty for most methods.
+        deviation: ||averaged update - mean of the updates||_F / ||mean of the updates||_F over all layers,
+            before any base update mends it; None where it is zero by construction.
+    """
+
+    tensors: Named
+    base_update: BaseUpdate = {}
+    deviation: float | None = None
+
+
+class Aggregation(NamedTuple):
+    """A stream over the cohort's updates: `finish(add(add(start(frame), u1), u2))`.
+
+    Memory must not grow with the number of updates where the method allows it.
+    """
+
+    start: Callable[[Frame], Any]
+    add: Callable[[Any, Upload], Any]
+    finish: Callable[[Any], Averaged]
 
 
 class Method(NamedTuple):
@@ -36,17 +115,49 @@ class Method(NamedTuple):
     Attributes:
         name: as in `method.name`.
         source: author, year, arXiv number.
-        exact: whether the averaged adapter equals the weighted mean of the clients' weight updates.
-        trains: which of the factors A, R, B train; the same go up and down.
+        exact: whether the averaged model equals the weighted mean of the clients' models.
+        trains: round -> the factors A, R, B, s that get gradients and go up.
+        sends: the factors a broadcast carries. What trains and is not sent starts anew each round.
         scale: (rank, alpha) -> s.
-        draw: start values without data; None means the bases of `method.init`.
         aggregation: how updates become the next broadcast.
+        cost: (layer, rank, heads, cohort size) -> numbers of a round.
+        draw: start values without data; None means bases of `bases`.
+        bases: "init" takes the bases `method.init` asks for; the others are fixed by the method.
+        settle: changes a layer's trained factors before they go up (RAVAN folds s into R).
+        heads: heads of the core if the config names none.
+        mixed_ranks: whether clients may have ranks of their own.
     """
 
     name: str
     source: str
     exact: bool
-    trains: tuple[str, ...]
+    trains: Callable[[int], tuple[str, ...]]
+    sends: tuple[str, ...]
     scale: Callable[[int, float | None], float]
-    draw: DrawFactors | None
     aggregation: Aggregation
+    cost: Callable[[Shape, int, int, int], Numbers]
+    draw: DrawFactors | None = None
+    bases: Literal["init", "weights", "orthonormal"] = "init"
+    settle: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    heads: int = 1
+    mixed_ranks: bool = False
+
+    @property
+    def has_core(self) -> bool:
+        """Whether R is what trains, so that heads and refreshed bases make sense."""
+        return "R" in self.trains(1)
+
+
+def always(*names: str) -> Callable[[int], tuple[str, ...]]:
+    """The same factors train in every round."""
+    return lambda round_number: names
+
+
+def no_scale(rank: int, alpha: float | None) -> float:
+    """Methods over orthonormal bases have no scale."""
+    return 1.0
+
+
+def lora_scale(rank: int, alpha: float | None) -> float:
+    """alpha / rank; 1 without alpha, as in the federated SNLI runs of the Fed-SB authors."""
+    return 1.0 if alpha is None else alpha / rank

@@ -1,0 +1,38 @@
+"""FedEx-LoRA: A and B averaged apart, and what that leaves out added to the base.
+
+Source: Singhal, Ponkshe, Vepakomma 2024, arXiv 2410.09432. Trains A and B. Up: (out + in) * r numbers per
+layer (and the head). Down: the means, and the residual mean(B_i A_i) - mean(B_i) mean(A_i) as factors of
+rank at most (c - 1) r, or dense where smaller. Sent once: nothing. Exact, unless `method.residual_rank`
+keeps less of the residual (the paper's variant for narrow lines). Scale alpha / r.
+"""
+
+from __future__ import annotations
+
+from fedsb.bases import lora_factors
+from fedsb.methods.covariances import MeansAndCovariances
+from fedsb.methods.fedit import pair_numbers
+from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, always, lora_scale
+from fedsb.methods.stack import stacked_numbers
+
+
+def _finish(sums: MeansAndCovariances) -> Averaged:
+    return Averaged(sums.means(), sums.residuals(), sums.deviation())
+
+
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+    numbers = pair_numbers(shape, rank)
+    down = numbers + stacked_numbers(shape, (cohort - 1) * rank)
+    return Numbers(numbers, numbers, down, paper=cohort * numbers)
+
+
+fedex_lora = Method(
+    name="fedex-lora",
+    source="Singhal et al. 2024, arXiv 2410.09432",
+    exact=True,
+    trains=always("A", "B"),
+    sends=("A", "B"),
+    scale=lora_scale,
+    aggregation=Aggregation(MeansAndCovariances, MeansAndCovariances.add, _finish),
+    cost=_cost,
+    draw=lora_factors,
+)

@@ -1,0 +1,58 @@
+"""FedSVD: clients train B; the server turns B A into another pair of the same product, with A orthonormal.
+
+Source: Lee et al. 2025, arXiv 2505.12805. Trains B. Up: out * r numbers per layer (and the head). Down:
+(out + in) * r: A changes each round. (A client that was in the last round could derive A from B itself, as
+the paper counts; we send it, so that anyone can take part.) Sent once: nothing. Exact:
+mean(B_i A) = mean(B_i) A = (U S) V^T, with the new B = U S and A = V^T. Scale alpha / r.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fedsb.adapter import Factors, LoraPair
+from fedsb.bases import orthonormal_rows
+from fedsb.methods.fedit import pair_numbers
+from fedsb.methods.mean import WeightedSum
+from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, Upload, always, lora_scale
+from fedsb.methods.stack import product_svd
+
+
+def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
+    """A with orthonormal rows, B = 0."""
+    return Factors(
+        B=torch.zeros(out, rank), A=orthonormal_rows(rank, n_in, generator=generator), R=None
+    )
+
+
+def _add(total: WeightedSum, upload: Upload) -> WeightedSum:
+    total.add(upload)
+    return total
+
+
+def _finish(total: WeightedSum) -> Averaged:
+    tensors = total.mean()
+    for layer in total.frame.layers:
+        B, A = tensors[f"{layer}.B"], total.frame.current[f"{layer}.A"]
+        if B.any():  # the product of zero has no directions of its own: keep A
+            U, S, Vh = product_svd(LoraPair(B, A))
+            tensors[f"{layer}.B"], tensors[f"{layer}.A"] = (U * S).float(), Vh.float()
+    return Averaged(tensors)
+
+
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+    B, both = rank * shape.out, pair_numbers(shape, rank)
+    return Numbers(B, B, both, paper=both / 2)
+
+
+fedsvd = Method(
+    name="fedsvd",
+    source="Lee et al. 2025, arXiv 2505.12805",
+    exact=True,
+    trains=always("B"),
+    sends=("A", "B"),
+    scale=lora_scale,
+    aggregation=Aggregation(WeightedSum, _add, _finish),
+    cost=_cost,
+    draw=_draw,
+)

@@ -1,0 +1,42 @@
+"""FlexLoRA: the server takes the SVD of the mean product and gives client k its leading r_k directions.
+
+Source: Bai et al. 2024, arXiv 2402.11505. Trains A and B at the client's own rank. Up and down:
+(out + in) * r_k numbers per layer (and the head). Sent once: nothing. Exact before the truncation to the
+largest rank, lossy after; what is lost is measured each round. Singular values are shared evenly by
+B and A (our choice: the paper's code is not our source). Scale alpha / r.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fedsb.adapter import LoraPair
+from fedsb.bases import lora_factors
+from fedsb.methods.fedit import pair_cost
+from fedsb.methods.flora import Stacks
+from fedsb.methods.method import Aggregation, Averaged, Method, always, lora_scale
+
+
+def _finish(sums: Stacks) -> Averaged:
+    tensors, lost, whole = sums.sums.mean(), 0.0, 0.0
+    for layer, stack in sums.stacks.items():
+        rank = sums.frame.answer[f"{layer}.A"][0]
+        pair = stack.truncated(rank, 1 / sums.sums.weight)
+        tensors[f"{layer}.B"], tensors[f"{layer}.A"] = pair
+        whole += stack.squared_norm()
+        lost += stack.squared_norm(LoraPair(-sums.sums.weight * pair.B, pair.A))
+    return Averaged(tensors, deviation=math.sqrt(lost / whole) if whole > 0 else 0.0)
+
+
+flexlora = Method(
+    name="flexlora",
+    source="Bai et al. 2024, arXiv 2402.11505",
+    exact=False,
+    trains=always("A", "B"),
+    sends=("A", "B"),
+    scale=lora_scale,
+    aggregation=Aggregation(Stacks, Stacks.add, _finish),
+    cost=pair_cost,
+    draw=lora_factors,
+    mixed_ranks=True,
+)

@@ -1,0 +1,38 @@
+"""RAVAN: several heads of cores over mutually orthogonal random bases, each with a trained scale.
+
+Source: Raje et al. 2025, arXiv 2506.05568. W0 + sum_h s_h B_h R_h A_h. Trains R (from zero) and the scales
+s. Up: heads * r * r numbers per layer (s_h R_h; and the head). Down: the same. Sent once: nothing, the
+bases come from the shared seed. Exact: the products s_h R_h are averaged, and s starts each round at 1.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fedsb.methods.fed_sb import core_cost
+from fedsb.methods.mean import weighted_mean
+from fedsb.methods.method import Method, Numbers, Shape, always, no_scale
+
+
+def _fold_scales(factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"R": factors["s"][:, None, None] * factors["R"]}
+
+
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+    return core_cost(shape, rank, heads, cohort)._replace(trained=heads * rank * rank + heads)
+
+
+ravan = Method(
+    name="ravan",
+    source="Raje et al. 2025, arXiv 2506.05568",
+    exact=True,
+    trains=always("R", "s"),
+    sends=("R",),
+    scale=no_scale,
+    aggregation=weighted_mean(),
+    cost=_cost,
+    bases="orthonormal",
+    settle=_fold_scales,
+    heads=4,
+    mixed_ranks=True,
+)

@@ -1,0 +1,37 @@
+"""RoLoRA: LoRA in turns. Odd rounds train and average B over a common A, even rounds A over a common B.
+
+Source: Chen et al. 2024, arXiv 2409.02346. Trains B or A. Up: out * r or in * r numbers per layer (and the
+head). Down: (out + in) * r. (A client that was in the last round lacks only the factor that changed; we
+send both, so that anyone can take part.) Sent once: nothing. Exact in each round: mean(B_i A) = mean(B_i) A
+and mean(B A_i) = B mean(A_i). Scale alpha / r.
+"""
+
+from __future__ import annotations
+
+from fedsb.bases import lora_factors
+from fedsb.methods.fedit import pair_numbers
+from fedsb.methods.mean import weighted_mean
+from fedsb.methods.method import Method, Numbers, Shape, lora_scale
+
+
+def _in_turns(round_number: int) -> tuple[str, ...]:
+    return ("B",) if round_number % 2 == 1 else ("A",)
+
+
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+    """Counts an odd round; an even one trains and sends in * rank."""
+    B, both = rank * shape.out, pair_numbers(shape, rank)
+    return Numbers(B, B, both, paper=both / 2)
+
+
+rolora = Method(
+    name="rolora",
+    source="Chen et al. 2024, arXiv 2409.02346",
+    exact=True,
+    trains=_in_turns,
+    sends=("A", "B"),
+    scale=lora_scale,
+    aggregation=weighted_mean(),
+    cost=_cost,
+    draw=lora_factors,
+)
