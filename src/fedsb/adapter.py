@@ -65,6 +65,8 @@ class LowRankLinear(nn.Module):
         _check_factors(base, factors)
         self.base = base
         self.scale = float(scale)
+        self.base_update: Float[Tensor, "out in"] | None = None
+        self._own_weight: list[Tensor] = []  # in a list, so that it is no parameter of this module
         device = next(base.parameters()).device
         for name in FACTOR_NAMES:
             start = getattr(factors, name)
@@ -103,17 +105,53 @@ class LowRankLinear(nn.Module):
         """The factors this layer has, by name."""
         return {name: p for name in FACTOR_NAMES if (p := getattr(self, name)) is not None}
 
+    def put(self, name: str, value: Tensor) -> None:
+        """Copy a factor's values in; a value of another shape (another rank) replaces the factor."""
+        old: nn.Parameter = getattr(self, name)
+        if old.shape == value.shape:
+            with torch.no_grad():
+                old.copy_(value)
+            return
+        fresh = value.detach().to(old.device, torch.float32, copy=True)
+        setattr(self, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
+
+    def set_base_update(self, update: Float[Tensor, "out in"] | None) -> None:
+        """Make the base weight W0 + update (summed in fp32, then cast); None brings W0 itself back.
+
+        Raises:
+            InputError: the base is stored in 4 bits and cannot take an update.
+        """
+        if update is None and not self._own_weight:
+            return
+        if is_quantized(self.base):
+            raise InputError(
+                "this method changes base weights, and the base is stored in 4 bits: set model.load_in_4bit "
+                "to false, or take a method that leaves the base alone (fed-sb, fedit, ffa-lora, ...)"
+            )
+        self._own_weight = self._own_weight or [_weight(self.base)]
+        self.base.weight = self._own_weight[0]
+        if update is not None:
+            self.base.weight = _like_base(self.base, dense_weight(self.base) + update.to(self.A.device))
+        self.base_update = update
+
     def lora(self) -> LoraPair:
-        """The layer as an ordinary LoRA: `B' = s B R`, `A' = A`, so that the update is `B' A'`."""
+        """The layer as an ordinary LoRA whose product is the whole update, exact to fp32.
+
+        With untouched base weights: `B' = s B R`, `A' = A`. Else: the SVD of the whole, at its own rank.
+        """
+        return self._own_pair() if self.base_update is None else _svd_pair(self.update())
+
+    def _own_pair(self) -> LoraPair:
         B, A = self.B.detach(), self.A.detach()
         if (core := self.core()) is not None:
             B = _through_core(B, core.detach().transpose(1, 2))
         return LoraPair(self.scale * B, A.clone())
 
     def update(self) -> Float[Tensor, "out in"]:
-        """The dense weight update s B R A."""
-        pair = self.lora()
-        return pair.B @ pair.A
+        """The dense weight update s B R A, with what was added to the base, if anything was."""
+        pair = self._own_pair()
+        own = pair.B @ pair.A
+        return own if self.base_update is None else own + self.base_update.to(own.device)
 
 
 def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
@@ -123,6 +161,20 @@ def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -
         return F.linear(z, R[0])
     blocks = z.unflatten(-1, (heads, r))
     return torch.einsum("...hi,hoi->...ho", blocks, R).flatten(-2)
+
+
+def _svd_pair(update: Float[Tensor, "out in"]) -> LoraPair:
+    """Factors of a dense update at its numerical rank in fp32 (at least 1)."""
+    U, S, Vh = torch.linalg.svd(update.double(), full_matrices=False)
+    rank = max(1, int((1e-7 * S[0] < S).sum()))
+    root = S[:rank].sqrt()
+    return LoraPair((U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float())
+
+
+def _like_base(base: nn.Module, weight: Float[Tensor, "out in"]) -> nn.Parameter:
+    """A weight in the base layer's own order and dtype."""
+    ordered = weight.T.contiguous() if _is_conv1d(base) else weight
+    return nn.Parameter(ordered.to(_weight(base).dtype), requires_grad=False)
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
@@ -265,6 +317,7 @@ def attach(
 def detach(attached: Attached) -> nn.Module:
     """Take the adapter layers out; the model is then bit for bit what it was before `attach`."""
     for name, layer in attached.layers.items():
+        layer.set_base_update(None)
         attached.model.set_submodule(name, layer.base)
     for name, parameter in attached.model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(attached.requires_grad_before[name])
@@ -293,6 +346,38 @@ def load(attached: Attached, tensors: Mapping[str, Tensor]) -> None:
             parameters[key].copy_(tensor)
 
 
+def fit(attached: Attached, values: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put values, by layer and factor, into the layers, whatever rank the layers had before."""
+    for name, factors in values.items():
+        for factor, value in factors.items():
+            attached.layers[name].put(factor, value)
+
+
+def set_trained(attached: Attached, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Let these factors train and no others; the parameters that train, keyed `layer.FACTOR`."""
+    for layer in attached.layers.values():
+        for name, parameter in layer.factors().items():
+            parameter.requires_grad_(name in names)
+    found = {layer: part.factors() for layer, part in attached.layers.items()}
+    return {f"{layer}.{name}": parts[name] for layer, parts in found.items() for name in names}
+
+
+def set_base_updates(attached: Attached, updates: Mapping[str, Tensor]) -> None:
+    """Make each base weight W0 + its update; layers that are not named get W0 back."""
+    for name, layer in attached.layers.items():
+        layer.set_base_update(updates.get(name))
+
+
+def leading(factors: Factors, rank: int) -> Factors:
+    """The first `rank` directions of each head: what a client of that rank holds."""
+    heads, full = (1, factors.A.shape[0]) if factors.R is None else factors.R.shape[:2]
+    if rank == full:
+        return factors
+    A = factors.A.unflatten(0, (heads, full))[:, :rank].flatten(0, 1)
+    B = factors.B.unflatten(1, (heads, full))[:, :, :rank].flatten(1, 2)
+    return Factors(B, A, None if factors.R is None else factors.R[:, :rank, :rank], factors.s)
+
+
 def _factors(attached: Attached, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
     return {
         f"{layer_name}.{name}": parameter
@@ -303,7 +388,7 @@ def _factors(attached: Attached, names: Sequence[str] | None) -> dict[str, nn.Pa
 
 
 def fold(attached: Attached) -> dict[str, LoraPair]:
-    """Every layer as an ordinary LoRA of rank heads * r with scale 1 (`B' = s B R`, `A' = A`): exact."""
+    """Every layer as an ordinary LoRA with scale 1, exact: rank heads * r unless the base was changed too."""
     return {name: layer.lora() for name, layer in attached.layers.items()}
 
 
@@ -321,7 +406,7 @@ def merge(attached: Attached) -> nn.Module:
                 f"layer {name!r} is stored in 4 bits: load the model in bfloat16 or float32 to merge"
             )
     for layer in attached.layers.values():
-        merged = dense_weight(layer.base) + layer.update()
-        merged = merged.T.contiguous() if _is_conv1d(layer.base) else merged
-        layer.base.weight = nn.Parameter(merged.to(layer.weight.dtype), requires_grad=False)
+        update = layer.update()
+        layer.set_base_update(None)
+        layer.base.weight = _like_base(layer.base, dense_weight(layer.base) + update)
     return detach(attached)

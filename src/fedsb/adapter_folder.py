@@ -32,7 +32,7 @@ def write_adapter(
     fan_in_fan_out: bool = False,
     head: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the folder. All pairs have one rank, which is r; alpha = r, so that peft's scale is 1.
+    """Write the folder. r is the largest rank among the pairs, others are padded; alpha = r, so scale 1.
 
     Args:
         base_model: what `base_model_name_or_path` says.
@@ -42,10 +42,10 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     head = head or {}
     tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in head.items()}
-    for layer, pair in pairs.items():
+    rank = max(pair.A.shape[0] for pair in pairs.values())
+    for layer, pair in ((layer, at_rank(pair, rank)) for layer, pair in pairs.items()):
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
-    rank = next(iter(pairs.values())).A.shape[0]
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
     write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)

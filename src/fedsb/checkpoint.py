@@ -1,8 +1,8 @@
 """What `--resume` needs: written after the start and after each round, atomically.
 
     checkpoint/state.json            the one entry point: names the other files and their hashes
-    checkpoint/start.safetensors     the frozen factors, written once
-    checkpoint/round-00002.safetensors  the vector to broadcast next
+    checkpoint/factors-00000.safetensors  the factors as they started (anew after each refresh of the bases)
+    checkpoint/round-00002.safetensors  the vector to broadcast next, and what was added to base weights
 
 `state.json` is replaced last, so that whatever moment a run is killed at, it names whole files.
 """
@@ -18,13 +18,14 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsb.adapter import FACTOR_NAMES, Factors
+from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
 from fedsb.errors import InputError
 from fedsb.files import write_bytes, write_json
-from fedsb.server import ServerState
+from fedsb.methods import BaseUpdate
+from fedsb.server import BaseChange, ServerState
 from fedsb.traffic import Ledger
 
-STATE, START = "state.json", "start.safetensors"
+STATE = "state.json"
 
 
 @dataclass
@@ -37,23 +38,30 @@ class Saved:
     metrics: list[dict[str, Any]]
     draw: dict[int, list[int]]
     seconds: float
+    factors_round: int = 0
+    """The round after which the factors started."""
     hashes: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, saved: Saved) -> None:
-    """Write this round's vector, then point `state.json` at it, then remove the former one."""
+    """Write this round's state, then point `state.json` at it, then remove the former one."""
     folder.mkdir(parents=True, exist_ok=True)
-    if START not in saved.hashes:
-        saved.hashes[START] = _write(folder / START, save(_flat(saved.factors)))
-    name = f"round-{saved.state.round:05d}.safetensors"
-    hashes = {
-        START: saved.hashes[START],
-        name: _write(folder / name, save({"vector": saved.state.vector.contiguous()})),
-    }
-    saved.hashes = hashes
+    start, name = _start_name(saved.factors_round), f"round-{saved.state.round:05d}.safetensors"
+    if start not in saved.hashes:
+        saved.hashes[start] = _write(folder / start, save(_flat(saved.factors)))
+    content = save(_state_tensors(saved.state))
+    saved.hashes = {start: saved.hashes[start], name: _write(folder / name, content)}
+    base = saved.state.base
     record = {
         "round": saved.state.round,
-        "files": hashes,
+        "factors_round": saved.factors_round,
+        "base": {
+            "last_rank": base.last_rank,
+            "changed": base.changed,
+            "previous": base.previous,
+            "seen": base.seen,
+        },
+        "files": saved.hashes,
         "seconds": saved.seconds,
         "draw": saved.draw,
         "ledger": saved.ledger.to_json(),
@@ -61,9 +69,33 @@ def save_checkpoint(folder: Path, saved: Saved) -> None:
         "layers": list(saved.factors),
     }
     write_json(folder / STATE, record)
-    for old in folder.glob("round-*.safetensors"):
-        if old.name != name:
+    for old in folder.glob("*-?????.safetensors"):
+        if old.name not in saved.hashes:
             old.unlink()
+
+
+def _start_name(factors_round: int) -> str:
+    return f"factors-{factors_round:05d}.safetensors"
+
+
+def _state_tensors(state: ServerState) -> dict[str, Tensor]:
+    """The vector, and by layer what was added to base weights: all of it, and the last addition."""
+    tensors = {"vector": state.vector} | {f"total {n}": value for n, value in state.base.total.items()}
+    for name, value in state.base.last.items():
+        parts = value._asdict() if isinstance(value, LoraPair) else {"dense": value}
+        tensors |= {f"last {part} {name}": tensor for part, tensor in parts.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _state_of(tensors: dict[str, Tensor], record: dict[str, Any]) -> ServerState:
+    total = {n.removeprefix("total "): value for n, value in tensors.items() if n.startswith("total ")}
+    last: BaseUpdate = {
+        n.removeprefix("last dense "): v for n, v in tensors.items() if n.startswith("last dense ")
+    }
+    for name in [n.removeprefix("last B ") for n in tensors if n.startswith("last B ")]:
+        last[name] = LoraPair(tensors[f"last B {name}"], tensors[f"last A {name}"])
+    facts = record["base"] | {"seen": {int(client): at for client, at in record["base"]["seen"].items()}}
+    return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts))
 
 
 def load_checkpoint(folder: Path) -> Saved | None:
@@ -77,12 +109,21 @@ def load_checkpoint(folder: Path) -> Saved | None:
     try:
         record = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors = {name: _read(folder / name, digest) for name, digest in record["files"].items()}
-        vector = next(t["vector"] for name, t in tensors.items() if name != START)
-        factors = _nested(tensors[START], record["layers"])
+        start = _start_name(record["factors_round"])
+        state = _state_of(next(t for name, t in tensors.items() if name != start), record)
+        factors = _nested(tensors[start], record["layers"])
         ledger = Ledger.from_json(record["ledger"])
         draw = {int(client): indices for client, indices in record["draw"].items()}
-        state = ServerState(record["round"], vector)
-        return Saved(state, factors, ledger, record["metrics"], draw, record["seconds"], record["files"])
+        return Saved(
+            state,
+            factors,
+            ledger,
+            record["metrics"],
+            draw,
+            record["seconds"],
+            record["factors_round"],
+            record["files"],
+        )
     except InputError:
         raise
     except Exception as error:

@@ -1,7 +1,9 @@
 """Local training: a broadcast in, an update out. The same function serves simulation and deployment.
 
-Data flow: bytes -> vector -> trained parameters -> optimizer steps on this client's examples -> vector ->
-bytes. The client keeps nothing between rounds: optimizer state starts anew each round.
+Data flow: bytes -> vector -> factors of the client's part -> optimizer steps on its examples -> vector ->
+bytes.
+Between rounds a client keeps what was sent once and, for methods that change them, its base weights:
+optimizer state starts anew each round.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,14 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsb import wire
-from fedsb.layout import Layout
+from fedsb.adapter import FACTOR_NAMES
+from fedsb.exchange import Exchange, Part
 from fedsb.schedule import Schedule, learning_rate_factor
 from fedsb.seeding import numpy_generator, scoped_global_seed
+from fedsb.trainable import Batch, Example, Trainable, place, take_base
 
-Example = dict[str, Any]
-Batch = dict[str, Tensor]
-Collate = Callable[[Sequence[Example]], Batch]
-Losses = Callable[[nn.Module, Batch], Tensor]
 OnStep = Callable[[int], None]
 
 LENGTH_GROUP = 16
@@ -70,18 +70,6 @@ class LocalTraining:
         return self.learning_rate * factor
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """The model of one process and the parameters that train in it, in the layout's order."""
-
-    model: nn.Module
-    parameters: Mapping[str, nn.Parameter]
-    layout: Layout
-    collate: Collate
-    losses: Losses
-    device: torch.device
-
-
 def client_update(
     broadcast: bytes,
     trainable: Trainable,
@@ -90,32 +78,74 @@ def client_update(
     *,
     client: int,
     seed: int,
+    part: Part | None = None,
     on_step: OnStep = lambda num_examples: None,
 ) -> bytes:
     """One client's part of one round.
 
     Raises:
-        UpdateRejected: the broadcast is no message for this layout.
+        UpdateRejected: the broadcast is no message for this part of this method.
         ClientFailed: the loss is not finite, or the time is up.
     """
     header, vector = wire.unpack(broadcast)
     if not examples:
         raise ClientFailed("it holds no examples")
-    layout = trainable.layout
-    expected = wire.Header(header.method, header.round, layout.digest)
+    exchange, part = trainable.exchange, part or trainable.exchange.whole
+    layout = exchange.message(part.rank, header.base)
+    expected = wire.Header(exchange.method.name, header.round, layout.digest)
     wire.check(header, vector, expected=expected, size=layout.size)
-    layout.copy_into(trainable.parameters, vector)
-    mean_loss = train(
-        trainable, examples, training, round_number=header.round, client=client, seed=seed, on_step=on_step
-    )
+    down = exchange.down(part.rank)
+    take_base(trainable, header, vector[down.size :])
+    shared = down.unflatten(vector[: down.size])
+    parameters = place(trainable, shared, part, round_number=header.round, seed=seed)
+    with _only_these_heads(exchange, parameters, part):
+        mean_loss = train(
+            trainable,
+            parameters,
+            examples,
+            training,
+            round_number=header.round,
+            client=client,
+            seed=seed,
+            on_step=on_step,
+        )
+    layout = exchange.up(header.round, part)
     answer = wire.Header(
         header.method, header.round, layout.digest, client, num_examples=len(examples), train_loss=mean_loss
     )
-    return wire.pack(answer, layout.flatten(trainable.parameters))
+    return wire.pack(answer, layout.flatten(_answer(exchange, parameters, part)))
+
+
+def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """What goes up: trained factors as the method settles them (of heads that trained), and the task head."""
+    answer = {name: parameters[name].detach() for name in exchange.head}
+    for layer in exchange.layers:
+        factors = {f: p.detach() for f in FACTOR_NAMES if (p := parameters.get(f"{layer}.{f}")) is not None}
+        settled = exchange.method.settle(factors) if exchange.method.settle else factors
+        for name, value in settled.items():
+            answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]
+    return answer
+
+
+@contextmanager
+def _only_these_heads(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> Iterator[None]:
+    """Inside the block, gradients of the core's other heads are zero."""
+    handles = []
+    for name, parameter in parameters.items():
+        if part.heads is not None and name not in exchange.head:
+            mask = torch.zeros(len(parameter), *[1] * (parameter.dim() - 1), device=parameter.device)
+            mask[list(part.heads)] = 1.0
+            handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def train(
     trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
     examples: Sequence[Example],
     training: LocalTraining,
     *,
@@ -133,15 +163,14 @@ def train(
     rng = numpy_generator(seed, "batches", round_number, client)
     batches = list(batch_indices([len(e["input_ids"]) for e in examples], training, rng))
     steps = [batches[i : i + training.accumulation] for i in range(0, len(batches), training.accumulation)]
-    optimizer = make_optimizer(trainable.parameters.values(), training)
+    optimizer = make_optimizer(parameters.values(), training)
     loss_sum = seen = 0.0
     trainable.model.train()
     with scoped_global_seed(seed, "dropout", round_number, client):
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
             _set_learning_rate(optimizer, number, training.rounds * len(steps), training)
-            loss_sum += _step(
-                trainable, optimizer, [[examples[i] for i in batch] for batch in group], training
-            )
+            chosen = [[examples[i] for i in batch] for batch in group]
+            loss_sum += _step(trainable, parameters, optimizer, chosen, training)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
@@ -187,6 +216,7 @@ def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Opti
 
 def _step(
     trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     group: Sequence[Sequence[Example]],
     training: LocalTraining,
@@ -206,7 +236,7 @@ def _step(
             f"the loss is not finite ({total}); lower training.learning_rate or set training.grad_clip"
         )
     if training.grad_clip is not None:
-        torch.nn.utils.clip_grad_norm_(list(trainable.parameters.values()), training.grad_clip)
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), training.grad_clip)
     optimizer.step()
     return total
 

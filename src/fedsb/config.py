@@ -101,6 +101,13 @@ class InitConfig(_Section):
 class MethodConfig(_Section):
     name: str = "fed-sb"
     rank: PositiveInt = 64
+    """Rank of the factors; with several heads, of one head."""
+    heads: PositiveInt | None = None
+    """Blocks of the core, each rank x rank, over bases of rank heads * rank; null: 1, and 4 for ravan."""
+    refresh_every: PositiveInt | None = None
+    """Fold B R A into the base after so many rounds and start new bases from a new estimate; null: never."""
+    residual_rank: PositiveInt | None = None
+    """fedex-lora: rank kept of the residual; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
@@ -141,6 +148,12 @@ class FederationConfig(_Section):
     """How many take part in a round; null: all."""
     rounds: PositiveInt = 3
     partition: PartitionConfig = IidPartition()
+    client_ranks: list[PositiveInt] | None = None
+    """A rank for each client, at most method.rank; null: method.rank for all."""
+    client_heads: list[PositiveInt] | None = None
+    """How many heads of the core each client trains in a round (which ones is drawn anew); null: all."""
+    padding: Literal["all", "owners"] = "all"
+    """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
     """Weight of a client's update in the mean."""
     client_timeout_seconds: Positive | None = None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsb.adapter import features
+from fedsb.check_method import check_method
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.prepare import Base, Data, local_training, method_of, prepare_base, prepare_data
+from fedsb.exchange import Part
+from fedsb.prepare import Base, Data, exchange_of, local_training, method_of, prepare_base, prepare_data
 from fedsb.report.units import human_bytes
 from fedsb.run_folder import versions
 
@@ -49,20 +50,14 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
 
 def trained_numbers(config: RunConfig, base: Base) -> int:
     """Numbers in one update: the method's factors and the head."""
-    method, rank = method_of(config), config.method.rank
-    count: dict[str, Callable[[int, int], int]] = {
-        "A": lambda out, n_in: rank * n_in,
-        "B": lambda out, n_in: rank * out,
-        "R": lambda out, n_in: rank * rank,
-    }
-    factors = sum(count[f](*features(layer)) for layer in base.targets.values() for f in method.trains)
-    return factors + sum(p.numel() for p in base.head.values())
+    return exchange_of(config, base).up(1, Part(config.method.rank)).size
 
 
 def _describe_method(config: RunConfig) -> str:
+    check_method(config)
     method = method_of(config)
     kind = "exact" if method.exact else "inexact"
-    return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains)}"
+    return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains(1))}"
 
 
 def _describe_data(data: Data) -> str:

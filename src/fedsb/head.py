@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsb.client import Batch, Losses
+from fedsb.trainable import Batch, Losses
 
 Cached = tuple[Batch, Any]
 """A batch and the base model's output for it."""

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from fedsb import wire
 from fedsb.adapter import Factors, dense_weight, features
 from fedsb.bases import bases_from_update, bases_from_weight, orthonormal_bases
-from fedsb.client import Batch, Example, Losses
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.layout import Layout
-from fedsb.methods import Method, weighted_mean
+from fedsb.methods import Frame, Method, Upload
+from fedsb.methods.mean import WeightedSum
 from fedsb.seeding import numpy_generator, torch_generator
 from fedsb.traffic import Entry
+from fedsb.trainable import Batch, Example, Losses
 from fedsb.update_estimate import Rule, estimate_update
 
 Draw = dict[int, list[int]]
@@ -49,6 +50,7 @@ class Start:
     batch_size: int
     head_warmup: Warmup | None
     rank: int
+    heads: int = 1
     step_size: float
     """Learning rate of the estimated update: the size of R0."""
     seed: int
@@ -75,7 +77,14 @@ class Started:
 
 def needs_data(start: Start, method: Method, head: Mapping[str, Tensor]) -> bool:
     """Whether the start looks at examples at all."""
-    return (method.draw is None and start.kind == "gradient") or bool(head and start.head_warmup)
+    return (method.draw is None and bases_kind(start, method) == "gradient") or bool(
+        head and start.head_warmup
+    )
+
+
+def bases_kind(start: Start, method: Method) -> str:
+    """Where a method without a draw of its own takes its bases from."""
+    return start.kind if method.bases == "init" else method.bases
 
 
 def draw_calibration(parts: Sequence[Sequence[int]], samples: int, *, seed: int) -> Draw:
@@ -115,6 +124,8 @@ def start_factors(
     if head and start.head_warmup is not None:
         traffic += warm_up_head(model, head, start.head_warmup, start.batch_size, calibration)
     factors, sent = _factors(model, targets, method, start, calibration, num_clients, sums)
+    if "s" in method.trains(1):
+        factors = {name: part._replace(s=torch.ones(start.heads)) for name, part in factors.items()}
     return Started(factors, traffic + sent, calibration.draw)
 
 
@@ -126,14 +137,15 @@ def warm_up_head(
     calibration: Calibration,
 ) -> list[Entry]:
     """Federated averaging of the head alone over cached base outputs; its measured traffic."""
-    layout, mean = Layout.of(head), weighted_mean()
+    layout = Layout.of(head)
+    frame = Frame({}, dict(layout.entries), {}, 1.0)
     cached = {
         client: cache_base_outputs(model, _batches(calibration, indices, batch_size))
         for client, indices in calibration.draw.items()
     }
     message_bytes = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
     for _ in range(warmup.rounds):
-        broadcast, accumulator = layout.flatten(head), mean.start(layout.size)
+        broadcast, total = layout.flatten(head), WeightedSum(frame)
         for client, outputs in cached.items():
             layout.copy_into(head, broadcast)
             train_head(
@@ -144,8 +156,8 @@ def warm_up_head(
                 steps=warmup.steps,
                 learning_rate=warmup.learning_rate,
             )
-            accumulator = mean.add(accumulator, layout.flatten(head), float(len(calibration.draw[client])))
-        layout.copy_into(head, mean.finish(accumulator))
+            total.add(Upload({}, layout.flatten(head), float(len(calibration.draw[client]))))
+        layout.copy_into(head, layout.flatten(total.mean()))
     return [
         _entry(
             "head warm-up", direction, len(cached), warmup.rounds * message_bytes, warmup.rounds * layout.size
@@ -163,17 +175,18 @@ def _factors(
     num_clients: int,
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], list[Entry]]:
-    draw, rank, seed = method.draw, start.rank, start.seed
+    draw, rank, heads, seed = method.draw, start.rank, start.heads, start.seed
+    kind = bases_kind(start, method)
     if draw is not None:
         return {n: draw(*features(m), rank, generator=_generator(seed, n)) for n, m in targets.items()}, []
-    if start.kind == "orthonormal":
+    if kind == "orthonormal":
         return {
-            n: orthonormal_bases(*features(m), rank, generator=_generator(seed, n))
+            n: orthonormal_bases(*features(m), rank, heads=heads, generator=_generator(seed, n))
             for n, m in targets.items()
         }, []
-    if start.kind == "weights":
+    if kind == "weights":
         return {
-            n: bases_from_weight(dense_weight(m), rank, generator=_generator(seed, n))
+            n: bases_from_weight(dense_weight(m), rank, heads=heads, generator=_generator(seed, n))
             for n, m in targets.items()
         }, []
     factors = _from_gradient(model, targets, start, calibration, sums)
@@ -192,7 +205,8 @@ def _from_gradient(
     model.requires_grad_(False)
 
     def reduce(name: str, update: Tensor) -> Factors:
-        unit = bases_from_update(update, start.rank, generator=_generator(start.seed, name))
+        generator = _generator(start.seed, name)
+        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
         return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
 
     with _checkpointing_in_eval_mode(model):

@@ -12,17 +12,21 @@ import torch
 from torch import nn
 
 from fedsb import partition
-from fedsb.adapter import check_rank, find_targets
-from fedsb.client import Batch, Example, LocalTraining
+from fedsb.adapter import check_rank, features, find_targets
+from fedsb.check_method import check_method
+from fedsb.client import LocalTraining
 from fedsb.config import ClassificationConfig, RunConfig
 from fedsb.data import is_missing, read_rows, require_columns
 from fedsb.errors import InputError
+from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
 from fedsb.initialize import Start, Warmup
-from fedsb.methods import Method, by_name
+from fedsb.methods import Method, Shape, by_name
 from fedsb.models import default_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row, Task, causal_lm, classification, label_set
+from fedsb.trainable import Batch, Example
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def prepare_data(config: RunConfig) -> Data:
         InputError: whatever is wrong with a file, a column, a label or the partition.
     """
     _check_cohort(config)
+    check_method(config)
     rows, test_rows = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, rows)
@@ -148,7 +153,7 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)
     targets = find_targets(model, config.method.targets or default_targets(model))
-    check_rank(targets, config.method.rank)
+    check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     return Base(model, targets, head, device)
@@ -166,6 +171,37 @@ def _check_length(config: RunConfig, model: nn.Module) -> None:
 def method_of(config: RunConfig) -> Method:
     """The method value the config names."""
     return by_name(config.method.name)
+
+
+def heads_of(config: RunConfig) -> int:
+    """Heads of the core: the config's, or the method's own number."""
+    method = method_of(config)
+    return method.heads if config.method.heads is None else config.method.heads
+
+
+def exchange_of(config: RunConfig, base: Base) -> Exchange:
+    """What travels in this run."""
+    method, wanted = method_of(config), config.method
+    return Exchange(
+        method=method,
+        layers={name: Shape(*features(layer)) for name, layer in base.targets.items()},
+        rank=wanted.rank,
+        heads=heads_of(config),
+        head={name: tuple(p.shape) for name, p in base.head.items()},
+        scale=method.scale(wanted.rank, wanted.alpha),
+        padding=config.federation.padding,
+        residual_rank=wanted.residual_rank,
+    )
+
+
+def part_of(config: RunConfig, client: int, round_number: int) -> Part:
+    """The client's rank, and the heads it trains in this round."""
+    ranks, trained = config.federation.client_ranks, config.federation.client_heads
+    rank = config.method.rank if ranks is None else ranks[client]
+    if trained is None:
+        return Part(rank)
+    rng = numpy_generator(config.seed, "heads", round_number, client)
+    return Part(rank, trained_heads(heads_of(config), trained[client], rng))
 
 
 def local_training(config: RunConfig) -> LocalTraining:
@@ -188,6 +224,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         batch_size=init.batch_size,
         head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
         rank=config.method.rank,
+        heads=heads_of(config),
         step_size=step_size(config, parts),
         seed=config.seed,
     )

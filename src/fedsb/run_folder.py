@@ -135,6 +135,7 @@ def finish(
 def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) -> dict[str, Any]:
     """What summary.json holds."""
     ledger, evaluated = saved.ledger, [m for m in saved.metrics if m["eval"]]
+    kind = config.method.init.kind if method.bases == "init" else method.bases
     return {
         "method": method.name,
         "exact": method.exact,
@@ -149,12 +150,12 @@ def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) ->
             "init_bytes": ledger.total_bytes(once=True),
             "upload_bytes": ledger.total_bytes(direction="up", once=False),
             "download_bytes": ledger.total_bytes(direction="down", once=False),
-            "upload_parameters_per_client_per_round": saved.state.vector.numel(),
+            "upload_parameters_per_client_per_round": _mean_upload(saved),
             "one_time": [e for e in ledger.to_json() if e["round"] == 0],
         },
         "initialization": {
-            "kind": "lora" if method.draw else config.method.init.kind,
-            "rule": config.method.init.rule if saved.draw and not method.draw else None,
+            "kind": "lora" if method.draw else kind,
+            "rule": config.method.init.rule if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
         "privacy": None,
@@ -162,6 +163,13 @@ def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) ->
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
     }
+
+
+def _mean_upload(saved: Saved) -> int:
+    """Numbers in one upload, on average where clients or rounds differ."""
+    rounds = [m for m in saved.metrics if m["clients"]]
+    answers = sum(len(m["clients"]) + len(m["rejected"]) for m in rounds)
+    return round(sum(m["upload_parameters"] for m in rounds) / answers) if answers else 0
 
 
 def peak_memory_bytes() -> int:

@@ -9,38 +9,42 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fedsb import run_folder
+from fedsb import run_folder, wire
 from fedsb.adapter import Attached, attach
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
-from fedsb.client import Trainable, client_update
+from fedsb.client import client_update
 from fedsb.config import RunConfig
-from fedsb.initialize import Calibration, draw_calibration, needs_data, start_factors
-from fedsb.layout import Layout
+from fedsb.exchange import Part
+from fedsb.initialize import Calibration, Draw, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
 from fedsb.prepare import (
     Base,
     Data,
     batches_of,
+    exchange_of,
     local_training,
     method_of,
+    part_of,
     prepare_base,
     prepare_data,
     start_of,
 )
 from fedsb.progress import Progress, Silent
+from fedsb.refresh import refresh
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
-from fedsb.seeding import numpy_generator
+from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, ServerState, aggregate, broadcast
 from fedsb.simulate import simulate_cohort
 from fedsb.spill import SpilledTensors
 from fedsb.traffic import Entry, Ledger
+from fedsb.trainable import Trainable, adopt
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ def _start(
     start = start_of(config, data.parts)
     looks = needs_data(start, method, base.head)
     draw = draw_calibration(data.parts, start.samples, seed=config.seed) if looks else {}
-    calibration = Calibration(draw, data.train, batches_of(data, base.device), data.task.losses)
-    progress.stage(f"starting the factors ({'LoRA' if method.draw else start.kind})")
+    calibration = _calibration(data, base, draw)
+    progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
     spilled = SpilledTensors(folder / "checkpoint" / "spill")
     started = start_factors(
         base.model,
@@ -120,31 +124,30 @@ def _start(
         sums=spilled,
     )
     shutil.rmtree(spilled.folder)
-    trained = {f"{n}.{f}": getattr(part, f) for n, part in started.factors.items() for f in method.trains}
-    everything = trained | base.head
-    state = ServerState(0, Layout.of(everything).flatten(everything))
+    sent = {f"{n}.{f}": getattr(part, f) for n, part in started.factors.items() for f in method.sends}
+    state = ServerState(0, exchange_of(config, base).down(config.method.rank).flatten(sent | base.head))
     progress.round_ends(record)
     return Saved(
         state, started.factors, Ledger(started.traffic), [record], started.draw, time.monotonic() - began
     )
 
 
+def _calibration(data: Data, base: Base, draw: Draw) -> Calibration:
+    return Calibration(draw, data.train, batches_of(data, base.device), data.task.losses)
+
+
 def _session(
     config: RunConfig, folder: Path, method: Method, data: Data, base: Base, saved: Saved, progress: Progress
 ) -> _Session:
-    scale = method.scale(config.method.rank, config.method.alpha)
-    attached = attach(base.model, saved.factors, trains=method.trains, scale=scale)
+    exchange = exchange_of(config, base)
+    attached = attach(base.model, saved.factors, trains=method.trains(1), scale=exchange.scale)
     for parameter in base.head.values():
         parameter.requires_grad_(True)
-    parameters = _trained_parameters(attached, method) | base.head
+    task = data.task
     trainable = Trainable(
-        base.model, parameters, Layout.of(parameters), data.task.collate, data.task.losses, base.device
+        attached, base.head, exchange, saved.factors, task.collate, task.losses, base.device
     )
     return _Session(config, folder, method, data, base, trainable, attached, progress)
-
-
-def _trained_parameters(attached: Attached, method: Method) -> dict[str, nn.Parameter]:
-    return {f"{n}.{f}": layer.factors()[f] for n, layer in attached.layers.items() for f in method.trains}
 
 
 def _rounds(session: _Session, saved: Saved, clock: float) -> None:
@@ -152,6 +155,7 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
     total = session.config.federation.rounds
     save_checkpoint(session.folder / "checkpoint", saved)
     run_folder.write_progress(session.folder, saved)
+    _adopt(session, saved)
     while saved.state.round < total:
         began, number = time.monotonic(), saved.state.round + 1
         record = _round(session, saved, number)
@@ -161,41 +165,98 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
         save_checkpoint(session.folder / "checkpoint", saved)
         run_folder.write_progress(session.folder, saved)
         session.progress.round_ends(record)
-    session.trainable.layout.copy_into(session.trainable.parameters, saved.state.vector)
+
+
+def _adopt(session: _Session, saved: Saved) -> None:
+    state, seed = saved.state, session.config.seed
+    adopt(session.trainable, state.vector, state.base.total, round_number=state.round, seed=seed)
 
 
 def _round(session: _Session, saved: Saved, number: int) -> dict[str, Any]:
-    config, method, trainable = session.config, session.method, session.trainable
-    federation = config.federation
+    config, exchange, federation = session.config, session.trainable.exchange, session.config.federation
     chosen = cohort(
         federation.clients, federation.clients_per_round, numpy_generator(config.seed, "cohort", number)
     )
-    message = broadcast(saved.state, method, trainable.layout)
+    parts = {client: part_of(config, client, number) for client in chosen}
     session.progress.round_begins(number, federation.rounds, chosen)
-    outcomes = _cohort_outcomes(session, message, chosen)
+    sent = _Sent()
+    outcomes = _cohort_outcomes(session, saved.state, parts, sent)
     saved.state, report = aggregate(
-        saved.state, outcomes, method, trainable.layout, weighting=federation.weighting
+        saved.state, outcomes, exchange, weighting=federation.weighting, part_of=parts.__getitem__
     )
-    size, everyone = trainable.layout.size, len(chosen)
-    saved.ledger.add(Entry(number, "broadcast", "down", everyone, everyone * len(message), everyone * size))
+    everyone = len(chosen)
+    saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
     saved.ledger.add(Entry(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters))
-    trainable.layout.copy_into(trainable.parameters, saved.state.vector)
+    _adopt(session, saved)
     due = number % config.evaluation.every == 0 or number == federation.rounds
     metrics = _evaluate(config, session.data, session.base.model, session.progress) if due else {}
-    return _record(number, metrics, 0.0) | {
+    record = _record(number, metrics, 0.0) | {
         "train_loss": report.train_loss,
         "upload_bytes": report.upload_bytes,
-        "download_bytes": everyone * len(message),
+        "download_bytes": sent.bytes,
         "upload_parameters": report.upload_parameters,
         "clients": report.clients,
         "rejected": report.rejected,
     }
+    if report.deviation is not None:
+        record["deviation"] = report.deviation
+    if _refresh_is_due(config, number):
+        record |= _refresh(session, saved, record)
+    return record
 
 
-def _cohort_outcomes(session: _Session, message: bytes, chosen: list[int]) -> Iterable[Outcome]:
+def _refresh_is_due(config: RunConfig, number: int) -> bool:
+    every = config.method.refresh_every
+    return every is not None and number % every == 0 and number < config.federation.rounds
+
+
+def _refresh(session: _Session, saved: Saved, record: Mapping[str, Any]) -> dict[str, int]:
+    """Fold and start new bases; the round's bytes with this traffic in them."""
+    config, data, number = session.config, session.data, saved.state.round
+    session.progress.stage(f"new bases after round {number}")
+    start = replace(
+        start_of(config, data.parts), seed=derive(config.seed, "refresh", number), head_warmup=None
+    )
+    looks = needs_data(start, session.method, {})
+    draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
+    spilled = SpilledTensors(session.folder / "checkpoint" / "spill")
+    saved.state, saved.factors, traffic = refresh(
+        session.trainable,
+        saved.state,
+        start,
+        _calibration(data, session.base, draw),
+        num_clients=len(data.parts),
+        seed=config.seed,
+        sums=spilled,
+    )
+    shutil.rmtree(spilled.folder)
+    saved.factors_round = number
+    for entry in traffic:
+        saved.ledger.add(entry)
+    up, down = (sum(e.bytes for e in traffic if e.direction == way) for way in ("up", "down"))
+    return {
+        "upload_bytes": record["upload_bytes"] + up,
+        "download_bytes": record["download_bytes"] + down,
+    }
+
+
+@dataclass
+class _Sent:
+    """What a round's broadcasts came to."""
+
+    bytes: int = 0
+    parameters: int = 0
+
+
+def _cohort_outcomes(
+    session: _Session, state: ServerState, parts: Mapping[int, Part], sent: _Sent
+) -> Iterable[Outcome]:
     data, progress, training = session.data, session.progress, local_training(session.config)
 
     def update(client: int) -> bytes:
+        message = broadcast(state, session.trainable.exchange, client, parts[client])
+        sent.bytes += len(message)
+        sent.parameters += wire.count(message)
         examples = [data.train[i] for i in data.parts[client]]
         progress.client_begins(client, round(training.epochs * len(examples)))
         return client_update(
@@ -205,10 +266,11 @@ def _cohort_outcomes(session: _Session, message: bytes, chosen: list[int]) -> It
             training,
             client=client,
             seed=session.config.seed,
+            part=parts[client],
             on_step=progress.step,
         )
 
-    for outcome in simulate_cohort(chosen, update):
+    for outcome in simulate_cohort(list(parts), update):
         progress.client_ends(outcome.client, getattr(outcome, "reason", None))
         yield outcome
 

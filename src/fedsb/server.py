@@ -1,32 +1,56 @@
 """The server: its state, what it broadcasts, and one round as a function (state, updates) -> state.
 
-It needs neither data nor the base model, holds one accumulator, and takes updates as they come.
+It needs neither data nor the base model, and takes updates as they come.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedsb import wire
+from fedsb.adapter import LoraPair
 from fedsb.errors import RunFailed, UpdateRejected
-from fedsb.layout import Layout
-from fedsb.methods import Method
+from fedsb.exchange import Exchange, Part
+from fedsb.methods import BaseUpdate, Upload
+from fedsb.methods.stack import factors_are_smaller
 
 Weighting = Literal["examples", "uniform"]
+PartOf = Callable[[int], Part]
+
+
+@dataclass(frozen=True)
+class BaseChange:
+    """What was added to base weights, for methods that do that.
+
+    Attributes:
+        total: everything so far, by layer; empty if nothing was.
+        last: the last addition, as it travels; `last_rank` is its rank.
+        changed, previous: the rounds that made the last addition and the one before it.
+        seen: client -> a round whose base weights it holds (0: untouched).
+    """
+
+    total: Mapping[str, Float[Tensor, "out in"]] = field(default_factory=dict)
+    last: BaseUpdate = field(default_factory=dict)
+    last_rank: int = 0
+    changed: int = 0
+    previous: int = 0
+    seen: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that changes between rounds: finished rounds, and the vector to broadcast next."""
+    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change."""
 
     round: int
     vector: Float[Tensor, "size"]
+    base: BaseChange = field(default_factory=BaseChange)
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,8 @@ class RoundReport:
     upload_parameters: int = 0
     loss_sum: float = 0.0
     num_examples: int = 0
+    deviation: float | None = None
+    """See `methods.Averaged.deviation`."""
 
     @property
     def train_loss(self) -> float | None:
@@ -65,13 +91,49 @@ class RoundReport:
         return self.loss_sum / self.num_examples if self.num_examples else None
 
 
-def broadcast(state: ServerState, method: Method, layout: Layout) -> bytes:
-    """The message that opens the next round."""
-    return wire.pack(wire.Header(method.name, state.round + 1, layout.digest), state.vector)
+def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -> bytes:
+    """The message that opens the next round for this client: what it lacks of the state, at its rank."""
+    base_rank = _lacks(state, client)
+    layout = exchange.message(part.rank, base_rank)
+    named = exchange.down(exchange.rank).unflatten(state.vector)
+    down = exchange.down(part.rank)
+    numbers = [down.flatten({name: named[name][_block(shape)] for name, shape in down.entries})]
+    if base_rank is not None:
+        update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
+        numbers.append(exchange.base(base_rank).flatten(_by_name(update)))
+    header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank)
+    return wire.pack(header, torch.cat(numbers))
+
+
+def _lacks(state: ServerState, client: int) -> int | None:
+    """`wire.Header.base` for this client: None if its base weights are up to date."""
+    base, held = state.base, state.base.seen.get(client, 0)
+    if held >= base.changed:
+        return None
+    return base.last_rank if held >= base.previous and base.last else 0
+
+
+def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _by_name(update: BaseUpdate) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for layer, value in update.items():
+        if isinstance(value, LoraPair):
+            named |= {f"{layer}.base.B": value.B, f"{layer}.base.A": value.A}
+        else:
+            named[f"{layer}.base"] = value
+    return named
 
 
 def aggregate(
-    state: ServerState, outcomes: Iterable[Outcome], method: Method, layout: Layout, *, weighting: Weighting
+    state: ServerState,
+    outcomes: Iterable[Outcome],
+    exchange: Exchange,
+    *,
+    weighting: Weighting,
+    part_of: PartOf | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
@@ -80,35 +142,76 @@ def aggregate(
     Raises:
         RunFailed: no update could be used; the state given is still the current one.
     """
-    report = RoundReport()
-    accumulator = method.aggregation.start(layout.size)
+    report, aggregation = RoundReport(), exchange.method.aggregation
+    accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
     for outcome in outcomes:
+        part = part_of(outcome.client) if part_of else exchange.whole
         try:
-            header, vector = _accept(outcome, state, method, layout, report)
+            header, vector = _accept(outcome, state, exchange, part, report)
         except UpdateRejected as reason:
             report.rejected.append({"client": outcome.client, "reason": str(reason)})
             continue
         weight = float(header.num_examples) if weighting == "examples" else 1.0
-        accumulator = method.aggregation.add(accumulator, vector, weight)
+        tensors = exchange.up(state.round + 1, part).unflatten(vector)
+        accumulator = aggregation.add(accumulator, Upload(tensors, vector, weight, part.heads))
         _note(report, outcome.client, header)
     if not report.clients:
         raise RunFailed(_nobody_left(state.round + 1, report))
-    return ServerState(state.round + 1, method.aggregation.finish(accumulator)), report
+    averaged = aggregation.finish(accumulator)
+    report.deviation = averaged.deviation
+    down = exchange.down(exchange.rank)
+    named = down.unflatten(state.vector) | dict(averaged.tensors)
+    vector = down.flatten({name: named[name] for name, _ in down.entries})
+    base = _changed_base(state, exchange, averaged.base_update, report.clients)
+    return ServerState(state.round + 1, vector, base), report
+
+
+def _changed_base(
+    state: ServerState, exchange: Exchange, update: BaseUpdate | None, clients: Iterable[int]
+) -> BaseChange:
+    """Add this round's update; the clients that took part hold the weights of the round's beginning."""
+    base = replace(state.base, seen={**state.base.seen, **dict.fromkeys(clients, state.round)})
+    update = update or {}
+    pairs = [value for value in update.values() if isinstance(value, LoraPair)]
+    rank = pairs[0].A.shape[0] if pairs else _rank_beyond_all(exchange)
+    if not update or rank == 0:
+        return base if base.total else state.base
+    dense = {name: _dense(value) for name, value in update.items()}
+    sent = {n: v if factors_are_smaller(exchange.layers[n], rank) else dense[n] for n, v in update.items()}
+    total = {name: base.total.get(name, 0) + value for name, value in dense.items()}
+    return BaseChange(total, sent, rank, state.round + 1, base.changed, base.seen)
+
+
+def _dense(value: LoraPair | Tensor) -> Float[Tensor, "out in"]:
+    return value.B @ value.A if isinstance(value, LoraPair) else value
+
+
+def _rank_beyond_all(exchange: Exchange) -> int:
+    """A rank at which every layer travels dense."""
+    return max(min(shape) for shape in exchange.layers.values())
 
 
 def _accept(
-    outcome: Outcome, state: ServerState, method: Method, layout: Layout, report: RoundReport
+    outcome: Outcome, state: ServerState, exchange: Exchange, part: Part, report: RoundReport
 ) -> tuple[wire.Header, Tensor]:
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
+    layout = exchange.up(state.round + 1, part)
     report.upload_bytes += len(outcome.message)
     header, vector = wire.unpack(outcome.message)
     report.upload_parameters += vector.numel()
-    expected = wire.Header(method.name, state.round + 1, layout.digest, outcome.client)
+    expected = wire.Header(exchange.method.name, state.round + 1, layout.digest, outcome.client)
     wire.check(header, vector, expected=expected, size=layout.size)
     if header.num_examples < 1:
         raise UpdateRejected(f"wrong num_examples: expected at least 1, found {header.num_examples}")
     return header, vector
+
+
+def with_base(state: ServerState, total: Mapping[str, Tensor], *, clients: Iterable[int]) -> ServerState:
+    """The state with these changes of base weights, which all these clients made themselves."""
+    now, before = state.round, state.base.changed
+    base = BaseChange(total, changed=now, previous=before, seen=dict.fromkeys(clients, now))
+    return replace(state, base=base)
 
 
 def _note(report: RoundReport, client: int, header: wire.Header) -> None:

@@ -33,6 +33,8 @@ class Header:
         client: who sends it; None from the server.
         num_examples: how many examples the client trained on; 0 from the server.
         train_loss: the client's mean local loss, if it is declared; None otherwise.
+        base: for methods that change base weights, the rank of the last round's update, which follows; 0 if
+            everything added so far follows instead, dense; None if nothing does.
     """
 
     method: str
@@ -41,6 +43,7 @@ class Header:
     client: int | None = None
     num_examples: int = 0
     train_loss: float | None = None
+    base: int | None = None
 
 
 def pack(header: Header, vector: Float[Tensor, "size"]) -> bytes:
@@ -67,11 +70,16 @@ def unpack(message: bytes) -> tuple[Header, Float[Tensor, "size"]]:
     return header, vector
 
 
+def count(message: bytes) -> int:
+    """How many numbers a message made by `pack` carries."""
+    return (len(message) - 8 - int.from_bytes(message[:8], "little")) // 4
+
+
 def _check_kinds(header: Header) -> None:
     """Refuse a header whose fields are not of the kinds they are declared as."""
-    for name in ("round", "num_examples", "client"):
-        number = getattr(header, name)
-        if not (type(number) is int and 0 <= number < LARGEST_COUNT) and (name, number) != ("client", None):
+    for name in ("round", "num_examples", "client", "base"):
+        number, may_lack = getattr(header, name), name in ("client", "base")
+        if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
             raise UpdateRejected(f"wrong {name}: expected a count, found {str(number)[:40]!r}")
     if not (header.train_loss is None or type(header.train_loss) in (int, float)):
         raise UpdateRejected(f"wrong train_loss: expected a number, found {header.train_loss!r}")

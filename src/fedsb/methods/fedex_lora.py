@@ -35,4 +35,5 @@ fedex_lora = Method(
     aggregation=Aggregation(MeansAndCovariances, MeansAndCovariances.add, _finish),
     cost=_cost,
     draw=lora_factors,
+    changes_base=True,
 )

@@ -20,9 +20,7 @@ from fedsb.methods.stack import product_svd
 
 def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
     """A with orthonormal rows, B = 0."""
-    return Factors(
-        B=torch.zeros(out, rank), A=orthonormal_rows(rank, n_in, generator=generator), R=None
-    )
+    return Factors(B=torch.zeros(out, rank), A=orthonormal_rows(rank, n_in, generator=generator), R=None)
 
 
 def _add(total: WeightedSum, upload: Upload) -> WeightedSum:

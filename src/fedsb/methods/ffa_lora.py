@@ -13,7 +13,7 @@ from fedsb.methods.method import Method, Numbers, Shape, always, lora_scale
 
 
 def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
-    """out * rank; the tables of Singhal et al. count half of LoRA's, which is the same on square layers only."""
+    """out * rank; the tables of Singhal et al. count half of LoRA's, the same on square layers only."""
     numbers = rank * shape.out
     return Numbers(numbers, numbers, numbers, paper=rank * (shape.out + shape.n_in) / 2)
 

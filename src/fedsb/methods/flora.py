@@ -75,5 +75,6 @@ flora = Method(
     aggregation=Aggregation(Stacks, Stacks.add, _finish),
     cost=_cost,
     draw=lora_factors,
+    changes_base=True,
     mixed_ranks=True,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -74,7 +75,7 @@ class WeightedSum:
         return (mean if before is None else torch.where(weights > 0, mean, before.double())).float()
 
 
-def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> tuple[object, ...]:
+def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
     """Where a client's part lies in the whole: its heads, or the leading block."""
     if heads is not None and _is_core(name):
         return (list(heads),)

@@ -88,13 +88,13 @@ class Averaged(NamedTuple):
 
     Attributes:
         tensors: new values by name; names that are missing stay as they were.
-        base_update: what every client adds to its base weights; empty for most methods.
+        base_update: what every client adds to its base weights; None for most methods.
         deviation: ||averaged update - mean of the updates||_F / ||mean of the updates||_F over all layers,
             before any base update mends it; None where it is zero by construction.
     """
 
     tensors: Named
-    base_update: BaseUpdate = {}
+    base_update: BaseUpdate | None = None
     deviation: float | None = None
 
 
@@ -126,6 +126,7 @@ class Method(NamedTuple):
         settle: changes a layer's trained factors before they go up (RAVAN folds s into R).
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
+        changes_base: whether rounds add to base weights.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Method(NamedTuple):
     settle: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     heads: int = 1
     mixed_ranks: bool = False
+    changes_base: bool = False
 
     @property
     def has_core(self) -> bool:
