@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -56,6 +56,10 @@ class Layout:
         parts = torch.split(vector, sizes) if sizes else ()
         return {name: part.reshape(shape) for (name, shape), part in zip(self.entries, parts, strict=True)}
 
+    def view(self, vector: Float[Tensor, "size"]) -> Mapping[str, Tensor]:
+        """As `unflatten`, cut only when first looked at."""
+        return _View(self, vector)
+
     def copy_into(self, parameters: Mapping[str, Tensor], vector: Float[Tensor, "size"]) -> None:
         """Write the vector's numbers into live parameters of these names and shapes."""
         self._check(parameters)
@@ -71,3 +75,21 @@ class Layout:
         for name, shape in self.entries:
             if tuple(tensors[name].shape) != shape:
                 raise ValueError(f"{name}: expected shape {shape}, found {tuple(tensors[name].shape)}")
+
+
+class _View(Mapping[str, Tensor]):
+    def __init__(self, layout: Layout, vector: Tensor):
+        self._layout, self._vector = layout, vector
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        return self._layout.unflatten(self._vector)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._layout.entries)
+
+    def __len__(self) -> int:
+        return len(self._layout.entries)

@@ -18,6 +18,7 @@ from fedsb import wire
 from fedsb.adapter import LoraPair
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.exchange import Exchange, Part
+from fedsb.layout import Layout
 from fedsb.methods import BaseUpdate, Upload
 from fedsb.methods.stack import factors_are_smaller
 
@@ -144,16 +145,17 @@ def aggregate(
     """
     report, aggregation = RoundReport(), exchange.method.aggregation
     accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
+    layouts: dict[Part, Layout] = {}
     for outcome in outcomes:
         part = part_of(outcome.client) if part_of else exchange.whole
+        layout = layouts.setdefault(part, layouts.get(part) or exchange.up(state.round + 1, part))
         try:
-            header, vector = _accept(outcome, state, exchange, part, report)
+            header, vector = _accept(outcome, state, exchange.method.name, layout, report)
         except UpdateRejected as reason:
             report.rejected.append({"client": outcome.client, "reason": str(reason)})
             continue
         weight = float(header.num_examples) if weighting == "examples" else 1.0
-        tensors = exchange.up(state.round + 1, part).unflatten(vector)
-        accumulator = aggregation.add(accumulator, Upload(tensors, vector, weight, part.heads))
+        accumulator = aggregation.add(accumulator, Upload(layout.view(vector), vector, weight, part.heads))
         _note(report, outcome.client, header)
     if not report.clients:
         raise RunFailed(_nobody_left(state.round + 1, report))
@@ -192,15 +194,14 @@ def _rank_beyond_all(exchange: Exchange) -> int:
 
 
 def _accept(
-    outcome: Outcome, state: ServerState, exchange: Exchange, part: Part, report: RoundReport
+    outcome: Outcome, state: ServerState, method: str, layout: Layout, report: RoundReport
 ) -> tuple[wire.Header, Tensor]:
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
-    layout = exchange.up(state.round + 1, part)
     report.upload_bytes += len(outcome.message)
     header, vector = wire.unpack(outcome.message)
     report.upload_parameters += vector.numel()
-    expected = wire.Header(exchange.method.name, state.round + 1, layout.digest, outcome.client)
+    expected = wire.Header(method, state.round + 1, layout.digest, outcome.client)
     wire.check(header, vector, expected=expected, size=layout.size)
     if header.num_examples < 1:
         raise UpdateRejected(f"wrong num_examples: expected at least 1, found {header.num_examples}")

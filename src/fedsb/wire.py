@@ -99,6 +99,8 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
         raise UpdateRejected(
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"
         )
-    if not torch.isfinite(vector).all():
+    if (
+        not torch.dot(vector, vector).isfinite() and not torch.isfinite(vector).all()
+    ):  # the dot is one fast pass
         bad = int((~torch.isfinite(vector)).sum())
         raise UpdateRejected(f"update is not finite: {bad} of {size} numbers are NaN or infinite")

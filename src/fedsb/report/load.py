@@ -27,6 +27,7 @@ class Round:
     rejected: tuple[tuple[str, str], ...]  # (client, reason)
     seconds: float | None
     epsilon: float | None
+    deviation: float | None = None  # of separate averages from the mean update, relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,7 @@ def _round(entry: dict[str, Any], position: int) -> Round:
         rejected=tuple(_rejection(item) for item in sequence(entry.get("rejected"))),
         seconds=number(entry.get("seconds")),
         epsilon=number(entry.get("epsilon")),
+        deviation=number(entry.get("deviation")),
     )
 
 

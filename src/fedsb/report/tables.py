@@ -7,7 +7,7 @@ from fedsb.report import facts
 from fedsb.report.load import Round, Run, mapping, number, sequence, whole
 from fedsb.report.markup import Column, details, pairs, paragraph, plain, table, tag
 from fedsb.report.metrics import describe, show
-from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural
+from fedsb.report.units import DASH, count, decimal, duration, human_bytes, percent, plural
 
 SHOWN_ELSEWHERE = {"method", "primary_metric", "rounds", "seconds", "peak_memory_bytes"}
 
@@ -16,9 +16,18 @@ def rounds(run: Run) -> str:
     names = facts.metric_names(run)
     private = any(entry.epsilon is not None for entry in run.rounds)
     titles = ["round", "train loss", *(describe(name).title.lower() for name in names)]
+    inexact = any(entry.deviation is not None for entry in run.rounds)
     titles += ["up", "down", "parameters up", "clients", "left out", "time", *(["ε"] if private else [])]
     rows = [_round(entry, names, private) for entry in run.rounds]
-    return table("Rounds", [Column(title) for title in titles], rows)
+    if inexact:
+        titles.append("deviation*")
+        rows = [[*row, percent(entry.deviation)] for row, entry in zip(rows, run.rounds, strict=True)]
+    note = (
+        "* Of factors averaged apart from the mean of the clients' updates, as a share of that mean's norm."
+    )
+    return table("Rounds", [Column(title) for title in titles], rows) + (
+        paragraph(note, "note") if inexact else ""
+    )
 
 
 def _round(entry: Round, names: list[str], private: bool) -> list[str]:
