@@ -5,30 +5,24 @@ Data flow: partition -> equal draw per client -> (head trained on them) -> first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedsb import wire
 from fedsb.adapter import Factors, dense_weight, features
-from fedsb.bases import bases_from_update, bases_from_weight, orthonormal_bases
+from fedsb.bases import bases_from_weight, orthonormal_bases
+from fedsb.gradient_start import Calibration, Draw, GradientStart, bases_from_gradients
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.layout import Layout
 from fedsb.methods import Frame, Method, Upload
 from fedsb.methods.mean import WeightedSum
 from fedsb.seeding import numpy_generator, torch_generator
 from fedsb.traffic import Entry
-from fedsb.trainable import Batch, Example, Losses
-from fedsb.update_estimate import Rule, estimate_update
-
-Draw = dict[int, list[int]]
-"""Example indices per client."""
+from fedsb.update_estimate import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +39,16 @@ class Start:
     """How the factors start: fields as in the config's `method` and `method.init`."""
 
     kind: Literal["gradient", "weights", "orthonormal"]
-    rule: Rule
+    rule: Rule | Literal["moments"]
     samples: int
     batch_size: int
+    upload: Literal["factors", "whole"]
     head_warmup: Warmup | None
     rank: int
     heads: int = 1
     step_size: float
     """Learning rate of the estimated update: the size of R0."""
     seed: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The examples the start may look at, and how to run them."""
-
-    draw: Draw
-    examples: Sequence[Example]
-    batches: Callable[[Sequence[Example], int], list[Batch]]
-    losses: Losses
 
 
 @dataclass(frozen=True)
@@ -140,7 +125,7 @@ def warm_up_head(
     layout = Layout.of(head)
     frame = Frame({}, dict(layout.entries), {}, 1.0)
     cached = {
-        client: cache_base_outputs(model, _batches(calibration, indices, batch_size))
+        client: cache_base_outputs(model, calibration.batches_of(indices, batch_size))
         for client, indices in calibration.draw.items()
     }
     message_bytes = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
@@ -189,81 +174,22 @@ def _factors(
             n: bases_from_weight(dense_weight(m), rank, heads=heads, generator=_generator(seed, n))
             for n, m in targets.items()
         }, []
-    factors = _from_gradient(model, targets, start, calibration, sums)
-    return factors, _gradient_traffic(targets, factors, len(calibration.draw), num_clients)
-
-
-def _from_gradient(
-    model: nn.Module,
-    targets: Mapping[str, nn.Module],
-    start: Start,
-    calibration: Calibration,
-    sums: MutableMapping[str, Tensor] | None,
-) -> dict[str, Factors]:
-    indices = [i for part in calibration.draw.values() for i in part]
-    before = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.requires_grad_(False)
-
-    def reduce(name: str, update: Tensor) -> Factors:
-        generator = _generator(start.seed, name)
-        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
-        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
-
-    with _checkpointing_in_eval_mode(model):
-        factors = estimate_update(
-            model,
-            targets,
-            _batches(calibration, indices, start.batch_size),
-            calibration.losses,
-            reduce,
-            learning_rate=1.0,
-            rule=start.rule,
-            sums=sums,
-        )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(before[name])
-    return factors
-
-
-@contextmanager
-def _checkpointing_in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Let blocks with gradient checkpointing switched on use it although there is no dropout: transformers
-    asks the block alone whether it is training."""
-    blocks = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    modes = [block.training for block in blocks]
-    for block in blocks:
-        block.training = True
-    try:
-        yield
-    finally:
-        for block, mode in zip(blocks, modes, strict=True):
-            block.training = mode
-
-
-def _gradient_traffic(
-    targets: Mapping[str, nn.Module], factors: Mapping[str, Factors], contributors: int, num_clients: int
-) -> list[Entry]:
-    """Each contributor's gradient goes up (from shapes), B and A go down to all (serialized). R0 comes
-    with the first round's broadcast."""
-    numbers = sum(prod(features(layer)) for layer in targets.values())
-    bases = {
-        f"{name}.{f}": getattr(part, f).contiguous() for name, part in factors.items() for f in ("A", "B")
-    }
-    size = sum(t.numel() for t in bases.values())
-    return [
-        _entry("gradient of the target layers", "up", contributors, 4 * numbers, numbers, measured=False),
-        _entry("bases B and A", "down", num_clients, len(save(bases)), size),
-    ]
+    how = GradientStart(
+        rule=start.rule,
+        upload=start.upload,
+        batch_size=start.batch_size,
+        rank=rank,
+        heads=heads,
+        step_size=start.step_size,
+        seed=seed,
+    )
+    return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients, sums=sums)
 
 
 def _entry(
     what: str, direction: Any, clients: int, bytes_each: int, numbers_each: int, measured: bool = True
 ) -> Entry:
     return Entry(0, what, direction, clients, clients * bytes_each, clients * numbers_each, measured)
-
-
-def _batches(calibration: Calibration, indices: Sequence[int], batch_size: int) -> list[Batch]:
-    return calibration.batches([calibration.examples[i] for i in indices], batch_size)
 
 
 def _generator(seed: int, layer: str) -> torch.Generator:

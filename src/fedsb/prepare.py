@@ -222,6 +222,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         rule=init.rule,
         samples=init.samples,
         batch_size=init.batch_size,
+        upload=init.upload,
         head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
         rank=config.method.rank,
         heads=heads_of(config),

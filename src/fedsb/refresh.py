@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fedsb.adapter import Factors, set_base_updates
-from fedsb.initialize import Calibration, Start, start_factors
+from fedsb.gradient_start import Calibration
+from fedsb.initialize import Start, start_factors
 from fedsb.server import ServerState, broadcast, with_base
 from fedsb.traffic import Entry
 from fedsb.trainable import Trainable, adopt

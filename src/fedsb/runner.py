@@ -21,7 +21,8 @@ from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.client import client_update
 from fedsb.config import RunConfig
 from fedsb.exchange import Part
-from fedsb.initialize import Calibration, Draw, bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.gradient_start import Calibration, Draw
+from fedsb.initialize import bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
 from fedsb.prepare import (
     Base,

@@ -62,7 +62,7 @@ def estimate_update(
                 "training.gradient_checkpointing off"
             )
         if complete:
-            reduced[name] = reduce(name, _apply_rule(name, total.div_(num_examples), rule, learning_rate))
+            reduced[name] = reduce(name, apply_rule(name, total.div_(num_examples), rule, learning_rate))
         else:
             sums[name] = total
 
@@ -114,7 +114,8 @@ def _watch(
     return after_forward
 
 
-def _apply_rule(name: str, gradient: Tensor, rule: Rule, learning_rate: float) -> Tensor:
+def apply_rule(name: str, gradient: Tensor, rule: Rule, learning_rate: float) -> Tensor:
+    """The step of this rule, in place of the gradient. Layer `name` is for the error alone."""
     if not torch.isfinite(gradient).all():
         raise RunFailed(
             f"update estimate: the gradient of layer {name!r} is not finite; try float32 or less data"

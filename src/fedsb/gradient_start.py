@@ -1,0 +1,250 @@
+"""Bases from the clients' gradients, and what each client sends of its own.
+
+    moments:  each contributor sends sketches of its gradients' second moments     -> sum -> eigenvectors
+
+With the rules sign and raw, which take the SVD of the first update:
+
+    whole:    each contributor sends its gradient, out x in numbers a layer       -> mean -> rule -> SVD
+    factors:  each sends its gradient's best rank-k factors, k the bases' rank     -> mean of products -> same
+
+A single contributor sends neither of the latter: it takes the SVD itself and sends the bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors, LoraPair, features
+from fedsb.bases import bases_from_update, truncated_svd
+from fedsb.methods.method import Shape
+from fedsb.methods.stack import Stack, factors_are_smaller
+from fedsb.moments import Sketch, leading_directions, probes, sketch_moments
+from fedsb.seeding import torch_generator
+from fedsb.traffic import Entry
+from fedsb.trainable import Batch, Example, Losses
+from fedsb.update_estimate import Rule, apply_rule, estimate_update
+
+MOMENT_BATCH = 4
+"""Examples whose summed gradient counts as one in the second moments."""
+
+Draw = dict[int, list[int]]
+"""Example indices per client."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The examples the start may look at, and how to run them."""
+
+    draw: Draw
+    examples: Sequence[Example]
+    batches: Callable[[Sequence[Example], int], list[Batch]]
+    losses: Losses
+
+    def batches_of(self, indices: Sequence[int], batch_size: int) -> list[Batch]:
+        """Batches of these examples."""
+        return self.batches([self.examples[i] for i in indices], batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStart:
+    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
+
+    rule: Rule | Literal["moments"]
+    upload: Literal["factors", "whole"]
+    batch_size: int
+    rank: int
+    heads: int
+    step_size: float
+    seed: int
+
+
+class Bases(NamedTuple):
+    """Start factors by layer, and what it cost to get them to everybody."""
+
+    factors: dict[str, Factors]
+    traffic: list[Entry]
+
+
+def bases_from_gradients(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    *,
+    num_clients: int,
+    sums: MutableMapping[str, Tensor] | None = None,
+) -> Bases:
+    """The SVD of the estimated first update of all contributors together. The model stays as it is."""
+    alone = len(calibration.draw) == 1
+    with _frozen(model), _checkpointing_in_eval_mode(model):
+        if start.rule == "moments":
+            factors, up = _from_moments(model, targets, start, calibration)
+        elif alone or start.upload == "whole":
+            factors = _from_pooled(model, targets, start, calibration, sums)
+            up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
+        else:
+            factors, up = _from_sent_factors(model, targets, start, calibration, sums)
+    return Bases(factors, [up, _bases_down(factors, num_clients)])
+
+
+def _from_pooled(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    sums: MutableMapping[str, Tensor] | None,
+) -> dict[str, Factors]:
+    indices = [i for part in calibration.draw.values() for i in part]
+    batches = calibration.batches_of(indices, start.batch_size)
+    reduce, rule = _reduce(start), _step_rule(start)
+    return estimate_update(
+        model, targets, batches, calibration.losses, reduce, learning_rate=1.0, rule=rule, sums=sums
+    )
+
+
+def _step_rule(start: GradientStart) -> Rule:
+    assert start.rule != "moments"
+    return start.rule
+
+
+def _from_sent_factors(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    sums: MutableMapping[str, Tensor] | None,
+) -> tuple[dict[str, Factors], Entry]:
+    """Each contributor's message is made and measured; the server holds stacks of factors, or dense sums."""
+    stacks = {name: Stack(Shape(*features(layer))) for name, layer in targets.items()}
+    size = numbers = 0
+    for indices in calibration.draw.values():
+        batches = calibration.batches_of(indices, start.batch_size)
+        cut, losses = _cut(start), calibration.losses
+        sent = estimate_update(
+            model, targets, batches, losses, cut, learning_rate=-1.0, rule="raw", sums=sums
+        )
+        message = {f"{name}.{part}": t for name, pair in sent.items() for part, t in pair.items()}
+        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
+        for name, pair in sent.items():
+            stacks[name].add(pair["B"], pair["A"], float(len(indices)))
+    reduce, total = _reduce(start), sum(map(len, calibration.draw.values()))
+    factors = {
+        name: reduce(name, apply_rule(name, _dense(stack) / total, _step_rule(start), 1.0))
+        for name, stack in stacks.items()
+    }
+    entry = Entry(0, "gradients of the target layers, as factors", "up", len(calibration.draw), size, numbers)
+    return factors, entry
+
+
+def _from_moments(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, calibration: Calibration
+) -> tuple[dict[str, Factors], Entry]:
+    """The server adds up the contributors' sketches; R0 is zero, since moments have no sign."""
+    rank, total = start.heads * start.rank, dict[str, Sketch]()
+    shared = {
+        name: probes(*features(layer), rank, generator=torch_generator(start.seed, "probes", name))
+        for name, layer in targets.items()
+    }
+    size = numbers = 0
+    for indices in calibration.draw.values():
+        batches = calibration.batches_of(indices, MOMENT_BATCH)
+        sent = sketch_moments(model, targets, batches, calibration.losses, shared)
+        message = {f"{n}.{side}": t for n, sketch in sent.items() for side, t in sketch._asdict().items()}
+        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
+        total = {n: Sketch(*map(torch.add, total[n], s)) if n in total else s for n, s in sent.items()}
+    zero = torch.zeros(start.heads, start.rank, start.rank)
+    factors = {
+        name: Factors(
+            B=leading_directions(sketch.left, shared[name].left, rank),
+            A=leading_directions(sketch.right, shared[name].right, rank).T.contiguous(),
+            R=zero.clone(),
+        )
+        for name, sketch in total.items()
+    }
+    return factors, Entry(0, "sketches of gradient moments", "up", len(calibration.draw), size, numbers)
+
+
+def _dense(stack: Stack) -> Tensor:
+    found = stack.result(1.0)
+    return found.B @ found.A if isinstance(found, LoraPair) else found
+
+
+def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
+    """A gradient's best factors of the bases' rank, or the gradient itself (and I) where that is smaller."""
+    rank = start.heads * start.rank
+
+    def cut(name: str, gradient: Tensor) -> dict[str, Tensor]:
+        if not factors_are_smaller(Shape(*gradient.shape), rank):
+            return {"B": gradient.cpu(), "A": torch.eye(gradient.shape[1])}
+        U, S, Vh = truncated_svd(gradient, rank, generator=torch_generator(start.seed, "cut", name))
+        return {"B": (U * S).cpu().contiguous(), "A": Vh.cpu().contiguous()}
+
+    return cut
+
+
+def _reduce(start: GradientStart) -> Callable[[str, Tensor], Factors]:
+    """An update's leading directions, R0 of the wished size."""
+
+    def reduce(name: str, update: Tensor) -> Factors:
+        generator = torch_generator(start.seed, "bases", name)
+        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
+        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
+
+    return reduce
+
+
+def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Entry:
+    """Computed from shapes: the simulation pools these gradients in one pass and has no such message."""
+    numbers = contributors * sum(prod(features(layer)) for layer in targets.values())
+    what = "gradients of the target layers"
+    return Entry(0, what, "up", contributors, 4 * numbers, numbers, measured=False)
+
+
+def _bases_up(factors: Mapping[str, Factors]) -> Entry:
+    size, numbers = _sizes(factors, ("A", "B", "R"))
+    return Entry(0, "bases from the one contributor", "up", 1, size, numbers)
+
+
+def _bases_down(factors: Mapping[str, Factors], num_clients: int) -> Entry:
+    """R0 comes with the next round's broadcast."""
+    size, numbers = _sizes(factors, ("A", "B"))
+    return Entry(0, "bases B and A", "down", num_clients, num_clients * size, num_clients * numbers)
+
+
+def _sizes(factors: Mapping[str, Factors], names: Sequence[str]) -> tuple[int, int]:
+    tensors = {f"{n}.{f}": getattr(part, f).cpu().contiguous() for n, part in factors.items() for f in names}
+    return len(save(tensors)), sum(t.numel() for t in tensors.values())
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+
+
+@contextmanager
+def _checkpointing_in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Let blocks with gradient checkpointing switched on use it although there is no dropout: transformers
+    asks the block alone whether it is training."""
+    blocks = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    modes = [block.training for block in blocks]
+    for block in blocks:
+        block.training = True
+    try:
+        yield
+    finally:
+        for block, mode in zip(blocks, modes, strict=True):
+            block.training = mode
