@@ -26,7 +26,7 @@ from fedsb.adapter import Factors, LoraPair, features
 from fedsb.bases import bases_from_update, truncated_svd
 from fedsb.methods.method import Shape
 from fedsb.methods.stack import Stack, factors_are_smaller
-from fedsb.moments import Sketch, leading_directions, probes, sketch_moments
+from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
 from fedsb.seeding import torch_generator
 from fedsb.traffic import Entry
 from fedsb.trainable import Batch, Example, Losses
@@ -159,7 +159,7 @@ def _from_moments(
         sent = sketch_moments(model, targets, batches, calibration.losses, shared)
         message = {f"{n}.{side}": t for n, sketch in sent.items() for side, t in sketch._asdict().items()}
         size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
-        total = {n: Sketch(*map(torch.add, total[n], s)) if n in total else s for n, s in sent.items()}
+        total = {n: add(total[n], s) if n in total else s for n, s in sent.items()}
     zero = torch.zeros(start.heads, start.rank, start.rank)
     factors = {
         name: Factors(

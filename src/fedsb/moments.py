@@ -2,10 +2,10 @@
 
 For a layer with gradients g_1, g_2, ... of small batches, L = sum g g^T and R = sum g^T g (the statistics of
 Shampoo, Gupta et al. 2018, arXiv 1802.09568) say in which output and input directions gradients move at all,
-while the mean gradient says where they agree. Instead of L and R a party keeps L @ P and R @ Q for shared random P
-and Q: sums over batches and clients stay sums, so a server needs no client's own, and a layer costs
-(out + in) * width numbers. Leading eigenvectors come back by the Nystrom approximation (Tropp et al. 2017,
-arXiv 1706.05736).
+while the mean gradient says where they agree. Instead of L and R a party keeps L @ P and R @ Q for shared
+random P and Q: sums over batches and clients stay sums, so a server needs no client's own, and a layer
+costs (out + in) * width numbers. Leading eigenvectors come back by the Nystrom approximation (Tropp
+et al. 2017, arXiv 1706.05736).
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ class Sketch(NamedTuple):
 
     left: Float[Tensor, "out width"]
     right: Float[Tensor, "in width"]
+
+
+def add(one: Sketch, other: Sketch) -> Sketch:
+    """Sketches of two parties, or of two batches, as one."""
+    return Sketch(one.left + other.left, one.right + other.right)
 
 
 def probes(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Sketch:
@@ -66,10 +71,8 @@ def sketch_moments(
                 f"moments: the gradient of layer {name!r} is not finite; try float32 or less data"
             )
         P, Q = ours[name]
-        add = Sketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
-        found[name] = (
-            Sketch(*(a + b for a, b in zip(found[name], add, strict=True))) if name in found else add
-        )
+        new = Sketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
+        found[name] = add(found[name], new) if name in found else new
 
     for batch in batches:
         with gradients_of(layers, consume):

@@ -1,0 +1,21 @@
+"""Every recipe is a config that loads; every method has one of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsb.check_method import check_method
+from fedsb.config import RunConfig
+from fedsb.methods import ALL
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_a_recipe_loads_and_its_settings_belong_together(path: Path) -> None:
+    check_method(RunConfig.from_yaml(path))
+
+
+@pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)
+def test_each_method_has_a_recipe(method) -> None:
+    assert RunConfig.from_yaml(RECIPES / "methods" / f"{method.name}.yaml").method.name == method.name
