@@ -30,6 +30,9 @@ ENCODER_TARGETS = {
 }
 """Query and value, as LoRA's authors adapt encoders; other families: every attention and MLP projection."""
 
+CLASSIFIER = "ForSequenceClassification"
+"""Ends the class names of such models, in `architectures` of a config too."""
+
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "tekken.json")
 
@@ -98,6 +101,53 @@ def load_base(
     if num_labels is not None and dtype != "float32":
         keep_in_float32(model)
     return model.eval() if load_in_4bit else model.to(device).eval()
+
+
+def build_on_meta(path: str, *, num_labels: int | None = None) -> nn.Module:
+    """The model that config.json describes, on the meta device: shapes and names, no weights.
+
+    A sequence classifier if `num_labels` is given, the family is an encoder's, or the config says so; else a
+    causal language model.
+
+    Raises:
+        InputError: no config there, or one that no model can be built from.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = _load_config(path, num_labels)
+    says_so = any(CLASSIFIER in name for name in config.architectures or [])
+    classifies = num_labels is not None or config.model_type in ENCODER_TARGETS or says_so
+    loader: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    try:
+        with torch.device("meta"), _quiet_loading():
+            model: nn.Module = loader.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        kind = "sequence classifier" if classifies else "causal language model"
+        raise InputError(
+            f"model.path: no {kind} can be built from the config.json of {path!r}: {_one_line(error)}; "
+            "expected the config of a decoder, or of an encoder with a classification head"
+        ) from error
+    return model
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether the model ends in a sequence-classification head."""
+    return CLASSIFIER in type(model).__name__
+
+
+def _load_config(path: str, num_labels: int | None) -> Any:
+    from transformers import AutoConfig
+
+    _check_folder(path, files=("config.json",), what="config")
+    labels = {} if num_labels is None else {"num_labels": num_labels}
+    try:
+        with _quiet_loading():
+            return AutoConfig.from_pretrained(path, trust_remote_code=False, **labels)
+    except Exception as error:
+        raise InputError(
+            f"model.path: no config could be read from {path!r}: {_one_line(error)}; "
+            "expected a folder with a Hugging Face config.json, or the id of a model on the hub"
+        ) from error
 
 
 def default_targets(model: nn.Module) -> list[str]:
@@ -211,3 +261,7 @@ def _quiet_loading() -> Any:
 
 def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(" .:") or type(error).__name__

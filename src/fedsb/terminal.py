@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,9 +12,12 @@ from rich.table import Table
 
 from fedsb.config import RunConfig
 from fedsb.console import LiveBars, PlainLines, summary_table
-from fedsb.doctor import Finding
 from fedsb.errors import InputError
-from fedsb.run_folder import check_new
+from fedsb.report.units import count, human_bytes, human_count, plural
+
+if TYPE_CHECKING:  # slow to import, and only one command needs each
+    from fedsb.cost import CostTable, MethodCost
+    from fedsb.doctor import Finding
 
 
 def default_folder(config: Path | None, *, resume: bool) -> Path:
@@ -48,6 +51,7 @@ def _config_of(
             raise InputError(f"--resume: {folder} holds no run (no config.yaml); name it with --out")
         return RunConfig.from_yaml(folder / "config.yaml", overrides)
     from fedsb.quickstart.recipe import quickstart_config
+    from fedsb.run_folder import check_new
 
     if not (folder / "config.yaml").is_file():  # else the run itself refuses, and the notes stay as they are
         check_new(folder)
@@ -112,3 +116,61 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
         mark = "[green]ok[/]" if finding.ok else "[red]wrong[/]"
         table.add_row(mark, finding.what, escape(finding.detail))
     console.print(table)
+
+
+COST_NOTES = (
+    "Counts of numbers, head included. Bytes: 4 per number, up and down, all clients.",
+    "paper: as in the tables of Singhal et al. 2025, which count the head once, one client's upload (all",
+    "clients' for FLoRA and FedEx-LoRA) and half of LoRA's numbers for FFA-LoRA (B has rank x outputs), and",
+    "leave out what is sent once, before the first round.",
+)
+GRADIENT_NOTE = (
+    "once: clients send the gradient of the target layers (at most method.init.samples of them; here all do)",
+    "and get the bases. With --init weights or orthonormal they derive the bases themselves. A head's",
+    "warm-up is not counted.",
+)
+COST_COLUMNS = ("method", "rank", "trained", "up per client", "down per client", "once up", "once down")
+
+
+def show_costs(table: CostTable, console: Console) -> None:
+    """One row per method, and below it what the columns count."""
+    sums = ["paper per round", "bytes per round"]
+    if table.rounds is not None:
+        sums.append(f"bytes of {plural(table.rounds, 'round')}")
+    gap = 2 if console.width >= 90 else 1
+    grid = Table(
+        title=_cost_title(table), title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+    )
+    for column in (*COST_COLUMNS, *sums):
+        first = column == "method"
+        grid.add_column(column, justify="left" if first else "right", no_wrap=first, vertical="bottom")
+    for name, cost in table.methods.items():
+        grid.add_row(name, *_cost_cells(cost))
+    console.print(grid)
+    console.print("\n".join(_cost_notes(table)), highlight=False, markup=False)
+
+
+def _cost_title(table: CostTable) -> str:
+    head = f", head of {plural(table.head_parameters, 'number')}" if table.head_parameters else ""
+    layers = plural(table.target_layers, "target layer")
+    return escape(f"{table.model}: {layers}{head}; {plural(table.clients, 'client')}")
+
+
+def _cost_cells(cost: MethodCost) -> list[str]:
+    numbers = (
+        cost.trained_parameters,
+        cost.upload_parameters_per_client,
+        cost.download_parameters_per_client,
+        cost.once_upload_parameters_per_client,
+        cost.once_parameters_per_client,
+        cost.paper_parameters_per_round,
+    )
+    sizes = [cost.bytes_per_round] + ([] if cost.total_bytes is None else [cost.total_bytes])
+    rank = count(cost.rank) if cost.heads == 1 else f"{cost.heads}x{count(cost.rank)}"
+    return [rank, *map(human_count, numbers), *map(human_bytes, sizes)]
+
+
+def _cost_notes(table: CostTable) -> list[str]:
+    sends = any(cost.once_bytes for cost in table.methods.values())
+    left_out = [f"left out: {reason}" for reason in table.left_out.values()]
+    return ["", *COST_NOTES, *(GRADIENT_NOTE if sends else ()), *left_out]

@@ -1,6 +1,7 @@
 """Numbers as people read them. Units are decimal: 1 kB is 1000 bytes."""
 
 import math
+from collections.abc import Sequence
 
 DASH = "—"
 THIN = "\u202f"  # narrow space that does not break, between a number and its unit
@@ -36,13 +37,24 @@ def human_bytes(number: float | None) -> str:
     >>> human_bytes(412).replace(THIN, " "), human_bytes(1_236_000).replace(THIN, " ")
     ('412 B', '1.24 MB')
     """
+    return _scaled(number, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def human_count(number: float | None) -> str:
+    """
+    >>> human_count(412), human_count(83_886_080).replace(THIN, " ")
+    ('412', '83.9 M')
+    """
+    return _scaled(number, ("", "k", "M", "G", "T"))
+
+
+def _scaled(number: float | None, units: Sequence[str]) -> str:
     if number is None or not math.isfinite(number):
         return DASH
-    size, units = float(number), iter(("B", "kB", "MB", "GB", "TB", "PB"))
-    unit = next(units)
-    while abs(size) >= 999.5 and unit != "PB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g}{THIN}{unit}"
+    size, place = float(number), 0
+    while abs(size) >= 999.5 and place < len(units) - 1:
+        size, place = size / 1000, place + 1
+    return f"{size:.3g}{THIN}{units[place]}".removesuffix(THIN)
 
 
 def duration(seconds: float | None) -> str:
