@@ -1,4 +1,4 @@
-"""Bases from what clients send: whole gradients, factors, or sketches of second moments; and what that costs."""
+"""Bases from what clients send: whole gradients, factors, or sketches of moments; and what that costs."""
 
 from typing import Any
 
@@ -75,7 +75,9 @@ def test_clients_weigh_by_their_examples(make_bert: Any) -> None:
 def test_what_goes_up_and_down_is_booked(make_bert: Any, rule: str, upload: str, monkeypatch: Any) -> None:
     messages: list[bytes] = []
     real = gradient_start.save
-    monkeypatch.setattr(gradient_start, "save", lambda tensors: messages.append(real(tensors)) or messages[-1])
+    monkeypatch.setattr(
+        gradient_start, "save", lambda tensors: messages.append(real(tensors)) or messages[-1]
+    )
     model = make_bert()
     found = start(model, rule=rule, upload=upload)
     up, down = found.traffic
@@ -83,7 +85,11 @@ def test_what_goes_up_and_down_is_booked(make_bert: Any, rule: str, upload: str,
     width = {"sign": 4, "moments": 6}[rule]
     each = sum((m + n) * width if upload == "factors" else m * n for m, n in shapes)
     assert (up.direction, up.clients, up.parameters) == ("up", 3, 3 * each)
-    assert (down.direction, down.clients, down.parameters) == ("down", 4, 4 * sum(4 * (m + n) for m, n in shapes))
+    assert (down.direction, down.clients, down.parameters) == (
+        "down",
+        4,
+        4 * sum(4 * (m + n) for m, n in shapes),
+    )
     assert up.measured == (upload == "factors")
     assert up.bytes == (sum(map(len, messages[:3])) if up.measured else 4 * up.parameters)
     assert sum(t.numel() for t in load(messages[-1]).values()) * 4 == down.parameters

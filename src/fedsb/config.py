@@ -112,8 +112,9 @@ class MethodConfig(_Section):
     """fedex-lora: rank kept of the residual; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names of layers to adapt (endings will do); null: the model family's default."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
+    layer of the repeated blocks."""
     init: InitConfig = InitConfig()
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from fedsb.adapter import check_rank, features, find_targets
+from fedsb.adapter import check_rank, features
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
 from fedsb.methods import ALL, Method, Shape, by_name
-from fedsb.models import build_on_meta, default_targets, is_classifier
+from fedsb.models import build_on_meta, chosen_targets, is_classifier
 
 BYTES_PER_NUMBER = 4
 INITS = ("gradient", "weights", "orthonormal")
@@ -38,7 +38,7 @@ class Question:
         rank: for methods that name none in `methods`.
         rounds: None leaves out the totals.
         methods: `NAME` or `NAME:RANK`, separated by commas; None for all.
-        targets: layer names separated by commas; None for the family's default.
+        targets: layer names separated by commas, or all-linear; None for the family's default.
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.
     """
@@ -115,10 +115,11 @@ def costs(model: str, question: Question) -> CostTable:
         InputError: an unknown model, method or layer, or a number that does not fit.
     """
     _check(question)
+    wanted = _split(question.targets)
     with _named_as_options():
         asked = parse_methods(question.methods, question.rank)
         skeleton = build_on_meta(model, num_labels=question.labels)
-        targets = find_targets(skeleton, _split(question.targets) or default_targets(skeleton))
+        targets = chosen_targets(skeleton, wanted[0] if wanted == ["all-linear"] else wanted or None)
         head = sum(p.numel() for p in head_parameters(skeleton).values()) if is_classifier(skeleton) else 0
         fitting, left_out = _fitting(asked, targets, question)
     shapes = [Shape(*features(layer)) for layer in targets.values()]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsb.adapter import is_linear
+from fedsb.adapter import find_targets, is_linear, linear_layers
 from fedsb.errors import InputError
 from fedsb.head import keep_in_float32
 from fedsb.seeding import scoped_global_seed
@@ -164,6 +164,26 @@ def default_targets(model: nn.Module) -> list[str]:
         name.rsplit(".", 1)[-1]: None for name, module in base.named_modules() if name and is_linear(module)
     }
     return list(endings)
+
+
+def all_linear(model: nn.Module) -> list[str]:
+    """Names of the linear layers inside the model's repeated blocks: no pooler, output layer or head."""
+    inside = [name for name in linear_layers(model) if any(part.isdigit() for part in name.split("."))]
+    if not inside:
+        raise InputError(
+            "method.targets: all-linear found no linear layer in repeated blocks; name the layers"
+        )
+    return inside
+
+
+def chosen_targets(model: nn.Module, wanted: Sequence[str] | str | None) -> dict[str, nn.Module]:
+    """The layers to adapt: those named, all-linear, or (None) the family's default.
+
+    Raises:
+        InputError: a name matches nothing.
+    """
+    names = all_linear(model) if wanted == "all-linear" else wanted or default_targets(model)
+    return find_targets(model, [names] if isinstance(names, str) else names)
 
 
 def enable_checkpointing(model: Any) -> None:

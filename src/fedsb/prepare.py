@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedsb import partition
-from fedsb.adapter import check_rank, features, find_targets
+from fedsb.adapter import check_rank, features
 from fedsb.check_method import check_method
 from fedsb.client import LocalTraining
 from fedsb.config import ClassificationConfig, RunConfig
@@ -22,7 +22,7 @@ from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
 from fedsb.initialize import Start, Warmup
 from fedsb.methods import Method, Shape, by_name
-from fedsb.models import default_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.models import chosen_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row, Task, causal_lm, classification, label_set
@@ -152,7 +152,7 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     )
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)
-    targets = find_targets(model, config.method.targets or default_targets(model))
+    targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
