@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from fedsb import RunConfig, run
 from fedsb.console import LiveBars, PlainLines, round_line
 
-COMMANDS = ["run", "evaluate", "export", "report", "doctor", "version"]
+COMMANDS = ["run", "compare", "evaluate", "export", "report", "doctor", "version"]
 
 
 @pytest.fixture(scope="module")
