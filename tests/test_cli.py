@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from fedsb import RunConfig, run
 from fedsb.console import LiveBars, PlainLines, round_line
 
-COMMANDS = ["run", "evaluate", "export", "report", "doctor", "cost", "version"]
+COMMANDS = ["run", "compare", "evaluate", "export", "report", "doctor", "cost", "version"]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ PURE = {
     "traffic",
     "update_estimate",
     "wire",
+    "compare.pareto",
 } | {name for name in FILES if name.split(".")[0] == "methods"}
 COMPOSE = {"client", "head", "initialize", "server", "simulate"}
 LIBRARIES = {"torch", "numpy", "safetensors", "jaxtyping"}
@@ -148,7 +149,10 @@ def literals(tree: ast.Module) -> set[str]:
     return {n.value for n in constants if isinstance(n.value, str)}
 
 
-@pytest.mark.parametrize("name", ["client", "server", "simulate", "runner", "initialize", "prepare"])
+LOOPS = ["client", "server", "simulate", "runner", "initialize", "prepare"]
+
+
+@pytest.mark.parametrize("name", [*LOOPS, *(name for name in FILES if name.split(".")[0] == "compare")])
 def test_no_loop_knows_a_method_by_name(name):
     assert not literals(tree_of(name)) & {method.name for method in ALL}
     ours, _ = split_imports(name)

@@ -60,6 +60,40 @@ def run(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file; its section `compare` sets arms and rates.")],
+    methods: Annotated[str, typer.Option(help="Methods or arms, by commas; the first is the reference.")],
+    seeds: Annotated[str, typer.Option(help="Whole numbers, by commas.")] = "0,1,2",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; a taken one goes on. Default: runs/compare-NAME, numbered.")
+    ] = None,
+    set_: Overrides = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, which share the cores.")] = 1,
+) -> None:
+    """Compare methods over seeds: same data, partition, batches and budget; a table and a page.
+
+    Learning rates are chosen on training rows held out for that, never on the test data. Given again with the
+    same --out, the command goes on where it stopped; more methods and seeds may be named then.
+
+    Examples: `fedsb compare recipes/sst2.yaml --methods fed-sb,fedit` ·
+    `fedsb compare recipes/compare-sst2.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c`
+    """
+    from fedsb.compare import terminal
+
+    folder = out or terminal.comparison_folder(config)
+    wanted, numbers = terminal.names_of("--methods", methods), terminal.seeds_of(seeds)
+    try:
+        found = terminal.compare_in_terminal(
+            config, set_ or [], wanted, numbers, folder, jobs=jobs, console=out_console
+        )
+    except KeyboardInterrupt:
+        text = terminal.how_to_go_on(config, set_ or [], methods, seeds, folder, jobs)
+        err_console.print(text, highlight=False, markup=False)
+        raise typer.Exit(130) from None
+    terminal.show_comparison(found, out_console)
+
+
+@app.command()
 def evaluate(
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="Run folder: its model and its adapter.")

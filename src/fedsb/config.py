@@ -215,12 +215,14 @@ class RunConfig(_Section):
 
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-        """Read a YAML file and apply `key.path=value` overrides.
+        """Read a YAML file and apply `key.path=value` overrides. The section `compare` is not a run's.
 
         Raises:
             InputError: the file, its YAML, a key or a value is wrong; one line per fault.
         """
-        return RunConfig.from_dict(override(_read_yaml(Path(path)), overrides), source=str(path))
+        values = override(_read_yaml(Path(path)), overrides)
+        values.pop("compare", None)
+        return RunConfig.from_dict(values, source=str(path))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], *, source: str = "config") -> RunConfig:

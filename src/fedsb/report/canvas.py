@@ -45,13 +45,13 @@ def key(index: int, name: str, glyph: str = "") -> Key:
     return Key(glyph or GLYPHS[index % len(GLYPHS)], f"s{index % SERIES}", name)
 
 
-def draw(paint: "Callable[[Axes], None]", *, name: str, height: float = 250.0) -> str:
+def draw(paint: "Callable[[Axes], None]", *, name: str, width: float = WIDTH, height: float = 250.0) -> str:
     """The SVG element that `paint` draws. `name` keeps its ids apart from those of the page's other plots."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", {**_style(), "svg.hashsalt": name}]):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         paint(figure.add_subplot())
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})

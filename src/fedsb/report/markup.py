@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+from urllib.parse import quote
 
 from fedsb.report.canvas import Plot
 
@@ -28,8 +29,17 @@ def tag(name: str, *children: str, **attributes: str) -> str:
     return f"<{name}{written}>{''.join(children)}</{name}>"
 
 
+class Html(str):
+    """HTML that is ready: `plain` lets it through."""
+
+
 def plain(text: object) -> str:
-    return html.escape(str(text))
+    return text if isinstance(text, Html) else html.escape(str(text))
+
+
+def link(text: str, path: str) -> Html:
+    """A link to a file by its relative path; whatever else a path may say, it cannot name a scheme."""
+    return Html(tag("a", plain(text), href=quote(path.lstrip("/"))))
 
 
 def paragraph(text: str, class_: str = "") -> str:

@@ -20,10 +20,11 @@ def build_page(runs: Sequence[Run]) -> str:
         title, body = f"{facts.method(run)}: {facts.result(run)}", one_run(run, "run", 1)
     else:
         title, body = f"{plural(len(runs), 'run')} compared", several_runs(runs)
-    return _document(title, body)
+    return document(title, body)
 
 
-def _document(title: str, body: str) -> str:
+def document(title: str, body: str) -> str:
+    """The page around `body`, which is HTML already."""
     style = files("fedsb.report").joinpath("style.css").read_text(encoding="utf-8")
     head = (
         '<meta charset="utf-8">\n'

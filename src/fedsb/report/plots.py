@@ -22,6 +22,13 @@ class Curve(NamedTuple):
     group: int = 0
 
 
+class Band(NamedTuple):
+    """A faint area around the curve of its group: (x, low, high)."""
+
+    points: Sequence[tuple[float, float, float]]
+    group: int = 0
+
+
 class Layer(NamedTuple):
     """Boxes of one colour. `crossed` ones get an x, so that colour is not the only sign."""
 
@@ -41,16 +48,29 @@ class Span(NamedTuple):
     zero: bool = False
 
 
-def curves(title: str, items: Iterable[Curve], span: Span, *, name: str, note: str = "") -> Plot | None:
+def curves(
+    title: str,
+    items: Iterable[Curve],
+    span: Span,
+    *,
+    name: str,
+    note: str = "",
+    bands: Sequence[Band] = (),
+) -> Plot | None:
     """Curves over a common x axis; None without a finite point. The ends of a lone curve get their value."""
     drawn = [item._replace(points=finite) for item in items if (finite := _finite(item.points))]
     if not drawn:
         return None
 
+    edges = [Curve("", [(x, y) for x, low, high in band.points for y in (low, high)]) for band in bands]
+
     def paint(axes: "Axes") -> None:
+        for band in bands:
+            x, low, high = zip(*band.points, strict=True)
+            axes.fill_between(x, low, high, color=series(band.group), alpha=0.16, linewidth=0)
         for item in drawn:
             _line(axes, item, slim=len(drawn) > 6)
-        _frame(axes, drawn, span)
+        _frame(axes, [*drawn, *edges], span)
         if len(drawn) == 1:
             _ends(axes, drawn[0], span.show_y)
 
@@ -83,7 +103,7 @@ def bytes_by_round(rounds: Sequence[int], up: Sequence[int], down: Sequence[int]
 
     def frame(axes: "Axes") -> None:
         axes.set(xlim=(min(rounds) - 0.6, max(rounds) + 0.6), ylim=(0, 1.08 * most), xlabel="round")
-        _ticks(axes, human_bytes)
+        ticks(axes, human_bytes)
 
     title, done = "Traffic of each round", plural(len(rounds), "round")
     alt = f"Stacked bars, {title}: up {human_bytes(sum(up))} and down {human_bytes(sum(down))} in {done}."
@@ -102,7 +122,7 @@ def stacked(
 
     def frame(axes: "Axes") -> None:
         axes.set(xlim=(-0.6, len(bars) - 0.4), ylim=(0, 1.08 * max(1, *below)), xlabel="client")
-        _ticks(axes, lambda value: f"{value:,.0f}")
+        ticks(axes, lambda value: f"{value:,.0f}")
         _named(axes.xaxis, bars)
 
     said = "; ".join(f"client {bar}: {size:,}" for bar, size in zip(bars[:20], below, strict=False))
@@ -167,8 +187,8 @@ def _write(axes: "Axes", point: tuple[float, float], text: str, shift: float, si
 def _frame(axes: "Axes", items: Sequence[Curve], span: Span) -> None:
     x, y = zip(*(point for item in items for point in item.points), strict=True)
     axes.set_xlabel(span.x_title)
-    axes.set_ylim(*_y_limits(min(y), max(y), zero=span.zero))
-    _ticks(axes, span.tick_y or span.show_y, span.show_x)
+    axes.set_ylim(*limits(min(y), max(y), zero=span.zero))
+    ticks(axes, span.tick_y or span.show_y, span.show_x)
     if span.show_x is None:
         pad = 0.04 * (max(x) - min(x)) or 0.5
         axes.set_xlim(min(x) - pad, max(x) + pad)
@@ -176,7 +196,7 @@ def _frame(axes: "Axes", items: Sequence[Curve], span: Span) -> None:
         _log(axes, min(x), max(x), span.show_x)
 
 
-def _y_limits(low: float, high: float, *, zero: bool) -> tuple[float, float]:
+def limits(low: float, high: float, *, zero: bool = False) -> tuple[float, float]:
     """Room above and below; zero is the bottom if asked for, or if showing it costs little."""
     if low >= 0 and (zero or low < 0.4 * high):
         return 0.0, 1.15 * high or 1.0
@@ -194,7 +214,7 @@ def _log(axes: "Axes", low: float, high: float, show: Show) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _ticks(axes: "Axes", show_y: Show, show_x: Show | None = None) -> None:
+def ticks(axes: "Axes", show_y: Show, show_x: Show | None = None) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))

@@ -1,0 +1,24 @@
+"""Methods times seeds on one config: same data, partition, batches and budget; rates chosen on held-out
+training rows. `settings` -> `arms` -> `inputs` (checks) -> `tuning` -> `execute` -> `results` -> page.
+
+    from fedsb.compare import CompareConfig, compare
+    found = compare(config, CompareConfig(), ["fed-sb", "fedit"], seeds=[0, 1, 2], out="runs/compare")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsb.compare.comparison import Comparison as Comparison
+    from fedsb.compare.comparison import compare as compare
+    from fedsb.compare.settings import CompareConfig as CompareConfig
+
+_HOME = {"CompareConfig": "settings", "Comparison": "comparison", "compare": "comparison"}
+
+__all__ = ["CompareConfig", "Comparison", "compare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedsb.compare' has no attribute {name!r}")
+    return getattr(import_module(f"fedsb.compare.{_HOME[name]}"), name)

@@ -1,0 +1,89 @@
+"""What is compared: each arm as a run config of its own, and the rates to try for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from fedsb.compare.settings import CompareConfig
+from fedsb.config import RunConfig, override
+from fedsb.errors import InputError
+from fedsb.methods import ALL, by_name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`config` has the base config's seed and the arm's first rate; `rates` is its grid, ascending."""
+
+    name: str
+    config: RunConfig
+    rates: tuple[float, ...]
+
+
+def make_arms(config: RunConfig, settings: CompareConfig, names: Sequence[str]) -> list[Arm]:
+    """One arm per name, in order.
+
+    Raises:
+        InputError: no such arm or method, a name twice, a setting that does not fit a run config.
+    """
+    _each_once("--methods", list(names), "name at least one, e.g. --methods fed-sb,fedit")
+    _check_rates(settings)
+    return [_arm(config, settings, name) for name in names]
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse no seed, or one twice."""
+    _each_once("--seeds", list(seeds), "name at least one, e.g. --seeds 0,1,2")
+
+
+def _each_once(option: str, given: list[Any], cure: str) -> None:
+    if not given:
+        raise InputError(f"{option}: the list is empty; {cure}")
+    twice = next((item for item in given if given.count(item) > 1), None)
+    if twice is not None:
+        raise InputError(f"{option}: {twice} is named twice; name each once")
+
+
+def _check_rates(settings: CompareConfig) -> None:
+    known = {*settings.arms, *(method.name for method in ALL), "default"}
+    unknown = [name for name in settings.learning_rates if name not in known]
+    if unknown:
+        raise InputError(
+            f"compare.learning_rates.{unknown[0]}: no such arm or method; expected one of "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _arm(config: RunConfig, settings: CompareConfig, name: str) -> Arm:
+    changes = {**_method_of(name, settings), **settings.arms.get(name, {})}
+    values = override(config.model_dump(mode="json"), [f"{key}={_flow(v)}" for key, v in changes.items()])
+    made = RunConfig.from_dict(values, source=f"compare.arms.{name}")
+    method = by_name(made.method.name)
+    if name != method.name and any(name == other.name for other in ALL):
+        raise InputError(
+            f"compare.arms.{name}: named like a method, but its method.name is {method.name}; rename the arm"
+        )
+    return Arm(name, made, settings.rates(name, made.training.learning_rate))
+
+
+def _method_of(name: str, settings: CompareConfig) -> dict[str, Any]:
+    """method.name where the arm's name says it. A variant without one keeps the base config's method."""
+    if name in settings.arms and all(name != method.name for method in ALL):
+        return {}
+    return {"method.name": _known(name, settings)}
+
+
+def _known(name: str, settings: CompareConfig) -> str:
+    try:
+        return by_name(name).name
+    except InputError as error:
+        arms = f" Arms of this config: {', '.join(settings.arms)}." if settings.arms else ""
+        raise InputError(f"--methods: {str(error).removeprefix('method.name: ')}{arms}") from None
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line, for `override`."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1_000_000).removesuffix("\n...\n").strip()

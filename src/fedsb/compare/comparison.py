@@ -1,0 +1,141 @@
+"""The comparison itself: check everything, choose the rates, do the runs, leave the numbers and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.compare import tuning
+from fedsb.compare.arms import Arm, check_seeds, make_arms
+from fedsb.compare.execute import Problems, execute
+from fedsb.compare.folder import check_folder, write_config
+from fedsb.compare.inputs import check_inputs
+from fedsb.compare.jobs import final_jobs
+from fedsb.compare.results import collect, pareto, summarize
+from fedsb.compare.settings import CompareConfig
+from fedsb.compare.split import recorded_seed, recorded_split, write_split
+from fedsb.compare.watch import Progress, Silent
+from fedsb.config import RunConfig
+from fedsb.errors import InputError, RunFailed
+from fedsb.files import write_bytes, write_json
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison gives back: comparison.json's content, and its folder."""
+
+    document: dict[str, Any]
+    folder: Path
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Runs that failed: name and problem."""
+        found: list[dict[str, Any]] = self.document["failed"]
+        return found
+
+
+def compare(
+    config: RunConfig,
+    settings: CompareConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare arms on one config, or go on with a comparison that was stopped or is to grow.
+
+    Raises:
+        InputError: the config, the lists, the data, the model or the folder is wrong; nothing was started.
+        RunFailed: not one run could be finished.
+    """
+    progress, root, config = progress or Silent(), Path(out).resolve(), config.with_absolute_paths()
+    if jobs < 1:
+        raise InputError(f"--jobs: expected 1 or more, found {jobs}")
+    check_seeds(seeds)
+    arms = make_arms(config, settings, methods)
+    kept = check_folder(Path(out), config, settings)
+    tuning_seed = recorded_seed(root / "tuning")
+    tuning_seed = seeds[0] if tuning_seed is None else tuning_seed
+    if _something_left(root, arms, seeds):
+        _prepare(root, config, kept, arms, seeds, tuning_seed, progress)
+    choices, hopeless = tuning.tune(root, arms, tuning_seed, settings.tuning_rounds, jobs, progress)
+    problems = _final_runs(root, arms, choices, seeds, jobs, progress)
+    document = _document(root, methods, {**hopeless, **problems})
+    _write(root, document)
+    return Comparison(document, Path(out))
+
+
+def _something_left(root: Path, arms: Sequence[Arm], seeds: Sequence[int]) -> bool:
+    """Whether a run is not done. Every folder that is there is checked to be of the same config."""
+    choices = {arm.name: tuning.known_choice(root, arm) for arm in arms}
+    rates = {name: choice.learning_rate for name, choice in choices.items() if choice}
+    done = [job.finished() for job in final_jobs(root, arms, rates, seeds)]
+    return len(rates) < len(arms) or not all(done)
+
+
+def _prepare(
+    root: Path,
+    config: RunConfig,
+    settings: CompareConfig,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    tuning_seed: int,
+    progress: Progress,
+) -> None:
+    """Check all input, then write what the runs need."""
+    progress.stage("checking data, partitions and model")
+    held_out = check_inputs(arms, settings, seeds, tuning_seed)
+    write_config(root, config, settings)
+    if held_out is not None and recorded_seed(root / "tuning") is None:
+        write_split(root / "tuning", held_out.train, held_out.validation, tuning_seed)
+
+
+def _final_runs(
+    root: Path,
+    arms: Sequence[Arm],
+    choices: dict[str, tuning.Choice],
+    seeds: Sequence[int],
+    at_once: int,
+    progress: Progress,
+) -> Problems:
+    rates = {arm: choice.learning_rate for arm, choice in choices.items()}
+    left = [job for job in final_jobs(root, arms, rates, seeds) if not job.finished()]
+    return execute(left, at_once, progress) if left else {}
+
+
+def _document(root: Path, methods: Sequence[str], problems: Problems) -> dict[str, Any]:
+    """What comparison.json holds."""
+    runs = collect(root, methods)
+    if not runs:
+        raise RunFailed("not one run was finished:\n  " + "\n  ".join(_said(problems)))
+    summary, better = summarize(runs), bool(runs[0]["higher_is_better"])
+    choices = {method: tuning.recorded_choice(root, method) for method in summary}
+    for method, found in summary.items():
+        choice = choices[method]
+        found |= {"tuned": choice is not None, "edge": bool(choice and choice.edge)}
+    return {
+        "metric": runs[0]["metric"],
+        "higher_is_better": better,
+        "baseline": next(iter(summary)),
+        "runs": runs,
+        "summary": summary,
+        "pareto": pareto(summary, higher_is_better=better),
+        "split": recorded_split(root / "tuning"),
+        "tuning": [line for m, choice in choices.items() if choice for line in tuning.as_json(m, choice)],
+        "failed": [{"run": name, "problem": problem} for name, problem in problems.items()],
+    }
+
+
+def _said(problems: Problems) -> list[str]:
+    return [f"{name}: {problem}" for name, problem in problems.items()]
+
+
+def _write(root: Path, document: dict[str, Any]) -> None:
+    from fedsb.report.comparison import comparison_page
+
+    write_json(root / "comparison.json", document)
+    write_bytes(root / "report.html", comparison_page(root).encode("utf-8", errors="replace"))

@@ -1,0 +1,77 @@
+"""The comparison's own folder: what it may begin in, and what must not have changed when it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedsb.compare.settings import CompareConfig, settings_from_dict
+from fedsb.config import RunConfig, differences
+from fedsb.errors import InputError
+from fedsb.files import write_text
+from fedsb.run_folder import check_new, check_place
+
+
+def check_folder(folder: Path, config: RunConfig, settings: CompareConfig) -> CompareConfig:
+    """Refuse a folder of something else. The settings, with the arms of an earlier call kept.
+
+    Raises:
+        InputError: with the differences, or the cure.
+    """
+    check_place(folder)
+    file = folder / "config.yaml"
+    if not file.exists():
+        check_new(folder)
+        return settings
+    values = _read(file)
+    if not isinstance(values.get("compare"), dict):
+        raise InputError(f"--out: {folder} holds a run, not a comparison; name another folder")
+    before = settings_from_dict(values["compare"], source=str(file))
+    changed = [*differences(RunConfig.from_yaml(file), config), *_changed(before, settings)]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise InputError(
+            f"--out: {folder} was started with another config; name another folder, or undo:\n  {listed}"
+        )
+    return settings.model_copy(
+        update={
+            "arms": before.arms | settings.arms,
+            "learning_rates": before.learning_rates | settings.learning_rates,
+        }
+    )
+
+
+def write_config(folder: Path, config: RunConfig, settings: CompareConfig) -> None:
+    """config.yaml: a whole config of `fedsb compare`, and of `fedsb run`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    section = yaml.safe_dump(
+        {"compare": settings.model_dump(mode="json")}, sort_keys=False, allow_unicode=True
+    )
+    write_text(folder / "config.yaml", config.to_yaml() + section)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}; restore it") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _changed(before: CompareConfig, now: CompareConfig) -> list[str]:
+    """Settings that differ. Arms and grids that only one of the two has are no change."""
+    found = [
+        f"compare.{key}: {getattr(before, key)!r} -> {getattr(now, key)!r}"
+        for key in ("validation", "tuning_rounds")
+        if getattr(before, key) != getattr(now, key)
+    ]
+    for key in ("arms", "learning_rates"):
+        a, b = getattr(before, key), getattr(now, key)
+        found += [
+            f"compare.{key}.{name}: {a[name]!r} -> {b[name]!r}"
+            for name in a
+            if name in b and a[name] != b[name]
+        ]
+    return found

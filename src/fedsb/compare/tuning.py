@@ -1,0 +1,140 @@
+"""Choose each arm's learning rate on the held-out training rows; a choice that was made stays."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.compare.arms import Arm
+from fedsb.compare.execute import Problems, execute
+from fedsb.compare.jobs import Job, number, tuning_jobs
+from fedsb.compare.watch import Progress
+from fedsb.errors import InputError
+from fedsb.files import write_json
+from fedsb.run_folder import finished_summary
+
+RECORD = "tuning.json"
+NOT_FINITE = "its metric was not finite"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tuning run. `value` is its final primary metric, None if it failed or was not finite."""
+
+    learning_rate: float
+    value: float | None
+    run: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An arm's rate. `edge`: it is the smallest or largest that was tried, so a better one may lie beyond."""
+
+    learning_rate: float
+    edge: bool
+    metric: str | None
+    higher_is_better: bool | None
+    trials: tuple[Trial, ...]
+
+
+def recorded_choice(root: Path, arm: str) -> Choice | None:
+    file = root / "tuning" / arm / RECORD
+    if not file.is_file():
+        return None
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return Choice(**{**values, "trials": tuple(Trial(**trial) for trial in values["trials"])})
+
+
+def known_choice(root: Path, arm: Arm) -> Choice | None:
+    """The rate where there is nothing left to find out.
+
+    Raises:
+        InputError: it was chosen from another grid.
+    """
+    if len(arm.rates) == 1:
+        return Choice(arm.rates[0], False, None, None, ())
+    choice = recorded_choice(root, arm.name)
+    before = tuple(trial.learning_rate for trial in choice.trials) if choice else arm.rates
+    if before != arm.rates:
+        raise InputError(
+            f"--out: {root} tuned {arm.name} over {_listed(before)}, now compare.learning_rates asks for "
+            f"{_listed(arm.rates)}; name another folder, or undo"
+        )
+    return choice
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(map(number, rates))
+
+
+def tune(
+    root: Path, arms: Sequence[Arm], seed: int, rounds: int | None, at_once: int, progress: Progress
+) -> tuple[dict[str, Choice], Problems]:
+    """(rate of each arm, arms of which every rate failed)."""
+    grids = {arm.name: tuning_jobs(root, arm, seed, rounds) for arm in arms if not known_choice(root, arm)}
+    left = [job for grid in grids.values() for job in grid.values() if not job.finished()]
+    problems = execute(left, at_once, progress) if left else {}
+    choices, failed = {}, {}
+    for arm in arms:
+        choice = known_choice(root, arm) or _choose(root, grids[arm.name], problems)
+        if choice is None:
+            said = dict.fromkeys(problems.get(job.name, NOT_FINITE) for job in grids[arm.name].values())
+            failed[arm.name] = f"no learning rate worked: {'; '.join(said)}"
+        else:
+            choices[arm.name] = choice
+    return choices, failed
+
+
+def _choose(root: Path, grid: dict[float, Job], problems: Problems) -> Choice | None:
+    """The best of the grid, recorded so that it stays; None if every rate failed."""
+    trials: list[Trial] = []
+    summary: dict[str, Any] = {}
+    for rate, job in grid.items():
+        found = finished_summary(job.folder)
+        summary = found or summary
+        value = found["final"].get(found["primary_metric"]) if found else None
+        problem = problems.get(job.name) or (None if value is not None else NOT_FINITE)
+        trials.append(Trial(rate, value, job.folder.relative_to(root).as_posix(), problem))
+    best = best_rate(trials, higher_is_better=summary.get("higher_is_better", True))
+    if best is None:
+        return None
+    edge = best in (min(grid), max(grid))
+    choice = Choice(best, edge, summary["primary_metric"], summary["higher_is_better"], tuple(trials))
+    _record(root, next(iter(grid.values())).folder.parent, choice)
+    return choice
+
+
+def best_rate(trials: Sequence[Trial], *, higher_is_better: bool) -> float | None:
+    """The rate of the best finite value; among equals the smallest."""
+    sign = 1 if higher_is_better else -1
+    scored = [
+        (sign * t.value, -t.learning_rate) for t in trials if t.value is not None and math.isfinite(t.value)
+    ]
+    return -max(scored)[1] if scored else None
+
+
+def _record(root: Path, folder: Path, choice: Choice) -> None:
+    write_json(folder / RECORD, asdict(choice))
+
+
+def as_json(arm: str, choice: Choice) -> list[dict[str, Any]]:
+    """The arm's lines of comparison.json's `tuning`."""
+    return [
+        {
+            "method": arm,
+            **asdict(trial),
+            "metric": choice.metric,
+            "chosen": trial.learning_rate == choice.learning_rate,
+        }
+        for trial in choice.trials
+    ]
+
+
+def describe(choice: Choice) -> str:
+    """`0.003`, with a mark where it lies at the edge of its grid."""
+    return f"{number(choice.learning_rate)}{' (edge)' if choice.edge else ''}"
