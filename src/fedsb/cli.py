@@ -76,7 +76,7 @@ def compare(
     same --out, the command goes on where it stopped; more methods and seeds may be named then.
 
     Examples: `fedsb compare recipes/sst2.yaml --methods fed-sb,fedit` ·
-    `fedsb compare recipes/compare-sst2.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c`
+    `fedsb compare recipes/compare/sst2-iid.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c`
     """
     from fedsb.compare import terminal
 
