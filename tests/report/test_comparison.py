@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_report import EVIL, Outline
 
 from fedsb.errors import InputError
-from fedsb.report.comparison import change, comparison_page, value
+from fedsb.report.comparison import comparison_page
+from fedsb.report.comparison_tables import change, value
 from fedsb.report.front import log_ticks
 from fedsb.report.labels import Box, Spot, place
 

@@ -20,7 +20,7 @@ from fedsb.compare.settings import settings_from_yaml
 from fedsb.compare.watch import Progress
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.report.comparison import change, value
+from fedsb.report.comparison_tables import change, value
 from fedsb.report.metrics import describe
 from fedsb.report.units import THIN, human_bytes, plural
 from fedsb.terminal import default_folder
