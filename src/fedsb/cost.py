@@ -14,6 +14,7 @@ from fedsb.adapter import check_rank, features
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
 from fedsb.methods import ALL, Method, Shape, by_name
+from fedsb.methods.stack import stacked_numbers
 from fedsb.models import build_on_meta, chosen_targets, is_classifier
 
 BYTES_PER_NUMBER = 4
@@ -59,7 +60,7 @@ class MethodCost:
 
     Attributes:
         once_parameters_per_client: bases that each client receives before the first round.
-        once_upload_parameters_per_client: the gradient that a calibrating client sends before that.
+        once_upload_parameters_per_client: the gradient's factors that a calibrating client sends before that.
         paper_parameters_per_round: as in the tables of Singhal et al. 2025, head once.
         bytes_per_round: up and down, all clients.
         once_bytes: before the first round, all clients; all calibrate. A head's warm-up is not counted.
@@ -159,7 +160,10 @@ def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], init: str) -
     """(down, up) per client before the first round: bases and gradient, where the start is a gradient's."""
     if init != "gradient" or not method.has_core or method.bases != "init":
         return 0, 0
-    return sum(basis_rank * sum(shape) for shape in shapes), sum(out * n_in for out, n_in in shapes)
+    return (
+        sum(basis_rank * sum(shape) for shape in shapes),
+        sum(stacked_numbers(shape, basis_rank) for shape in shapes),
+    )
 
 
 def heads_of(method: Method, heads: int | None) -> int:

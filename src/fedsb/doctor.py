@@ -11,7 +11,7 @@ from typing import Any
 from fedsb.check_method import check_method
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.exchange import Part
+from fedsb.methods import Numbers
 from fedsb.prepare import Base, Data, exchange_of, local_training, method_of, prepare_base, prepare_data
 from fedsb.report.units import human_bytes
 from fedsb.run_folder import versions
@@ -48,9 +48,16 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield Finding(looked_at, False, str(error))
 
 
-def trained_numbers(config: RunConfig, base: Base) -> int:
-    """Numbers in one update: the method's factors and the head."""
-    return exchange_of(config, base).up(1, Part(config.method.rank)).size
+def numbers_of_a_round(config: RunConfig, base: Base) -> Numbers:
+    """What one client trains, sends and receives in a round: the method's factors and the head."""
+    exchange, federation = exchange_of(config, base), config.federation
+    cohort = federation.clients_per_round or federation.clients
+    layers = [
+        exchange.method.cost(shape, exchange.rank, exchange.heads, cohort)
+        for shape in exchange.layers.values()
+    ]
+    head = sum(p.numel() for p in base.head.values())
+    return Numbers(*(head + sum(counts) for counts in zip(*layers, strict=True)))
 
 
 def _describe_method(config: RunConfig) -> str:
@@ -75,17 +82,19 @@ def _describe_targets(base: Base) -> str:
 
 
 def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str, str]]:
-    numbers = trained_numbers(config, base)
+    numbers = numbers_of_a_round(config, base)
     cohort = config.federation.clients_per_round or config.federation.clients
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     training = local_training(config)
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
-    yield "update", f"{numbers:,} numbers, {human_bytes(4 * numbers)} up and down per client and round"
-    yield "traffic", f"about {human_bytes(8 * numbers * cohort * config.federation.rounds)} over all rounds"
+    up, down = human_bytes(4 * numbers.up), human_bytes(4 * numbers.down)
+    yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
+    total = 4 * (numbers.up + numbers.down) * cohort * config.federation.rounds
+    yield "traffic", f"about {human_bytes(total)} over all rounds"
     yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
     yield (
         "memory",
-        f"base {human_bytes(weights)}, trained numbers with optimizer {human_bytes(16 * numbers)}, "
+        f"base {human_bytes(weights)}, trained numbers with optimizer {human_bytes(16 * numbers.trained)}, "
         "plus activations",
     )
 
