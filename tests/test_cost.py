@@ -342,7 +342,7 @@ def test_the_table(fedsb, models):
     rows = [line.split() for line in lines if line.startswith(("fed-sb ", "fedit ", "ffa-lora "))]
     size = ["8.96", "M"]
     assert rows[0][:8] == ["fed-sb", "200", *size, *size, *size]
-    assert rows[0][8:] == ["6.98", "G", "524", "M", *size, "1.79", "GB", "754", "GB"]
+    assert rows[0][8:] == ["524", "M", "524", "M", *size, "1.79", "GB", "108", "GB"]
     assert [row[0] for row in rows] == ["fed-sb", "fedit", "ffa-lora"]
     assert "224 target layers; 25 clients" in out
     assert "2 rounds" in out

@@ -18,6 +18,7 @@ EXACT_SVD_UP_TO = 512
 """Matrices whose smaller side is at most this get LAPACK's full SVD; larger ones the randomized one."""
 OVERSAMPLING = 16
 POWER_ITERATIONS = 8
+QUICK_POWER_ITERATIONS = 2
 
 
 def bases_from_update(
@@ -83,16 +84,26 @@ def truncated_svd(
     if small <= EXACT_SVD_UP_TO or 4 * (rank + OVERSAMPLING) >= 3 * small:
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        U, S, Vh = _randomized_svd(matrix, rank + OVERSAMPLING, generator)
+        U, S, Vh = _randomized_svd(matrix, rank + OVERSAMPLING, POWER_ITERATIONS, generator)
     return _fix_signs(U[:, :rank], S[:rank], Vh[:rank])
 
 
+def quick_svd(
+    matrix: Float[Tensor, "m n"], rank: int, *, generator: torch.Generator
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, "k"], Float[Tensor, "k n"]]:
+    """As `truncated_svd`, always randomized and with few iterations: for sums that are cut again later."""
+    matrix = matrix.detach().float()
+    width = min(rank + OVERSAMPLING, *matrix.shape)
+    U, S, Vh = _randomized_svd(matrix, width, QUICK_POWER_ITERATIONS, generator)
+    return U[:, :rank], S[:rank], Vh[:rank]
+
+
 def _randomized_svd(
-    matrix: Float[Tensor, "m n"], width: int, generator: torch.Generator
+    matrix: Float[Tensor, "m n"], width: int, iterations: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     probe = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
     Q = _orthonormal(matrix @ probe)
-    for _ in range(POWER_ITERATIONS):
+    for _ in range(iterations):
         Q = _orthonormal(matrix.T @ Q)
         Q = _orthonormal(matrix @ Q)
     U, S, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)

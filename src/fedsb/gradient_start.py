@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors, LoraPair, features
-from fedsb.bases import bases_from_update, truncated_svd
+from fedsb.bases import bases_from_update, quick_svd
 from fedsb.methods.method import Shape
 from fedsb.methods.stack import Stack, factors_are_smaller
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
@@ -184,7 +184,7 @@ def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
     def cut(name: str, gradient: Tensor) -> dict[str, Tensor]:
         if not factors_are_smaller(Shape(*gradient.shape), rank):
             return {"B": gradient.cpu(), "A": torch.eye(gradient.shape[1])}
-        U, S, Vh = truncated_svd(gradient, rank, generator=torch_generator(start.seed, "cut", name))
+        U, S, Vh = quick_svd(gradient, rank, generator=torch_generator(start.seed, "cut", name))
         return {"B": (U * S).cpu().contiguous(), "A": Vh.cpu().contiguous()}
 
     return cut
