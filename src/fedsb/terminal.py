@@ -125,7 +125,7 @@ COST_NOTES = (
     "leave out what is sent once, before the first round.",
 )
 GRADIENT_NOTE = (
-    "once: clients send the best factors of their gradient (at most method.init.samples of them; here all do)",
+    "once: clients send the best factors of their gradient (at most method.init.samples; here all)",
     "and get the bases. With --init weights or orthonormal they derive the bases themselves. A head's",
     "warm-up is not counted.",
 )
