@@ -494,6 +494,10 @@ SECTIONS = {
         {"arms": {"fed-sb": {"method.rank": 33}}},
         ["method.rank", "1 to 32", "found 33"],
     ),
+    "settings a method cannot do": (
+        {"arms": {"fedit": {"method.heads": 2}, "fed-sb": {"method.rank": 3, "method.heads": 2}}},
+        ["arm fed-sb", "method.heads", "divisor of method.rank = 3"],
+    ),
     "a cohort over the clients": (
         {"arms": {"fed-sb": {"federation.clients_per_round": 4}}},
         ["federation.clients_per_round", "at most 3"],

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fedsb.check_method import check_method
 from fedsb.compare.arms import Arm
 from fedsb.compare.settings import CompareConfig
 from fedsb.compare.split import split, training_rows
 from fedsb.config import RunConfig
+from fedsb.errors import InputError
 from fedsb.prepare import make_partition, prepare_base, prepare_data
 from fedsb.tasks import Row
 
@@ -34,6 +36,8 @@ def check_inputs(
     Raises:
         InputError: as the run in question would.
     """
+    for arm in arms:
+        _check_arm(arm)
     rows, held_out = training_rows(arms[0].config), None
     for alike in _grouped(arms, OF_THE_DATA):
         config, data = alike[0].config, prepare_data(alike[0].config)
@@ -44,6 +48,13 @@ def check_inputs(
         for same in _grouped(alike, OF_THE_MODEL):
             prepare_base(same[0].config, data)
     return held_out
+
+
+def _check_arm(arm: Arm) -> None:
+    try:
+        check_method(arm.config)
+    except InputError as error:
+        raise InputError(f"arm {arm.name}: {error}") from error
 
 
 def _held_out(
