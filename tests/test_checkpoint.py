@@ -69,16 +69,16 @@ def test_there_is_nothing_before_the_first_save(tmp_path):
 
 def test_only_the_newest_round_is_kept_and_the_start_is_written_once(tmp_path, saved):
     save_checkpoint(tmp_path, saved)
-    written = os.stat(tmp_path / "start.safetensors").st_mtime_ns
+    written = os.stat(tmp_path / "factors-00000.safetensors").st_mtime_ns
     for _ in range(3):
         next_round(saved)
         save_checkpoint(tmp_path, saved)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["round-00003.safetensors", "start.safetensors", "state.json"]
-    assert os.stat(tmp_path / "start.safetensors").st_mtime_ns == written
+    assert names == ["factors-00000.safetensors", "round-00003.safetensors", "state.json"]
+    assert os.stat(tmp_path / "factors-00000.safetensors").st_mtime_ns == written
 
 
-@pytest.mark.parametrize("name", ["start.safetensors", "round-00000.safetensors"])
+@pytest.mark.parametrize("name", ["factors-00000.safetensors", "round-00000.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "changed", "emptied"])
 def test_a_damaged_file_is_named(tmp_path, saved, name, damage):
     save_checkpoint(tmp_path, saved)
