@@ -273,7 +273,7 @@ def test_resume_where_there_is_no_run(world, tmp_path, fedsb, given):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["state.json", "round-00001.safetensors", "start.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "round-00001.safetensors", "factors-00000.safetensors"])
 def test_resume_from_an_unreadable_checkpoint(world, tmp_path, fedsb, name):
     copy = shutil.copytree(world / "done", tmp_path / "run")
     file = copy / "checkpoint" / name

@@ -104,7 +104,7 @@ def test_order_of_writes(world, config, monkeypatch):
     """state.json comes after the files that it names, summary.json after all that a result needs."""
     seen = writes_of(world, config, "counted", monkeypatch)
     assert seen[:2] == ["config.yaml", "partition.json"]
-    assert seen[2:5] == ["start.safetensors", "round-00000.safetensors", "state.json"]
+    assert seen[2:5] == ["factors-00000.safetensors", "round-00000.safetensors", "state.json"]
     assert seen.index("round-00001.safetensors") + 1 == seen.index("state.json", 5)
     end = seen[-4:]
     assert end == ["adapter_model.safetensors", "adapter_config.json", "summary.json", "report.html"]
