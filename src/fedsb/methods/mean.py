@@ -82,6 +82,17 @@ def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
     return (list(heads), *block[1:]) if heads is not None and _is_core(name) else block
 
 
+def keep_directions(tensors: dict[str, Tensor], frame: Frame) -> None:
+    """Where A and B are both zero, since no client of the round held it, A keeps the value that was broadcast.
+
+    B A is the same, and the direction can train again: with both at zero, both gradients are zero for ever.
+    """
+    for layer in frame.layers:
+        B, A = tensors[f"{layer}.B"], tensors[f"{layer}.A"]
+        lost = ~(B.any(0) | A.any(1))
+        tensors[f"{layer}.A"] = torch.where(lost[:, None], frame.current[f"{layer}.A"], A)
+
+
 def weighted_mean() -> Aggregation:
     """sum(w_i v_i) / sum(w_i), summed in fp64 and returned in fp32.
 
