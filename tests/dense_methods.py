@@ -1,4 +1,4 @@
-"""Every method's server written out: dense fp64 matrices, loops over entries, full SVDs; nothing of fedsb.methods.
+"""Every method's server written out: dense fp64 matrices, loops, full SVDs; nothing of fedsb.methods.
 
 From the papers' equations, one function per rule. Factors of head h are columns h*r..(h+1)*r of B and those
 rows of A; a client of rank r_i holds the leading r_i of each.

@@ -104,7 +104,13 @@ class Federation:
         attached = attach(model, self.start, trains=self.method.trains(1), scale=self.exchange.scale)
         head = {"out.weight": model.out.weight}
         return Trainable(
-            attached, head, self.exchange, copy.deepcopy(self.start), list, lambda m, b: b, torch.device("cpu")
+            attached,
+            head,
+            self.exchange,
+            copy.deepcopy(self.start),
+            list,
+            lambda m, b: b,
+            torch.device("cpu"),
         )
 
     def adopt(self) -> None:
@@ -231,5 +237,3 @@ def random_rounds(
         weights = {c: int(rng.integers(1, 40)) for c in cohort}
         parts = {c: part_of(c) for c in cohort} if part_of else None
         after(federation.close_round(cohort, weights=weights, parts=parts, failing=failing))
-
-

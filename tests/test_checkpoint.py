@@ -36,7 +36,7 @@ def next_round(saved):
 
 
 def changed_base(generator, rank=1):
-    """What flora has after a round: one layer's update in factors, another's dense, clients at many rounds."""
+    """What flora has after a round: one layer's update in factors, another's dense."""
     pair = LoraPair(torch.randn(4, rank, generator=generator), torch.randn(rank, 5, generator=generator))
     dense = torch.randn(3, 2, generator=generator)
     total = {"layer.0.query": pair.B @ pair.A + 1, "total layer.1": dense + 1}

@@ -189,9 +189,7 @@ def test_rates_go_on_over_the_rounds_and_do_not_start_again():
     rates = []
     before = 0.0
     for number in (1, 2):
-        train(
-            trainable, {"p": parameter}, make_examples(8), training, round_number=number, client=0, seed=0
-        )
+        train(trainable, {"p": parameter}, make_examples(8), training, round_number=number, client=0, seed=0)
         rates.append(before - parameter[0].item())
         before = parameter[0].item()
     curve = [0.1 * learning_rate_factor(s, 8, schedule="linear", warmup_ratio=0.25) for s in range(8)]

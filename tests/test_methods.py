@@ -165,7 +165,9 @@ def test_what_each_method_trains_and_how_it_scales():
     }
     assert [m.name for m in ALL if not m.exact] == ["fedit", "flexlora", "hetlora"]
     with_core = {"fed-sb", "lora-xs", "ravan"}
-    assert {m.name for m in ALL if m.scale(8, 16.0) == 1.0} == {m.name for m in ALL if m.has_core} == with_core
+    assert (
+        {m.name for m in ALL if m.scale(8, 16.0) == 1.0} == {m.name for m in ALL if m.has_core} == with_core
+    )
 
 
 @pytest.mark.parametrize("method", [m for m in ALL if m.draw is not None], ids=lambda m: m.name)
