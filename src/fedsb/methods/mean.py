@@ -83,7 +83,7 @@ def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
 
 
 def keep_directions(tensors: dict[str, Tensor], frame: Frame) -> None:
-    """Where A and B are both zero, since no client of the round held it, A keeps the value that was broadcast.
+    """Where A and B are both zero, as no client of the round held them, A keeps what was broadcast.
 
     B A is the same, and the direction can train again: with both at zero, both gradients are zero for ever.
     """
