@@ -130,7 +130,9 @@ class LowRankLinear(nn.Module):
             )
         self._own_weight = self._own_weight or [_weight(self.base)]
         self.base.weight = self._own_weight[0]
-        if update is not None:
+        if update is None:
+            self._own_weight = []
+        else:
             self.base.weight = _like_base(self.base, dense_weight(self.base) + update.to(self.A.device))
         self.base_update = update
 
