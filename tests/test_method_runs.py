@@ -30,7 +30,7 @@ PROBE = (torch.arange(3 * 9).reshape(3, 9) * 7 + 4) % 27
 NAMES = [method.name for method in ALL]
 RANK, CLIENTS, ROUNDS = 6, 3, 3
 SHAPES = [Shape(32, 32), Shape(64, 32)] * 2
-"""Two blocks' query and intermediate.dense. FLoRA's stack of rank 18 is dense for one, factors for the other."""
+"""Two blocks' query and intermediate.dense. FLoRA's stack (rank 18) is dense for one, factors for the other."""
 HEAD = 32 * 3 + 3
 OVERHEAD = 400
 """No message's header is longer."""
