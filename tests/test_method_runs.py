@@ -24,13 +24,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from fedsb import RunConfig, run, runner
 from fedsb.adapter import Attached, Factors, LowRankLinear, detach
+from fedsb.export import export_merged
 from fedsb.methods import ALL, Shape, by_name
 
 PROBE = (torch.arange(3 * 9).reshape(3, 9) * 7 + 4) % 27
 NAMES = [method.name for method in ALL]
 RANK, CLIENTS, ROUNDS = 6, 3, 3
 SHAPES = [Shape(32, 32), Shape(64, 32)] * 2
-"""Two blocks' query and intermediate.dense. FLoRA's stack (rank 18) is dense for one, factors for the other."""
+"""Two blocks' query and intermediate.dense. FLoRA's stack is dense for one and factors for the other."""
 HEAD = 32 * 3 + 3
 OVERHEAD = 400
 """No message's header is longer."""
@@ -220,6 +221,14 @@ def test_flora_over_a_bfloat16_base_rounds_the_sum_and_keeps_the_base(world):
         for n, m in base.named_modules()
         if n.endswith("query")
     )
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex-lora"])
+def test_merged_weights_hold_what_was_added_to_the_base(world, runs, name):
+    export_merged(runs(name).folder, world / f"merged-{name}")
+    merged = AutoModelForSequenceClassification.from_pretrained(world / f"merged-{name}")
+    mine = logits_of(runs(name).model)
+    assert (logits_of(merged) - mine).abs().max() < 1e-4 * mine.abs().max().clamp_min(1.0)
 
 
 def test_every_method_learns(runs):
