@@ -8,7 +8,7 @@ from oracles import best_of_rank, numbers, relative_error, weighted_mean
 
 from fedsb import wire
 from fedsb.exchange import Part
-from fedsb.methods import ALL, Shape, fed_sb, flexlora, flora, ravan
+from fedsb.methods import ALL, Shape, fed_sb, fedex_lora, flexlora, flora, ravan
 from fedsb.seeding import torch_generator
 
 named = pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)
@@ -53,6 +53,18 @@ def test_the_global_model_is_the_oracles_after_each_round(method, own, seed):
             assert report.deviation == pytest.approx(federation.oracle.deviation, rel=1e-4, abs=1e-6)
 
     random_rounds(federation, 5, seed=seed, after=check)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 30])
+def test_a_truncated_residual_gives_the_oracles_model(kept):
+    """Rank 3 is dense over the smallest layer, rank 30 over all."""
+    federation = make(fedex_lora, own=True, residual_rank=kept)
+
+    def check(report):
+        assert_global_model(federation)
+        assert_clients_have_the_servers_base(federation)
+
+    random_rounds(federation, 5, seed=1, after=check)
 
 
 @pytest.mark.parametrize("method", [m for m in ALL if m.mixed_ranks], ids=lambda m: m.name)

@@ -22,7 +22,7 @@ from run_helpers import (
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fedsb import RunConfig, run, runner
+from fedsb import RunConfig, refresh, run, runner
 from fedsb.adapter import Attached, Factors, LowRankLinear, detach
 from fedsb.export import export_merged
 from fedsb.methods import ALL, Shape, by_name
@@ -268,6 +268,21 @@ def refreshes(monkeypatch):
 
     monkeypatch.setattr(runner, "refresh", watched)
     return seen
+
+
+def test_new_bases_are_estimated_on_the_model_as_it_was_folded(world, refreshes, monkeypatch):
+    """Neither without the last core nor with it counted twice."""
+    during, real = [], refresh.start_factors
+
+    def watched(model, *args, **kwargs):
+        during.append(logits_of(model))
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(refresh, "start_factors", watched)
+    start(refreshing(world), world / "estimated")
+    assert len(during) == ROUNDS - 1
+    for ((before, _), _), folded in zip(refreshes, during, strict=True):
+        assert (before - folded).abs().max() < 1e-5
 
 
 def refreshing(world, name="fed-sb", **changes):
