@@ -32,6 +32,11 @@ def random_factors(
     return Factors(B=B, A=A, R=R)
 
 
+def present(factors: Factors) -> list[Tensor]:
+    """The factors that there are."""
+    return [value for value in factors if value is not None]
+
+
 def dense_update(factors: Factors, scale: float = 1.0) -> np.ndarray:
     """s B R A, with R written out as one block-diagonal matrix, entry by entry."""
     B, A = numbers(factors.B), numbers(factors.A)

@@ -23,10 +23,14 @@ from fedsb.adapter import (
     detach,
     features,
     find_targets,
+    fit,
     fold,
+    leading,
     linear_layers,
     load,
     merge,
+    set_base_updates,
+    set_trained,
 )
 from fedsb.adapter_folder import at_rank, read_adapter, write_adapter
 from fedsb.errors import InputError
@@ -287,6 +291,186 @@ def test_a_rank_too_large_names_the_smallest_layer(llama):
         check_rank(layers, 9)
     with pytest.raises(InputError, match="expected 1 to 4, found 5"):
         check_rank(layers, 5, heads=2)
+
+
+# ---------------------------------------------------------------- scales of heads
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_s_scales_head_by_head(generator, kind):
+    base, factors = make_layer(kind, 7, 9), random_factors(7, 9, 2, heads=3, generator=generator)
+    s = torch.tensor([2.0, 0.0, -1.5])
+    layer = LowRankLinear(base, factors._replace(s=s), trains=("R", "s"), scale=0.5)
+    scaled = factors._replace(R=torch.stack([c * R for c, R in zip(s, factors.R, strict=True)]))
+    expected = dense_update(scaled, 0.5)
+    np.testing.assert_allclose(numbers(layer.update()), expected, atol=1e-5)
+    pair = layer.lora()
+    np.testing.assert_allclose(numbers(pair.B) @ numbers(pair.A), expected, atol=1e-5)
+    x = torch.randn(4, 9, generator=generator)
+    np.testing.assert_allclose(
+        numbers(layer(x) - base(x)), numbers(x) @ expected.T, atol=1e-4, err_msg="forward"
+    )
+    layer(x).square().sum().backward()
+    assert layer.s.grad.abs().min() > 0
+    assert layer.R.grad[1].abs().max() == 0  # its s is 0
+    assert list(layer.factors()) == ["A", "R", "B", "s"]
+
+
+def test_s_of_another_length_is_refused(generator):
+    factors = random_factors(7, 6, 2, heads=2, generator=generator)._replace(s=torch.ones(3))
+    with pytest.raises(ValueError, match=r"factor s: expected shape \(2,\) over a 7 x 6 layer"):
+        LowRankLinear(nn.Linear(6, 7), factors)
+
+
+# ---------------------------------------------------------------- other values and ranks
+
+
+def test_values_of_the_same_shape_are_copied_in_and_the_parameter_stays(generator):
+    layer = LowRankLinear(nn.Linear(6, 7), random_factors(7, 6, 2, generator=generator))
+    parameter, value = layer.R, torch.randn(1, 2, 2, generator=generator)
+    layer.put("R", value)
+    assert layer.R is parameter
+    assert torch.equal(layer.R, value)
+    value.zero_()
+    assert layer.R.abs().max() > 0
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("core", [True, False])
+def test_a_layer_at_a_smaller_rank_computes_with_the_leading_directions_of_each_head(generator, heads, core):
+    heads = heads if core else 1
+    factors = random_factors(12, 13, 4, heads=heads, core=core, generator=generator)
+    model = nn.Sequential(make_layer("Linear", 12, 13))
+    attached = attach(model, {"0": factors}, trains=("R",) if core else ("A", "B"))
+    layer = attached.layers["0"]
+    trained = {name: p.requires_grad for name, p in layer.factors().items()}
+    for rank in (2, 4, 1):
+        part = leading(factors, rank)
+        fit(attached, {"0": {n: v for n, v in part._asdict().items() if v is not None}})
+        expected = np.zeros((12, 13))
+        for h in range(heads):
+            keep = slice(4 * h, 4 * h + rank)
+            middle = numbers(factors.R[h])[:rank, :rank] if core else np.eye(rank)
+            expected += numbers(factors.B)[:, keep] @ middle @ numbers(factors.A)[keep]
+        np.testing.assert_allclose(numbers(layer.update()), expected, atol=1e-5)
+        x = torch.randn(3, 13, generator=generator)
+        np.testing.assert_allclose(numbers(layer(x) - layer.base(x)), numbers(x) @ expected.T, atol=1e-4)
+        assert {name: p.requires_grad for name, p in layer.factors().items()} == trained
+    assert leading(factors, 4) is factors
+
+
+def test_set_trained_switches_which_factors_get_gradients(any_model, generator):
+    model, targets = any_model
+    attached = attach_random(model, targets, generator, core=False, trains=("B",))
+    found = set_trained(attached, ("A",))
+    assert found == {f"{name}.A": layer.A for name, layer in attached.layers.items()}
+    wanted = {id(p) for p in found.values()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == wanted
+
+
+# ---------------------------------------------------------------- base weights that change
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_update_is_added_to_W0_and_taken_back_bit_for_bit(generator, kind, dtype):
+    base = make_layer(kind, 7, 9).to(dtype)
+    own, before = base.weight, base.weight.detach().clone()
+    layer = LowRankLinear(base, random_factors(7, 9, 2, generator=generator))
+    plain = dense_weight(base)
+    first, second = torch.randn(7, 9, generator=generator), torch.randn(7, 9, generator=generator)
+    alone = numbers(layer.update())
+    for update in (first, second):  # each replaces the one before, nothing adds up
+        layer.set_base_update(update)
+        assert torch.equal(dense_weight(base), (plain + update).to(dtype).float())
+        assert base.weight.dtype == dtype
+        assert not base.weight.requires_grad
+        np.testing.assert_allclose(numbers(layer.update()), alone + numbers(update), atol=1e-5)
+    layer.set_base_update(None)
+    assert base.weight is own
+    assert torch.equal(base.weight, before)
+    assert layer.base_update is None
+    np.testing.assert_array_equal(numbers(layer.update()), alone)
+
+
+def test_a_base_update_is_no_parameter_and_no_part_of_the_state(generator):
+    model = nn.Sequential(make_layer("Linear", 7, 9))
+    attached = attach(model, {"0": random_factors(7, 9, 2, generator=generator)})
+    names = [name for name, _ in model.named_parameters()]
+    state = list(model.state_dict())
+    attached.layers["0"].set_base_update(torch.ones(7, 9))
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(model.state_dict()) == state
+
+
+def test_layers_that_are_not_named_get_W0_back(any_model, generator):
+    model, targets = any_model
+    attached = attach_random(model, targets, generator)
+    before = {n: dense_weight(layer.base) for n, layer in attached.layers.items()}
+    updates = {n: torch.ones(features(layer.base)) for n, layer in attached.layers.items()}
+    set_base_updates(attached, updates)
+    first = next(iter(updates))
+    set_base_updates(attached, {first: updates[first]})
+    for name, layer in attached.layers.items():
+        changed = before[name] + 1 if name == first else before[name]
+        assert torch.equal(dense_weight(layer.base), changed)
+
+
+def test_detach_gives_W0_back_after_base_updates(any_model, generator, token_batch):
+    model, targets = any_model
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    attached = attach_random(model, targets, generator)
+    set_base_updates(attached, {n: torch.ones(features(layer.base)) for n, layer in attached.layers.items()})
+    detach(attached)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+
+
+@pytest.mark.parametrize("rank_of_update", [1, 4])
+def test_folded_and_merged_layers_hold_the_base_update_too(any_model, generator, token_batch, rank_of_update):
+    model, targets = any_model
+    attached = attach_random(model, targets, generator)
+    updates = {}
+    for name, layer in attached.layers.items():
+        out, n_in = features(layer.base)
+        left, right = torch.randn(out, rank_of_update), torch.randn(rank_of_update, n_in)
+        updates[name] = 0.05 * left @ right
+    set_base_updates(attached, updates)
+    logits = model(**{k: v for k, v in token_batch.items() if k != "labels"}).logits
+    whole = {name: numbers(layer.update()) for name, layer in attached.layers.items()}
+    before = {
+        name: numbers(dense_weight(layer.base)) - numbers(updates[name])
+        for name, layer in attached.layers.items()
+    }
+    for name, pair in fold(attached).items():
+        np.testing.assert_allclose(numbers(pair.B) @ numbers(pair.A), whole[name], atol=1e-5)
+        assert pair.A.shape[0] <= min(3 + rank_of_update, *whole[name].shape) + 2
+    merged = merge(attached)
+    assert not any(isinstance(m, LowRankLinear) for m in merged.modules())
+    for name in whole:
+        found = numbers(dense_weight(merged.get_submodule(name)))
+        np.testing.assert_allclose(found, before[name] + whole[name], atol=1e-5)
+    again = merged(**{k: v for k, v in token_batch.items() if k != "labels"}).logits
+    torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_an_update_of_zero_still_folds_to_a_pair(generator):
+    factors = random_factors(5, 6, 2, core=False, generator=generator)._replace(B=torch.zeros(5, 2))
+    layer = LowRankLinear(nn.Linear(6, 5), factors)
+    layer.set_base_update(torch.zeros(5, 6))
+    pair = layer.lora()
+    assert pair.A.shape == (1, 6)
+    assert not (pair.B @ pair.A).any()
+
+
+def test_a_base_in_4_bits_takes_no_update_and_says_what_to_do(generator):
+    layer = LowRankLinear(nn.Linear(6, 5), random_factors(5, 6, 2, generator=generator))
+    layer.base.weight.quant_state = object()
+    layer.set_base_update(None)
+    with pytest.raises(InputError, match=r"4 bits: set model.load_in_4bit to false"):
+        layer.set_base_update(torch.zeros(5, 6))
 
 
 # ---------------------------------------------------------------- on disk, as peft has it

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from oracles import best_of_rank, dense_update, numbers, relative_error
+from oracles import best_of_rank, dense_update, numbers, present, relative_error
 
 from fedsb import bases
 from fedsb.bases import bases_from_update, bases_from_weight, lora_factors, orthonormal_bases, truncated_svd
@@ -44,7 +44,7 @@ def test_bases_are_orthonormal_fp32_and_of_the_documented_shapes(data, kind, out
     assert factors.B.shape == (out, k)
     assert factors.A.shape == (k, n_in)
     assert factors.R.shape == (heads, rank, rank)
-    assert {t.dtype for t in factors} == {torch.float32}
+    assert [t.dtype for t in present(factors)] == [torch.float32] * 3
     assert np.abs(numbers(factors.B).T @ numbers(factors.B) - np.eye(k)).max() < 1e-5
     assert np.abs(numbers(factors.A) @ numbers(factors.A).T - np.eye(k)).max() < 1e-5
 
@@ -60,7 +60,7 @@ def test_both_ways_to_an_svd_give_orthonormal_bases(branch, kind, shape):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_bases_are_fp32_whatever_the_weights_type(dtype):
     factors = bases_from_weight(torch.randn(12, 10, generator=seeded()).to(dtype), 4, generator=seeded())
-    assert {t.dtype for t in factors} == {torch.float32}
+    assert [t.dtype for t in present(factors)] == [torch.float32] * 3
     assert np.abs(numbers(factors.B).T @ numbers(factors.B) - np.eye(4)).max() < 1e-5
 
 
@@ -134,7 +134,7 @@ def test_bases_of_the_weight_span_its_leading_singular_vectors_and_change_nothin
 def test_a_seed_gives_the_same_bases_and_another_random_seed_others(branch, kind):
     matrix = torch.randn(96, 160, generator=seeded(3))
     one, again = make(kind, matrix, 4, 2, seed=7), make(kind, matrix, 4, 2, seed=7)
-    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(present(one), present(again), strict=True))
     if kind == "orthonormal":
         assert not torch.equal(one.B, make(kind, matrix, 4, 2, seed=8).B)
 

@@ -8,9 +8,10 @@ import torch
 from oracles import random_factors
 
 from fedsb import checkpoint, files
+from fedsb.adapter import LoraPair
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.errors import InputError
-from fedsb.server import ServerState
+from fedsb.server import BaseChange, ServerState
 from fedsb.traffic import Entry, Ledger
 
 
@@ -20,6 +21,7 @@ def saved(generator):
         "layer.0.query": random_factors(4, 5, 2, heads=2, generator=generator),
         "layer.1.query": random_factors(4, 5, 2, core=False, generator=generator),
     }
+    factors["layer.0.query"] = factors["layer.0.query"]._replace(s=torch.randn(2, generator=generator))
     state = ServerState(0, torch.randn(9, generator=generator))
     ledger = Ledger([Entry(0, "bases", "down", 3, 300, 30)])
     return Saved(state, factors, ledger, [{"round": 0, "eval": {"accuracy": 0.5}}], {0: [1, 2], 10: [3]}, 1.5)
@@ -33,9 +35,20 @@ def next_round(saved):
     saved.seconds += 1.0
 
 
+def changed_base(generator, rank=1):
+    """What flora has after a round: one layer's update in factors, another's dense."""
+    pair = LoraPair(torch.randn(4, rank, generator=generator), torch.randn(rank, 5, generator=generator))
+    dense = torch.randn(3, 2, generator=generator)
+    total = {"layer.0.query": pair.B @ pair.A + 1, "total layer.1": dense + 1}
+    last = {"layer.0.query": pair, "total layer.1": dense}
+    return BaseChange(total, last, rank, changed=2, previous=1, seen={0: 1, 12: 2})
+
+
 def assert_equal(found: Saved, expected: Saved):
     assert found.state.round == expected.state.round
     assert torch.equal(found.state.vector, expected.state.vector)
+    assert_equal_bases(found.state.base, expected.state.base)
+    assert found.factors_round == expected.factors_round
     assert list(found.factors) == list(expected.factors)
     for name, factors in expected.factors.items():
         for one, other in zip(found.factors[name], factors, strict=True):
@@ -43,6 +56,35 @@ def assert_equal(found: Saved, expected: Saved):
             assert one is None or torch.equal(one, other)
     for name in ("ledger", "metrics", "draw", "seconds", "hashes"):
         assert getattr(found, name) == getattr(expected, name)
+
+
+def assert_equal_bases(found: BaseChange, expected: BaseChange):
+    for name in ("total", "last"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.keys() == other.keys()
+        for layer, value in other.items():
+            assert type(one[layer]) is type(value)
+            parts = zip(one[layer], value, strict=True) if name == "last" else [(one[layer], value)]
+            assert all(torch.equal(a, b) for a, b in parts)
+    for name in ("last_rank", "changed", "previous", "seen"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+def test_changes_of_base_weights_come_back_bit_for_bit(tmp_path, saved, generator):
+    saved.state = ServerState(2, saved.state.vector, changed_base(generator))
+    save_checkpoint(tmp_path, saved)
+    assert_equal(load_checkpoint(tmp_path), saved)
+
+
+def test_new_start_factors_replace_the_former_ones(tmp_path, saved, generator):
+    save_checkpoint(tmp_path, saved)
+    next_round(saved)
+    saved.factors = {"layer.0.query": random_factors(4, 5, 2, generator=generator)}
+    saved.factors_round = 1
+    save_checkpoint(tmp_path, saved)
+    assert_equal(load_checkpoint(tmp_path), saved)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["factors-00001.safetensors", "round-00001.safetensors", "state.json"]
 
 
 def test_a_checkpoint_comes_back_bit_for_bit_after_each_round(tmp_path, saved):
@@ -69,16 +111,16 @@ def test_there_is_nothing_before_the_first_save(tmp_path):
 
 def test_only_the_newest_round_is_kept_and_the_start_is_written_once(tmp_path, saved):
     save_checkpoint(tmp_path, saved)
-    written = os.stat(tmp_path / "start.safetensors").st_mtime_ns
+    written = os.stat(tmp_path / "factors-00000.safetensors").st_mtime_ns
     for _ in range(3):
         next_round(saved)
         save_checkpoint(tmp_path, saved)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["round-00003.safetensors", "start.safetensors", "state.json"]
-    assert os.stat(tmp_path / "start.safetensors").st_mtime_ns == written
+    assert names == ["factors-00000.safetensors", "round-00003.safetensors", "state.json"]
+    assert os.stat(tmp_path / "factors-00000.safetensors").st_mtime_ns == written
 
 
-@pytest.mark.parametrize("name", ["start.safetensors", "round-00000.safetensors"])
+@pytest.mark.parametrize("name", ["factors-00000.safetensors", "round-00000.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "changed", "emptied"])
 def test_a_damaged_file_is_named(tmp_path, saved, name, damage):
     save_checkpoint(tmp_path, saved)

@@ -132,6 +132,89 @@ WRONG = {
         ["federation.clients_per_round", "at most 3", "found 4"],
     ),
     "unknown method": ({"method__name": "fedsb"}, ["method.name", "'fedsb'", "Did you mean fed-sb"]),
+    "almost a method": ({"method__name": "fedex"}, ["method.name", "'fedex'", "Did you mean fedex-lora"]),
+    "a method's name in capitals": ({"method__name": "FLORA"}, ["'FLORA'", "fed-sb, fedit, ffa-lora, flora"]),
+    "heads that do not divide": (
+        {"method__heads": 3},
+        ["method.heads", "divisor of method.rank = 4 (1, 2, 4)", "found 3"],
+    ),
+    "heads without a core": (
+        {"method__name": "fedit", "method__heads": 2},
+        ["method.heads", "fedit has no core", "found 2", "fed-sb, lora-xs, ravan"],
+    ),
+    "no heads": ({"method__heads": 0}, ["method.heads", "greater than 0", "found 0"]),
+    "too few ranks": (
+        {"federation__client_ranks": [4, 2]},
+        ["federation.client_ranks", "expected 3 numbers", "federation.clients", "found 2"],
+    ),
+    "no ranks": ({"federation__client_ranks": []}, ["federation.client_ranks", "expected 3", "found 0"]),
+    "too large a rank": (
+        {"federation__client_ranks": [4, 5, 1]},
+        ["federation.client_ranks", "at most 4 (method.rank)", "found 5"],
+    ),
+    "a rank of zero": ({"federation__client_ranks": [4, 0, 1]}, ["client_ranks.1", "greater than 0"]),
+    **{
+        f"mixed ranks with {name}": (
+            {"method__name": name, "federation__client_ranks": [4, 2, 1]},
+            ["federation.client_ranks", f"{name} needs one rank", "fed-sb, flora, lora-xs, flexlora"],
+        )
+        for name in ("ffa-lora", "fedit", "fedex-lora", "fedsvd", "rolora")
+    },
+    "clients' heads and one head": (
+        {"federation__client_heads": [1, 1, 1]},
+        ["federation.client_heads", "one head", "method.heads"],
+    ),
+    "more heads than there are": (
+        {"method__name": "ravan", "federation__client_heads": [4, 5, 1]},
+        ["federation.client_heads", "at most 4", "found 5"],
+    ),
+    "too few clients' heads": (
+        {"method__name": "ravan", "federation__client_heads": [4]},
+        ["federation.client_heads", "expected 3 numbers", "found 1"],
+    ),
+    "clients' heads and weight decay": (
+        {"method__heads": 2, "federation__client_heads": [2, 1, 1], "training__weight_decay": 0.1},
+        ["federation.client_heads", "training.weight_decay", "set it to 0"],
+    ),
+    **{
+        f"refresh with {name}": (
+            {"method__name": name, "method__refresh_every": 1},
+            ["method.refresh_every", "only fed-sb and lora-xs", name, "leave it out"],
+        )
+        for name in ("flora", "fedit", "ravan")
+    },
+    "refresh with mixed ranks": (
+        {"method__refresh_every": 1, "federation__client_ranks": [4, 2, 1]},
+        ["method.refresh_every", "federation.client_ranks", "leave one of the two out"],
+    ),
+    "a residual of fedit": (
+        {"method__name": "fedit", "method__residual_rank": 2},
+        ["method.residual_rank", "only fedex-lora", "fedit"],
+    ),
+    **{
+        f"4 bits and {what}": (
+            {"model__load_in_4bit": True, **changes},
+            [what, "base weights", "4 bits", "model.load_in_4bit: false"],
+        )
+        for what, changes in {
+            "method.name: flora": {"method__name": "flora"},
+            "method.name: fedex-lora": {"method__name": "fedex-lora"},
+            "method.refresh_every": {"method__refresh_every": 2},
+        }.items()
+    },
+    "heads over a layer": (
+        {"method__rank": 16, "method__heads": 4},
+        ["method.rank", "1 to 8", "found 16", "4 heads", "32 x 32", "method.heads"],
+    ),
+    "the method's own heads over a layer": (
+        {"method__rank": 9, "method__name": "ravan"},
+        ["method.rank", "1 to 8", "found 9", "4 heads"],
+    ),
+    "more heads than a layer has directions": (
+        {"method__rank": 40, "method__heads": 40},
+        ["method.rank", "40 heads", "32 x 32", "Lower method.heads"],
+    ),
+    "padding": ({"federation__padding": "none"}, ["federation.padding", "'all' or 'owners'", "'none'"]),
     "rank over a layer": (
         {"method__rank": 33},
         ["method.rank", "1 to 32", "found 33", "32 x 32", "Lower method.rank"],
@@ -273,7 +356,7 @@ def test_resume_where_there_is_no_run(world, tmp_path, fedsb, given):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["state.json", "round-00001.safetensors", "start.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "round-00001.safetensors", "factors-00000.safetensors"])
 def test_resume_from_an_unreadable_checkpoint(world, tmp_path, fedsb, name):
     copy = shutil.copytree(world / "done", tmp_path / "run")
     file = copy / "checkpoint" / name

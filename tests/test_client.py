@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsb import wire
-from fedsb.adapter import Factors, attach
-from fedsb.client import ClientFailed, LocalTraining, Trainable, batch_indices, client_update, train
+from fedsb.adapter import Attached, Factors, attach
+from fedsb.client import ClientFailed, LocalTraining, batch_indices, client_update, train
 from fedsb.errors import UpdateRejected
-from fedsb.layout import Layout
+from fedsb.exchange import Exchange
+from fedsb.methods import Shape, fed_sb
 from fedsb.schedule import learning_rate_factor
+from fedsb.trainable import Trainable
 
 
 class Bag(nn.Module):
@@ -68,14 +70,17 @@ class Setup:
             A=torch.linalg.qr(torch.randn(6, 3, generator=draw)).Q.T,
             R=torch.randn(1, 3, 3, generator=draw),
         )
-        attached = attach(self.model, {"hidden": factors})
-        self.model.out.weight.requires_grad_(True)
-        self.parameters = {"hidden.R": attached.layers["hidden"].R, "out.weight": self.model.out.weight}
-        self.layout = Layout.of(self.parameters)
+        start = {"hidden": factors}
+        attached = attach(self.model, start)
+        head = {"out.weight": self.model.out.weight.requires_grad_(True)}
+        self.parameters = {"hidden.R": attached.layers["hidden"].R, **head}
+        shapes = {name: tuple(p.shape) for name, p in head.items()}
+        self.exchange = Exchange(fed_sb, {"hidden": Shape(8, 6)}, 3, 1, shapes)
+        self.layout = self.exchange.up(1, self.exchange.whole)
         self.start = self.layout.flatten(self.parameters)
         self.seen: list[list[int]] = []
         self.trainable = Trainable(
-            self.model, self.parameters, self.layout, self._collate, losses, torch.device("cpu")
+            attached, head, self.exchange, start, self._collate, losses, torch.device("cpu")
         )
 
     def _collate(self, examples):
@@ -174,17 +179,17 @@ def test_a_clipped_step_is_as_long_as_the_clip_and_a_small_gradient_is_left_alon
 def test_rates_go_on_over_the_rounds_and_do_not_start_again():
     """With the gradient one everywhere, the vector is minus the sum of the rates."""
     parameter = nn.Parameter(torch.zeros(2))
-    model = nn.ParameterDict({"p": parameter})
-    layout = Layout.of({"p": parameter})
+    attached = Attached(nn.ParameterDict({"p": parameter}), {}, {})
     per_example = lambda m, batch: m["p"].sum() * torch.ones(len(batch["labels"]))  # noqa: E731
-    trainable = Trainable(model, {"p": parameter}, layout, collate, per_example, torch.device("cpu"))
+    exchange = Exchange(fed_sb, {}, 1, 1, {"p": (2,)})
+    trainable = Trainable(attached, {}, exchange, {}, collate, per_example, torch.device("cpu"))
     training = LocalTraining(
         optimizer="sgd", learning_rate=0.1, batch_size=2, rounds=2, schedule="linear", warmup_ratio=0.25
     )
     rates = []
     before = 0.0
     for number in (1, 2):
-        train(trainable, make_examples(8), training, round_number=number, client=0, seed=0)
+        train(trainable, {"p": parameter}, make_examples(8), training, round_number=number, client=0, seed=0)
         rates.append(before - parameter[0].item())
         before = parameter[0].item()
     curve = [0.1 * learning_rate_factor(s, 8, schedule="linear", warmup_ratio=0.25) for s in range(8)]

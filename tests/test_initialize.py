@@ -100,7 +100,7 @@ def test_random_bases_differ_between_layers_and_repeat_for_a_seed(make_bert: Any
 
 def test_the_gradient_start_books_the_gradient_up_and_the_bases_down(make_bert: Any) -> None:
     model = make_bert()
-    started = _started(model)
+    started = _started(model, upload="whole")
     gradient, bases = started.traffic
     numbers = sum(module.weight.numel() for module in find_targets(model, ["query", "value"]).values())
     assert (gradient.direction, gradient.clients, gradient.measured) == ("up", 2, False)
@@ -147,11 +147,11 @@ def test_the_start_leaves_gradient_flags_as_they_were(make_bert: Any) -> None:
 
 
 def test_gradient_checkpointing_recomputes_in_the_estimate_and_does_not_change_it(make_bert: Any) -> None:
-    plain = _started(make_bert(), rule="raw").factors
+    plain = _started(make_bert(), rule="raw", upload="whole").factors
     model, calls = make_bert(), []
     enable_checkpointing(model)
     model.bert.encoder.layer[0].intermediate.register_forward_hook(lambda *_: calls.append(1))
-    checkpointed = _started(model, rule="raw").factors
+    checkpointed = _started(model, rule="raw", upload="whole").factors
     assert len(calls) == 2 * 3  # three batches, each run forward twice
     assert not any(module.training for module in model.modules())
     for name, part in plain.items():

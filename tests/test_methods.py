@@ -10,26 +10,34 @@ from oracles import dense_update, mean_of_updates, numbers, random_factors, rela
 from fedsb import methods
 from fedsb.adapter import Factors
 from fedsb.errors import InputError, RunFailed
-from fedsb.layout import Layout
-from fedsb.methods import ALL, by_name, fed_sb, fedit
+from fedsb.exchange import Exchange
+from fedsb.methods import ALL, Frame, Shape, Upload, by_name, fed_sb, fedit
+
+
+def frame_of(size, **more):
+    return Frame(current={}, answer={"x": (size,)}, layers={}, scale=1.0, **more)
 
 
 def stream(vectors, weights, aggregation=fed_sb.aggregation):
-    state = aggregation.start(len(vectors[0]))
+    state = aggregation.start(frame_of(len(vectors[0])))
     for vector, weight in zip(vectors, weights, strict=True):
-        state = aggregation.add(state, vector, weight)
-    return aggregation.finish(state)
+        state = aggregation.add(state, Upload({"x": vector}, vector, weight))
+    return aggregation.finish(state).tensors["x"]
 
 
 def average(method, clients: list[Factors], weights: list[float]) -> Factors:
     """The adapter a server broadcasts after these clients' uploads."""
-    layouts = [Layout.of({name: getattr(c, name) for name in method.trains}) for c in clients]
-    vectors = [
-        lay.flatten({name: getattr(c, name) for name in method.trains})
-        for lay, c in zip(layouts, clients, strict=True)
-    ]
-    averaged = layouts[0].unflatten(stream(vectors, weights, method.aggregation))
-    return clients[0]._replace(**averaged)
+    first, names = clients[0], method.trains(1)
+    heads, rank = (1, len(first.A)) if first.R is None else first.R.shape[:2]
+    exchange = Exchange(method, {"l": Shape(len(first.B), first.A.shape[1])}, rank, heads, {})
+    sent = exchange.down(rank).flatten({f"l.{f}": getattr(first, f) for f in method.sends})
+    state = method.aggregation.start(exchange.frame(1, sent))
+    for client, weight in zip(clients, weights, strict=True):
+        tensors = {f"l.{name}": getattr(client, name) for name in names}
+        upload = Upload(tensors, exchange.up(1, exchange.whole).flatten(tensors), weight)
+        state = method.aggregation.add(state, upload)
+    averaged = method.aggregation.finish(state).tensors
+    return first._replace(**{name: averaged[f"l.{name}"] for name in names})
 
 
 @given(
@@ -99,15 +107,17 @@ def test_a_small_update_is_not_lost_among_many_large_ones():
     assert stream(vectors, [1.0] * 102).item() == pytest.approx(100 / 102)
 
 
-def test_the_accumulator_does_not_grow_and_keeps_no_update(generator):
+def test_the_accumulator_does_not_grow_and_keeps_no_update():
     aggregation = fed_sb.aggregation
-    state = aggregation.start(10)
+    state = aggregation.start(frame_of(10))
     vector = torch.ones(10)
     for _ in range(50):
-        state = aggregation.add(state, vector, 1.0)
-        assert sum(t.numel() for t in state if isinstance(t, torch.Tensor)) == 10
+        state = aggregation.add(state, Upload({"x": vector}, vector, 1.0))
+        held = [v for v in vars(state).values() if isinstance(v, torch.Tensor)]
+        assert [t.numel() for t in held] == [10]
+        assert state.named["x"].data_ptr() == held[0].data_ptr()
     vector.zero_()
-    assert torch.equal(aggregation.finish(state), torch.ones(10))
+    assert torch.equal(aggregation.finish(state).tensors["x"], torch.ones(10))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
@@ -118,7 +128,7 @@ def test_a_weight_that_is_not_positive_is_refused(weight):
 
 def test_no_update_has_no_mean():
     with pytest.raises(RunFailed, match="no update to average"):
-        fed_sb.aggregation.finish(fed_sb.aggregation.start(3))
+        fed_sb.aggregation.finish(fed_sb.aggregation.start(frame_of(3)))
 
 
 # ---------------------------------------------------------------- the values themselves
@@ -128,21 +138,43 @@ def test_no_update_has_no_mean():
 def test_each_method_states_its_source_and_whether_it_is_exact(method):
     assert "arXiv" in method.source
     assert isinstance(method.exact, bool)
-    assert method.trains
-    assert set(method.trains) <= {"A", "R", "B"}
+    for number in (1, 2, 3):
+        assert method.trains(number)
+        assert set(method.trains(number)) <= {"A", "R", "B", "s"}
+    assert set(method.sends) <= {"A", "R", "B"}
     assert by_name(method.name) is method
     assert method.scale(8, None) == 1.0
 
 
 def test_what_each_method_trains_and_how_it_scales():
-    assert (fed_sb.exact, fed_sb.trains, fed_sb.scale(8, 16.0), fed_sb.draw) == (True, ("R",), 1.0, None)
-    assert (fedit.exact, fedit.trains, fedit.scale(8, 16.0)) == (False, ("A", "B"), 2.0)
+    assert (fed_sb.exact, fed_sb.trains(1), fed_sb.scale(8, 16.0), fed_sb.draw) == (True, ("R",), 1.0, None)
+    assert (fedit.exact, fedit.trains(1), fedit.scale(8, 16.0)) == (False, ("A", "B"), 2.0)
+    trained = {method.name: (method.trains(1), method.trains(2)) for method in ALL}
+    assert trained == {
+        "fed-sb": (("R",),) * 2,
+        "fedit": (("A", "B"),) * 2,
+        "ffa-lora": (("B",),) * 2,
+        "flora": (("A", "B"),) * 2,
+        "fedex-lora": (("A", "B"),) * 2,
+        "lora-xs": (("R",),) * 2,
+        "flexlora": (("A", "B"),) * 2,
+        "hetlora": (("A", "B"),) * 2,
+        "ravan": (("R", "s"),) * 2,
+        "fedsvd": (("B",),) * 2,
+        "rolora": (("B",), ("A",)),
+    }
+    assert [m.name for m in ALL if not m.exact] == ["fedit", "flexlora", "hetlora"]
+    with_core = {"fed-sb", "lora-xs", "ravan"}
+    assert (
+        {m.name for m in ALL if m.scale(8, 16.0) == 1.0} == {m.name for m in ALL if m.has_core} == with_core
+    )
 
 
 @pytest.mark.parametrize("method", [m for m in ALL if m.draw is not None], ids=lambda m: m.name)
 def test_a_data_free_start_has_what_it_trains_and_begins_at_no_update(method, generator):
     factors = method.draw(7, 5, 2, generator=generator)
-    assert all(getattr(factors, name) is not None for name in method.trains)
+    assert all(getattr(factors, name) is not None for name in method.trains(1))
+    assert factors.A.abs().min() > 0
     assert not dense_update(factors).any()
 
 

@@ -45,7 +45,11 @@ def world(tmp_path_factory):
 def config(world):
     warmup = {"rounds": 1, "steps": 2}
     return classification_config(
-        world / "bert", world / "data", federation__rounds=2, method__init__head_warmup=warmup
+        world / "bert",
+        world / "data",
+        federation__rounds=2,
+        method__init__head_warmup=warmup,
+        method__init__batch_size=8,  # so that the estimate keeps running sums
     )
 
 
@@ -104,7 +108,7 @@ def test_order_of_writes(world, config, monkeypatch):
     """state.json comes after the files that it names, summary.json after all that a result needs."""
     seen = writes_of(world, config, "counted", monkeypatch)
     assert seen[:2] == ["config.yaml", "partition.json"]
-    assert seen[2:5] == ["start.safetensors", "round-00000.safetensors", "state.json"]
+    assert seen[2:5] == ["factors-00000.safetensors", "round-00000.safetensors", "state.json"]
     assert seen.index("round-00001.safetensors") + 1 == seen.index("state.json", 5)
     end = seen[-4:]
     assert end == ["adapter_model.safetensors", "adapter_config.json", "summary.json", "report.html"]
@@ -183,7 +187,7 @@ def test_killed_in_the_middle_of_the_start(world, config, unbroken, monkeypatch)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedsb.initialize.bases_from_update", die)
+        patch.setattr("fedsb.gradient_start.quick_svd", die)
         with pytest.raises(Killed):
             start(config, folder)
     assert any((folder / "checkpoint" / "spill").iterdir())

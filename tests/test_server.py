@@ -15,14 +15,15 @@ from safetensors.torch import save
 from fedsb import wire
 from fedsb.client import ClientFailed
 from fedsb.errors import RunFailed, UpdateRejected
-from fedsb.layout import Layout
-from fedsb.methods import fed_sb
+from fedsb.exchange import Exchange
+from fedsb.methods import Shape, fed_sb
 from fedsb.server import Arrived, Failed, ServerState, aggregate, broadcast
 from fedsb.simulate import simulate_cohort
 from fedsb.traffic import Entry, Ledger
 
-LAYOUT = Layout((("query.R", (1, 2, 2)), ("value.R", (1, 2, 2))))
-OTHER_LAYOUT = Layout((("key.R", (1, 2, 2)), ("value.R", (1, 2, 2))))
+EXCHANGE = Exchange(fed_sb, {"query": Shape(3, 4), "value": Shape(2, 5)}, 2, 1, {})
+LAYOUT = EXCHANGE.up(3, EXCHANGE.whole)
+OTHER_LAYOUT = replace(EXCHANGE, layers={"key": Shape(3, 4), "value": Shape(2, 5)}).down(2)
 STATE = ServerState(2, torch.zeros(8))
 
 
@@ -46,7 +47,7 @@ def raw_update(client, /, **header):
 
 
 def close_round(outcomes, *, weighting="examples", state=STATE):
-    return aggregate(state, outcomes, fed_sb, LAYOUT, weighting=weighting)
+    return aggregate(state, outcomes, EXCHANGE, weighting=weighting)
 
 
 # ---------------------------------------------------------------- the mean
@@ -88,7 +89,7 @@ def test_updates_are_taken_in_one_at_a_time():
     aggregation = fed_sb.aggregation
     method = fed_sb._replace(
         aggregation=aggregation._replace(
-            add=lambda state, v, w: order.append("add") or aggregation.add(state, v, w)
+            add=lambda state, upload: order.append("add") or aggregation.add(state, upload)
         )
     )
 
@@ -97,7 +98,7 @@ def test_updates_are_taken_in_one_at_a_time():
             order.append("ask")
             yield update(client)
 
-    aggregate(STATE, outcomes(), method, LAYOUT, weighting="uniform")
+    aggregate(STATE, outcomes(), replace(EXCHANGE, method=method), weighting="uniform")
     assert order == ["ask", "add"] * 3
 
 
@@ -185,7 +186,7 @@ def test_a_good_round_leaves_the_former_state_as_it_was():
 
 
 def test_the_broadcast_opens_the_next_round():
-    header, vector = wire.unpack(broadcast(ServerState(2, torch.arange(8.0)), fed_sb, LAYOUT))
+    header, vector = wire.unpack(broadcast(ServerState(2, torch.arange(8.0)), EXCHANGE, 0, EXCHANGE.whole))
     assert header == wire.Header("fed-sb", 3, LAYOUT.digest)
     assert torch.equal(vector, torch.arange(8.0))
 

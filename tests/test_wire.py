@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from fedsb.errors import UpdateRejected
-from fedsb.wire import FORMAT, Header, check, pack, unpack
+from fedsb.wire import FORMAT, Header, check, count, pack, unpack
 
 HEADER = Header("fed-sb", 3, "0123456789abcdef", 4, num_examples=120, train_loss=0.75)
 
@@ -29,14 +29,28 @@ def accept(message: bytes, *, expected: Header = HEADER, size: int = 6) -> torch
     client=st.none() | st.integers(0, 10**6),
     loss=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     name=st.text(max_size=20),
+    base=st.none() | st.integers(0, 10**6),
 )
-def test_a_message_comes_out_as_it_went_in(values, number, client, loss, name):
-    header = Header(name, number, "d" * 16, client, num_examples=number, train_loss=loss)
+def test_a_message_comes_out_as_it_went_in(values, number, client, loss, name, base):
+    header = Header(name, number, "d" * 16, client, num_examples=number, train_loss=loss, base=base)
     vector = torch.tensor(values, dtype=torch.float32)
     found, numbers = unpack(pack(header, vector))
     assert found == header
     assert torch.equal(numbers, vector)
     check(found, numbers, expected=header, size=len(values))
+
+
+@given(size=st.integers(0, 300), client=st.none() | st.integers(0, 10**6))
+def test_a_message_says_how_many_numbers_it_carries_without_being_read(size, client):
+    message = pack(replace(HEADER, client=client), torch.zeros(size))
+    assert count(message) == size
+
+
+@pytest.mark.parametrize("base", [-1, 1.5, "1", True, [1], 2**60])
+def test_a_base_rank_that_is_no_count_is_refused(base):
+    fields = {"method": "fed-sb", "round": 3, "layout": HEADER.layout, "base": base}
+    with pytest.raises(UpdateRejected, match="wrong base: expected a count"):
+        unpack(save({"v": torch.zeros(6)}, metadata={FORMAT: json.dumps(fields)}))
 
 
 def test_the_overhead_is_under_one_per_cent_for_50000_numbers():

@@ -130,7 +130,9 @@ class LowRankLinear(nn.Module):
             )
         self._own_weight = self._own_weight or [_weight(self.base)]
         self.base.weight = self._own_weight[0]
-        if update is not None:
+        if update is None:
+            self._own_weight = []
+        else:
             self.base.weight = _like_base(self.base, dense_weight(self.base) + update.to(self.A.device))
         self.base_update = update
 
@@ -284,12 +286,19 @@ def check_rank(layers: Mapping[str, nn.Module], rank: int, *, heads: int = 1) ->
     """
     smallest = min(layers, key=lambda name: min(features(layers[name])))
     limit = min(features(layers[smallest]))
-    if not 1 <= heads * rank <= limit:
+    if 1 <= heads * rank <= limit:
+        return
+    shape = " x ".join(map(str, features(layers[smallest])))
+    if heads > limit:
         raise InputError(
-            f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is "
-            f"{' x '.join(map(str, features(layers[smallest])))}. Lower method.rank or leave that layer out "
-            "of method.targets."
+            f"method.rank: {heads} heads do not fit: layer {smallest!r} is {shape}. Lower method.heads or "
+            "leave that layer out of method.targets."
         )
+    each, also = (f", and there are {heads} heads", " or method.heads,") if heads > 1 else ("", "")
+    raise InputError(
+        f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is {shape}{each}. "
+        f"Lower method.rank{also} or leave that layer out of method.targets."
+    )
 
 
 def attach(

@@ -87,7 +87,7 @@ def _per_client(key: str, found: list[int] | None, clients: int, largest: int, l
             f"federation.{key}: expected {clients} numbers, one for each of federation.clients, "
             f"found {len(found)}"
         )
-    if max(found) > largest:
+    if max(found, default=0) > largest:
         yield f"federation.{key}: expected numbers of at most {largest} ({limit}), found {max(found)}"
 
 

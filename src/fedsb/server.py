@@ -111,7 +111,8 @@ def _lacks(state: ServerState, client: int) -> int | None:
     base, held = state.base, state.base.seen.get(client, 0)
     if held >= base.changed:
         return None
-    return base.last_rank if held >= base.previous and base.last else 0
+    newest = base.changed == state.round  # else it was broadcast before, and a client that failed may have it
+    return base.last_rank if newest and held >= base.previous and base.last else 0
 
 
 def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:

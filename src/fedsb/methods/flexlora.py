@@ -14,6 +14,7 @@ from fedsb.adapter import LoraPair
 from fedsb.bases import lora_factors
 from fedsb.methods.fedit import pair_cost
 from fedsb.methods.flora import Stacks
+from fedsb.methods.mean import keep_directions
 from fedsb.methods.method import Aggregation, Averaged, Method, always, lora_scale
 
 
@@ -25,6 +26,7 @@ def _finish(sums: Stacks) -> Averaged:
         tensors[f"{layer}.B"], tensors[f"{layer}.A"] = pair
         whole += stack.squared_norm()
         lost += stack.squared_norm(LoraPair(-sums.sums.weight * pair.B, pair.A))
+    keep_directions(tensors, sums.frame)
     return Averaged(tensors, deviation=math.sqrt(lost / whole) if whole > 0 else 0.0)
 
 

@@ -13,7 +13,7 @@ import math
 from fedsb.adapter import LoraPair
 from fedsb.bases import lora_factors
 from fedsb.methods.fedit import pair_cost
-from fedsb.methods.mean import WeightedSum
+from fedsb.methods.mean import WeightedSum, keep_directions
 from fedsb.methods.method import Aggregation, Averaged, Frame, Method, Upload, always, lora_scale
 from fedsb.methods.stack import product_squared_norm
 
@@ -44,6 +44,7 @@ def _finish(sums: NormWeighted) -> Averaged:
     if sums.by_norm.weight > 0:
         factors = {f"{layer}.{name}" for layer in sums.frame.layers for name in ("A", "B")}
         tensors |= {name: t for name, t in sums.by_norm.mean().items() if name in factors}
+    keep_directions(tensors, sums.frame)
     return Averaged(tensors)
 
 

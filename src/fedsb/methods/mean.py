@@ -55,8 +55,9 @@ class WeightedSum:
 
     def _add_untrained(self, name: str, upload: Upload) -> None:
         """Heads a client holds and did not train are in its model at the broadcast value."""
-        rest = [h for h in range(self.named[name].shape[0]) if h not in (upload.heads or ())]
-        self.named[name][rest] += upload.weight * self.frame.current[name][rest].double()
+        rest = tuple(h for h in range(self.named[name].shape[0]) if h not in (upload.heads or ()))
+        where = region(name, upload.tensors[name], rest)
+        self.named[name][where] += upload.weight * self.frame.current[name][where].double()
 
     def mean(self) -> dict[str, Tensor]:
         """By name, in fp32."""
@@ -76,10 +77,20 @@ class WeightedSum:
 
 
 def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
-    """Where a client's part lies in the whole: its heads, or the leading block."""
-    if heads is not None and _is_core(name):
-        return (list(heads),)
-    return tuple(slice(0, n) for n in tensor.shape)
+    """Where a client's part lies in the whole: the leading block, of its heads alone where it has some."""
+    block = tuple(slice(0, n) for n in tensor.shape)
+    return (list(heads), *block[1:]) if heads is not None and _is_core(name) else block
+
+
+def keep_directions(tensors: dict[str, Tensor], frame: Frame) -> None:
+    """Where A and B are both zero, as no client of the round held them, A keeps what was broadcast.
+
+    B A is the same, and the direction can train again: with both at zero, both gradients are zero for ever.
+    """
+    for layer in frame.layers:
+        B, A = tensors[f"{layer}.B"], tensors[f"{layer}.A"]
+        lost = ~(B.any(0) | A.any(1))
+        tensors[f"{layer}.A"] = torch.where(lost[:, None], frame.current[f"{layer}.A"], A)
 
 
 def weighted_mean() -> Aggregation:

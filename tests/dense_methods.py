@@ -1,0 +1,181 @@
+"""Every method's server written out: dense fp64 matrices, loops, full SVDs; nothing of fedsb.methods.
+
+From the papers' equations, one function per rule. Factors of head h are columns h*r..(h+1)*r of B and those
+rows of A; a client of rank r_i holds the leading r_i of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from oracles import best_of_rank
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Answer:
+    """What one client sent, by name, and what the server knows of it."""
+
+    weight: float
+    tensors: Mapping[str, np.ndarray]
+    heads: tuple[int, ...] | None = None
+
+
+@dataclass
+class Dense:
+    """One layer at the server: the change of its base weight, and its factors."""
+
+    B: np.ndarray
+    A: np.ndarray
+    R: np.ndarray | None
+    base: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base = np.zeros((len(self.B), self.A.shape[1]))
+
+    def core(self) -> np.ndarray:
+        k = len(self.A)
+        if self.R is None:
+            return np.eye(k)
+        heads, r, _ = self.R.shape
+        core = np.zeros((k, k))
+        for h in range(heads):
+            core[h * r : (h + 1) * r, h * r : (h + 1) * r] = self.R[h]
+        return core
+
+
+@dataclass
+class Oracle:
+    """A method's global model over several layers, round by round."""
+
+    method: str
+    layers: dict[str, Dense]
+    scale: float
+    padding: str = "all"
+    residual_rank: int | None = None
+    deviation: float | None = None
+
+    def total(self, layer: str) -> np.ndarray:
+        part = self.layers[layer]
+        return part.base + self.scale * part.B @ part.core() @ part.A
+
+    def close_round(self, number: int, answers: Sequence[Answer]) -> None:
+        rule = {
+            "fed-sb": self._mean_cores,
+            "lora-xs": self._mean_cores,
+            "ravan": self._mean_cores,
+            "fedit": self._mean_both,
+            "ffa-lora": self._mean_B,
+            "fedsvd": self._mean_B_then_svd,
+            "rolora": self._mean_B if number % 2 else self._mean_A,
+            "flora": self._stack,
+            "fedex-lora": self._mean_both_and_residual,
+            "flexlora": self._svd_of_mean_product,
+            "hetlora": self._norm_weighted,
+        }[self.method]
+        rule(answers)
+
+    def _mean_cores(self, answers: Sequence[Answer]) -> None:
+        for name, part in self.layers.items():
+            new = np.zeros_like(part.R)
+            for where in np.ndindex(*new.shape):
+                new[where] = self._core_entry(where, part.R[where], name, answers)
+            part.R = new
+
+    def _core_entry(self, where, before: float, name: str, answers: Sequence[Answer]) -> float:
+        h, i, j = where
+        total = weight = 0.0
+        for answer in answers:
+            sent = answer.tensors[f"{name}.R"]
+            trained = list(answer.heads if answer.heads is not None else range(len(sent)))
+            holds = i < sent.shape[1] and j < sent.shape[2]
+            if holds and h in trained:
+                total, weight = total + answer.weight * sent[trained.index(h), i, j], weight + answer.weight
+            elif self.padding == "all":
+                total, weight = total + answer.weight * (before if holds else 0.0), weight + answer.weight
+        return total / weight if weight else before
+
+    def _mean(self, factor: str, name: str, answers: Sequence[Answer], weights: Sequence[float]):
+        """Entry by entry, over all or over those that hold it."""
+        before = getattr(self.layers[name], factor)
+        new = np.zeros_like(before)
+        for i, j in np.ndindex(*before.shape):
+            total = weight = 0.0
+            for answer, w in zip(answers, weights, strict=True):
+                sent = answer.tensors[f"{name}.{factor}"]
+                holds = i < sent.shape[0] and j < sent.shape[1]
+                if holds:
+                    total += w * sent[i, j]
+                if holds or self.padding == "all":
+                    weight += w
+            new[i, j] = total / weight if weight else before[i, j]
+        return new
+
+    def _mean_B(self, answers: Sequence[Answer]) -> None:
+        for name, part in self.layers.items():
+            part.B = self._mean("B", name, answers, [a.weight for a in answers])
+
+    def _mean_A(self, answers: Sequence[Answer]) -> None:
+        for name, part in self.layers.items():
+            part.A = self._mean("A", name, answers, [a.weight for a in answers])
+
+    def _mean_both(self, answers: Sequence[Answer]) -> None:
+        left_out = whole = 0.0
+        for name, part in self.layers.items():
+            products = mean_product(name, answers)
+            self._mean_layer(name, part, answers)
+            left_out += ((products - part.B @ part.A) ** 2).sum()
+            whole += (products**2).sum()
+        self.deviation = float(np.sqrt(left_out / whole))
+
+    def _mean_layer(self, name: str, part: Dense, answers: Sequence[Answer]) -> None:
+        weights = [a.weight for a in answers]
+        part.B, part.A = (self._mean(factor, name, answers, weights) for factor in "BA")
+
+    def _mean_both_and_residual(self, answers: Sequence[Answer]) -> None:
+        self._mean_both(answers)
+        for name, part in self.layers.items():
+            residual = mean_product(name, answers) - part.B @ part.A
+            if self.residual_rank is not None:
+                residual = best_of_rank(residual, self.residual_rank)
+            part.base = part.base + self.scale * residual
+
+    def _stack(self, answers: Sequence[Answer]) -> None:
+        for name, part in self.layers.items():
+            part.base = part.base + self.scale * mean_product(name, answers)
+            part.B = np.zeros_like(part.B)
+
+    def _svd_of_mean_product(self, answers: Sequence[Answer]) -> None:
+        lost = whole = 0.0
+        for name, part in self.layers.items():
+            product = mean_product(name, answers)
+            rank = len(part.A)
+            U, S, Vh = np.linalg.svd(product, full_matrices=False)
+            part.B, part.A = U[:, :rank] * np.sqrt(S[:rank]), np.sqrt(S[:rank])[:, None] * Vh[:rank]
+            lost, whole = lost + (S[rank:] ** 2).sum(), whole + (S**2).sum()
+        self.deviation = float(np.sqrt(lost / whole))
+
+    def _mean_B_then_svd(self, answers: Sequence[Answer]) -> None:
+        self._mean_B(answers)
+        for part in self.layers.values():
+            rank = len(part.A)
+            U, S, Vh = np.linalg.svd(part.B @ part.A, full_matrices=False)
+            sign = np.sign(U[np.abs(U).argmax(0), range(U.shape[1])])
+            part.B, part.A = (U * sign * S)[:, :rank], (Vh * sign[:, None])[:rank]
+
+    def _norm_weighted(self, answers: Sequence[Answer]) -> None:
+        each = []
+        for answer in answers:
+            products = [answer.tensors[f"{name}.B"] @ answer.tensors[f"{name}.A"] for name in self.layers]
+            each.append(np.sqrt(sum((product**2).sum() for product in products)))
+        for name, part in self.layers.items():
+            part.B, part.A = (self._mean(factor, name, answers, each) for factor in "BA")
+
+
+def mean_product(name: str, answers: Sequence[Answer]) -> np.ndarray:
+    """sum(w_i B_i A_i) / sum(w_i)."""
+    total = sum(a.weight * a.tensors[f"{name}.B"] @ a.tensors[f"{name}.A"] for a in answers)
+    return total / sum(a.weight for a in answers)
