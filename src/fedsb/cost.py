@@ -22,6 +22,7 @@ INITS = ("gradient", "weights", "orthonormal")
 """As in `method.init.kind`; importing the config for them would take a sixth of a second."""
 OPTIONS = {
     "method.rank": "--rank",
+    "method.heads": "--heads",
     "method.targets": "--targets",
     "method.name": "--methods",
     "model.path": "--model",
