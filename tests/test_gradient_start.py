@@ -49,7 +49,7 @@ def test_factors_of_full_rank_give_the_bases_of_whole_gradients(make_bert: Any) 
     for name, part in whole.items():
         update = part.B @ part.R[0] @ part.A
         again = cut[name].B @ cut[name].R[0] @ cut[name].A
-        torch.testing.assert_close(again, update, atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(again, update, atol=1e-2 * float(update.abs().max()), rtol=0)
 
 
 def test_cut_factors_find_nearly_the_subspace_of_the_whole(make_bert: Any) -> None:
@@ -92,7 +92,9 @@ def test_what_goes_up_and_down_is_booked(make_bert: Any, rule: str, upload: str,
     )
     assert up.measured == (upload == "factors")
     assert up.bytes == (sum(map(len, messages[:3])) if up.measured else 4 * up.parameters)
-    assert sum(t.numel() for t in load(messages[-1]).values()) * 4 == down.parameters
+    assert sum(t.numel() for t in load(messages[-1]).values()) * 4 == down.parameters  # four clients
+    kinds = {t.dtype for m in messages for t in load(m).values()}
+    assert kinds == {torch.bfloat16} | ({torch.float32} if rule == "moments" else set())
 
 
 def test_one_contributor_takes_the_svd_itself(make_bert: Any) -> None:

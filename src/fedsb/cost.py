@@ -18,6 +18,8 @@ from fedsb.methods.stack import stacked_numbers
 from fedsb.models import build_on_meta, chosen_targets, is_classifier
 
 BYTES_PER_NUMBER = 4
+BYTES_PER_NUMBER_ONCE = 2
+"""Gradient factors and bases travel as bfloat16."""
 INITS = ("gradient", "weights", "orthonormal")
 """As in `method.init.kind`; importing the config for them would take a sixth of a second."""
 OPTIONS = {
@@ -140,7 +142,7 @@ def method_cost(
     up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
     once_down, once_up = _once(method, rank * heads, shapes, question.init)
     per_round = BYTES_PER_NUMBER * clients * (up + down)
-    once = BYTES_PER_NUMBER * clients * (once_down + once_up)
+    once = BYTES_PER_NUMBER_ONCE * clients * (once_down + once_up)
     return MethodCost(
         rank=rank,
         heads=heads,

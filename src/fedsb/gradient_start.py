@@ -8,6 +8,9 @@ With the rules sign and raw, which take the SVD of the first update:
     factors:  each sends its gradient's best rank-k factors, k the bases' rank     -> mean of products -> same
 
 A single contributor sends neither of the latter: it takes the SVD itself and sends the bases.
+
+Factors and bases travel as bfloat16, half of fp32's bytes; every party makes the bases it gets orthonormal
+again, in fp32.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from fedsb.traffic import Entry
 from fedsb.trainable import Batch, Example, Losses
 from fedsb.update_estimate import Rule, apply_rule, estimate_update
 
+SENT_AS = torch.bfloat16
 MOMENT_BATCH = 4
 """Examples whose summed gradient counts as one in the second moments."""
 
@@ -92,7 +96,7 @@ def bases_from_gradients(
             up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
         else:
             factors, up = _from_sent_factors(model, targets, start, calibration, sums)
-    return Bases(factors, [up, _bases_down(factors, num_clients)])
+    return Bases(_as_received(factors), [up, _bases_down(factors, num_clients)])
 
 
 def _from_pooled(
@@ -131,10 +135,10 @@ def _from_sent_factors(
         sent = estimate_update(
             model, targets, batches, losses, cut, learning_rate=-1.0, rule="raw", sums=sums
         )
-        message = {f"{name}.{part}": t for name, pair in sent.items() for part, t in pair.items()}
+        message = {f"{n}.{part}": t.to(SENT_AS) for n, pair in sent.items() for part, t in pair.items()}
         size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
-        for name, pair in sent.items():
-            stacks[name].add(pair["B"], pair["A"], float(len(indices)))
+        for name, stack in stacks.items():
+            stack.add(message[f"{name}.B"], message[f"{name}.A"], float(len(indices)))
     reduce, total = _reduce(start), sum(map(len, calibration.draw.values()))
     factors = {
         name: reduce(name, apply_rule(name, _dense(stack) / total, _step_rule(start), 1.0))
@@ -220,8 +224,23 @@ def _bases_down(factors: Mapping[str, Factors], num_clients: int) -> Entry:
 
 
 def _sizes(factors: Mapping[str, Factors], names: Sequence[str]) -> tuple[int, int]:
-    tensors = {f"{n}.{f}": getattr(part, f).cpu().contiguous() for n, part in factors.items() for f in names}
+    found = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in names}
+    tensors = {name: tensor.to("cpu", SENT_AS).contiguous() for name, tensor in found.items()}
     return len(save(tensors)), sum(t.numel() for t in tensors.values())
+
+
+def _as_received(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """B and A after their journey."""
+    return {
+        name: part._replace(B=_orthonormal_again(part.B), A=_orthonormal_again(part.A.T).T.contiguous())
+        for name, part in factors.items()
+    }
+
+
+def _orthonormal_again(columns: Tensor) -> Tensor:
+    """The orthonormal fp32 columns nearest to what bfloat16 kept of these, in the same directions."""
+    Q, R = torch.linalg.qr(columns.to(SENT_AS).float())
+    return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0)).contiguous()
 
 
 @contextmanager
