@@ -27,6 +27,8 @@ from fedsb.seeding import numpy_generator, scoped_global_seed
 from fedsb.trainable import Batch, Example, Trainable, place, take_base
 
 OnStep = Callable[[int], None]
+Train = Callable[..., float | None]
+"""A trainer with the arguments of `train`."""
 
 LENGTH_GROUP = 16
 """Batches that are sorted together where examples are grouped by length."""
@@ -80,8 +82,12 @@ def client_update(
     seed: int,
     part: Part | None = None,
     on_step: OnStep = lambda num_examples: None,
+    train_with: Train | None = None,
 ) -> bytes:
     """One client's part of one round.
+
+    Args:
+        train_with: what trains in place of `train`; if it returns None, no loss is declared.
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
@@ -98,17 +104,17 @@ def client_update(
     take_base(trainable, header, vector[down.size :])
     shared = down.unflatten(vector[: down.size])
     parameters = place(trainable, shared, part, round_number=header.round, seed=seed)
-    with _only_these_heads(exchange, parameters, part):
-        mean_loss = train(
-            trainable,
-            parameters,
-            examples,
-            training,
-            round_number=header.round,
-            client=client,
-            seed=seed,
-            on_step=on_step,
-        )
+    mean_loss = (train_with or train)(
+        trainable,
+        parameters,
+        examples,
+        training,
+        masks=_masks(exchange, parameters, part),
+        round_number=header.round,
+        client=client,
+        seed=seed,
+        on_step=on_step,
+    )
     layout = exchange.up(header.round, part)
     answer = wire.Header(
         header.method, header.round, layout.digest, client, num_examples=len(examples), train_loss=mean_loss
@@ -127,15 +133,20 @@ def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) ->
     return answer
 
 
-@contextmanager
-def _only_these_heads(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> Iterator[None]:
-    """Inside the block, gradients of the core's other heads are zero."""
-    handles = []
+def _masks(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """By parameter, 1 for the heads of the core that train and 0 for the others; empty if all do."""
+    masks = {}
     for name, parameter in parameters.items():
         if part.heads is not None and name not in exchange.head:
-            mask = torch.zeros(len(parameter), *[1] * (parameter.dim() - 1), device=parameter.device)
-            mask[list(part.heads)] = 1.0
-            handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
+            masks[name] = torch.zeros(len(parameter), *[1] * (parameter.dim() - 1), device=parameter.device)
+            masks[name][list(part.heads)] = 1.0
+    return masks
+
+
+@contextmanager
+def _masked(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block, gradients are zero where the masks are."""
+    handles = [parameters[n].register_hook(lambda g, mask=mask: g * mask) for n, mask in masks.items()]
     try:
         yield
     finally:
@@ -149,12 +160,13 @@ def train(
     examples: Sequence[Example],
     training: LocalTraining,
     *,
+    masks: Mapping[str, Tensor] | None = None,
     round_number: int,
     client: int,
     seed: int,
     on_step: OnStep = lambda num_examples: None,
 ) -> float:
-    """Train the parameters in place; the mean loss over the examples seen.
+    """Train the parameters in place; the mean loss over the examples seen. `masks` as `_masked` takes them.
 
     Randomness depends on (seed, round, client) alone: the batches' order by its own generator, dropout
     by torch's global one, seeded for this call and put back.
@@ -166,9 +178,9 @@ def train(
     optimizer = make_optimizer(parameters.values(), training)
     loss_sum = seen = 0.0
     trainable.model.train()
-    with scoped_global_seed(seed, "dropout", round_number, client):
+    with scoped_global_seed(seed, "dropout", round_number, client), _masked(parameters, masks or {}):
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
-            _set_learning_rate(optimizer, number, training.rounds * len(steps), training)
+            set_learning_rate(optimizer, number, training.rounds * len(steps), training)
             chosen = [[examples[i] for i in batch] for batch in group]
             loss_sum += _step(trainable, parameters, optimizer, chosen, training)
             seen += sum(map(len, group))
@@ -227,7 +239,7 @@ def _step(
     total = 0.0
     for batch_examples in group:
         batch = to_device(trainable.collate(batch_examples), trainable.device)
-        with _autocast(training, trainable.device):
+        with autocast(training, trainable.device):
             loss = trainable.losses(trainable.model, batch).sum() / num_examples
         loss.backward()
         total += loss.item() * num_examples
@@ -246,13 +258,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _autocast(training: LocalTraining, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(training: LocalTraining, device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision where the config wants it."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if training.autocast else nullcontext()
 
 
-def _set_learning_rate(
+def set_learning_rate(
     optimizer: torch.optim.Optimizer, step: int, total: int, training: LocalTraining
 ) -> None:
+    """The schedule's rate at this step of the whole run."""
     factor = learning_rate_factor(step, total, schedule=training.schedule, warmup_ratio=training.warmup_ratio)
     for group in optimizer.param_groups:
         group["lr"] = training.learning_rate * factor

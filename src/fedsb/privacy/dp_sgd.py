@@ -1,0 +1,182 @@
+"""Local training under example-level DP: Poisson batches, gradients clipped per example, noise on their sum.
+
+Data flow, for each of the plan's steps:
+    Poisson batch -> physical batches of like length -> one loss per example -> per-example gradients (Opacus)
+    -> clipped, summed -> noise -> / expected batch size -> optimizer step
+
+The head is clipped and noised together with the factors. What leaves is the trained factors alone: no loss,
+no count of a batch, no failure that depends on one example.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.client import (
+    ClientFailed,
+    LocalTraining,
+    OnStep,
+    autocast,
+    make_optimizer,
+    set_learning_rate,
+    to_device,
+)
+from fedsb.privacy.noise import NoiseSource, add_noise
+from fedsb.privacy.per_example import register
+from fedsb.privacy.plan import ExamplePlan
+from fedsb.seeding import numpy_generator, scoped_global_seed
+from fedsb.trainable import Example, Trainable
+
+
+def train_privately(
+    trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
+    examples: Sequence[Example],
+    training: LocalTraining,
+    plan: ExamplePlan,
+    *,
+    noise: NoiseSource,
+    masks: Mapping[str, Tensor],
+    round_number: int,
+    client: int,
+    seed: int,
+    on_step: OnStep = lambda num_examples: None,
+) -> None:
+    """Train the parameters in place by the plan's steps of one round.
+
+    Guarantees: adding or removing one example moves each step's sum of gradients by at most
+    `plan.sensitivity` in L2, and the sum gets noise of `plan.noise_std` from a stream of its own.
+
+    Args:
+        masks: by parameter, 0 where it must not change (heads of the core this client does not train).
+
+    Raises:
+        ClientFailed: the time is up.
+    """
+    deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
+    rng = numpy_generator(seed, "poisson", round_number, client)
+    total = training.rounds * plan.steps_per_round
+    done = (round_number - 1) * plan.steps_per_round
+    trainable.model.train()
+    with (
+        scoped_global_seed(seed, "dropout", round_number, client),
+        _per_example_gradients(trainable.model),
+    ):
+        optimizer = _optimizer(parameters, training, plan, noise, ("step", client, round_number))
+        for number, batch in enumerate(plan.batches(rng)):
+            set_learning_rate(optimizer, done + number, total, training)
+            _step(trainable, parameters, optimizer, [examples[i] for i in batch], training, masks)
+            on_step(len(batch))
+            if deadline is not None and time.monotonic() > deadline:
+                raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+
+
+@contextmanager
+def _per_example_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block, backward leaves `grad_sample` on every trained parameter."""
+    from opacus.grad_sample import GradSampleHooks
+
+    register()
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
+    finally:
+        hooks.cleanup()
+
+
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    training: LocalTraining,
+    plan: ExamplePlan,
+    noise: NoiseSource,
+    path: tuple[str | int, ...],
+) -> Any:
+    """Opacus' clipping optimizer around AdamW or SGD, with our noise in place of its own."""
+    from opacus.optimizers import DPOptimizer
+
+    class NoisedByUs(DPOptimizer):  # type: ignore[misc]
+        steps = 0
+
+        def add_noise(self) -> None:
+            stream = noise.stream(*path, self.steps)
+            self.steps += 1
+            for parameter in self.params:
+                parameter.grad = add_noise(parameter.summed_grad, plan.noise_std, stream).view_as(parameter)
+
+    return NoisedByUs(
+        make_optimizer(parameters.values(), training),
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.clip_norm,
+        expected_batch_size=plan.expected_batch_size,
+    )
+
+
+def _step(
+    trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Any,
+    batch: Sequence[Example],
+    training: LocalTraining,
+    masks: Mapping[str, Tensor],
+) -> None:
+    """One noisy step over a Poisson batch, in physical batches of the config's size."""
+    optimizer.zero_grad()
+    optimizer.attach_step_hook(lambda _: _mask_gradients(parameters, masks))
+    groups = physical_batches(batch, training.batch_size)
+    for number, group in enumerate(groups, start=1):
+        if group:
+            _backward(trainable, group, training)
+        for name, parameter in parameters.items():
+            parameter.grad_sample = _usable(parameter, len(group), masks.get(name))  # type: ignore[attr-defined]
+        optimizer.signal_skip_step(do_skip=number < len(groups))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def physical_batches(batch: Sequence[Example], most: int) -> list[list[Example]]:
+    """The batch cut into runs of like length, of equal size as nearly as can be; one empty run if empty."""
+    ordered = sorted(batch, key=lambda example: len(example["input_ids"]))
+    count = max(1, -(-len(ordered) // most))
+    bounds = [len(ordered) * i // count for i in range(count + 1)]
+    return [ordered[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _backward(trainable: Trainable, group: Sequence[Example], training: LocalTraining) -> None:
+    batch = to_device(trainable.collate(group), trainable.device)
+    with autocast(training, trainable.device):
+        loss = trainable.losses(trainable.model, batch).sum()
+    loss.backward()
+
+
+def _usable(parameter: Any, num_examples: int, mask: Tensor | None) -> Tensor:
+    """The parameter's per-example gradients in fp32; what is not finite in them counts as zero.
+
+    A run must not fail over one example: that would tell of it.
+    """
+    found = getattr(parameter, "grad_sample", None)
+    if num_examples == 0:
+        return parameter.new_zeros((0, *parameter.shape))  # type: ignore[no-any-return]
+    if found is None or len(found) != num_examples:
+        shape = None if found is None else tuple(found.shape)
+        raise RuntimeError(
+            f"expected {num_examples} per-example gradients of a parameter {tuple(parameter.shape)}, found "
+            f"{shape}: the model uses a trained layer in a way that hides the examples"
+        )
+    sample = found.float() if mask is None else found.float() * mask
+    return torch.where(torch.isfinite(sample), sample, 0.0)
+
+
+def _mask_gradients(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        gradient = parameters[name].grad
+        assert gradient is not None
+        gradient.mul_(mask)

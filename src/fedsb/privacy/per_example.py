@@ -1,0 +1,76 @@
+"""Per-example gradients of the adapter's factors, told to Opacus.
+
+With z = A x (rows of tokens), u = B^T g (g the gradient at the layer's output), per example n and head h:
+
+    R: s_h sum_t u_h z_h^T      s: <R_h, sum_t u_h z_h^T>
+    B: sum_t g (core z)^T       A: sum_t (core^T u) x^T          all times the layer's scale
+
+Sums run over the example's own tokens. They are formed in fp32: what Opacus clips must be what was measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedsb.adapter import LowRankLinear
+
+
+def factor_gradients(
+    layer: LowRankLinear, activations: list[Tensor], backprops: Float[Tensor, "n *t out"]
+) -> dict[nn.Parameter, Tensor]:
+    """Opacus' grad sampler of the adapter layer: each trained factor's gradients, examples first."""
+    x, g = _tokens(activations[0]), _tokens(backprops) * layer.scale
+    found: dict[nn.Parameter, Tensor] = {}
+    A, B = layer.A.detach(), layer.B.detach()
+    z, u = x @ A.T, g @ B
+    core = layer.core()
+    if core is None:
+        core_z, core_u = z, u
+    else:
+        core_z, core_u = _blocks(z, core.detach(), "hoi"), _blocks(u, core.detach(), "hio")
+    if layer.B.requires_grad:
+        found[layer.B] = torch.einsum("nto,ntk->nok", g, core_z)
+    if layer.A.requires_grad:
+        found[layer.A] = torch.einsum("ntk,nti->nki", core_u, x)
+    return found | _core_gradients(layer, z, u)
+
+
+def _core_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Parameter, Tensor]:
+    R, s = layer.R, layer.s
+    if R is None or not (R.requires_grad or (s is not None and s.requires_grad)):
+        return {}
+    heads, r, _ = R.shape
+    pairs = torch.einsum("ntho,nthi->nhoi", u.unflatten(-1, (heads, r)), z.unflatten(-1, (heads, r)))
+    found: dict[nn.Parameter, Tensor] = {}
+    if R.requires_grad:
+        found[R] = pairs if s is None else pairs * s.detach()[:, None, None]
+    if s is not None and s.requires_grad:
+        found[s] = torch.einsum("nhoi,hoi->nh", pairs, R.detach())
+    return found
+
+
+def _blocks(rows: Float[Tensor, "n t k"], core: Float[Tensor, "h r r"], order: str) -> Tensor:
+    """Each head's block of the rows through its core, or through the transposed core."""
+    blocks = rows.unflatten(-1, core.shape[:2])
+    return torch.einsum(f"nth{order[2]},{order}->nth{order[1]}", blocks, core).flatten(-2)
+
+
+def _tokens(rows: Tensor) -> Float[Tensor, "n t k"]:
+    return (rows if rows.dim() > 2 else rows[:, None]).flatten(1, -2).float()
+
+
+def register() -> None:
+    """Tell Opacus how. Once is enough; again does no harm."""
+    from opacus.grad_sample import register_grad_sampler
+
+    register_grad_sampler(LowRankLinear)(factor_gradients)
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    """Layers that mix a batch's examples, so that no example has a gradient of its own."""
+    mixing: Any = nn.modules.batchnorm._BatchNorm
+    return [name for name, module in model.named_modules() if isinstance(module, mixing)]

@@ -1,0 +1,181 @@
+"""One frozen value for what is sampled, clipped, noised and accounted: the parts cannot disagree.
+
+Two units of protection: an example of one client (`ExamplePlan`, one plan per client), and a whole client
+(`ClientPlan`, one for the server). Neighbours differ by adding or removing one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedsb.privacy.accounting import Mechanism, calibrate
+from fedsb.privacy.sampling import poisson_batches, poisson_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePlan:
+    """DP-SGD of one client (Abadi et al. 2016, arXiv 1607.00133) over its own examples.
+
+    Attributes:
+        num_examples: of this client; taken as public.
+        expected_batch_size: of Poisson batches; also what sums are divided by.
+        steps_per_round, rounds: noisy steps of one round, and rounds in which the client is to take part.
+        clip_norm: largest L2 norm of one example's gradient, all trained numbers together.
+        noise_multiplier: standard deviation of the noise over the sum's sensitivity.
+    """
+
+    num_examples: int
+    expected_batch_size: int
+    steps_per_round: int
+    rounds: int
+    clip_norm: float
+    noise_multiplier: float = 0.0
+
+    @property
+    def sampling_probability(self) -> float:
+        return min(1.0, self.expected_batch_size / self.num_examples)
+
+    @property
+    def sensitivity(self) -> float:
+        """Of the sum of clipped gradients, if one example more or less is in the data."""
+        return self.clip_norm
+
+    @property
+    def noise_std(self) -> float:
+        """Of the noise on the sum of clipped gradients."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def round(self) -> Mechanism:
+        """What one round releases."""
+        return Mechanism(self.noise_multiplier, self.sampling_probability, self.steps_per_round)
+
+    def batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        """The batches of one round."""
+        return poisson_batches(self.num_examples, self.sampling_probability, self.steps_per_round, rng)
+
+    def calibrated(self, epsilon: float, delta: float, *, before: Sequence[Mechanism] = ()) -> ExamplePlan:
+        """With the least noise that keeps all rounds, and `before`, within epsilon at delta.
+
+        Raises:
+            InputError: `before` alone spends it.
+        """
+
+        def at(noise: float) -> list[Mechanism]:
+            one = replace(self, noise_multiplier=noise).round
+            return [*before, one._replace(steps=one.steps * self.rounds)]
+
+        return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPlan:
+    """Noisy averages over clients (McMahan et al. 2018, arXiv 1710.06963), the noise added once by the server.
+
+    With a quantile, the clip norm follows that quantile of the updates' norms (Andrew et al. 2021, arXiv
+    1905.03871): the share of clients within it is released too, and pays for it out of the same noise.
+
+    Attributes:
+        num_clients: all of them; taken as public.
+        expected_cohort: clients in a round on average; also what sums are divided by.
+        clip_norm: largest L2 norm of one client's update, head included.
+        noise_multiplier: of a round's whole release.
+    """
+
+    num_clients: int
+    expected_cohort: int
+    rounds: int
+    clip_norm: float
+    noise_multiplier: float = 0.0
+    quantile: float | None = None
+    clip_norm_rate: float = 0.2
+
+    @property
+    def sampling_probability(self) -> float:
+        return min(1.0, self.expected_cohort / self.num_clients)
+
+    @property
+    def round(self) -> Mechanism:
+        """What one round releases."""
+        return Mechanism(self.noise_multiplier, self.sampling_probability, 1)
+
+    @property
+    def count_noise_std(self) -> float:
+        """Of the noise on the number of clients within the clip norm; a twentieth of the expected cohort, as
+        the authors of the rule advise, but never so little that it would pay alone for the round."""
+        return max(self.expected_cohort / 20, self.noise_multiplier) if self.quantile is not None else 0.0
+
+    @property
+    def update_noise_multiplier(self) -> float:
+        """Of the sum of updates: more than the round's, if the count takes its share.
+
+        Both releases are one Gaussian mechanism of multiplier z: z^-2 = update^-2 + (2 count)^-2, since one
+        client moves the centred count by 1/2.
+        """
+        z = self.noise_multiplier
+        if self.quantile is None or z == 0:
+            return z
+        return (z**-2 - (2 * self.count_noise_std) ** -2) ** -0.5
+
+    def cohort(self, rng: np.random.Generator) -> list[int]:
+        """Clients of one round; may be none."""
+        return poisson_sample(self.num_clients, self.sampling_probability, rng)
+
+    def next_clip_norm(self, clip_norm: float, noised_share_within: float) -> float:
+        """The clip norm after a round in which about this share of the cohort was within it."""
+        if self.quantile is None:
+            return clip_norm
+        return clip_norm * math.exp(-self.clip_norm_rate * (noised_share_within - self.quantile))
+
+    def calibrated(self, epsilon: float, delta: float) -> ClientPlan:
+        """With the least noise that keeps all rounds within epsilon at delta."""
+
+        def at(noise: float) -> list[Mechanism]:
+            return [replace(self, noise_multiplier=noise).round._replace(steps=self.rounds)]
+
+        return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    """One noisy sum of clipped per-example gradients over a Poisson sample, for private bases.
+
+    Every layer's gradient of an example is scaled to the norm 1 / sqrt(num_layers), so that all layers
+    together have the norm 1: directions are all that is wanted.
+    """
+
+    num_examples: int
+    expected_samples: int
+    noise_multiplier: float = 0.0
+
+    @property
+    def sampling_probability(self) -> float:
+        return min(1.0, self.expected_samples / self.num_examples)
+
+    @property
+    def sensitivity(self) -> float:
+        """Of all layers' sums together."""
+        return 1.0
+
+    @property
+    def noise_std(self) -> float:
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def release(self) -> Mechanism:
+        return Mechanism(self.noise_multiplier, self.sampling_probability, 1)
+
+    def sample(self, rng: np.random.Generator) -> list[int]:
+        return poisson_sample(self.num_examples, self.sampling_probability, rng)
+
+    def calibrated(self, epsilon: float, delta: float) -> StartPlan:
+        """With the least noise that keeps the start alone within epsilon at delta."""
+
+        def at(noise: float) -> list[Mechanism]:
+            return [replace(self, noise_multiplier=noise).release]
+
+        return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
