@@ -85,7 +85,7 @@ class HeadWarmupConfig(_Section):
 class InitConfig(_Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
     """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
-    samples: PositiveInt = 256
+    samples: PositiveInt = 1024
     """Calibration examples over all clients together, drawn equally from each."""
     rule: Literal["sign", "raw", "moments"] = "sign"
     """sign: AdamW's first step. raw: SGD's. moments: where small-batch gradients move at all; R0 = 0."""
