@@ -11,9 +11,7 @@ no count of a batch, no failure that depends on one example.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from fedsb.client import (
     to_device,
 )
 from fedsb.privacy.noise import NoiseSource, add_noise
-from fedsb.privacy.per_example import register
+from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
 from fedsb.seeding import numpy_generator, scoped_global_seed
 from fedsb.trainable import Example, Trainable
@@ -67,7 +65,7 @@ def train_privately(
     trainable.model.train()
     with (
         scoped_global_seed(seed, "dropout", round_number, client),
-        _per_example_gradients(trainable.model),
+        per_example_gradients(trainable.model),
     ):
         optimizer = _optimizer(parameters, training, plan, noise, ("step", client, round_number))
         for number, batch in enumerate(plan.batches(rng)):
@@ -76,21 +74,6 @@ def train_privately(
             on_step(len(batch))
             if deadline is not None and time.monotonic() > deadline:
                 raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
-
-
-@contextmanager
-def _per_example_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the block, backward leaves `grad_sample` on every trained parameter."""
-    from opacus.grad_sample import GradSampleHooks
-
-    register()
-    hooks = GradSampleHooks(model, loss_reduction="sum")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield
-    finally:
-        hooks.cleanup()
 
 
 def _optimizer(

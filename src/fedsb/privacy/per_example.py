@@ -5,11 +5,14 @@ With z = A x (rows of tokens), u = B^T g (g the gradient at the layer's output),
     R: s_h sum_t u_h z_h^T      s: <R_h, sum_t u_h z_h^T>
     B: sum_t g (core z)^T       A: sum_t (core^T u) x^T          all times the layer's scale
 
-Sums run over the example's own tokens. They are formed in fp32: what Opacus clips must be what was measured.
+Sums run over the example's own tokens. They are formed in fp32 at least: what Opacus clips must be what was measured.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,13 +28,13 @@ def factor_gradients(
     """Opacus' grad sampler of the adapter layer: each trained factor's gradients, examples first."""
     x, g = _tokens(activations[0]), _tokens(backprops) * layer.scale
     found: dict[nn.Parameter, Tensor] = {}
-    A, B = layer.A.detach(), layer.B.detach()
+    A, B = layer.A.detach().to(x.dtype), layer.B.detach().to(x.dtype)
     z, u = x @ A.T, g @ B
-    core = layer.core()
+    core = None if (own := layer.core()) is None else own.detach().to(x.dtype)
     if core is None:
         core_z, core_u = z, u
     else:
-        core_z, core_u = _blocks(z, core.detach(), "hoi"), _blocks(u, core.detach(), "hio")
+        core_z, core_u = _blocks(z, core, "hoi"), _blocks(u, core, "hio")
     if layer.B.requires_grad:
         found[layer.B] = torch.einsum("nto,ntk->nok", g, core_z)
     if layer.A.requires_grad:
@@ -47,9 +50,9 @@ def _core_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Param
     pairs = torch.einsum("ntho,nthi->nhoi", u.unflatten(-1, (heads, r)), z.unflatten(-1, (heads, r)))
     found: dict[nn.Parameter, Tensor] = {}
     if R.requires_grad:
-        found[R] = pairs if s is None else pairs * s.detach()[:, None, None]
+        found[R] = pairs if s is None else pairs * s.detach().to(pairs.dtype)[:, None, None]
     if s is not None and s.requires_grad:
-        found[s] = torch.einsum("nhoi,hoi->nh", pairs, R.detach())
+        found[s] = torch.einsum("nhoi,hoi->nh", pairs, R.detach().to(pairs.dtype))
     return found
 
 
@@ -60,14 +63,23 @@ def _blocks(rows: Float[Tensor, "n t k"], core: Float[Tensor, "h r r"], order: s
 
 
 def _tokens(rows: Tensor) -> Float[Tensor, "n t k"]:
-    return (rows if rows.dim() > 2 else rows[:, None]).flatten(1, -2).float()
+    rows = (rows if rows.dim() > 2 else rows[:, None]).flatten(1, -2)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def register() -> None:
-    """Tell Opacus how. Once is enough; again does no harm."""
-    from opacus.grad_sample import register_grad_sampler
+@contextmanager
+def per_example_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block, backward leaves `grad_sample` on every trained parameter."""
+    from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 
     register_grad_sampler(LowRankLinear)(factor_gradients)
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
+    finally:
+        hooks.cleanup()
 
 
 def batch_norms(model: nn.Module) -> list[str]:

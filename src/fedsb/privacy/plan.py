@@ -47,7 +47,7 @@ class ExamplePlan:
     @property
     def noise_std(self) -> float:
         """Of the noise on the sum of clipped gradients."""
-        return self.noise_multiplier * self.sensitivity
+        return self.noise_multiplier * self.sensitivity if self.noise_multiplier else 0.0
 
     @property
     def round(self) -> Mechanism:
