@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from fedsb.errors import InputError
 
@@ -85,6 +85,12 @@ class HeadWarmupConfig(_Section):
 class InitConfig(_Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
     """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    public: str | None = None
+    """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
+    private: bool = False
+    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no part."""
+    budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """private: the epsilon that the start may spend, as a share of privacy.epsilon."""
     samples: PositiveInt = 1024
     """Calibration examples over all clients together, drawn equally from each."""
     rule: Literal["sign", "raw", "moments"] = "sign"
@@ -186,6 +192,30 @@ class TrainingConfig(_Section):
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
 
 
+class PrivacyConfig(_Section):
+    unit: Literal["example", "client"] = "example"
+    """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by the
+    server)."""
+    epsilon: Positive | None = None
+    """The budget: noise is chosen for it, and a run ends where it is used up."""
+    noise_multiplier: Positive | None = None
+    """Noise over sensitivity; null: calibrated to epsilon."""
+    delta: Positive | None = None
+    """null: 1e-5, or a tenth of one over the number of units if that is less."""
+    clip_norm: Positive = 0.1
+    """Largest L2 norm of one example's gradient, or of one client's update."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """client: let the clip norm follow this quantile of the updates' norms; null: fixed."""
+    insecure_seed: int | None = None
+    """For tests alone: noise that repeats. The run is then marked as not private."""
+
+    @model_validator(mode="after")
+    def _some_noise(self) -> PrivacyConfig:
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError("set epsilon (the noise is then calibrated) or noise_multiplier")
+        return self
+
+
 class EvaluationConfig(_Section):
     every: PositiveInt = 1
     """Rounds between evaluations; the first and the last are always evaluated."""
@@ -204,14 +234,21 @@ class RunConfig(_Section):
     method: MethodConfig = MethodConfig()
     federation: FederationConfig = FederationConfig()
     training: TrainingConfig = TrainingConfig()
-    privacy: None = None
+    privacy: PrivacyConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    @field_validator("privacy", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _not_yet(cls, value: Any) -> None:
-        if value is not None:
-            raise ValueError("this version cannot train privately; leave privacy: null")
+    def _no_warmup_on_private_rows(cls, values: Any) -> Any:
+        """The default warm-up is off with privacy, unless there are public rows for it; one that is asked for
+        is refused by `check_privacy`, with the reason."""
+        if not isinstance(values, Mapping) or values.get("privacy") is None:
+            return values
+        method = values.get("method", {})
+        init = method.get("init", {}) if isinstance(method, Mapping) else None
+        if not isinstance(init, Mapping) or init.get("public") or "head_warmup" in init:
+            return values
+        return {**values, "method": {**method, "init": {**init, "head_warmup": None}}}
 
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -251,7 +288,10 @@ class RunConfig(_Section):
         data = self.data.model_copy(
             update={"train": absolute(self.data.train), "test": absolute(self.data.test)}
         )
-        return self.model_copy(update={"model": model, "data": data})
+        init = self.method.init
+        public = init.model_copy(update={"public": absolute(init.public) if init.public else None})
+        method = self.method.model_copy(update={"init": public})
+        return self.model_copy(update={"model": model, "data": data, "method": method})
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

@@ -2,12 +2,15 @@
 
     moments:  each contributor sends sketches of its gradients' second moments     -> sum -> eigenvectors
 
+    private:  each client sends its noised sum of clipped gradients (see `privacy`) -> sum -> SVD, R0 = 0
+
 With the rules sign and raw, which take the SVD of the first update:
 
     whole:    each contributor sends its gradient, out x in numbers a layer       -> mean -> rule -> SVD
     factors:  each sends its gradient's best rank-k factors, k the bases' rank     -> mean of products -> same
 
-A single contributor sends neither of the latter: it takes the SVD itself and sends the bases.
+A single contributor sends neither of the latter: it takes the SVD itself and sends the bases. Public examples
+are at the server, which sends the bases alone.
 
 Factors and bases travel as bfloat16, half of fp32's bytes; every party makes the bases it gets orthonormal
 again, in fp32.
@@ -30,7 +33,10 @@ from fedsb.bases import bases_from_update, quick_svd
 from fedsb.methods.method import Shape
 from fedsb.methods.stack import Stack, factors_are_smaller
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
-from fedsb.seeding import torch_generator
+from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.plan import StartPlan
+from fedsb.privacy.private_start import noised_gradient_sums
+from fedsb.seeding import numpy_generator, torch_generator
 from fedsb.traffic import Entry
 from fedsb.trainable import Batch, Example, Losses
 from fedsb.update_estimate import Rule, apply_rule, estimate_update
@@ -51,10 +57,21 @@ class Calibration:
     examples: Sequence[Example]
     batches: Callable[[Sequence[Example], int], list[Batch]]
     losses: Losses
+    public: bool = False
+    """Whether the examples need no protection and are the server's own."""
 
     def batches_of(self, indices: Sequence[int], batch_size: int) -> list[Batch]:
         """Batches of these examples."""
         return self.batches([self.examples[i] for i in indices], batch_size)
+
+
+@dataclass(frozen=True)
+class PrivateStart:
+    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves."""
+
+    plans: Mapping[int, StartPlan]
+    noise: NoiseSource
+    charge: Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +85,7 @@ class GradientStart:
     heads: int
     step_size: float
     seed: int
+    private: PrivateStart | None = None
 
 
 class Bases(NamedTuple):
@@ -89,14 +107,17 @@ def bases_from_gradients(
     """The SVD of the estimated first update of all contributors together. The model stays as it is."""
     alone = len(calibration.draw) == 1
     with _frozen(model), _checkpointing_in_eval_mode(model):
-        if start.rule == "moments":
+        if start.private is not None:
+            factors, up = _from_private_sums(model, targets, start, start.private, calibration)
+        elif start.rule == "moments":
             factors, up = _from_moments(model, targets, start, calibration)
         elif alone or start.upload == "whole":
             factors = _from_pooled(model, targets, start, calibration, sums)
             up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
         else:
             factors, up = _from_sent_factors(model, targets, start, calibration, sums)
-    return Bases(_as_received(factors), [up, _bases_down(factors, num_clients)])
+    ups = [] if calibration.public else [up]
+    return Bases(_as_received(factors), [*ups, _bases_down(factors, num_clients)])
 
 
 def _from_pooled(
@@ -174,6 +195,37 @@ def _from_moments(
         for name, sketch in total.items()
     }
     return factors, Entry(0, "sketches of gradient moments", "up", len(calibration.draw), size, numbers)
+
+
+def _from_private_sums(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    private: PrivateStart,
+    calibration: Calibration,
+) -> tuple[dict[str, Factors], Entry]:
+    """Each client's noised sums travel whole: the best factors of one alone would be mostly noise."""
+    total: dict[str, Tensor] = {}
+    size = numbers = 0
+    for client, plan in private.plans.items():
+        own = calibration.draw[client]
+        sample = plan.sample(numpy_generator(start.seed, "private start", client))
+        batches = calibration.batches_of([own[i] for i in sample], start.batch_size)
+        sums = noised_gradient_sums(
+            model, targets, batches, calibration.losses, plan, noise=private.noise, client=client
+        )
+        private.charge(client)
+        message = {name: tensor.to(SENT_AS) for name, tensor in sums.items()}
+        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
+        total = {n: t.float() + total[n] if n in total else t.float() for n, t in message.items()}
+    reduce = _reduce(start)
+    factors = {name: _with_zero_core(reduce(name, tensor)) for name, tensor in total.items()}
+    return factors, Entry(0, "noised sums of clipped gradients", "up", len(private.plans), size, numbers)
+
+
+def _with_zero_core(factors: Factors) -> Factors:
+    """R0 would be as large as the noise."""
+    return factors if factors.R is None else factors._replace(R=torch.zeros_like(factors.R))
 
 
 def _dense(stack: Stack) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsb import wire
 from fedsb.adapter import Factors, dense_weight, features
 from fedsb.bases import bases_from_weight, orthonormal_bases
-from fedsb.gradient_start import Calibration, Draw, GradientStart, bases_from_gradients
+from fedsb.gradient_start import Calibration, Draw, GradientStart, PrivateStart, bases_from_gradients
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.layout import Layout
 from fedsb.methods import Frame, Method, Upload
@@ -49,6 +49,7 @@ class Start:
     step_size: float
     """Learning rate of the estimated update: the size of R0."""
     seed: int
+    private: PrivateStart | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def warm_up_head(
             )
             total.add(Upload({}, layout.flatten(head), float(len(calibration.draw[client]))))
         layout.copy_into(head, layout.flatten(total.mean()))
+    if calibration.public:
+        return []
     return [
         _entry(
             "head warm-up", direction, len(cached), warmup.rounds * message_bytes, warmup.rounds * layout.size
@@ -182,6 +185,7 @@ def _factors(
         heads=heads,
         step_size=start.step_size,
         seed=seed,
+        private=start.private,
     )
     return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients, sums=sums)
 

@@ -14,6 +14,7 @@ from torch import nn
 from fedsb import partition
 from fedsb.adapter import check_rank, features
 from fedsb.check_method import check_method
+from fedsb.check_privacy import check_privacy
 from fedsb.client import LocalTraining
 from fedsb.config import ClassificationConfig, RunConfig
 from fedsb.data import is_missing, read_rows, require_columns
@@ -23,6 +24,7 @@ from fedsb.head import head_parameters
 from fedsb.initialize import Start, Warmup
 from fedsb.methods import Method, Shape, by_name
 from fedsb.models import chosen_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row, Task, causal_lm, classification, label_set
@@ -40,6 +42,8 @@ class Data:
     parts: partition.Parts
     labels: list[str] | None
     """Label of each training example, where there are classes."""
+    public: list[Example] | None = None
+    """The examples of method.init.public."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,22 @@ def prepare_data(config: RunConfig) -> Data:
     """
     _check_cohort(config)
     check_method(config)
+    check_privacy(config)
     rows, test_rows = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
     train, test = task.encode(rows, config.data.train), task.encode(test_rows, config.data.test)
-    return Data(task, tokenizer, train, test, parts, labels)
+    return Data(task, tokenizer, train, test, parts, labels, _public_examples(config, task))
+
+
+def _public_examples(config: RunConfig, task: Task) -> list[Example] | None:
+    source = config.method.init.public
+    if source is None:
+        return None
+    rows = list(read_rows(source, limit=config.method.init.samples))
+    return task.encode(rows, source)
 
 
 def _check_cohort(config: RunConfig) -> None:
@@ -156,7 +169,17 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
+    _check_no_batch_norm(config, model)
     return Base(model, targets, head, device)
+
+
+def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
+    mixing = batch_norms(model) if config.privacy else []
+    if mixing:
+        raise InputError(
+            f"privacy: {mixing[0]} is a batch norm, which mixes the examples of a batch, so that no example can "
+            "be clipped alone; take a model with layer norm, or leave privacy out"
+        )
 
 
 def _check_length(config: RunConfig, model: nn.Module) -> None:

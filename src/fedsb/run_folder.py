@@ -112,6 +112,7 @@ def finish(
     head: Mapping[str, nn.Parameter],
     saved: Saved,
     clock: float,
+    privacy: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write adapter/, summary.json and report.html; summary.json marks the run as finished."""
     from fedsb.report import write_report
@@ -126,7 +127,7 @@ def finish(
         head=head,
     )
     saved.seconds = time.monotonic() - clock
-    summary = make_summary(config, method, data, saved)
+    summary = make_summary(config, method, data, saved) | {"privacy": privacy}
     write_json(folder / "summary.json", summary)
     write_report([folder], folder / "report.html")
     return summary

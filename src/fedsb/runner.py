@@ -21,8 +21,8 @@ from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.client import client_update
 from fedsb.config import RunConfig
 from fedsb.exchange import Part
-from fedsb.gradient_start import Calibration, Draw
-from fedsb.initialize import bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.gradient_start import Calibration
+from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
 from fedsb.prepare import (
     Base,
@@ -36,6 +36,8 @@ from fedsb.prepare import (
     prepare_data,
     start_of,
 )
+from fedsb.privacy.client_level import ClientRelease
+from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.progress import Progress, Silent
 from fedsb.refresh import refresh
 from fedsb.samples import write_samples
@@ -69,6 +71,7 @@ class _Session:
     trainable: Trainable
     attached: Attached
     progress: Progress
+    private: PrivateRun | None
 
 
 def run(
@@ -89,29 +92,52 @@ def run(
     progress.stage(f"loading {Path(config.model.path).name}")
     base = prepare_base(config, data)
     saved = load_checkpoint(folder / "checkpoint") if resume else None
+    private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
-    saved = saved or _start(config, folder, method, data, base, progress)
-    session = _session(config, folder, method, data, base, saved, progress)
+    saved = saved or _start(config, folder, method, data, base, private, progress)
+    session = _session(config, folder, method, data, base, saved, private, progress)
     _rounds(session, saved, clock)
     summary = run_folder.finished_summary(folder)
     if summary is None:
         write_samples(folder, config, data, base.model)
-        summary = run_folder.finish(folder, config, method, data, session.attached, base.head, saved, clock)
+        privacy = private.summary(saved.state.round) if private else None
+        summary = run_folder.finish(
+            folder, config, method, data, session.attached, base.head, saved, clock, privacy
+        )
     return RunResult(summary, base.model, folder)
 
 
+def _prepare_privacy(
+    config: RunConfig, folder: Path, data: Data, saved: Saved | None, progress: Progress
+) -> PrivateRun | None:
+    """Noise calibrated, and the ledger checked against what the run had reported."""
+    if config.privacy is None:
+        return None
+    progress.stage("calibrating noise")
+    private = prepare_privacy(config, data, folder)
+    if private is not None:
+        private.check_ledger(saved.metrics[-1].get("epsilon") if saved else None)
+    return private
+
+
 def _start(
-    config: RunConfig, folder: Path, method: Method, data: Data, base: Base, progress: Progress
+    config: RunConfig,
+    folder: Path,
+    method: Method,
+    data: Data,
+    base: Base,
+    private: PrivateRun | None,
+    progress: Progress,
 ) -> Saved:
     """Round 0: score the base as it is, then make bases and head."""
     began = time.monotonic()
     progress.stage("evaluating the base model")
     record = _record(0, _evaluate(config, data, base.model, progress), began)
     start = start_of(config, data.parts)
-    looks = needs_data(start, method, base.head)
-    draw = draw_calibration(data.parts, start.samples, seed=config.seed) if looks else {}
-    calibration = _calibration(data, base, draw)
+    if private is not None:
+        start = replace(start, private=private.private_start())
+    calibration = _calibration(data, base, start, method, base.head)
     progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
     spilled = SpilledTensors(folder / "checkpoint" / "spill")
     started = start_factors(
@@ -128,17 +154,36 @@ def _start(
     sent = {f"{n}.{f}": getattr(part, f) for n, part in started.factors.items() for f in method.sends}
     state = ServerState(0, exchange_of(config, base).down(config.method.rank).flatten(sent | base.head))
     progress.round_ends(record)
-    return Saved(
-        state, started.factors, Ledger(started.traffic), [record], started.draw, time.monotonic() - began
-    )
+    if private is not None:
+        record["epsilon"] = private.epsilon()
+    told = {} if private or calibration.public else started.draw
+    return Saved(state, started.factors, Ledger(started.traffic), [record], told, time.monotonic() - began)
 
 
-def _calibration(data: Data, base: Base, draw: Draw) -> Calibration:
-    return Calibration(draw, data.train, batches_of(data, base.device), data.task.losses)
+def _calibration(
+    data: Data, base: Base, start: Start, method: Method, head: Mapping[str, Any]
+) -> Calibration:
+    """The examples that the start may look at: public ones, all of each client's if it protects them itself,
+    or an equal draw."""
+    batches, losses = batches_of(data, base.device), data.task.losses
+    if data.public is not None:
+        return Calibration({0: list(range(len(data.public)))}, data.public, batches, losses, public=True)
+    if start.private is not None:
+        return Calibration(dict(enumerate(data.parts)), data.train, batches, losses)
+    looks = needs_data(start, method, head)
+    draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
+    return Calibration(draw, data.train, batches, losses)
 
 
 def _session(
-    config: RunConfig, folder: Path, method: Method, data: Data, base: Base, saved: Saved, progress: Progress
+    config: RunConfig,
+    folder: Path,
+    method: Method,
+    data: Data,
+    base: Base,
+    saved: Saved,
+    private: PrivateRun | None,
+    progress: Progress,
 ) -> _Session:
     exchange = exchange_of(config, base)
     attached = attach(base.model, saved.factors, trains=method.trains(1), scale=exchange.scale)
@@ -148,7 +193,7 @@ def _session(
     trainable = Trainable(
         attached, base.head, exchange, saved.factors, task.collate, task.losses, base.device
     )
-    return _Session(config, folder, method, data, base, trainable, attached, progress)
+    return _Session(config, folder, method, data, base, trainable, attached, progress, private)
 
 
 def _rounds(session: _Session, saved: Saved, clock: float) -> None:
@@ -159,7 +204,11 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
     _adopt(session, saved)
     while saved.state.round < total:
         began, number = time.monotonic(), saved.state.round + 1
-        record = _round(session, saved, number)
+        chosen = _cohort(session, number)
+        if session.private is not None and not session.private.can_go_on(chosen):
+            _stop(session, saved)
+            return
+        record = _round(session, saved, number, chosen)
         record["seconds"] = round(time.monotonic() - began, 3)
         saved.metrics.append(record)
         saved.seconds = time.monotonic() - clock
@@ -168,22 +217,42 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
         session.progress.round_ends(record)
 
 
+def _cohort(session: _Session, number: int) -> list[int]:
+    federation, seed, private = session.config.federation, session.config.seed, session.private
+    if private is not None and private.clients is not None:
+        return private.cohort(number, seed)
+    rng = numpy_generator(seed, "cohort", number)
+    return cohort(federation.clients, federation.clients_per_round, rng)
+
+
+def _stop(session: _Session, saved: Saved) -> None:
+    """End before the last round, the budget being used up; the last state is scored if it was not."""
+    done, total = saved.state.round, session.config.federation.rounds
+    session.progress.stage(f"the privacy budget is used up: stopping after round {done} of {total}")
+    last = saved.metrics[-1]
+    if not last["eval"]:
+        last["eval"] = _evaluate(session.config, session.data, session.base.model, session.progress)
+
+
 def _adopt(session: _Session, saved: Saved) -> None:
     state, seed = saved.state, session.config.seed
     adopt(session.trainable, state.vector, state.base.total, round_number=state.round, seed=seed)
 
 
-def _round(session: _Session, saved: Saved, number: int) -> dict[str, Any]:
+def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> dict[str, Any]:
     config, exchange, federation = session.config, session.trainable.exchange, session.config.federation
-    chosen = cohort(
-        federation.clients, federation.clients_per_round, numpy_generator(config.seed, "cohort", number)
-    )
     parts = {client: part_of(config, client, number) for client in chosen}
     session.progress.round_begins(number, federation.rounds, chosen)
     sent = _Sent()
     outcomes = _cohort_outcomes(session, saved.state, parts, sent)
+    release = _server_release(session, saved, number)
     saved.state, report = aggregate(
-        saved.state, outcomes, exchange, weighting=federation.weighting, part_of=parts.__getitem__
+        saved.state,
+        outcomes,
+        exchange,
+        weighting=federation.weighting,
+        part_of=parts.__getitem__,
+        aggregation=release and release.around(exchange.method.aggregation),
     )
     everyone = len(chosen)
     saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
@@ -201,9 +270,21 @@ def _round(session: _Session, saved: Saved, number: int) -> dict[str, Any]:
     }
     if report.deviation is not None:
         record["deviation"] = report.deviation
+    if session.private is not None:
+        record["epsilon"] = session.private.epsilon()
+    if release is not None:
+        record["clip_norm"] = release.next_clip_norm
     if _refresh_is_due(config, number):
         record |= _refresh(session, saved, record)
     return record
+
+
+def _server_release(session: _Session, saved: Saved, number: int) -> ClientRelease | None:
+    """What clips and noises the mean of this round, where the unit is a client."""
+    if session.private is None:
+        return None
+    clip_norm = saved.metrics[-1].get("clip_norm", session.private.wanted.clip_norm)
+    return session.private.server_release(number, clip_norm)
 
 
 def _refresh_is_due(config: RunConfig, number: int) -> bool:
@@ -218,14 +299,12 @@ def _refresh(session: _Session, saved: Saved, record: Mapping[str, Any]) -> dict
     start = replace(
         start_of(config, data.parts), seed=derive(config.seed, "refresh", number), head_warmup=None
     )
-    looks = needs_data(start, session.method, {})
-    draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
     spilled = SpilledTensors(session.folder / "checkpoint" / "spill")
     saved.state, saved.factors, traffic = refresh(
         session.trainable,
         saved.state,
         start,
-        _calibration(data, session.base, draw),
+        _calibration(data, session.base, start, session.method, {}),
         num_clients=len(data.parts),
         seed=config.seed,
         sums=spilled,
@@ -253,6 +332,7 @@ def _cohort_outcomes(
     session: _Session, state: ServerState, parts: Mapping[int, Part], sent: _Sent
 ) -> Iterable[Outcome]:
     data, progress, training = session.data, session.progress, local_training(session.config)
+    private = session.private
 
     def update(client: int) -> bytes:
         message = broadcast(state, session.trainable.exchange, client, parts[client])
@@ -260,16 +340,21 @@ def _cohort_outcomes(
         sent.parameters += wire.count(message)
         examples = [data.train[i] for i in data.parts[client]]
         progress.client_begins(client, round(training.epochs * len(examples)))
-        return client_update(
-            message,
-            session.trainable,
-            examples,
-            training,
-            client=client,
-            seed=session.config.seed,
-            part=parts[client],
-            on_step=progress.step,
-        )
+
+        def make() -> bytes:
+            return client_update(
+                message,
+                session.trainable,
+                examples,
+                training,
+                client=client,
+                seed=session.config.seed,
+                part=parts[client],
+                on_step=progress.step,
+                train_with=private.trainer(client) if private else None,
+            )
+
+        return private.release(client, state.round + 1, make) if private else make()
 
     for outcome in simulate_cohort(list(parts), update):
         progress.client_ends(outcome.client, getattr(outcome, "reason", None))

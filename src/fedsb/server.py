@@ -19,7 +19,7 @@ from fedsb.adapter import LoraPair
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.exchange import Exchange, Part
 from fedsb.layout import Layout
-from fedsb.methods import BaseUpdate, Upload
+from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.stack import factors_are_smaller
 
 Weighting = Literal["examples", "uniform"]
@@ -136,15 +136,20 @@ def aggregate(
     *,
     weighting: Weighting,
     part_of: PartOf | None = None,
+    aggregation: Aggregation | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
     A client that failed, or whose update is refused, is left out and named in the report.
 
+    Args:
+        aggregation: in place of the method's own; it must do without any update if it comes to that.
+
     Raises:
         RunFailed: no update could be used; the state given is still the current one.
     """
-    report, aggregation = RoundReport(), exchange.method.aggregation
+    report, own = RoundReport(), exchange.method.aggregation
+    aggregation, needs_one = aggregation or own, aggregation is None
     accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
     layouts: dict[Part, Layout] = {}
     for outcome in outcomes:
@@ -158,7 +163,7 @@ def aggregate(
         weight = float(header.num_examples) if weighting == "examples" else 1.0
         accumulator = aggregation.add(accumulator, Upload(layout.view(vector), vector, weight, part.heads))
         _note(report, outcome.client, header)
-    if not report.clients:
+    if needs_one and not report.clients:
         raise RunFailed(_nobody_left(state.round + 1, report))
     averaged = aggregation.finish(accumulator)
     report.deviation = averaged.deviation

@@ -75,9 +75,20 @@ def estimate_update(
     return {name: _found(name, reduced) for name in layers}
 
 
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""(gradient at a layer's output, the layer's input), examples first -> its weight gradient."""
+
+
+def summed(gradient: Tensor, x: Tensor) -> Tensor:
+    """The weight gradient of the whole batch."""
+    return gradient.flatten(0, -2).T @ x.flatten(0, -2).to(gradient.dtype)
+
+
 @contextmanager
 def gradients_of(
-    layers: Mapping[str, nn.Module], consume: Callable[[str, Float[Tensor, "out in"], bool], None]
+    layers: Mapping[str, nn.Module],
+    consume: Callable[[str, Float[Tensor, "out in"], bool], None],
+    combine: Combine = summed,
 ) -> Iterator[None]:
     """Inside the block, `consume(name, gradient, done)` gets each layer's fp32 weight gradient on backward.
 
@@ -86,7 +97,9 @@ def gradients_of(
     Gradient checkpointing must be the re-entrant kind to save memory here.
     """
     uses: Counter[str] = Counter()
-    handles = [module.register_forward_hook(_watch(name, uses, consume)) for name, module in layers.items()]
+    handles = [
+        module.register_forward_hook(_watch(name, uses, consume, combine)) for name, module in layers.items()
+    ]
     try:
         yield
     finally:
@@ -95,7 +108,7 @@ def gradients_of(
 
 
 def _watch(
-    name: str, uses: Counter[str], consume: Callable[[str, Tensor, bool], None]
+    name: str, uses: Counter[str], consume: Callable[[str, Tensor, bool], None], combine: Combine
 ) -> Callable[..., None]:
     def after_forward(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -108,8 +121,7 @@ def _watch(
 
     def receive(gradient: Tensor, x: Tensor) -> None:
         uses[name] -= 1
-        weight_gradient = gradient.flatten(0, -2).T @ x.flatten(0, -2).to(gradient.dtype)
-        consume(name, weight_gradient.float(), uses[name] == 0)
+        consume(name, combine(gradient, x).float(), uses[name] == 0)
 
     return after_forward
 

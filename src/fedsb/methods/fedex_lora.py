@@ -36,4 +36,5 @@ fedex_lora = Method(
     cost=_cost,
     draw=lora_factors,
     changes_base=True,
+    averages=False,
 )

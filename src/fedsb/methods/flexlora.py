@@ -41,4 +41,5 @@ flexlora = Method(
     cost=pair_cost,
     draw=lora_factors,
     mixed_ranks=True,
+    averages=False,
 )

@@ -77,4 +77,5 @@ flora = Method(
     draw=lora_factors,
     changes_base=True,
     mixed_ranks=True,
+    averages=False,
 )

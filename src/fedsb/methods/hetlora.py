@@ -59,4 +59,5 @@ hetlora = Method(
     cost=pair_cost,
     draw=lora_factors,
     mixed_ranks=True,
+    averages=False,
 )

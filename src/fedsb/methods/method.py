@@ -127,6 +127,7 @@ class Method(NamedTuple):
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
         changes_base: whether rounds add to base weights.
+        averages: whether the server needs nothing of the clients' factors but their mean.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Method(NamedTuple):
     heads: int = 1
     mixed_ranks: bool = False
     changes_base: bool = False
+    averages: bool = True
 
     @property
     def has_core(self) -> bool:

@@ -18,6 +18,9 @@ AccountantName = Literal["pld", "rdp"]
 NOISE_TOLERANCE = 1e-3
 """Relative error of a calibrated noise multiplier, on the side of more noise."""
 MOST_NOISE = 1e4
+LEAST_NOISE_OF_PLD = 0.05
+"""Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper bound
+too."""
 
 
 class Mechanism(NamedTuple):
@@ -51,6 +54,8 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
         return 0.0
     if any(m.noise_multiplier <= 0 for m in mechanisms):
         return math.inf
+    if any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
+        accountant = "rdp"
     dpa, used = _library(accountant)
     for m in mechanisms:
         gaussian = dpa.GaussianDpEvent(m.noise_multiplier)
@@ -88,10 +93,23 @@ def calibrate(
     low = high / 1.5
     while spent(low) <= target_epsilon:
         low, high = low / 1.5, low
-    while high / low > 1 + NOISE_TOLERANCE:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if spent(middle) <= target_epsilon else (middle, high)
-    return high
+    return _between(low, high, lambda noise: spent(noise) / target_epsilon)
+
+
+def _between(low: float, high: float, share_spent: Callable[[float], float]) -> float:
+    """The noise at which the share spent is 1, or hardly less. Nearly straight on double logarithmic paper."""
+    from scipy.optimize import brentq
+
+    root = brentq(
+        lambda log_noise: math.log(share_spent(math.exp(log_noise))),
+        math.log(low),
+        math.log(high),
+        xtol=NOISE_TOLERANCE / 4,
+    )
+    noise = math.exp(root)
+    while share_spent(noise) > 1:
+        noise *= 1 + NOISE_TOLERANCE / 4
+    return noise
 
 
 def _first_bracket(enough: Callable[[float], bool]) -> float:

@@ -1,0 +1,77 @@
+"""A round's average under client-level DP: updates clipped, summed, noised once, divided by a fixed number.
+
+    upload - broadcast -> clipped -> sum over the cohort -> + noise -> / expected cohort -> + broadcast
+
+Clients that drop out or are rejected add nothing: the sum's sensitivity, the noise and the divisor stay, and
+so does epsilon. Weights are equal. Works for methods that average their factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fedsb.methods.method import Aggregation, Averaged, Frame, Upload
+from fedsb.privacy.clipping import ClippedSum
+from fedsb.privacy.noise import NoiseSource, gaussian_like
+from fedsb.privacy.plan import ClientPlan
+
+
+@dataclass
+class ClientRelease:
+    """One round's release.
+
+    Attributes:
+        clip_norm: of this round.
+        next_clip_norm: of the round after it, known when the release is made.
+    """
+
+    plan: ClientPlan
+    clip_norm: float
+    noise: NoiseSource
+    round: int
+    next_clip_norm: float = 0.0
+
+    def around(self, aggregation: Aggregation) -> Aggregation:
+        """The method's aggregation, fed the one noised mean in place of the uploads."""
+
+        def start(frame: Frame) -> _Sum:
+            current = torch.cat([frame.current[name].flatten().double() for name in frame.answer])
+            return _Sum(frame, current, ClippedSum(current.numel(), self.clip_norm))
+
+        def add(total: _Sum, upload: Upload) -> _Sum:
+            total.clipped.add(upload.vector.double() - total.current)
+            return total
+
+        def finish(total: _Sum) -> Averaged:
+            vector = (total.current + self._noised_mean(total.clipped)).float()
+            mean = Upload(_views(vector, total.frame.answer), vector, 1.0)
+            result = aggregation.finish(aggregation.add(aggregation.start(total.frame), mean))
+            return result._replace(deviation=None)
+
+        return Aggregation(start, add, finish)
+
+    def _noised_mean(self, clipped: ClippedSum) -> Tensor:
+        plan, stream = self.plan, self.noise.stream("clients", self.round)
+        std = plan.update_noise_multiplier * clipped.sensitivity if plan.update_noise_multiplier else 0.0
+        noised = clipped.total + gaussian_like(clipped.total, std, stream)
+        count = clipped.count_within - clipped.count / 2 + stream.normal(0.0, plan.count_noise_std)
+        share = count / plan.expected_cohort + 0.5
+        self.next_clip_norm = plan.next_clip_norm(self.clip_norm, share)
+        return noised / plan.expected_cohort
+
+
+@dataclass
+class _Sum:
+    frame: Frame
+    current: Tensor
+    clipped: ClippedSum
+
+
+def _views(vector: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    parts = vector.split([prod(shape) for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,0 +1,89 @@
+"""What was spent of the privacy budget: one line per release, on disk before the release leaves.
+
+Nothing is ever taken back. A run that was killed and goes on repeats a round with new noise, and that round is
+then in here twice, as it should be: two results of it may have been seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedsb.errors import InputError
+from fedsb.privacy.accounting import Mechanism
+
+Phase = Literal["start", "round"]
+
+
+@dataclass(frozen=True)
+class Spend:
+    """One release.
+
+    Attributes:
+        client: whose examples it is about; None if it is about the clients themselves.
+        round: 0 for the start.
+    """
+
+    client: int | None
+    phase: Phase
+    round: int
+    mechanism: Mechanism
+
+
+class PrivacyLedger:
+    """Spends in the order they were made, kept in a file of JSON lines."""
+
+    def __init__(self, path: Path):
+        """Open the file, or begin one.
+
+        Raises:
+            InputError: a line cannot be read.
+        """
+        self.path = path
+        self.spends = _read(path)
+
+    def charge(self, spend: Spend) -> None:
+        """Write the spend down; it is on disk when this returns."""
+        fresh = not self.path.exists()
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(spend) | {"mechanism": spend.mechanism._asdict()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if fresh:
+            _sync_folder(self.path.parent)
+        self.spends.append(spend)
+
+    def mechanisms(self, client: int | None, phase: Phase | None = None) -> list[Mechanism]:
+        """What this client (or the clients as such) spent, in one phase or in all."""
+        return [s.mechanism for s in self.spends if s.client == client and phase in (None, s.phase)]
+
+
+def _read(path: Path) -> list[Spend]:
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):  # cut off while it was written: that release never left
+        text = text[: text.rfind("\n") + 1]
+        path.write_text(text, encoding="utf-8")
+    try:
+        return [_spend(json.loads(line)) for line in text.splitlines()]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it nobody "
+            "can say what was spent."
+        ) from None
+
+
+def _spend(record: dict[str, object]) -> Spend:
+    return Spend(**record | {"mechanism": Mechanism(**record["mechanism"])})  # type: ignore[arg-type]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

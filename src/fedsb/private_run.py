@@ -1,0 +1,253 @@
+"""What privacy adds to a run: each client's plan, the guard of the budget, and what is said about both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedsb.check_privacy import check_delta
+from fedsb.client import ClientFailed, LocalTraining, Train, train
+from fedsb.config import PrivacyConfig, RunConfig
+from fedsb.errors import InputError
+from fedsb.gradient_start import PrivateStart
+from fedsb.prepare import Data, local_training
+from fedsb.privacy.accounting import Mechanism, epsilon
+from fedsb.privacy.client_level import ClientRelease
+from fedsb.privacy.dp_sgd import train_privately
+from fedsb.privacy.guard import Guard
+from fedsb.privacy.ledger import PrivacyLedger
+from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
+from fedsb.privacy.statement import statement
+from fedsb.sampling import cohort
+from fedsb.seeding import numpy_generator
+
+LEDGER = "privacy.jsonl"
+
+
+@dataclass(frozen=True)
+class PrivateRun:
+    """Plans and budget of one run.
+
+    Attributes:
+        examples, starts: plans by client (unit: example).
+        clients: the server's plan (unit: client).
+    """
+
+    wanted: PrivacyConfig
+    guard: Guard
+    noise: NoiseSource
+    rounds: int
+    examples: Mapping[int, ExamplePlan]
+    starts: Mapping[int, StartPlan]
+    clients: ClientPlan | None
+
+    def trainer(self, client: int) -> Train:
+        """What trains this client in place of `client.train`; it declares no loss."""
+        if self.clients is not None:
+            return _without_loss
+        return partial(train_privately, plan=self.examples[client], noise=self.noise)
+
+    def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
+        """A client's answer of this round, paid for before it leaves.
+
+        Raises:
+            ClientFailed: the budget has no room; nothing was trained.
+        """
+        if self.clients is not None:
+            return make()
+        mechanism = self.examples[client].round
+        if not self.guard.affords(client, mechanism):
+            raise ClientFailed(f"its privacy budget of epsilon {self.guard.ceiling:g} is used up")
+        answer = make()
+        self.guard.charge(client, "round", number, mechanism)
+        return answer
+
+    def private_start(self) -> PrivateStart | None:
+        """How clients protect their part of private bases; None where the start looks at no private rows."""
+        if not self.starts:
+            return None
+        return PrivateStart(
+            self.starts, self.noise, lambda c: self.guard.charge(c, "start", 0, self.starts[c].release)
+        )
+
+    def cohort(self, number: int, seed: int) -> list[int]:
+        """The Poisson cohort of a round (unit: client)."""
+        assert self.clients is not None
+        return self.clients.cohort(numpy_generator(seed, "cohort", number))
+
+    def server_release(self, number: int, clip_norm: float) -> ClientRelease | None:
+        """What clips and noises this round's mean (unit: client), paid for."""
+        if self.clients is None:
+            return None
+        self.guard.charge(None, "round", number, self.clients.round)
+        return ClientRelease(self.clients, clip_norm, self.noise, number)
+
+    def can_go_on(self, chosen: list[int]) -> bool:
+        """Whether the budget has room for another round of at least one of these clients."""
+        if self.clients is not None:
+            return self.guard.affords(None, self.clients.round)
+        return any(self.guard.affords(c, self.examples[c].round) for c in chosen)
+
+    def epsilon(self) -> float:
+        """The largest over clients so far."""
+        return max((self.guard.epsilon(who) for who in self._who()), default=0.0)
+
+    def _who(self) -> list[int | None]:
+        return [None] if self.clients is not None else sorted({*self.examples, *self.starts})
+
+    def check_ledger(self, last_epsilon: float | None) -> None:
+        """Refuse to go on with a ledger that knows of less than was reported.
+
+        Raises:
+            InputError: lines are missing.
+        """
+        now = self.epsilon()
+        if last_epsilon is not None and now < last_epsilon * (1 - 1e-9):
+            raise InputError(
+                f"{self.guard.ledger.path}: this privacy ledger adds up to epsilon {now:.4g}, but the run had "
+                f"reported {last_epsilon:.4g}: lines are missing. Restore it from a copy."
+            )
+
+    def summary(self, rounds_done: int) -> dict[str, Any]:
+        """The section `privacy` of summary.json."""
+        private = self.wanted.insecure_seed is None
+        per_client = {"all" if who is None else str(who): self._of(who) for who in self._who()}
+        worst = max(per_client.values(), key=lambda of: of["epsilon"])
+        facts = {
+            "unit": self.wanted.unit,
+            "private": private,
+            "epsilon": worst["epsilon"] if private else None,
+            "delta": self.guard.delta,
+            "accountant": f"PLD (dp-accounting {version('dp-accounting')})",
+            "epsilon_rdp": worst["epsilon_rdp"] if private else None,
+            "noise_multiplier": max(of["noise_multiplier"] for of in per_client.values()),
+            "clip_norm": self.wanted.clip_norm,
+            "target_epsilon": self.wanted.epsilon,
+            "relation": f"add or remove one {self.wanted.unit}",
+            "sampling": "Poisson",
+            "rounds": rounds_done,
+            "stopped_early": rounds_done < self.rounds,
+            "per_client": per_client,
+        }
+        return facts | {"statement": statement(facts)}
+
+    def _of(self, who: int | None) -> dict[str, Any]:
+        ledger, delta = self.guard.ledger, self.guard.delta
+        plan = self.clients if who is None else self.examples[who]
+        assert plan is not None
+        spent = ledger.mechanisms(who)
+        return {
+            "epsilon": epsilon(spent, delta),
+            "epsilon_rdp": epsilon(spent, delta, accountant="rdp"),
+            "by_phase": {phase: self.guard.epsilon(who, phase) for phase in ("start", "round")},
+            "noise_multiplier": plan.noise_multiplier,
+            "start_noise_multiplier": self.starts[who].noise_multiplier if who in self.starts else None,
+            "sampling_probability": plan.sampling_probability,
+            "steps": sum(m.steps for m in ledger.mechanisms(who, "round")),
+        }
+
+
+def _without_loss(*args: Any, **more: Any) -> None:
+    train(*args, **more)
+
+
+def prepare_privacy(config: RunConfig, data: Data, folder: Path) -> PrivateRun | None:
+    """Plans with their noise calibrated, and the ledger as far as it was written; None without privacy.
+
+    Raises:
+        InputError: delta is too large, epsilon cannot be reached, the ledger cannot be read.
+    """
+    wanted = config.privacy
+    if wanted is None:
+        return None
+    sizes = [len(part) for part in data.parts]
+    delta = check_delta(config, min(sizes) if wanted.unit == "example" else len(sizes))
+    guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon)
+    noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
+    if wanted.unit == "client":
+        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta))
+    starts = _start_plans(config, wanted, sizes, delta)
+    plans = _example_plans(config, wanted, sizes, starts, delta)
+    return PrivateRun(wanted, guard, noise, rounds, plans, starts, None)
+
+
+def _client_plan(config: RunConfig, wanted: PrivacyConfig, delta: float) -> ClientPlan:
+    federation = config.federation
+    plan = ClientPlan(
+        num_clients=federation.clients,
+        expected_cohort=federation.clients_per_round or federation.clients,
+        rounds=federation.rounds,
+        clip_norm=wanted.clip_norm,
+        quantile=wanted.quantile,
+        noise_multiplier=wanted.noise_multiplier or 0.0,
+    )
+    return plan if wanted.noise_multiplier else plan.calibrated(_budget(wanted), delta)
+
+
+def _start_plans(
+    config: RunConfig, wanted: PrivacyConfig, sizes: list[int], delta: float
+) -> dict[int, StartPlan]:
+    init = config.method.init
+    if not init.private:
+        return {}
+    share = min(1.0, init.samples / sum(sizes))
+    plans = {}
+    for client, size in enumerate(sizes):
+        plan = StartPlan(num_examples=size, expected_samples=max(1, round(share * size)))
+        if wanted.epsilon is None:
+            plans[client] = replace(plan, noise_multiplier=wanted.noise_multiplier or 0.0)
+        else:
+            plans[client] = plan.calibrated(init.budget_share * wanted.epsilon, delta)
+    return plans
+
+
+def _example_plans(
+    config: RunConfig,
+    wanted: PrivacyConfig,
+    sizes: list[int],
+    starts: Mapping[int, StartPlan],
+    delta: float,
+) -> dict[int, ExamplePlan]:
+    plans: dict[int, ExamplePlan] = {}
+    for client, size in enumerate(sizes):
+        plan = example_plan(local_training(config), wanted, size, _times_chosen(config, client))
+        if not wanted.noise_multiplier:
+            before: list[Mechanism] = [starts[client].release] if client in starts else []
+            plan = plan.calibrated(_budget(wanted), delta, before=before)
+        plans[client] = plan
+    return plans
+
+
+def example_plan(training: LocalTraining, wanted: PrivacyConfig, size: int, rounds: int) -> ExamplePlan:
+    """One client's plan before calibration: as many steps a round as without privacy."""
+    batch = min(size, training.batch_size * training.accumulation)
+    return ExamplePlan(
+        num_examples=size,
+        expected_batch_size=batch,
+        steps_per_round=training.steps_per_round(size),
+        rounds=rounds,
+        clip_norm=wanted.clip_norm,
+        noise_multiplier=wanted.noise_multiplier or 0.0,
+    )
+
+
+def _times_chosen(config: RunConfig, client: int) -> int:
+    """Rounds in which the seeded cohorts include this client; at least 1."""
+    federation = config.federation
+    if federation.clients_per_round is None:
+        return federation.rounds
+    cohorts = (
+        cohort(federation.clients, federation.clients_per_round, numpy_generator(config.seed, "cohort", n))
+        for n in range(1, federation.rounds + 1)
+    )
+    return max(1, sum(client in chosen for chosen in cohorts))
+
+
+def _budget(wanted: PrivacyConfig) -> float:
+    assert wanted.epsilon is not None
+    return wanted.epsilon
