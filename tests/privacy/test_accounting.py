@@ -2,7 +2,10 @@
 
 import math
 
+import dp_accounting as dpa
+import numpy as np
 import pytest
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -31,21 +34,27 @@ def test_gaussian_sums_have_their_exact_epsilon(noise, steps):
     assert found >= expected * (1 - 1e-9), "an upper bound"
 
 
-PUBLISHED = {
-    # examples, batch, epochs, noise, delta, epsilon, source
-    "mnist": (60_000, 256, 60, 1.1, 1e-5, 3.0),
-    "mnist, less noise": (60_000, 250, 15, 1.3, 1e-5, 1.18),
-}
-"""TensorFlow Privacy's MNIST tutorial prints 2.92 (RDP) for noise 1.1 at 60 epochs; its README's table gives
-1.18 (RDP) for noise 1.3 over 15 epochs of batches of 250."""
+PUBLISHED = [(1.3, 15, 1.19), (1.1, 60, 3.01), (0.7, 45, 7.10)]
+"""Noise, epochs and epsilon of the three DP-SGD settings on MNIST (60,000 examples, batches of 256, delta 1e-5) in
+the table of TensorFlow Privacy's tutorials."""
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_renyi_accounting_gives_published_settings(name):
-    examples, batch, epochs, noise, delta, expected = PUBLISHED[name]
-    mechanism = Mechanism(noise, batch / examples, math.ceil(epochs * examples / batch))
-    assert epsilon([mechanism], delta, accountant="rdp") == pytest.approx(expected, rel=0.05)
-    assert epsilon([mechanism], delta) <= epsilon([mechanism], delta, accountant="rdp")
+@pytest.mark.parametrize(("noise", "epochs", "published"), PUBLISHED)
+def test_published_settings(noise, epochs, published):
+    """They were converted from Renyi DP as Mironov 2017 did (arXiv 1702.07476), which gives them to the last
+    digit; today's conversion and PLD are tighter, and in this order."""
+    mechanism = Mechanism(noise, 256 / 60_000, epochs * 60_000 // 256)
+    assert classic_renyi_epsilon(mechanism, 1e-5) == pytest.approx(published, abs=0.01)
+    renyi, pld = epsilon([mechanism], 1e-5, accountant="rdp"), epsilon([mechanism], 1e-5)
+    assert 0.7 * published < pld < renyi < published
+
+
+def classic_renyi_epsilon(mechanism, delta):
+    accountant = RdpAccountant()
+    gaussian = dpa.GaussianDpEvent(mechanism.noise_multiplier)
+    accountant.compose(dpa.PoissonSampledDpEvent(mechanism.sampling_probability, gaussian), mechanism.steps)
+    orders, curve = np.array(accountant._orders), np.array(accountant._rdp)
+    return (curve + math.log(1 / delta) / (orders - 1)).min()
 
 
 @pytest.mark.parametrize(("noise", "probability", "steps"), [(1.0, 0.01, 1000), (0.7, 0.002, 3000), (2.0, 0.2, 60)])
@@ -60,8 +69,8 @@ def test_it_agrees_with_the_accountants_of_opacus(noise, probability, steps):
     assert epsilon([ours], 1e-5, accountant="rdp") == pytest.approx(rdp.get_epsilon(1e-5), rel=0.02)
 
 
-@settings(max_examples=8)
-@given(st.floats(0.5, 8.0), st.sampled_from([0.003, 0.05, 1.0]), st.integers(1, 200))
+@settings(max_examples=5)
+@given(st.floats(0.5, 8.0), st.sampled_from([0.01, 0.2, 1.0]), st.integers(1, 50))
 def test_calibrating_and_accounting_gives_the_target(target, probability, steps):
     def at(noise):
         return [Mechanism(noise, probability, steps)]
