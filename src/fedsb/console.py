@@ -194,6 +194,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
+    if not privacy["private"]:
+        return "privacy", "", "NONE: noise from a fixed seed"
+    stopped = f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
+    return f"epsilon, per {privacy['unit']}", "", f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}"
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """Base and final metrics, traffic, time and memory."""
     table = Table(title=f"{summary['method']}, {plural(summary['rounds'], 'round')}", title_justify="left")
@@ -209,6 +216,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row("sent up, all rounds", "", human_bytes(sent["upload_bytes"]))
     table.add_row("sent down, all rounds", "", human_bytes(sent["download_bytes"]))
     table.add_row("numbers per update", "", f"{sent['upload_parameters_per_client_per_round']:,}")
+    if privacy := summary.get("privacy"):
+        table.add_row(*_privacy_row(privacy))
     table.add_row("time", "", f"{summary['seconds']:.1f} s")
     table.add_row("peak memory", "", human_bytes(summary["peak_memory_bytes"]))
     return table

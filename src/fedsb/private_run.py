@@ -144,7 +144,8 @@ class PrivateRun:
         return {
             "epsilon": epsilon(spent, delta),
             "epsilon_rdp": epsilon(spent, delta, accountant="rdp"),
-            "by_phase": {phase: self.guard.epsilon(who, phase) for phase in ("start", "round")},
+            "epsilon_start": self.guard.epsilon(who, "start"),
+            "epsilon_rounds": self.guard.epsilon(who, "round"),
             "noise_multiplier": plan.noise_multiplier,
             "start_noise_multiplier": self.starts[who].noise_multiplier if who in self.starts else None,
             "sampling_probability": plan.sampling_probability,

@@ -150,6 +150,22 @@ def show_costs(table: CostTable, console: Console) -> None:
     console.print("\n".join(_cost_notes(table)), highlight=False, markup=False)
 
 
+def show_privacy(found: dict[str, Any], console: Console) -> None:
+    """The noise and the epsilon of a private training, with what they rest on."""
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "noise multiplier": f"{found['noise_multiplier']:.4g}  (standard deviation / clip norm)",
+        "epsilon": f"{found['epsilon']:.4g}  ({found['accountant']}; Renyi: {found['epsilon_rdp']:.4g})",
+        "delta": f"{found['delta']:.3g}",
+        "steps": f"{found['steps']:,}, each on a Poisson sample",
+        "sample rate": f"{found['sample_rate']:.4g} of the examples a step, on average",
+        "protects": f"one {found['unit']}: add or remove one",
+    }
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    console.print(grid, highlight=False)
+
+
 def _cost_title(table: CostTable) -> str:
     head = f", head of {plural(table.head_parameters, 'number')}" if table.head_parameters else ""
     layers = plural(table.target_layers, "target layer")

@@ -88,8 +88,8 @@ def test_a_private_start_pays_its_share_and_moves_no_raw_gradient(world, tmp_pat
     init = {"kind": "gradient", "private": True, "budget_share": 0.25, "samples": 45}
     summary = do(private_config(world, method__init=init), tmp_path / "run").summary
     own = summary["privacy"]["per_client"]["1"]
-    assert 0.9 * 2.0 < own["by_phase"]["start"] <= 2.0
-    assert own["epsilon"] <= 8.0 < own["by_phase"]["start"] + own["by_phase"]["round"]
+    assert 0.9 * 2.0 < own["epsilon_start"] <= 2.0
+    assert own["epsilon"] <= 8.0 < own["epsilon_start"] + own["epsilon_rounds"]
     assert "and the initialization" in summary["privacy"]["statement"]
     sent = [entry["what"] for entry in summary["communication"]["one_time"]]
     assert sent == ["noised sums of clipped gradients", "bases B and A"]
@@ -100,7 +100,7 @@ def test_a_public_file_gives_bases_and_a_warm_head_for_nothing(world, tmp_path):
     init = {"kind": "gradient", "public": str(world / "data/test.jsonl"), "samples": 12}
     config = private_config(world, method__init=init)
     summary = do(config, tmp_path / "run").summary
-    assert summary["privacy"]["per_client"]["0"]["by_phase"]["start"] == 0
+    assert summary["privacy"]["per_client"]["0"]["epsilon_start"] == 0
     assert [entry["what"] for entry in summary["communication"]["one_time"]] == ["bases B and A"]
     assert RunConfig.from_yaml(tmp_path / "run/config.yaml").method.init.head_warmup is not None
 

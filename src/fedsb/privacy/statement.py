@@ -71,4 +71,4 @@ def _left_out(facts: Mapping[str, Any]) -> str:
 
 
 def _has_start(facts: Mapping[str, Any]) -> bool:
-    return any(of["by_phase"]["start"] > 0 for of in facts["per_client"].values())
+    return any(of["epsilon_start"] > 0 for of in facts["per_client"].values())

@@ -146,6 +146,8 @@ def _effort(run: Run) -> list[Card]:
 
 def _privacy(run: Run) -> Card:
     stated = mapping(facts.summary(run).get("privacy"))
+    if stated.get("private") is False:
+        return Card("Privacy", "NOT private", "noise from a fixed seed")
     if stated:
         unit, delta = stated.get("unit") or DASH, decimal(number(stated.get("delta")))
         return Card("Privacy", f"ε = {decimal(number(stated.get('epsilon')))}", f"δ = {delta}, per {unit}")
