@@ -197,8 +197,14 @@ def _number(value: float | None) -> str:
 def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
     if not privacy["private"]:
         return "privacy", "", "NONE: noise from a fixed seed"
-    stopped = f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
-    return f"epsilon, per {privacy['unit']}", "", f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}"
+    stopped = (
+        f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
+    )
+    return (
+        f"epsilon, per {privacy['unit']}",
+        "",
+        f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}",
+    )
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

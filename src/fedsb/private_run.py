@@ -98,7 +98,7 @@ class PrivateRun:
         return max((self.guard.epsilon(who) for who in self._who()), default=0.0)
 
     def _who(self) -> list[int | None]:
-        return [None] if self.clients is not None else sorted({*self.examples, *self.starts})
+        return [None] if self.clients is not None else [*sorted(self.examples)]
 
     def check_ledger(self, last_epsilon: float | None) -> None:
         """Refuse to go on with a ledger that knows of less than was reported.
@@ -140,6 +140,7 @@ class PrivateRun:
         ledger, delta = self.guard.ledger, self.guard.delta
         plan = self.clients if who is None else self.examples[who]
         assert plan is not None
+        start = None if who is None else self.starts.get(who)
         spent = ledger.mechanisms(who)
         return {
             "epsilon": epsilon(spent, delta),
@@ -147,7 +148,7 @@ class PrivateRun:
             "epsilon_start": self.guard.epsilon(who, "start"),
             "epsilon_rounds": self.guard.epsilon(who, "round"),
             "noise_multiplier": plan.noise_multiplier,
-            "start_noise_multiplier": self.starts[who].noise_multiplier if who in self.starts else None,
+            "start_noise_multiplier": start.noise_multiplier if start else None,
             "sampling_probability": plan.sampling_probability,
             "steps": sum(m.steps for m in ledger.mechanisms(who, "round")),
         }

@@ -252,7 +252,7 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         exchange,
         weighting=federation.weighting,
         part_of=parts.__getitem__,
-        aggregation=release and release.around(exchange.method.aggregation),
+        aggregation=release.around(exchange.method.aggregation) if release else None,
     )
     everyone = len(chosen)
     saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))

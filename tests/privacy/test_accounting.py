@@ -57,7 +57,9 @@ def classic_renyi_epsilon(mechanism, delta):
     return (curve + math.log(1 / delta) / (orders - 1)).min()
 
 
-@pytest.mark.parametrize(("noise", "probability", "steps"), [(1.0, 0.01, 1000), (0.7, 0.002, 3000), (2.0, 0.2, 60)])
+@pytest.mark.parametrize(
+    ("noise", "probability", "steps"), [(1.0, 0.01, 1000), (0.7, 0.002, 3000), (2.0, 0.2, 60)]
+)
 def test_it_agrees_with_the_accountants_of_opacus(noise, probability, steps):
     """PRV's own error bound is 0.01 in epsilon; Renyi is the same bound computed elsewhere."""
     from opacus.accountants import PRVAccountant, RDPAccountant

@@ -67,7 +67,9 @@ def scores(plan, trials=TRIALS):
 def lower_bound(without, with_canary):
     """Of epsilon, from scores of fresh trials; threshold from the first half, rates from the second."""
     half = len(without) // 2
-    candidates = np.quantile(np.concatenate([without[:half], with_canary[:half]]), np.linspace(0.02, 0.98, 49))
+    candidates = np.quantile(
+        np.concatenate([without[:half], with_canary[:half]]), np.linspace(0.02, 0.98, 49)
+    )
     threshold = max(candidates, key=lambda t: proven(without[:half], with_canary[:half], t))
     return proven(without[half:], with_canary[half:], threshold)
 
@@ -90,7 +92,10 @@ def bounds():
     """Of the plan as it is, without noise, and with an eighth of the noise it states."""
     eighth = replace(PLAN, noise_multiplier=PLAN.noise_multiplier / 8)
     none = replace(PLAN, noise_multiplier=0.0)
-    return {name: lower_bound(*scores(plan)) for name, plan in {"as stated": PLAN, "none": none, "an eighth": eighth}.items()}
+    return {
+        name: lower_bound(*scores(plan))
+        for name, plan in {"as stated": PLAN, "none": none, "an eighth": eighth}.items()
+    }
 
 
 def test_the_attack_proves_less_than_is_stated(bounds):

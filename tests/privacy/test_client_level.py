@@ -104,7 +104,9 @@ def test_the_clip_norm_follows_the_quantile(size):
     plan = replace(PLAN, quantile=0.5, num_clients=4)
     _, release = released(updates(4, size=size), plan)
     assert (release.next_clip_norm < 0.7) == (size < 1)
-    assert release.next_clip_norm == pytest.approx(0.7 * math.exp(-0.2 * (0.5 if size < 1 else -0.5)), rel=0.2)
+    assert release.next_clip_norm == pytest.approx(
+        0.7 * math.exp(-0.2 * (0.5 if size < 1 else -0.5)), rel=0.2
+    )
 
 
 @pytest.mark.parametrize("cohort", [4, 400])

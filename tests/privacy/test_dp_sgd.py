@@ -54,7 +54,9 @@ def test_without_clipping_and_noise_it_is_plain_sgd():
     train(plain.trainable, plain.parameters, examples, SGD, round_number=1, client=0, seed=0)
     private, _ = moved(examples, EVERY)
     for name, change in private.items():
-        torch.testing.assert_close(change, plain.parameters[name].detach() - start[name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            change, plain.parameters[name].detach() - start[name], rtol=1e-5, atol=1e-7
+        )
 
 
 @given(st.integers(0, 11), st.floats(1e-3, 3.0))
@@ -123,7 +125,10 @@ def test_two_clients_and_two_rounds_have_noise_of_their_own():
 
 
 def test_one_seed_gives_one_order_of_examples_and_another_noise_each_time():
-    examples, plan = make_examples(12), replace(EVERY, expected_batch_size=4, steps_per_round=6, clip_norm=1.0)
+    examples, plan = (
+        make_examples(12),
+        replace(EVERY, expected_batch_size=4, steps_per_round=6, clip_norm=1.0),
+    )
     plan = replace(plan, noise_multiplier=1.0)
     one, batches = moved(examples, plan)
     two, same_batches = moved(examples, plan)
@@ -134,7 +139,9 @@ def test_one_seed_gives_one_order_of_examples_and_another_noise_each_time():
 
 def test_insecure_noise_repeats_and_differs_by_client():
     def run(client):
-        return flat(moved(make_examples(12), NOISE_ALONE, noise=NoiseSource(insecure_seed=7), client=client)[0])
+        return flat(
+            moved(make_examples(12), NOISE_ALONE, noise=NoiseSource(insecure_seed=7), client=client)[0]
+        )
 
     assert torch.equal(run(0), run(0))
     assert not torch.allclose(run(0), run(1))

@@ -283,5 +283,3 @@ def test_a_resumed_run_with_another_budget_is_refused(world, tmp_path, monkeypat
     file = write_config(tmp_path / "c.yaml", changed(config, privacy__epsilon=9.0))
     assert main_status(monkeypatch, "run", file, "--out", tmp_path / "run", "--resume") == 2
     assert "privacy.epsilon: 8.0 -> 9.0" in " ".join(capsys.readouterr().err.split())
-
-

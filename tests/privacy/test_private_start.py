@@ -20,7 +20,10 @@ PLAN = StartPlan(num_examples=4, expected_samples=4)
 
 def split(batch):
     return [
-        {k: v[n : n + 1, : int(batch["attention_mask"][n].sum())] if v.dim() == 2 else v[n : n + 1] for k, v in batch.items()}
+        {
+            k: v[n : n + 1, : int(batch["attention_mask"][n].sum())] if v.dim() == 2 else v[n : n + 1]
+            for k, v in batch.items()
+        }
         for n in range(len(batch["input_ids"]))
     ]
 

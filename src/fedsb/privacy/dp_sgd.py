@@ -86,7 +86,7 @@ def _optimizer(
     """Opacus' clipping optimizer around AdamW or SGD, with our noise in place of its own."""
     from opacus.optimizers import DPOptimizer
 
-    class NoisedByUs(DPOptimizer):  # type: ignore[misc]
+    class NoisedByUs(DPOptimizer):
         steps = 0
 
         def add_noise(self) -> None:
@@ -147,7 +147,7 @@ def _usable(parameter: Any, num_examples: int, mask: Tensor | None) -> Tensor:
     """
     found = getattr(parameter, "grad_sample", None)
     if num_examples == 0:
-        return parameter.new_zeros((0, *parameter.shape))  # type: ignore[no-any-return]
+        return parameter.new_zeros((0, *parameter.shape))
     if found is None or len(found) != num_examples:
         shape = None if found is None else tuple(found.shape)
         raise RuntimeError(

@@ -55,7 +55,9 @@ def noised_gradient_sums(
 
     def consume(name: str, gradient: Tensor, done: bool) -> None:
         if not done:
-            raise RunFailed(f"private start: layer {name!r} is used more than once; leave it out of method.targets")
+            raise RunFailed(
+                f"private start: layer {name!r} is used more than once; leave it out of method.targets"
+            )
         sums[name] += gradient.cpu()
 
     with gradients_of(layers, consume, combine=lambda g, x: scaled_sum(g, x, norm)):
