@@ -280,7 +280,9 @@ def test_a_gradient_start_is_the_svd_of_the_estimate_over_all_clients_draws(bert
     assert [p.requires_grad for p in bert.parameters()] == flags
     for name in targets:
         expected = best_of_rank(-0.1 * oracle[name], 2)
-        assert relative_error(dense_update(started.factors[name]), expected) < 1e-2  # the bases travel as bfloat16
+        assert (
+            relative_error(dense_update(started.factors[name]), expected) < 1e-2
+        )  # the bases travel as bfloat16
     up, down = started.traffic
     numbers_in_gradient = 4 * 16 * 16
     assert (up.direction, up.clients, up.parameters, up.measured) == ("up", 2, 2 * numbers_in_gradient, False)
