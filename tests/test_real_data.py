@@ -35,7 +35,7 @@ def test_minilm_learns_sst2_from_its_recipe(shared: Path, tmp_path: Path) -> Non
 
 
 def test_minilm_fits_pairs_from_the_snli_recipe(shared: Path, tmp_path: Path) -> None:
-    """On its own training rows: 240 of them teach nothing that carries over (0.34 on other rows, three seeds)."""
+    """On its own training rows: 240 teach nothing that carries over (0.34 on other rows, three seeds)."""
     settings = {
         "model.path": shared / "models/minilm-l6",
         "data.train": shared / "data/snli/train.jsonl",
