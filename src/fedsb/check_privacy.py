@@ -38,8 +38,8 @@ def _start(config: RunConfig, method: Method) -> Iterator[str]:
     if makes_bases and init.kind == "gradient" and not (init.private or init.public):
         yield (
             "method.init.kind: gradient would publish raw gradients of private rows. Set method.init.kind to "
-            "weights or orthonormal (no data), or method.init.private: true (clipped and noised, paid from the "
-            "budget), or method.init.public to a file that needs no protection"
+            "weights or orthonormal (no data), or method.init.private: true (clipped and noised, paid from "
+            "the budget), or method.init.public to a file that needs no protection"
         )
     if init.private and config.privacy.epsilon is None and config.privacy.noise_multiplier is None:
         yield "method.init.private: set privacy.epsilon, of which the start gets budget_share"
@@ -77,7 +77,8 @@ def _by_unit(config: RunConfig, wanted: PrivacyConfig, method: Method) -> Iterat
     if not method.averages:
         able = ", ".join(m.name for m in ALL if m.averages)
         yield (
-            f"privacy.unit: client needs a method that averages factors, found {method.name}; take one of {able}"
+            f"privacy.unit: client needs a method that averages factors, found {method.name}; take one of "
+            f"{able}"
         )
     if federation.weighting != "uniform":
         yield (
@@ -104,7 +105,7 @@ def check_delta(config: RunConfig, num_units: int) -> float:
         return min(1e-5, 1 / (10 * num_units))
     if delta >= 1 / num_units:
         raise InputError(
-            f"privacy.delta: expected less than 1 / {num_units} (the {what}), found {delta:g}: at that delta, "
-            f"giving away one of them in full counts as private. Try {0.1 / num_units:.1g}"
+            f"privacy.delta: expected less than 1 / {num_units} (the {what}), found {delta:g}: at that "
+            f"delta, giving away one of them in full counts as private. Try {0.1 / num_units:.1g}"
         )
     return delta

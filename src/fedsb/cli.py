@@ -236,8 +236,8 @@ def privacy(
 ) -> None:
     """Calibrate the noise of private training to a budget, or account for a noise. Reads no data.
 
-    Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 1e-5` ·
-    `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 1e-5 --json`
+    Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 1e-5`
+    · `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 1e-5 --json`
     """
     from fedsb.privacy_question import PrivacyQuestion, answer
 

@@ -96,7 +96,8 @@ class InitConfig(_Section):
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
-    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no part."""
+    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no
+    part."""
     budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """private: the epsilon that the start may spend, as a share of privacy.epsilon."""
     samples: PositiveInt = 1024
@@ -202,8 +203,8 @@ class TrainingConfig(_Section):
 
 class PrivacyConfig(_Section):
     unit: Literal["example", "client"] = "example"
-    """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by the
-    server)."""
+    """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by
+    the server)."""
     epsilon: Positive | None = None
     """The budget: noise is chosen for it, and a run ends where it is used up."""
     noise_multiplier: Positive | None = None

@@ -177,8 +177,8 @@ def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
     mixing = batch_norms(model) if config.privacy else []
     if mixing:
         raise InputError(
-            f"privacy: {mixing[0]} is a batch norm, which mixes the examples of a batch, so that no example can "
-            "be clipped alone; take a model with layer norm, or leave privacy out"
+            f"privacy: {mixing[0]} is a batch norm, which mixes the examples of a batch, so that no example "
+            "can be clipped alone; take a model with layer norm, or leave privacy out"
         )
 
 

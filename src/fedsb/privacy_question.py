@@ -69,6 +69,6 @@ def _check(asked: PrivacyQuestion) -> None:
         )
     if asked.delta >= 1 / asked.examples:
         raise InputError(
-            f"--delta: expected less than 1 / {asked.examples} (the examples), found {asked.delta:g}: at that "
-            f"delta, giving away one example in full counts as private. Try {0.1 / asked.examples:.1g}"
+            f"--delta: expected less than 1 / {asked.examples} (the examples), found {asked.delta:g}: at "
+            f"that delta, giving away one example in full counts as private. Try {0.1 / asked.examples:.1g}"
         )

@@ -109,8 +109,8 @@ class PrivateRun:
         now = self.epsilon()
         if last_epsilon is not None and now < last_epsilon * (1 - 1e-9):
             raise InputError(
-                f"{self.guard.ledger.path}: this privacy ledger adds up to epsilon {now:.4g}, but the run had "
-                f"reported {last_epsilon:.4g}: lines are missing. Restore it from a copy."
+                f"{self.guard.ledger.path}: this privacy ledger adds up to epsilon {now:.4g}, but the run "
+                f"had reported {last_epsilon:.4g}: lines are missing. Restore it from a copy."
             )
 
     def summary(self, rounds_done: int) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def test_gaussian_sums_have_their_exact_epsilon(noise, steps):
 
 
 PUBLISHED = [(1.3, 15, 1.19), (1.1, 60, 3.01), (0.7, 45, 7.10)]
-"""Noise, epochs and epsilon of the three DP-SGD settings on MNIST (60,000 examples, batches of 256, delta 1e-5) in
-the table of TensorFlow Privacy's tutorials."""
+"""Noise, epochs and epsilon of the three DP-SGD settings on MNIST (60,000 examples, batches of 256, delta
+1e-5) in the table of TensorFlow Privacy's tutorials."""
 
 
 @pytest.mark.parametrize(("noise", "epochs", "published"), PUBLISHED)

@@ -1,10 +1,10 @@
 """An attack on the whole training: what it proves about epsilon stays below what is stated, and it can fail.
 
-Membership of a canary, as Nasr et al. 2021 (arXiv 2101.04535) and Jagielski et al. 2020 (arXiv 2006.07709) test it:
-the same private training many times with the canary among the examples and many times without. The attacker sees
-the result and measures how far it moved along the canary's gradient. A threshold chosen on one half of the
-trials gives true and false positive rates on the other; Clopper-Pearson bounds at 95 % turn them into a
-lower bound of epsilon.
+Membership of a canary, as Nasr et al. 2021 (arXiv 2101.04535) and Jagielski et al. 2020 (arXiv 2006.07709)
+test it: the same private training many times with the canary among the examples and many times without. The
+attacker sees the result and measures how far it moved along the canary's gradient. A threshold chosen on one
+half of the trials gives true and false positive rates on the other; Clopper-Pearson bounds at 95 % turn them
+into a lower bound of epsilon.
 """
 
 import math

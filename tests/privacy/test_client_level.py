@@ -111,7 +111,8 @@ def test_the_clip_norm_follows_the_quantile(size):
 
 @pytest.mark.parametrize("cohort", [4, 400])
 def test_the_quantile_pays_out_of_the_same_noise(cohort):
-    """Two Gaussian releases of multipliers u and 2 c (a client moves the centred count by 1/2) are one of z."""
+    """Two Gaussian releases of multipliers u and 2 c (a client moves the centred count by 1/2) are one of
+    z."""
     plan = ClientPlan(
         num_clients=1000, expected_cohort=cohort, rounds=1, clip_norm=1.0, noise_multiplier=1.5, quantile=0.5
     )

@@ -19,8 +19,8 @@ NOISE_TOLERANCE = 1e-3
 """Relative error of a calibrated noise multiplier, on the side of more noise."""
 MOST_NOISE = 1e4
 LEAST_NOISE_OF_PLD = 0.05
-"""Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper bound
-too."""
+"""Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper
+bound too."""
 
 
 class Mechanism(NamedTuple):
@@ -97,7 +97,8 @@ def calibrate(
 
 
 def _between(low: float, high: float, share_spent: Callable[[float], float]) -> float:
-    """The noise at which the share spent is 1, or hardly less. Nearly straight on double logarithmic paper."""
+    """The noise at which the share spent is 1, or hardly less. Nearly straight on double logarithmic
+    paper."""
     from scipy.optimize import brentq
 
     root = brentq(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ def physical_batches(batch: Sequence[Example], most: int) -> list[list[Example]]
     ordered = sorted(batch, key=lambda example: len(example["input_ids"]))
     count = max(1, -(-len(ordered) // most))
     bounds = [len(ordered) * i // count for i in range(count + 1)]
-    return [ordered[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [ordered[start:end] for start, end in pairwise(bounds)]
 
 
 def _backward(trainable: Trainable, group: Sequence[Example], training: LocalTraining) -> None:

@@ -1,7 +1,7 @@
 """What was spent of the privacy budget: one line per release, on disk before the release leaves.
 
-Nothing is ever taken back. A run that was killed and goes on repeats a round with new noise, and that round is
-then in here twice, as it should be: two results of it may have been seen.
+Nothing is ever taken back. A run that was killed and goes on repeats a round with new noise, and that round
+is then in here twice, as it should be: two results of it may have been seen.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _read(path: Path) -> list[Spend]:
         return [_spend(json.loads(line)) for line in text.splitlines()]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it nobody "
-            "can say what was spent."
+            f"{path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it "
+            "nobody can say what was spent."
         ) from None
 
 

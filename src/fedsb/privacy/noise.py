@@ -15,8 +15,8 @@ from torch import Tensor
 from fedsb.seeding import derive
 
 DRAWS = 4
-"""Normal draws that make one, against attacks on the floating-point grid of a single draw (Holohan and Braghin
-2021, arXiv 2107.10138)."""
+"""Normal draws that make one, against attacks on the floating-point grid of a single draw (Holohan and
+Braghin 2021, arXiv 2107.10138)."""
 
 
 class NoiseSource:

@@ -5,7 +5,8 @@ With z = A x (rows of tokens), u = B^T g (g the gradient at the layer's output),
     R: s_h sum_t u_h z_h^T      s: <R_h, sum_t u_h z_h^T>
     B: sum_t g (core z)^T       A: sum_t (core^T u) x^T          all times the layer's scale
 
-Sums run over the example's own tokens. They are formed in fp32 at least: what Opacus clips must be what was measured.
+Sums run over the example's own tokens. They are formed in fp32 at least: what Opacus clips must be what was
+measured.
 """
 
 from __future__ import annotations

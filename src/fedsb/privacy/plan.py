@@ -74,7 +74,8 @@ class ExamplePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPlan:
-    """Noisy averages over clients (McMahan et al. 2018, arXiv 1710.06963), the noise added once by the server.
+    """Noisy averages over clients (McMahan et al. 2018, arXiv 1710.06963), the noise added once by the
+    server.
 
     With a quantile, the clip norm follows that quantile of the updates' norms (Andrew et al. 2021, arXiv
     1905.03871): the share of clients within it is released too, and pays for it out of the same noise.

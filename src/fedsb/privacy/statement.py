@@ -13,8 +13,8 @@ def statement(facts: Mapping[str, Any]) -> str:
     """
     if not facts["private"]:
         return (
-            "This run is NOT private: its noise came from a fixed seed (privacy.insecure_seed), so that anyone "
-            "can take it away again. It is good for tests alone."
+            "This run is NOT private: its noise came from a fixed seed (privacy.insecure_seed), so that "
+            "anyone can take it away again. It is good for tests alone."
         )
     return " ".join([_claim(facts), _mechanism(facts), _accounting(facts), _left_out(facts)])
 
@@ -24,8 +24,8 @@ def _claim(facts: Mapping[str, Any]) -> str:
     if facts["unit"] == "client":
         return (
             f"All models that this run made, over {facts['rounds']} rounds, are together (epsilon, delta)-"
-            f"differentially private with {bound}, for data sets of clients that differ by adding or removing "
-            "any one client with all its examples."
+            f"differentially private with {bound}, for data sets of clients that differ by adding or "
+            "removing any one client with all its examples."
         )
     return (
         f"All that left any one client in this run, over {facts['rounds']} rounds"
@@ -39,14 +39,14 @@ def _mechanism(facts: Mapping[str, Any]) -> str:
     noise, clip = facts["noise_multiplier"], facts["clip_norm"]
     if facts["unit"] == "client":
         return (
-            "Each client joined each round by its own coin (Poisson sampling); its update was clipped to an L2 "
-            f"norm (at first {clip:g}), and the server added Gaussian noise of {noise:.4g} times the sum's "
-            "sensitivity to the sum, once."
+            "Each client joined each round by its own coin (Poisson sampling); its update was clipped to an "
+            f"L2 norm (at first {clip:g}), and the server added Gaussian noise of {noise:.4g} times the "
+            "sum's sensitivity to the sum, once."
         )
     return (
-        "Each example joined each step by its own coin (Poisson sampling); its gradient was clipped to the L2 "
-        f"norm {clip:g}, and the client added Gaussian noise of {noise:.4g} times that norm at most, from its "
-        "operating system's entropy, to each step's sum."
+        "Each example joined each step by its own coin (Poisson sampling); its gradient was clipped to the "
+        f"L2 norm {clip:g}, and the client added Gaussian noise of {noise:.4g} times that norm at most, from "
+        "its operating system's entropy, to each step's sum."
     )
 
 
@@ -60,13 +60,14 @@ def _accounting(facts: Mapping[str, Any]) -> str:
 def _left_out(facts: Mapping[str, Any]) -> str:
     if facts["unit"] == "client":
         return (
-            "The server is trusted. Not covered: who took part and how many bytes were sent, as the run folder "
-            "lists them; test data; other runs on the same data, such as those that chose the settings."
+            "The server is trusted. Not covered: who took part and how many bytes were sent, as the run "
+            "folder lists them; test data; other runs on the same data, such as those that chose the "
+            "settings."
         )
     return (
         "Taken as public: how many examples each client has, and the set of labels. Assumed: the run's seed, "
-        "which decides the batches, is unknown to whoever sees the results. Not covered: test data; other runs "
-        "on the same data, such as those that chose the settings."
+        "which decides the batches, is unknown to whoever sees the results. Not covered: test data; other "
+        "runs on the same data, such as those that chose the settings."
     )
 
 
