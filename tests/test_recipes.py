@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedsb.check_method import check_method
+from fedsb.check_privacy import check_privacy
 from fedsb.config import RunConfig
 from fedsb.methods import ALL
 
@@ -13,7 +14,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_a_recipe_loads_and_its_settings_belong_together(path: Path) -> None:
-    check_method(RunConfig.from_yaml(path))
+    config = RunConfig.from_yaml(path)
+    check_method(config)
+    check_privacy(config)
 
 
 @pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)

@@ -182,7 +182,7 @@ def train(
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
             set_learning_rate(optimizer, number, training.rounds * len(steps), training)
             chosen = [[examples[i] for i in batch] for batch in group]
-            loss_sum += _step(trainable, parameters, optimizer, chosen, training)
+            loss_sum += plain_step(trainable, parameters, optimizer, chosen, training)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
@@ -226,7 +226,7 @@ def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Opti
     return torch.optim.SGD(list(parameters), lr=rate, weight_decay=decay, foreach=True)
 
 
-def _step(
+def plain_step(
     trainable: Trainable,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,

@@ -68,16 +68,16 @@ def train_privately(
         scoped_global_seed(seed, "dropout", round_number, client),
         per_example_gradients(trainable.model),
     ):
-        optimizer = _optimizer(parameters, training, plan, noise, ("step", client, round_number))
+        optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
         for number, batch in enumerate(plan.batches(rng)):
             set_learning_rate(optimizer, done + number, total, training)
-            _step(trainable, parameters, optimizer, [examples[i] for i in batch], training, masks)
+            private_step(trainable, parameters, optimizer, [examples[i] for i in batch], training, masks)
             on_step(len(batch))
             if deadline is not None and time.monotonic() > deadline:
                 raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
 
 
-def _optimizer(
+def clipping_optimizer(
     parameters: Mapping[str, nn.Parameter],
     training: LocalTraining,
     plan: ExamplePlan,
@@ -104,7 +104,7 @@ def _optimizer(
     )
 
 
-def _step(
+def private_step(
     trainable: Trainable,
     parameters: Mapping[str, nn.Parameter],
     optimizer: Any,

@@ -1,0 +1,60 @@
+"""`fedsb privacy`: calibrates or accounts, as the contract says, and refuses what makes no sense."""
+
+import json
+
+import pytest
+from run_helpers import main_status
+
+from fedsb.privacy.accounting import Mechanism, epsilon
+
+SMALL = ["--examples", 2000, "--batch-size", 50, "--epochs", 1, "--delta", 1e-4]
+
+
+def ask(monkeypatch, capsys, *arguments):
+    assert main_status(monkeypatch, "privacy", *arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_authors_snli_setting(monkeypatch, capsys):
+    """183,122 examples a client, batch 32, six epochs: 0.591 by PRV."""
+    found = ask(
+        monkeypatch,
+        capsys,
+        *("--examples", 183122, "--batch-size", 32, "--epochs", 6, "--delta", 5.46e-6, "--epsilon", 1),
+    )
+    assert found["noise_multiplier"] == pytest.approx(0.591, rel=0.02)
+    assert found["steps"] == 6 * 5723
+    assert found["sample_rate"] == 32 / 183122
+    assert 0.99 < found["epsilon"] <= 1
+    assert {"delta", "accountant", "unit"} <= set(found)
+
+
+def test_calibrating_and_accounting_agree(monkeypatch, capsys):
+    calibrated = ask(monkeypatch, capsys, *SMALL, "--rounds", 3, "--epsilon", 2)
+    noise = calibrated["noise_multiplier"]
+    accounted = ask(monkeypatch, capsys, *SMALL, "--rounds", 3, "--noise-multiplier", noise)
+    assert accounted == calibrated
+    assert accounted["steps"] == 120
+    assert accounted["epsilon"] == epsilon([Mechanism(noise, 0.025, 120)], 1e-4)
+
+
+def test_for_people_it_prints_a_table(monkeypatch, capsys):
+    assert main_status(monkeypatch, "privacy", *SMALL, "--noise-multiplier", 1) == 0
+    text = capsys.readouterr().out
+    assert "noise multiplier" in text
+    assert "Poisson" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (["--epsilon", 1, "--delta", 0.001], "less than 1 / 2000"),
+        ([], "give one of the two"),
+        (["--epsilon", 1, "--noise-multiplier", 1], "give one of the two"),
+        (["--epsilon", -1], "above 0"),
+        (["--epsilon", 1, "--batch-size", 3000], "at most the 2000 examples"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(monkeypatch, capsys, change, expected):
+    assert main_status(monkeypatch, "privacy", *SMALL, *change) == 2
+    assert expected in " ".join(capsys.readouterr().err.split())
