@@ -63,7 +63,9 @@ def fed_sb_party() -> tuple[Trainable, dict[str, nn.Parameter]]:
 
 def ghost_step():
     """Opacus' two passes: norms first, then a weighted backward."""
-    lora = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=TARGETS, modules_to_save=["classifier"])
+    lora = LoraConfig(
+        r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=TARGETS, modules_to_save=["classifier"]
+    )
     model = get_peft_model(random_bert(MINILM), lora).train()
     module = GradSampleModuleFastGradientClipping(
         model, max_grad_norm=PLAN.clip_norm, use_ghost_clipping=True, loss_reduction="mean"

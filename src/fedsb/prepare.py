@@ -279,7 +279,7 @@ def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
         "kind": config.federation.partition.kind,
         "clients": {str(client): part for client, part in enumerate(data.parts)},
     }
-    if data.labels is not None:
+    if data.labels is not None and config.privacy is None:  # counts of labels are a statistic of private rows
         counts = [Counter(data.labels[i] for i in part) for part in data.parts]
         record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}
     return record

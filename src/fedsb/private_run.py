@@ -125,6 +125,8 @@ class PrivateRun:
             "delta": self.guard.delta,
             "accountant": f"PLD (dp-accounting {version('dp-accounting')})",
             "epsilon_rdp": worst["epsilon_rdp"] if private else None,
+            "epsilon_start": worst["epsilon_start"] if private else None,
+            "epsilon_rounds": worst["epsilon_rounds"] if private else None,
             "noise_multiplier": max(of["noise_multiplier"] for of in per_client.values()),
             "clip_norm": self.wanted.clip_norm,
             "target_epsilon": self.wanted.epsilon,

@@ -156,7 +156,7 @@ def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) ->
         },
         "initialization": {
             "kind": "lora" if method.draw else kind,
-            "rule": config.method.init.rule if kind == "gradient" and not method.draw else None,
+            "rule": _rule(config) if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
         "privacy": None,
@@ -164,6 +164,14 @@ def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) ->
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
     }
+
+
+def _rule(config: RunConfig) -> str:
+    """How the update was estimated."""
+    init = config.method.init
+    if init.private:
+        return "clipped and noised sums"
+    return f"{init.rule}, of public examples" if init.public else init.rule
 
 
 def _mean_upload(saved: Saved) -> int:

@@ -168,7 +168,8 @@ def configuration(run: Run) -> str:
     text = tag(
         "pre", tag("code", plain(run.config_text)), tabindex="0", aria_label="config.yaml", role="region"
     )
-    return details("config.yaml, as resolved: running it again repeats the run", text)
+    but = ", but for its noise" if facts.setting(run, "privacy") else ""
+    return details(f"config.yaml, as resolved: running it again repeats the run{but}", text)
 
 
 def machine(run: Run) -> str:
@@ -187,8 +188,17 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str | int | float)
 
 
+NAMES = {
+    "epsilon": "ε",
+    "delta": "δ",
+    "epsilon_rdp": "ε by Renyi accounting",
+    "epsilon_start": "ε of the start alone",
+    "epsilon_rounds": "ε of the rounds alone",
+}
+
+
 def _name(key: str) -> str:
-    return {"epsilon": "ε", "delta": "δ"}.get(key, key.replace("_", " "))
+    return NAMES.get(key, key.replace("_", " "))
 
 
 def _value(value: object) -> str:
