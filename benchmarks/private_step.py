@@ -1,5 +1,5 @@
-"""A private step of Fed-SB rank 64 on a MiniLM-sized encoder's query and value (batch 64 x 64 tokens), beside its
-plain step and beside Opacus' ghost clipping on LoRA rank 32 of the same layers. The head trains in all.
+"""A private step of Fed-SB rank 64 on a MiniLM-sized encoder's query and value (batch 64 x 64 tokens), beside
+its plain step and beside Opacus' ghost clipping on LoRA rank 32 of the same layers. The head trains in all.
 
     python benchmarks/private_step.py
 """

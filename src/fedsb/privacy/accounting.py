@@ -19,7 +19,8 @@ NOISE_TOLERANCE = 1e-3
 """Relative error of a calibrated noise multiplier, on the side of more noise."""
 MOST_NOISE = 1e4
 ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
-"""Of Renyi DP. Any set gives a bound; whole numbers have a closed form, broken ones a series that may not end."""
+"""Of Renyi DP. Any set gives a bound; whole numbers have a closed form, broken ones a series that may not
+end."""
 LEAST_NOISE_OF_PLD = 0.05
 """Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper
 bound too."""
