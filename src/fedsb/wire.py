@@ -1,5 +1,7 @@
 """Messages as bytes: one flat fp32 vector and a small typed header, in safetensors. Never pickle.
 
+A received vector is a read-only view of the message: nothing is copied, and nothing may write to it.
+
 A message is refused (UpdateRejected) when it is not safetensors, belongs to another method, round or
 layout, has the wrong length, or holds a number that is not finite.
 """
@@ -7,17 +9,18 @@ layout, has the wrong length, or holds a number that is not finite.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from fedsb.errors import UpdateRejected
 
 FORMAT = "fedsb-1"
+warnings.filterwarnings("ignore", message="The given buffer is not writable")  # a view for reading only
 LARGEST_COUNT = 2**53
 """Counts up to this are exact as weights in fp64."""
 
@@ -60,14 +63,23 @@ def unpack(message: bytes) -> tuple[Header, Float[Tensor, "size"]]:
         UpdateRejected: the bytes are no message of this format.
     """
     try:
-        vector = load(message)["v"]
-        header_length = int.from_bytes(message[:8], "little")
-        metadata = json.loads(message[8 : 8 + header_length])["__metadata__"]
-        header = Header(**json.loads(metadata[FORMAT]))
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        start = 8 + int.from_bytes(message[:8], "little")
+        described = json.loads(message[8:start])
+        header = Header(**json.loads(described.pop("__metadata__")[FORMAT]))
+        _check_numbers(described, numbers_bytes := len(message) - start)
+    except (AttributeError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UpdateRejected(f"not a {FORMAT} message: {error}") from error
     _check_kinds(header)
-    return header, vector
+    if not numbers_bytes:
+        return header, torch.zeros(0)
+    return header, torch.frombuffer(message, dtype=torch.float32, offset=start)
+
+
+def _check_numbers(described: dict[str, object], numbers_bytes: int) -> None:
+    """Refuse anything but one fp32 vector "v" that fills the rest of the message."""
+    whole = {"dtype": "F32", "shape": [numbers_bytes // 4], "data_offsets": [0, numbers_bytes]}
+    if numbers_bytes % 4 or described != {"v": whole}:
+        raise ValueError(f"expected one float32 vector and no more, found {str(described)[:200]}")
 
 
 def count(message: bytes) -> int:
