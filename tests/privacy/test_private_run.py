@@ -16,9 +16,11 @@ from run_helpers import (
     write_config,
     write_data,
 )
+from torch import nn
 
 from fedsb import RunConfig, run
 from fedsb.methods import ALL
+from fedsb.models import load_base
 from fedsb.privacy.accounting import Mechanism, epsilon
 
 EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
@@ -283,3 +285,15 @@ def test_a_resumed_run_with_another_budget_is_refused(world, tmp_path, monkeypat
     file = write_config(tmp_path / "c.yaml", changed(config, privacy__epsilon=9.0))
     assert main_status(monkeypatch, "run", file, "--out", tmp_path / "run", "--resume") == 2
     assert "privacy.epsilon: 8.0 -> 9.0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_with_batch_norm_is_refused(world, tmp_path, monkeypatch, capsys):
+    def with_batch_norm(*args, **kwargs):
+        model = load_base(*args, **kwargs)
+        model.mixing = nn.BatchNorm1d(3)
+        return model
+
+    monkeypatch.setattr("fedsb.prepare.load_base", with_batch_norm)
+    file = write_config(tmp_path / "c.yaml", private_config(world))
+    assert main_status(monkeypatch, "run", file, "--out", tmp_path / "run") == 2
+    assert "mixing is a batch norm" in " ".join(capsys.readouterr().err.split())
