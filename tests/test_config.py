@@ -120,7 +120,9 @@ def test_every_recipe_in_the_repository_is_a_right_config():
         ("training.warmup_ratio", 1.0, r"training.warmup_ratio: .*less than 1"),
         ("training.optimizer", "adam", r"training.optimizer: .*'adamw' or 'sgd', found 'adam'"),
         ("data", {"train": "a"}, r"data.test: this key is needed and missing"),
-        ("privacy", {"epsilon": 1}, r"privacy: .*cannot train privately"),
+        ("privacy", {"clip_norm": 1.0}, r"privacy: .*set epsilon"),
+        ("privacy", {"epsilon": 0}, r"privacy.epsilon: .*greater than 0"),
+        ("privacy", {"epsilon": 1, "unit": "patient"}, r"privacy.unit: .*'example' or 'client'"),
     ],
 )
 def test_a_wrong_config_names_the_key_and_the_cure(key, value, message):
