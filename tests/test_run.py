@@ -19,7 +19,7 @@ from run_helpers import (
     write_data,
 )
 
-from fedsb import RunConfig, runner, wire
+from fedsb import RunConfig, party, runner, wire
 from fedsb.client import client_update
 from fedsb.errors import RunFailed
 from fedsb.files import write_json
@@ -321,7 +321,7 @@ def spoil(monkeypatch, client, what, *, rounds=(1, 2)):
         chosen = client is None or options["client"] == client
         return what(answer) if chosen and wire.unpack(broadcast)[0].round in rounds else answer
 
-    monkeypatch.setattr(runner, "client_update", update)
+    monkeypatch.setattr(party, "client_update", update)
 
 
 def crash(answer):

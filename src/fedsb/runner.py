@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from torch import nn
 from fedsb import run_folder, wire
 from fedsb.adapter import Attached, attach
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
-from fedsb.client import client_update
 from fedsb.config import RunConfig
 from fedsb.exchange import Part
 from fedsb.gradient_start import Calibration
 from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
+from fedsb.party import Party
+from fedsb.peers import Peers, simulated
 from fedsb.prepare import (
     Base,
     Data,
@@ -44,7 +46,6 @@ from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, ServerState, aggregate, broadcast
-from fedsb.simulate import simulate_cohort
 from fedsb.spill import SpilledTensors
 from fedsb.traffic import Entry, Ledger
 from fedsb.trainable import Trainable, adopt
@@ -72,6 +73,7 @@ class _Session:
     attached: Attached
     progress: Progress
     private: PrivateRun | None
+    peers: Peers
 
 
 def run(
@@ -193,7 +195,22 @@ def _session(
     trainable = Trainable(
         attached, base.head, exchange, saved.factors, task.collate, task.losses, base.device
     )
-    return _Session(config, folder, method, data, base, trainable, attached, progress, private)
+    peers = simulated(partial(_party, config, data, trainable, private), progress)
+    return _Session(config, folder, method, data, base, trainable, attached, progress, private, peers)
+
+
+def _party(
+    config: RunConfig, data: Data, trainable: Trainable, private: PrivateRun | None, client: int
+) -> Party:
+    return Party(
+        client=client,
+        trainable=trainable,
+        examples=[data.train[i] for i in data.parts[client]],
+        training=local_training(config),
+        seed=config.seed,
+        part_of=partial(part_of, config, client),
+        private=private,
+    )
 
 
 def _rounds(session: _Session, saved: Saved, clock: float) -> None:
@@ -331,34 +348,13 @@ class _Sent:
 def _cohort_outcomes(
     session: _Session, state: ServerState, parts: Mapping[int, Part], sent: _Sent
 ) -> Iterable[Outcome]:
-    data, progress, training = session.data, session.progress, local_training(session.config)
-    private = session.private
-
-    def update(client: int) -> bytes:
+    def message_to(client: int) -> bytes:
         message = broadcast(state, session.trainable.exchange, client, parts[client])
         sent.bytes += len(message)
         sent.parameters += wire.count(message)
-        examples = [data.train[i] for i in data.parts[client]]
-        progress.client_begins(client, round(training.epochs * len(examples)))
+        return message
 
-        def make() -> bytes:
-            return client_update(
-                message,
-                session.trainable,
-                examples,
-                training,
-                client=client,
-                seed=session.config.seed,
-                part=parts[client],
-                on_step=progress.step,
-                train_with=private.trainer(client) if private else None,
-            )
-
-        return private.release(client, state.round + 1, make) if private else make()
-
-    for outcome in simulate_cohort(list(parts), update):
-        progress.client_ends(outcome.client, getattr(outcome, "reason", None))
-        yield outcome
+    return session.peers(list(parts), message_to)
 
 
 def _evaluate(config: RunConfig, data: Data, model: nn.Module, progress: Progress) -> dict[str, float]:

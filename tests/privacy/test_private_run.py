@@ -152,10 +152,10 @@ class Killed(BaseException):
 
 def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeypatch):
     """Killed after two clients of round 2 were paid for: their round is paid for twice."""
-    from fedsb import runner
+    from fedsb import party
 
     config = private_config(world, privacy=EXAMPLE | {"noise_multiplier": 2.0, "epsilon": 50.0})
-    answers, real = [], runner.client_update
+    answers, real = [], party.client_update
 
     def watched(message, *arguments, **more):
         if len(answers) == 5:
@@ -163,11 +163,11 @@ def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeyp
         answers.append(real(message, *arguments, **more))
         return answers[-1]
 
-    monkeypatch.setattr(runner, "client_update", watched)
+    monkeypatch.setattr(party, "client_update", watched)
     with pytest.raises(Killed):
         do(config, tmp_path / "run")
     killed = list(answers)
-    monkeypatch.setattr(runner, "client_update", lambda *a, **m: answers.append(real(*a, **m)) or answers[-1])
+    monkeypatch.setattr(party, "client_update", lambda *a, **m: answers.append(real(*a, **m)) or answers[-1])
     answers.clear()
     summary = run(RunConfig.from_dict(config), tmp_path / "run", resume=True).summary
     assert len(answers) == 3, "round 2 anew"
@@ -179,10 +179,10 @@ def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeyp
 
 
 def test_a_ledger_that_lost_lines_is_refused(world, tmp_path, monkeypatch, capsys):
-    from fedsb import runner
+    from fedsb import party
 
     file = write_config(tmp_path / "c.yaml", private_config(world))
-    real, calls = runner.client_update, []
+    real, calls = party.client_update, []
 
     def killed(*arguments, **more):
         calls.append(1)
@@ -190,7 +190,7 @@ def test_a_ledger_that_lost_lines_is_refused(world, tmp_path, monkeypatch, capsy
             raise Killed
         return real(*arguments, **more)
 
-    monkeypatch.setattr(runner, "client_update", killed)
+    monkeypatch.setattr(party, "client_update", killed)
     with pytest.raises(Killed):
         run(RunConfig.from_yaml(file), tmp_path / "run")
     ledger = tmp_path / "run/privacy.jsonl"
