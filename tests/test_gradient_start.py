@@ -1,6 +1,7 @@
 """Bases from what clients send: whole gradients, factors, or sketches; and what that costs."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -129,6 +130,21 @@ def test_how_a_contributor_batches_its_examples_plays_no_part_in_its_sketch(wide
     one, many = (start(wide_bert, rule="raw", upload="sketch", batch_size=b).factors for b in (24, 5))
     for name, part in one.items():
         torch.testing.assert_close(part.R, many[name].R, rtol=1e-2, atol=1e-2 * float(part.R.max()))
+
+
+def test_a_gradient_is_forgotten_once_it_is_sketched(wide_bert: Any, monkeypatch: Any) -> None:
+    """Over layers, batches and contributors, dense gradients exist one at a time."""
+    earlier: list[Any] = []
+    real = gradient_start.sketch_of
+
+    def watched(gradient: Any, probes: Any) -> Any:
+        assert not any(reference() is not None for reference in earlier)
+        earlier.append(weakref.ref(gradient))
+        return real(gradient, probes)
+
+    monkeypatch.setattr(gradient_start, "sketch_of", watched)
+    start(wide_bert, upload="sketch", batch_size=4)
+    assert len(earlier) == 4 * 6  # layers, batches of three contributors
 
 
 def test_a_gradient_that_is_not_finite_is_refused(wide_bert: Any) -> None:
