@@ -21,7 +21,8 @@ from torch import nn
 # Shapes in signatures are checked while the tests run. Modules that take in foreign bytes (wire) or any
 # callable's tensors (update_estimate) are left out: what they refuse, they refuse with their own errors.
 install_import_hook(
-    ["fedsb.adapter", "fedsb.bases", "fedsb.layout", "fedsb.methods", "fedsb.server"], "beartype.beartype"
+    ["fedsb.adapter", "fedsb.bases", "fedsb.layout", "fedsb.methods", "fedsb.server", "fedsb.sketch"],
+    "beartype.beartype",
 )
 
 settings.register_profile(

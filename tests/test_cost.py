@@ -7,7 +7,7 @@ from run_helpers import main_status, shell
 from transformers import BertConfig, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, RobertaConfig
 
 from fedsb.config import InitConfig
-from fedsb.cost import INITS
+from fedsb.cost import INITS, UPLOADS
 from fedsb.methods import ALL
 from fedsb.models import build_on_meta
 
@@ -280,6 +280,21 @@ def test_only_a_gradient_start_is_sent(ask, init):
     assert derived["total_bytes"] == 2 * derived["bytes_per_round"] == 2 * sent["bytes_per_round"]
 
 
+def test_what_is_sent_of_a_gradient_is_a_choice(ask):
+    """Sketches of rank r: (2 r + 1) out + (4 r + 3) in numbers; a whole gradient has 4 bytes a number."""
+    options = ("--rank", 2, "--methods", "fed-sb")
+    found = {u: ask("small-llama", 3, *options, "--upload", u)["methods"]["fed-sb"] for u in UPLOADS}
+    once = {upload: cost["once_upload_parameters_per_client"] for upload, cost in found.items()}
+    assert once == {
+        "factors": sum(2 * (out + n_in) for out, n_in in SMALL_LLAMA_LAYERS),
+        "sketch": sum(min(5 * out + 11 * n_in, out * n_in) for out, n_in in SMALL_LLAMA_LAYERS),
+        "whole": sum(out * n_in for out, n_in in SMALL_LLAMA_LAYERS),
+    }
+    for upload, cost in found.items():
+        each = 2 * cost["once_parameters_per_client"] + (4 if upload == "whole" else 2) * once[upload]
+        assert cost["once_bytes"] == 3 * each
+
+
 def test_heads_are_of_methods_that_train_a_core(ask):
     found = ask("small-llama", 3, "--rank", 4, "--heads", 2)["methods"]
     heads = {name: cost["heads"] for name, cost in found.items() if cost["heads"] != 1}
@@ -309,10 +324,11 @@ def test_methods_that_do_not_fit_are_left_out_unless_they_are_named(ask, fedsb, 
     assert err.startswith("error: ravan with 4 heads: --rank: expected 1 to 192, found 200")
 
 
-def test_the_starts_are_those_of_a_run():
-    kind = InitConfig.model_fields["kind"].annotation
-    assert kind is not None
-    assert set(INITS) == set(kind.__args__)
+@pytest.mark.parametrize(("key", "known"), [("kind", INITS), ("upload", UPLOADS)])
+def test_the_starts_are_those_of_a_run(key, known):
+    choices = InitConfig.model_fields[key].annotation
+    assert choices is not None
+    assert set(known) == set(choices.__args__)
 
 
 # What is read, and what takes memory
@@ -379,6 +395,7 @@ WRONG_OPTIONS = {
     "heads": (["--rank", "4", "--heads", "0"], ["--heads", "1 or more", "found 0"]),
     "labels": (["--rank", "4", "--labels", "0"], ["--labels", "1 or more", "found 0"]),
     "init": (["--rank", "4", "--init", "svd"], ["--init", "gradient, weights, orthonormal", "'svd'"]),
+    "upload": (["--rank", "4", "--upload", "svd"], ["--upload", "factors, sketch, whole", "'svd'"]),
     "unknown method": (
         ["--rank", "4", "--methods", "fed-sb,fedt"],
         ["--methods", "'fedt'", "Did you mean fedit"],

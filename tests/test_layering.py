@@ -25,6 +25,7 @@ PURE = {
     "sampling",
     "schedule",
     "seeding",
+    "sketch",
     "traffic",
     "update_estimate",
     "wire",

@@ -199,6 +199,7 @@ def test_result_does_not_depend_on_the_caller_s_random_state(world, plain):
         ("weights", {"method__init__kind": "weights"}),
         ("orthonormal", {"method__init__kind": "orthonormal"}),
         ("raw", {"method__init__rule": "raw"}),
+        ("sketch", {"method__init__upload": "sketch"}),
         ("warm", {"method__init__head_warmup": {"rounds": 1, "steps": 3}}),
         ("fedit", {"method__name": "fedit", "method__alpha": 8}),
         ("bfloat16", {"model__dtype": "bfloat16"}),

@@ -203,6 +203,9 @@ def cost(
     init: Annotated[
         str, typer.Option(help="Start of Fed-SB's bases: gradient, weights or orthonormal.")
     ] = "gradient",
+    upload: Annotated[
+        str, typer.Option(help="What clients send of a gradient: factors, sketch or whole.")
+    ] = "factors",
     json_: AsJson = False,
 ) -> None:
     """Count the numbers and bytes that each method trains and sends, from a model's config alone.
@@ -213,7 +216,8 @@ def cost(
     with _uncollected():
         from fedsb.cost import Question, costs
 
-        table = costs(model, Question(clients, init, rank, rounds, methods, targets, heads, labels))
+        question = Question(clients, init, rank, rounds, methods, targets, heads, labels, upload)
+        table = costs(model, question)
     if json_:
         return _print_json(table.to_json())
     from fedsb import terminal

@@ -104,8 +104,9 @@ class InitConfig(_Section):
     """Calibration examples over all clients together, drawn equally from each."""
     rule: Literal["sign", "raw", "moments"] = "sign"
     """sign: AdamW's first step. raw: SGD's. moments: where small-batch gradients move at all; R0 = 0."""
-    upload: Literal["factors", "whole"] = "factors"
-    """sign and raw: what a client sends of its gradient: its best factors of the bases' rank, or all."""
+    upload: Literal["factors", "sketch", "whole"] = "factors"
+    """sign and raw: what a client sends of its gradient: its best factors of the bases' rank; a sketch, of
+    which the server needs only the sum over clients; or all."""
     step_size: NonNegative | None = None
     """Learning rate of the estimated update, so the size of R0; null: the first step's rate over the steps of
     the run; 0: R0 = 0."""

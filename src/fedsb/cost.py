@@ -16,12 +16,15 @@ from fedsb.head import head_parameters
 from fedsb.methods import ALL, Method, Shape, by_name
 from fedsb.methods.stack import stacked_numbers
 from fedsb.models import build_on_meta, chosen_targets, is_classifier
+from fedsb.sketch import sketched_numbers
 
 BYTES_PER_NUMBER = 4
 BYTES_PER_NUMBER_ONCE = 2
-"""Gradient factors and bases travel as bfloat16."""
+"""Bases, factors and sketches of gradients travel as bfloat16; whole gradients do not."""
 INITS = ("gradient", "weights", "orthonormal")
 """As in `method.init.kind`; importing the config for them would take a sixth of a second."""
+UPLOADS = ("factors", "sketch", "whole")
+"""As in `method.init.upload`."""
 OPTIONS = {
     "method.rank": "--rank",
     "method.heads": "--heads",
@@ -45,6 +48,7 @@ class Question:
         targets: layer names separated by commas, or all-linear; None for the family's default.
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.
+        upload: what a client sends of its gradient, as in `method.init.upload`.
     """
 
     clients: int
@@ -55,6 +59,7 @@ class Question:
     targets: str | None = None
     heads: int | None = None
     labels: int | None = None
+    upload: str = "factors"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class MethodCost:
 
     Attributes:
         once_parameters_per_client: bases that each client receives before the first round.
-        once_upload_parameters_per_client: the gradient's factors that a calibrating client sends before that.
+        once_upload_parameters_per_client: what a calibrating client sends of its gradient before that.
         paper_parameters_per_round: as in the tables of Singhal et al. 2025, head once.
         bytes_per_round: up and down, all clients.
         once_bytes: before the first round, all clients; all calibrate. A head's warm-up is not counted.
@@ -97,6 +102,7 @@ class CostTable:
     clients: int
     rounds: int | None
     init: str
+    upload: str
     target_layers: int
     head_parameters: int
     methods: dict[str, MethodCost]
@@ -129,7 +135,15 @@ def costs(model: str, question: Question) -> CostTable:
     shapes = [Shape(*features(layer)) for layer in targets.values()]
     found = {m.name: method_cost(m, rank, shapes, head, question) for m, rank in fitting}
     return CostTable(
-        model, question.clients, question.rounds, question.init, len(shapes), head, found, left_out
+        model=model,
+        clients=question.clients,
+        rounds=question.rounds,
+        init=question.init,
+        upload=question.upload,
+        target_layers=len(shapes),
+        head_parameters=head,
+        methods=found,
+        left_out=left_out,
     )
 
 
@@ -140,9 +154,10 @@ def method_cost(
     heads, clients, rounds = heads_of(method, question.heads), question.clients, question.rounds
     layers = [method.cost(shape, rank, heads, clients) for shape in shapes]
     up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
-    once_down, once_up = _once(method, rank * heads, shapes, question.init)
+    once_down, once_up = _once(method, rank * heads, shapes, question)
     per_round = BYTES_PER_NUMBER * clients * (up + down)
-    once = BYTES_PER_NUMBER_ONCE * clients * (once_down + once_up)
+    bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
+    once = clients * (BYTES_PER_NUMBER_ONCE * once_down + bytes_up * once_up)
     return MethodCost(
         rank=rank,
         heads=heads,
@@ -159,14 +174,19 @@ def method_cost(
     )
 
 
-def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], init: str) -> tuple[int, int]:
+def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], question: Question) -> tuple[int, int]:
     """(down, up) per client before the first round: bases and gradient, where the start is a gradient's."""
-    if init != "gradient" or not method.has_core or method.bases != "init":
+    if question.init != "gradient" or not method.has_core or method.bases != "init":
         return 0, 0
-    return (
-        sum(basis_rank * sum(shape) for shape in shapes),
-        sum(stacked_numbers(shape, basis_rank) for shape in shapes),
-    )
+    down = sum(basis_rank * sum(shape) for shape in shapes)
+    return down, sum(_gradient_numbers(shape, basis_rank, question.upload) for shape in shapes)
+
+
+def _gradient_numbers(shape: Shape, basis_rank: int, upload: str) -> int:
+    """Numbers of one layer's gradient as a client sends it."""
+    if upload == "whole":
+        return shape.out * shape.n_in
+    return sketched_numbers(shape, basis_rank) if upload == "sketch" else stacked_numbers(shape, basis_rank)
 
 
 def heads_of(method: Method, heads: int | None) -> int:
@@ -228,6 +248,8 @@ def _check(question: Question) -> None:
             raise InputError(f"--{name}: expected 1 or more, found {value}")
     if question.init not in INITS:
         raise InputError(f"--init: expected one of {', '.join(INITS)}, found {question.init!r}")
+    if question.upload not in UPLOADS:
+        raise InputError(f"--upload: expected one of {', '.join(UPLOADS)}, found {question.upload!r}")
     if question.targets is not None and not _split(question.targets):
         raise InputError(f"--targets: expected layer names such as q_proj,v_proj, found {question.targets!r}")
 

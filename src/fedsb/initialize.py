@@ -42,7 +42,7 @@ class Start:
     rule: Rule | Literal["moments"]
     samples: int
     batch_size: int
-    upload: Literal["factors", "whole"] = "factors"
+    upload: Literal["factors", "sketch", "whole"] = "factors"
     head_warmup: Warmup | None
     rank: int
     heads: int = 1

@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsb.errors import RunFailed
-from fedsb.update_estimate import gradients_of
+from fedsb.update_estimate import sum_over_batches
 
 WIDER = 1.5
 """Columns of a sketch for each direction wanted."""
@@ -63,24 +62,13 @@ def sketch_moments(
     """
     device = next(model.parameters()).device
     ours = {name: Sketch(*(side.to(device) for side in probe)) for name, probe in shared.items()}
-    found: dict[str, Sketch] = {}
 
-    def consume(name: str, gradient: Tensor, done: bool) -> None:
-        if not gradient.isfinite().all():
-            raise RunFailed(
-                f"moments: the gradient of layer {name!r} is not finite; try float32 or less data"
-            )
+    def moments_of(name: str, gradient: Tensor) -> Sketch:
         P, Q = ours[name]
-        new = Sketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
-        found[name] = add(found[name], new) if name in found else new
+        return Sketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
 
-    for batch in batches:
-        with gradients_of(layers, consume):
-            losses(model, batch).sum().backward()
-    missing = [name for name in layers if name not in found]
-    if missing:
-        raise RunFailed(f"moments: no gradient reached layer {missing[0]!r}; leave it out of method.targets")
-    return {name: Sketch(*(side.cpu() for side in found[name])) for name in layers}
+    found = sum_over_batches(model, layers, batches, losses, moments_of, add)
+    return {name: Sketch(*(side.cpu() for side in sketch)) for name, sketch in found.items()}
 
 
 def leading_directions(

@@ -125,10 +125,15 @@ COST_NOTES = (
     "leave out what is sent once, before the first round.",
 )
 GRADIENT_NOTE = (
-    "once: clients send the best factors of their gradient (at most method.init.samples; here all)",
+    "once: clients send {what} (at most method.init.samples; here all)",
     "and get the bases. With --init weights or orthonormal they derive the bases themselves. A head's",
     "warm-up is not counted.",
 )
+SENT = {
+    "factors": "the best factors of their gradient",
+    "sketch": "a sketch of their gradient",
+    "whole": "their whole gradient in 4 bytes a number",
+}
 COST_COLUMNS = ("method", "rank", "trained", "up per client", "down per client", "once up", "once down")
 
 
@@ -189,4 +194,5 @@ def _cost_cells(cost: MethodCost) -> list[str]:
 def _cost_notes(table: CostTable) -> list[str]:
     sends = any(cost.once_bytes for cost in table.methods.values())
     left_out = [f"left out: {reason}" for reason in table.left_out.values()]
-    return ["", *COST_NOTES, *(GRADIENT_NOTE if sends else ()), *left_out]
+    once = [line.format(what=SENT[table.upload]) for line in GRADIENT_NOTE] if sends else []
+    return ["", *COST_NOTES, *once, *left_out]

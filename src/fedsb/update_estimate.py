@@ -75,6 +75,34 @@ def estimate_update(
     return {name: _found(name, reduced) for name in layers}
 
 
+def sum_over_batches(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Any],
+    losses: Callable[[nn.Module, Any], Float[Tensor, "batch"]],
+    part: Callable[[str, Float[Tensor, "out in"]], T],
+    add: Callable[[T, T], T],
+) -> dict[str, T]:
+    """The sum over batches of `part(name, gradient)`, gradients being those of each batch's summed loss.
+
+    Memory beyond the backward pass: one layer's gradient, and one part of each layer.
+
+    Raises:
+        RunFailed: no gradient reached a layer, or it is not finite.
+    """
+    found: dict[str, T] = {}
+
+    def consume(name: str, gradient: Tensor, done: bool) -> None:
+        _refuse_not_finite(name, gradient)
+        new = part(name, gradient)
+        found[name] = add(found[name], new) if name in found else new
+
+    for batch in batches:
+        with gradients_of(layers, consume):
+            losses(model, batch).sum().backward()
+    return {name: _found(name, found) for name in layers}
+
+
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(gradient at a layer's output, the layer's input), examples first -> its weight gradient."""
 
@@ -128,12 +156,16 @@ def _watch(
 
 def apply_rule(name: str, gradient: Tensor, rule: Rule, learning_rate: float) -> Tensor:
     """The step of this rule, in place of the gradient. Layer `name` is for the error alone."""
+    _refuse_not_finite(name, gradient)
+    step = gradient.sign_() if rule == "sign" else gradient
+    return step.mul_(-learning_rate)
+
+
+def _refuse_not_finite(name: str, gradient: Tensor) -> None:
     if not torch.isfinite(gradient).all():
         raise RunFailed(
             f"update estimate: the gradient of layer {name!r} is not finite; try float32 or less data"
         )
-    step = gradient.sign_() if rule == "sign" else gradient
-    return step.mul_(-learning_rate)
 
 
 def _found(name: str, reduced: Mapping[str, T]) -> T:
