@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -24,11 +24,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a config: unknown keys are errors, values cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ModelConfig(_Section):
+S = TypeVar("S", bound=Section)
+
+
+class ModelConfig(Section):
     path: str
     """Hub id or folder of the base model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -39,12 +44,25 @@ class ModelConfig(_Section):
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
 
 
-class ClassificationConfig(_Section):
+class ClassificationConfig(Section):
     kind: Literal["classification"] = "classification"
     text: Annotated[list[str], Field(min_length=1, max_length=2)]
     """One or two text columns."""
     label: str = "label"
     """Label column: ints or strings; floats make it a regression, scored by correlation."""
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
+    themselves must agree on them here."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_are_names(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        names = [str(name) for name in value]
+        if len(set(names)) < len(names):
+            raise ValueError("expected every class once")
+        return names
 
     @field_validator("text", mode="before")
     @classmethod
@@ -52,7 +70,7 @@ class ClassificationConfig(_Section):
         return [value] if isinstance(value, str) else value
 
 
-class CausalLmConfig(_Section):
+class CausalLmConfig(Section):
     kind: Literal["causal-lm"]
     prompt: str
     """Template with {column} placeholders. The loss is on the response only."""
@@ -65,14 +83,14 @@ class CausalLmConfig(_Section):
 TaskConfig = Annotated[ClassificationConfig | CausalLmConfig, Field(discriminator="kind")]
 
 
-class LimitConfig(_Section):
+class LimitConfig(Section):
     train: PositiveInt | None = None
     """Use the first so many training rows."""
     test: PositiveInt | None = None
     """Use the first so many test rows."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     train: str
     """Hub id or .jsonl, .json, .csv, .tsv, .parquet file."""
     test: str
@@ -82,7 +100,7 @@ class DataConfig(_Section):
     """Leave out rows without a label (SNLI and GLUE have some) instead of refusing them."""
 
 
-class HeadWarmupConfig(_Section):
+class HeadWarmupConfig(Section):
     rounds: PositiveInt = 3
     """Averaging rounds of the head alone."""
     steps: PositiveInt = 30
@@ -90,7 +108,7 @@ class HeadWarmupConfig(_Section):
     learning_rate: Positive = 0.01
 
 
-class InitConfig(_Section):
+class InitConfig(Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
     """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
     public: str | None = None
@@ -116,7 +134,7 @@ class InitConfig(_Section):
     """Train a fresh classification head on cached features first; null switches it off."""
 
 
-class MethodConfig(_Section):
+class MethodConfig(Section):
     name: str = "fed-sb"
     rank: PositiveInt = 64
     """Rank of the factors; with several heads, of one head."""
@@ -134,11 +152,11 @@ class MethodConfig(_Section):
     init: InitConfig = InitConfig()
 
 
-class IidPartition(_Section):
+class IidPartition(Section):
     kind: Literal["iid"] = "iid"
 
 
-class DirichletPartition(_Section):
+class DirichletPartition(Section):
     kind: Literal["dirichlet"]
     alpha: Positive = 0.5
     """Smaller is more skewed."""
@@ -146,12 +164,12 @@ class DirichletPartition(_Section):
     """Every client gets at least so many examples."""
 
 
-class ColumnPartition(_Section):
+class ColumnPartition(Section):
     kind: Literal["by-column"]
     column: str
 
 
-class ShardsPartition(_Section):
+class ShardsPartition(Section):
     kind: Literal["shards"]
     shards_per_client: PositiveInt = 2
 
@@ -161,7 +179,7 @@ PartitionConfig = Annotated[
 ]
 
 
-class FederationConfig(_Section):
+class FederationConfig(Section):
     clients: PositiveInt = 3
     clients_per_round: PositiveInt | None = None
     """How many take part in a round; null: all."""
@@ -179,7 +197,7 @@ class FederationConfig(_Section):
     """A client whose local training takes longer is left out of the round."""
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     epochs: Positive = 1
@@ -202,7 +220,7 @@ class TrainingConfig(_Section):
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     unit: Literal["example", "client"] = "example"
     """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by
     the server)."""
@@ -226,7 +244,7 @@ class PrivacyConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     every: PositiveInt = 1
     """Rounds between evaluations; the first and the last are always evaluated."""
     batch_size: PositiveInt = 64
@@ -234,7 +252,7 @@ class EvaluationConfig(_Section):
     """causal-lm: score exact match of greedy answers on the first so many test rows."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run. See the contract of the keys in README.md and recipes/ for examples."""
 
     seed: int = 0
@@ -267,7 +285,7 @@ class RunConfig(_Section):
         Raises:
             InputError: the file, its YAML, a key or a value is wrong; one line per fault.
         """
-        values = override(_read_yaml(Path(path)), overrides)
+        values = override(read_yaml(Path(path)), overrides)
         values.pop("compare", None)
         return RunConfig.from_dict(values, source=str(path))
 
@@ -278,11 +296,7 @@ class RunConfig(_Section):
         Raises:
             InputError: as `from_yaml`.
         """
-        try:
-            return RunConfig.model_validate(dict(values))
-        except ValidationError as error:
-            faults = "\n  ".join(_explain(e) for e in error.errors())
-            raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
+        return checked(RunConfig, values, source)
 
     def to_yaml(self) -> str:
         """Every key with its value; reading it back gives an equal config."""
@@ -317,7 +331,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def checked(kind: type[S], values: Mapping[str, Any], source: str) -> S:
+    """The section with these values.
+
+    Raises:
+        InputError: a key or a value is wrong; one line per fault.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        faults = "\n  ".join(_explain(e, kind) for e in error.errors())
+        raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file as nested mappings.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, or holds no keys.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -354,12 +386,12 @@ def _yaml_value(text: str, value: str) -> Any:
         ) from None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[Section]) -> str:
     """One fault as `key: expected ..., found ...`."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(part for part in location if part not in _UNION_TAGS) or "config"
     if error["type"] == "extra_forbidden":
-        close = get_close_matches(location[-1], _all_keys(RunConfig), n=2)
+        close = get_close_matches(location[-1], _all_keys(kind), n=2)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         return f"{key}: unknown key.{hint}"
     if error["type"] == "missing":
@@ -370,6 +402,15 @@ def _explain(error: Any) -> str:
 _UNION_TAGS = {"classification", "causal-lm", "iid", "dirichlet", "by-column", "shards"}
 
 
-def _all_keys(section: type[BaseModel]) -> set[str]:
-    subclasses = [s for s in _Section.__subclasses__() if s is not section]
-    return {name for s in [section, *subclasses] for name in s.model_fields}
+def _all_keys(section: type[Section]) -> set[str]:
+    """Keys of the section and of all sections in it."""
+    fields = section.model_fields
+    inner = {s for field in fields.values() for s in _sections(field.annotation)}
+    return set(fields).union(*map(_all_keys, inner))
+
+
+def _sections(annotation: Any) -> set[type[Section]]:
+    """Section types that occur in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {annotation}
+    return set().union(*map(_sections, get_args(annotation)))

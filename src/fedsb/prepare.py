@@ -107,7 +107,7 @@ def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> T
     """The task value of this config; classes are those of the training rows."""
     wanted, max_length = config.task, config.training.max_length
     if isinstance(wanted, ClassificationConfig):
-        names, regression = label_set(train_rows, wanted.label, config.data.train)
+        names, regression = _classes(wanted, train_rows, config.data.train)
         return classification(
             tokenizer,
             text=wanted.text,
@@ -123,6 +123,14 @@ def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> T
         max_length=max_length,
         max_new_tokens=wanted.max_new_tokens,
     )
+
+
+def _classes(
+    wanted: ClassificationConfig, train_rows: Sequence[Row], source: str
+) -> tuple[tuple[str, ...] | None, bool]:
+    if wanted.labels is not None:
+        return tuple(wanted.labels), False
+    return label_set(train_rows, wanted.label, source)
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:

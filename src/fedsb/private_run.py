@@ -14,7 +14,7 @@ from fedsb.client import ClientFailed, LocalTraining, Train, train
 from fedsb.config import PrivacyConfig, RunConfig
 from fedsb.errors import InputError
 from fedsb.gradient_start import PrivateStart
-from fedsb.prepare import Data, local_training
+from fedsb.prepare import local_training
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.dp_sgd import train_privately
@@ -160,8 +160,12 @@ def _without_loss(*args: Any, **more: Any) -> None:
     train(*args, **more)
 
 
-def prepare_privacy(config: RunConfig, data: Data, folder: Path) -> PrivateRun | None:
+def prepare_privacy(config: RunConfig, sizes: Mapping[int, int], folder: Path) -> PrivateRun | None:
     """Plans with their noise calibrated, and the ledger as far as it was written; None without privacy.
+
+    Args:
+        sizes: how many examples each of the clients has whose privacy is accounted for here: of all in a
+            simulated run, of itself on a node.
 
     Raises:
         InputError: delta is too large, epsilon cannot be reached, the ledger cannot be read.
@@ -169,8 +173,7 @@ def prepare_privacy(config: RunConfig, data: Data, folder: Path) -> PrivateRun |
     wanted = config.privacy
     if wanted is None:
         return None
-    sizes = [len(part) for part in data.parts]
-    delta = check_delta(config, min(sizes) if wanted.unit == "example" else len(sizes))
+    delta = check_delta(config, min(sizes.values()) if wanted.unit == "example" else len(sizes))
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon)
     noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
     if wanted.unit == "client":
@@ -194,14 +197,14 @@ def _client_plan(config: RunConfig, wanted: PrivacyConfig, delta: float) -> Clie
 
 
 def _start_plans(
-    config: RunConfig, wanted: PrivacyConfig, sizes: list[int], delta: float
+    config: RunConfig, wanted: PrivacyConfig, sizes: Mapping[int, int], delta: float
 ) -> dict[int, StartPlan]:
     init = config.method.init
     if not init.private:
         return {}
-    share = min(1.0, init.samples / sum(sizes))
+    share = min(1.0, init.samples / sum(sizes.values()))
     plans = {}
-    for client, size in enumerate(sizes):
+    for client, size in sizes.items():
         plan = StartPlan(num_examples=size, expected_samples=max(1, round(share * size)))
         if wanted.epsilon is None:
             plans[client] = replace(plan, noise_multiplier=wanted.noise_multiplier or 0.0)
@@ -213,12 +216,12 @@ def _start_plans(
 def _example_plans(
     config: RunConfig,
     wanted: PrivacyConfig,
-    sizes: list[int],
+    sizes: Mapping[int, int],
     starts: Mapping[int, StartPlan],
     delta: float,
 ) -> dict[int, ExamplePlan]:
     plans: dict[int, ExamplePlan] = {}
-    for client, size in enumerate(sizes):
+    for client, size in sizes.items():
         plan = example_plan(local_training(config), wanted, size, _times_chosen(config, client))
         if not wanted.noise_multiplier:
             before: list[Mechanism] = [starts[client].release] if client in starts else []

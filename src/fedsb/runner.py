@@ -117,7 +117,7 @@ def _prepare_privacy(
     if config.privacy is None:
         return None
     progress.stage("calibrating noise")
-    private = prepare_privacy(config, data, folder)
+    private = prepare_privacy(config, {c: len(part) for c, part in enumerate(data.parts)}, folder)
     if private is not None:
         private.check_ledger(saved.metrics[-1].get("epsilon") if saved else None)
     return private
