@@ -21,6 +21,8 @@ MOST_NOISE = 1e4
 ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
 """Of Renyi DP. Any set gives a bound; whole numbers have a closed form, broken ones a series that may not
 end."""
+LEAST_SHARE = 1e-12
+"""PLD rounds a tiny epsilon to 0, which has no logarithm."""
 LEAST_NOISE_OF_PLD = 0.05
 """Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper
 bound too."""
@@ -105,7 +107,7 @@ def _between(low: float, high: float, share_spent: Callable[[float], float]) -> 
     from scipy.optimize import brentq
 
     root = brentq(
-        lambda log_noise: math.log(share_spent(math.exp(log_noise))),
+        lambda log_noise: math.log(max(share_spent(math.exp(log_noise)), LEAST_SHARE)),
         math.log(low),
         math.log(high),
         xtol=NOISE_TOLERANCE / 4,
