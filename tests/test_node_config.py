@@ -61,7 +61,7 @@ def test_a_run_beyond_a_limit_is_refused_with_both_keys(tmp_path, limits, privac
 
 
 def test_a_number_outside_the_federation_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"number 1, but the run has 1 clients"):
+    with pytest.raises(InputError, match=r"number 1, the run has 1 clients"):
         check_limits(node(tmp_path), run_config(clients=1))
 
 

@@ -18,7 +18,7 @@ from fedsb.errors import InputError
 class NodeDataConfig(Section):
     train: str
     """File of this party's training rows."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Column of the run's config -> what this party's file calls it."""
 
 
@@ -71,7 +71,7 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
     limits, wanted = node.limits, config.privacy
     if node.client >= config.federation.clients:
         raise InputError(
-            f"client: this party is number {node.client}, but the run has {config.federation.clients} clients "
+            f"client: this party is number {node.client}, the run has {config.federation.clients} clients "
             f"(0 to {config.federation.clients - 1}); mend client here or federation.clients at the server"
         )
     if limits.largest_epsilon is not None:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fedsb import wire
 from fedsb.client import LocalTraining, OnStep, client_update
+from fedsb.config import RunConfig
 from fedsb.exchange import Part
+from fedsb.prepare import Data, local_training, part_of
 from fedsb.private_run import PrivateRun
 from fedsb.trainable import Example, Trainable
 
@@ -56,3 +59,18 @@ class Party:
             on_step=on_step,
             train_with=self.private.trainer(self.client) if self.private else None,
         )
+
+
+def party_of(
+    config: RunConfig, data: Data, trainable: Trainable, private: PrivateRun | None, client: int
+) -> Party:
+    """The config's party of this number, with its part of the data."""
+    return Party(
+        client=client,
+        trainable=trainable,
+        examples=[data.train[i] for i in data.parts[client]],
+        training=local_training(config),
+        seed=config.seed,
+        part_of=partial(part_of, config, client),
+        private=private,
+    )

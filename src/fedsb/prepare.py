@@ -4,7 +4,7 @@ before anything expensive starts."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedsb import partition
-from fedsb.adapter import check_rank, features
+from fedsb.adapter import Factors, attach, check_rank, features
 from fedsb.check_method import check_method
 from fedsb.check_privacy import check_privacy
 from fedsb.client import LocalTraining
@@ -28,7 +28,7 @@ from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row, Task, causal_lm, classification, label_set
-from fedsb.trainable import Batch, Example
+from fedsb.trainable import Batch, Example, Trainable
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,15 @@ def exchange_of(config: RunConfig, base: Base) -> Exchange:
         padding=config.federation.padding,
         residual_rank=wanted.residual_rank,
     )
+
+
+def trainable_of(config: RunConfig, data: Data, base: Base, factors: Mapping[str, Factors]) -> Trainable:
+    """The base with the adapter in it and its head open to training. Changes `base.model`."""
+    exchange, task = exchange_of(config, base), data.task
+    attached = attach(base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale)
+    for parameter in base.head.values():
+        parameter.requires_grad_(True)
+    return Trainable(attached, base.head, exchange, factors, task.collate, task.losses, base.device)
 
 
 def part_of(config: RunConfig, client: int, round_number: int) -> Part:

@@ -17,26 +17,26 @@ from typing import Any
 from torch import nn
 
 from fedsb import run_folder, wire
-from fedsb.adapter import Attached, attach
+from fedsb.adapter import Attached
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.config import RunConfig
 from fedsb.exchange import Part
 from fedsb.gradient_start import Calibration
 from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
-from fedsb.party import Party
+from fedsb.party import party_of
 from fedsb.peers import Peers, simulated
 from fedsb.prepare import (
     Base,
     Data,
     batches_of,
     exchange_of,
-    local_training,
     method_of,
     part_of,
     prepare_base,
     prepare_data,
     start_of,
+    trainable_of,
 )
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.private_run import PrivateRun, prepare_privacy
@@ -187,29 +187,10 @@ def _session(
     private: PrivateRun | None,
     progress: Progress,
 ) -> _Session:
-    exchange = exchange_of(config, base)
-    attached = attach(base.model, saved.factors, trains=method.trains(1), scale=exchange.scale)
-    for parameter in base.head.values():
-        parameter.requires_grad_(True)
-    task = data.task
-    trainable = Trainable(
-        attached, base.head, exchange, saved.factors, task.collate, task.losses, base.device
-    )
-    peers = simulated(partial(_party, config, data, trainable, private), progress)
-    return _Session(config, folder, method, data, base, trainable, attached, progress, private, peers)
-
-
-def _party(
-    config: RunConfig, data: Data, trainable: Trainable, private: PrivateRun | None, client: int
-) -> Party:
-    return Party(
-        client=client,
-        trainable=trainable,
-        examples=[data.train[i] for i in data.parts[client]],
-        training=local_training(config),
-        seed=config.seed,
-        part_of=partial(part_of, config, client),
-        private=private,
+    trainable = trainable_of(config, data, base, saved.factors)
+    peers = simulated(partial(party_of, config, data, trainable, private), progress)
+    return _Session(
+        config, folder, method, data, base, trainable, trainable.attached, progress, private, peers
     )
 
 
