@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from fedsb.party import Party
+from fedsb.private_run import PrivateRun
 from fedsb.progress import Progress
-from fedsb.server import Outcome
+from fedsb.server import Failed, Outcome
 from fedsb.simulate import simulate_cohort
 
 Peers = Callable[[Sequence[int], Callable[[int], bytes]], Iterable[Outcome]]
 """(cohort, client -> its broadcast, made when it is about to be sent) -> one outcome for each client."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Clients on other machines.
+
+    Attributes:
+        sizes: training examples of each, by client.
+    """
+
+    sizes: Sequence[int]
+    peers: Peers
+
+
+def expecting(private: PrivateRun, peers: Peers, number: int) -> Peers:
+    """Peers elsewhere whose answers cost privacy: asked only if they can pay by the server's account."""
+
+    def ask(cohort: Sequence[int], broadcast: Callable[[int], bytes]) -> Iterator[Outcome]:
+        able = [client for client in cohort if private.expect(client, number)]
+        yield from (Failed(client, private.used_up) for client in cohort if client not in able)
+        yield from peers(able, broadcast)
+
+    return ask
 
 
 def simulated(party: Callable[[int], Party], progress: Progress) -> Peers:

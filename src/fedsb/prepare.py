@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -74,6 +75,41 @@ def prepare_data(config: RunConfig) -> Data:
     return Data(task, tokenizer, train, test, parts, labels, _public_examples(config, task))
 
 
+def prepare_server_data(config: RunConfig, sizes: Sequence[int]) -> Data:
+    """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
+
+    Args:
+        sizes: training examples of each client; its examples count as the next so many indices.
+
+    Raises:
+        InputError: as `prepare_data`, or rows would be needed here.
+    """
+    _check_cohort(config)
+    check_method(config)
+    check_privacy(config)
+    check_can_deploy(config)
+    test_rows = read_test_rows(config)
+    tokenizer = load_tokenizer(config.model.path)
+    task = make_task(config, tokenizer, [])
+    ends = list(accumulate(sizes, initial=0))
+    parts = [list(range(start, end)) for start, end in pairwise(ends)]
+    test = task.encode(test_rows, config.data.test)
+    return Data(task, tokenizer, [], test, parts, None, _public_examples(config, task))
+
+
+def check_can_deploy(config: RunConfig) -> None:
+    """Refuse what needs all rows in one place.
+
+    Raises:
+        InputError: with the key that can mend it.
+    """
+    if isinstance(config.task, ClassificationConfig) and config.task.labels is None:
+        raise InputError(
+            "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
+            "labels: [negative, positive]"
+        )
+
+
 def _public_examples(config: RunConfig, task: Task) -> list[Example] | None:
     source = config.method.init.public
     if source is None:
@@ -94,13 +130,20 @@ def _check_cohort(config: RunConfig) -> None:
 def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
     """Train and test rows as the config's data section wants them."""
     wanted = config.data
-    train: list[Row] = list(read_rows(wanted.train, limit=wanted.limit.train))
-    test: list[Row] = list(read_rows(wanted.test, limit=wanted.limit.test, split="test"))
-    if wanted.drop_unlabelled and isinstance(config.task, ClassificationConfig):
-        label = config.task.label
-        train = [row for row in train if not is_missing(row.get(label))]
-        test = [row for row in test if not is_missing(row.get(label))]
-    return train, test
+    return labelled(config, read_rows(wanted.train, limit=wanted.limit.train)), read_test_rows(config)
+
+
+def read_test_rows(config: RunConfig) -> list[Row]:
+    """Test rows as the config's data section wants them."""
+    wanted = config.data
+    return labelled(config, read_rows(wanted.test, limit=wanted.limit.test, split="test"))
+
+
+def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
+    """The rows without those that have no label, if the config drops such."""
+    if not (config.data.drop_unlabelled and isinstance(config.task, ClassificationConfig)):
+        return list(rows)
+    return [row for row in rows if not is_missing(row.get(config.task.label))]
 
 
 def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> Task:
@@ -293,7 +336,7 @@ def batches_of(data: Data, device: torch.device) -> Any:
 def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
     """What partition.json holds."""
     record: dict[str, Any] = {
-        "kind": config.federation.partition.kind,
+        "kind": config.federation.partition.kind if data.train else "nodes",
         "clients": {str(client): part for client, part in enumerate(data.parts)},
     }
     if data.labels is not None and config.privacy is None:  # counts of labels are a statistic of private rows

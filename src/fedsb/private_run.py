@@ -36,6 +36,7 @@ class PrivateRun:
     Attributes:
         examples, starts: plans by client (unit: example).
         clients: the server's plan (unit: client).
+        sampling_seed: of the Poisson batches; None: the run's seed, which whoever sees results must not know.
     """
 
     wanted: PrivacyConfig
@@ -45,12 +46,14 @@ class PrivateRun:
     examples: Mapping[int, ExamplePlan]
     starts: Mapping[int, StartPlan]
     clients: ClientPlan | None
+    sampling_seed: int | None = None
 
     def trainer(self, client: int) -> Train:
         """What trains this client in place of `client.train`; it declares no loss."""
         if self.clients is not None:
             return _without_loss
-        return partial(train_privately, plan=self.examples[client], noise=self.noise)
+        plan, noise = self.examples[client], self.noise
+        return partial(train_privately, plan=plan, noise=noise, sampling_seed=self.sampling_seed)
 
     def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
         """A client's answer of this round, paid for before it leaves.
@@ -62,10 +65,25 @@ class PrivateRun:
             return make()
         mechanism = self.examples[client].round
         if not self.guard.affords(client, mechanism):
-            raise ClientFailed(f"its privacy budget of epsilon {self.guard.ceiling:g} is used up")
+            raise ClientFailed(self.used_up)
         answer = make()
         self.guard.charge(client, "round", number, mechanism)
         return answer
+
+    @property
+    def used_up(self) -> str:
+        """Why a client takes no part any more."""
+        return f"its privacy budget of epsilon {self.guard.ceiling:g} is used up"
+
+    def expect(self, client: int, number: int) -> bool:
+        """Count a round that a client elsewhere is about to be asked for as paid; False if it cannot pay.
+
+        The client keeps its own account; this is the server's, which takes every question as answered.
+        """
+        mechanism = self.examples[client].round
+        if affordable := self.guard.affords(client, mechanism):
+            self.guard.charge(client, "round", number, mechanism)
+        return affordable
 
     def private_start(self) -> PrivateStart | None:
         """How clients protect their part of private bases; None where the start looks at no private rows."""

@@ -25,7 +25,7 @@ from fedsb.gradient_start import Calibration
 from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
 from fedsb.party import party_of
-from fedsb.peers import Peers, simulated
+from fedsb.peers import Peers, Remote, expecting, simulated
 from fedsb.prepare import (
     Base,
     Data,
@@ -35,6 +35,7 @@ from fedsb.prepare import (
     part_of,
     prepare_base,
     prepare_data,
+    prepare_server_data,
     start_of,
     trainable_of,
 )
@@ -74,12 +75,21 @@ class _Session:
     progress: Progress
     private: PrivateRun | None
     peers: Peers
+    remote: bool
 
 
 def run(
-    config: RunConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    remote: Remote | None = None,
 ) -> RunResult:
     """Do one federated run, or go on with one that was stopped, and leave a whole run folder.
+
+    Args:
+        remote: clients on other machines, in place of simulated ones.
 
     Raises:
         InputError: the config, the data, the model or the folder is wrong; nothing was started.
@@ -90,7 +100,7 @@ def run(
     run_folder.check_free(folder, config, resume=resume)
     method = method_of(config)
     progress.stage("reading data")
-    data = prepare_data(config)
+    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.sizes)
     progress.stage(f"loading {Path(config.model.path).name}")
     base = prepare_base(config, data)
     saved = load_checkpoint(folder / "checkpoint") if resume else None
@@ -98,7 +108,7 @@ def run(
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
     saved = saved or _start(config, folder, method, data, base, private, progress)
-    session = _session(config, folder, method, data, base, saved, private, progress)
+    session = _session(config, folder, method, data, base, saved, private, progress, remote)
     _rounds(session, saved, clock)
     summary = run_folder.finished_summary(folder)
     if summary is None:
@@ -186,11 +196,24 @@ def _session(
     saved: Saved,
     private: PrivateRun | None,
     progress: Progress,
+    remote: Remote | None,
 ) -> _Session:
     trainable = trainable_of(config, data, base, saved.factors)
-    peers = simulated(partial(party_of, config, data, trainable, private), progress)
+    peers = (
+        remote.peers if remote else simulated(partial(party_of, config, data, trainable, private), progress)
+    )
     return _Session(
-        config, folder, method, data, base, trainable, trainable.attached, progress, private, peers
+        config=config,
+        folder=folder,
+        method=method,
+        data=data,
+        base=base,
+        trainable=trainable,
+        attached=trainable.attached,
+        progress=progress,
+        private=private,
+        peers=peers,
+        remote=remote is not None,
     )
 
 
@@ -335,7 +358,10 @@ def _cohort_outcomes(
         sent.parameters += wire.count(message)
         return message
 
-    return session.peers(list(parts), message_to)
+    private, peers = session.private, session.peers
+    if session.remote and private is not None and private.clients is None:
+        peers = expecting(private, peers, state.round + 1)
+    return peers(list(parts), message_to)
 
 
 def _evaluate(config: RunConfig, data: Data, model: nn.Module, progress: Progress) -> dict[str, float]:

@@ -46,6 +46,7 @@ def train_privately(
     round_number: int,
     client: int,
     seed: int,
+    sampling_seed: int | None = None,
     on_step: OnStep = lambda num_examples: None,
 ) -> None:
     """Train the parameters in place by the plan's steps of one round.
@@ -54,13 +55,15 @@ def train_privately(
     `plan.sensitivity` in L2, and the sum gets noise of `plan.noise_std` from a stream of its own.
 
     Args:
+        sampling_seed: of the Poisson batches; None: `seed`.
         masks: by parameter, 0 where it must not change (heads of the core this client does not train).
 
     Raises:
         ClientFailed: the time is up.
     """
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
-    rng = numpy_generator(seed, "poisson", round_number, client)
+    own_seed = seed if sampling_seed is None else sampling_seed
+    rng = numpy_generator(own_seed, "poisson", round_number, client)
     total = training.rounds * plan.steps_per_round
     done = (round_number - 1) * plan.steps_per_round
     trainable.model.train()

@@ -1,0 +1,183 @@
+"""A party on its own machine: opened from the run's config and its own, it answers the server's messages.
+
+    run config + node config -> limits checked -> own rows -> model, start factors -> party
+    broadcast -> [base weights as of the last round, from disk] -> party -> answer, kept in the audit folder
+
+What a node keeps lies in one folder for each run: its privacy ledger, its start factors, its base weights'
+change for methods that have one, and, if wanted, every answer it sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from fedsb import wire
+from fedsb.adapter import Factors, set_base_updates
+from fedsb.config import RunConfig
+from fedsb.data import read_rows
+from fedsb.files import write_bytes, write_json
+from fedsb.gradient_start import Calibration
+from fedsb.initialize import start_factors
+from fedsb.models import load_tokenizer
+from fedsb.node_config import NodeConfig, check_limits
+from fedsb.party import Party, party_of
+from fedsb.prepare import (
+    Base,
+    Data,
+    batches_of,
+    check_can_deploy,
+    labelled,
+    make_task,
+    method_of,
+    prepare_base,
+    start_of,
+    trainable_of,
+)
+from fedsb.private_run import PrivateRun, prepare_privacy
+from fedsb.tasks import Row
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node tells the server before the run: nothing else about its data leaves.
+
+    Attributes:
+        base_digest: of the base model's weights; all parties must have the same.
+    """
+
+    client: int
+    num_examples: int
+    base_digest: str
+
+
+class Node:
+    """One party of one run.
+
+    Args:
+        run: names the run; what is kept of another run plays no part.
+
+    Raises:
+        InputError: the run asks for more than this party gives, or its data or model do not fit the run.
+    """
+
+    def __init__(self, config: RunConfig, own: NodeConfig, run: str):
+        check_limits(own, config)
+        check_can_deploy(config)
+        self.own, self.folder = own, Path(own.state) / run
+        self.config = _localized(config, own)
+        self.data = _own_data(self.config, own)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def base(self) -> Base:
+        return prepare_base(self.config, self.data)
+
+    @cached_property
+    def private(self) -> PrivateRun | None:
+        """This party's plan and ledger. Its batches are drawn from its own secret: the server, which knows
+        the run's seed, could name the examples of each batch otherwise."""
+        private = prepare_privacy(self.config, {self.own.client: len(self.data.train)}, self.folder)
+        if private is None or private.noise.insecure_seed is not None:
+            return private
+        return replace(private, sampling_seed=secrets.randbits(128))
+
+    @cached_property
+    def party(self) -> Party:
+        start = _start(self.config, self.data, self.base)
+        trainable = trainable_of(self.config, self.data, self.base, start)
+        return party_of(self.config, self.data, trainable, self.private, self.own.client)
+
+    def facts(self) -> NodeFacts:
+        """What the server is told; checks the privacy budget on the way."""
+        assert self.private is None or self.private.epsilon() >= 0
+        return NodeFacts(self.own.client, len(self.data.train), base_digest(self.base))
+
+    def answer(self, broadcast: bytes) -> bytes:
+        """The update for this broadcast.
+
+        Raises:
+            UpdateRejected, ClientFailed: as `Party.answer`.
+        """
+        trainable = self.party.trainable
+        if trainable.base_round == 0:
+            self._restore_base()
+        before = trainable.base_round
+        answer = self.party.answer(broadcast)
+        if trainable.base_round != before:
+            self._keep_base()
+        self._audit(answer)
+        return answer
+
+    def _restore_base(self) -> None:
+        file, trainable = self.folder / "base.safetensors", self.party.trainable
+        if file.exists():
+            kept = load_file(file)
+            trainable.base_round = int(kept.pop("round"))
+            set_base_updates(trainable.attached, kept)
+
+    def _keep_base(self) -> None:
+        trainable = self.party.trainable
+        layers = trainable.attached.layers
+        kept = {n: u.cpu() for n, layer in layers.items() if (u := layer.base_update) is not None}
+        write_bytes(
+            self.folder / "base.safetensors", save(kept | {"round": torch.tensor(trainable.base_round)})
+        )
+
+    def _audit(self, answer: bytes) -> None:
+        if not self.own.audit:
+            return
+        folder = self.folder / "sent"
+        folder.mkdir(exist_ok=True)
+        name = f"{len(list(folder.glob('*.safetensors'))) + 1:05d}"
+        write_bytes(folder / f"{name}.safetensors", answer)
+        write_json(folder / f"{name}.json", asdict(wire.unpack(answer)[0]) | {"bytes": len(answer)})
+
+
+def base_digest(base: Base) -> str:
+    """16 hex digits that differ when a weight of the base differs (its head aside, which is drawn)."""
+    digest, head = hashlib.sha256(), {id(p) for p in base.head.values()}
+    for name, parameter in base.model.named_parameters():
+        if id(parameter) not in head:
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().reshape(-1).cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _localized(config: RunConfig, own: NodeConfig) -> RunConfig:
+    """The run's config with this machine's paths and device."""
+    here = {key: value for key, value in own.model.model_dump().items() if value is not None}
+    limit = config.data.limit.model_copy(update={"train": None})
+    data = config.data.model_copy(update={"train": own.data.train, "limit": limit})
+    return config.model_copy(update={"model": config.model.model_copy(update=here), "data": data})
+
+
+def _own_data(config: RunConfig, own: NodeConfig) -> Data:
+    """This party's examples, as its part of a federation in which it knows of no others'."""
+    rows = labelled(config, [_renamed(row, own.data.columns) for row in read_rows(own.data.train)])
+    tokenizer = load_tokenizer(config.model.path)
+    task = make_task(config, tokenizer, rows)
+    examples = task.encode(rows, own.data.train)
+    parts = [[] if c != own.client else list(range(len(examples))) for c in range(config.federation.clients)]
+    return Data(task, tokenizer, examples, [], parts, None)
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row under the run's column names."""
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+
+
+def _start(config: RunConfig, data: Data, base: Base) -> dict[str, Factors]:
+    calibration = Calibration({}, [], batches_of(data, base.device), data.task.losses)
+    start = start_of(config, data.parts)
+    method, clients = method_of(config), config.federation.clients
+    return start_factors(
+        base.model, base.targets, base.head, method, start, calibration, num_clients=clients
+    ).factors

@@ -1,0 +1,154 @@
+"""Parties on their own machines: a run of theirs equals the simulated run of the same config."""
+
+import json
+
+import pytest
+import torch
+from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_data
+
+from fedsb import RunConfig, run
+from fedsb.checkpoint import load_checkpoint
+from fedsb.errors import InputError
+from fedsb.node import Node
+from fedsb.node_config import NodeConfig
+from fedsb.peers import Remote
+from fedsb.simulate import simulate_cohort
+
+CLIENTS = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nodes")
+    tiny_bert(folder / "bert")
+    write_data(folder / "data", train=60, test=12)
+    return folder
+
+
+def config_of(world, **changes):
+    few = {
+        "federation__rounds": 3,
+        "federation__clients": CLIENTS,
+        "task__labels": ["pos", "neg", "flat"],
+        "method__init": {"kind": "weights", "head_warmup": None},
+    }
+    return classification_config(world / "bert", world / "data", **few | changes)
+
+
+def node_files(world, config, parts, folder):
+    """Each party's rows in a file of its own, under column names of its own."""
+    rows = [json.loads(line) for line in open(config["data"]["train"])]
+    nodes = []
+    for client, part in enumerate(parts):
+        own = [{"note" if k == "text" else k: v for k, v in rows[i].items()} for i in part]
+        (folder / f"{client}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+        nodes.append(
+            {
+                "client": client,
+                "data": {"train": str(folder / f"{client}.jsonl"), "columns": {"text": "note"}},
+                "state": str(folder / f"state-{client}"),
+            }
+        )
+    return nodes
+
+
+def in_one_process(config, nodes, *, fresh=False):
+    """Peers that are nodes in this process; `fresh`: opened anew for every message, as Flower does."""
+    opened = {}
+
+    def answer(client, message):
+        if fresh or client not in opened:
+            opened[client] = Node(RunConfig.from_dict(config), NodeConfig(**nodes[client]), "r1")
+        return opened[client].answer(message)
+
+    def ask(cohort, broadcast):
+        yield from simulate_cohort(cohort, lambda client: answer(client, broadcast(client)))
+
+    return ask
+
+
+def both(world, config, folder, *, fresh=False, **node_changes):
+    simulated = run(RunConfig.from_dict(config), folder / "simulated")
+    partition = json.loads((folder / "simulated" / "partition.json").read_text())
+    parts = [partition["clients"][str(c)] for c in range(CLIENTS)]
+    nodes = [node | node_changes for node in node_files(world, config, parts, folder)]
+    remote = Remote([len(part) for part in parts], in_one_process(config, nodes, fresh=fresh))
+    return simulated, run(RunConfig.from_dict(config), folder / "deployed", remote=remote)
+
+
+def assert_equal_runs(folder):
+    for a, b in zip(metrics_of(folder / "simulated"), metrics_of(folder / "deployed"), strict=True):
+        assert a | {"seconds": 0} == b | {"seconds": 0}
+    one, other = (load_checkpoint(folder / name / "checkpoint") for name in ("simulated", "deployed"))
+    torch.testing.assert_close(one.state.vector, other.state.vector, rtol=0, atol=1e-6)
+    for name, total in one.state.base.total.items():
+        torch.testing.assert_close(total, other.state.base.total[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["lasting", "fresh"])
+@pytest.mark.parametrize("method", ["fed-sb", "fedit", "fedex-lora", "flora", "fedsvd", "ravan"])
+def test_nodes_do_what_the_simulation_does(world, tmp_path, method, fresh):
+    config = config_of(world, method__name=method, federation__clients_per_round=2)
+    both(world, config, tmp_path, fresh=fresh)
+    assert_equal_runs(tmp_path)
+
+
+def test_with_client_level_privacy_of_a_fixed_seed(world, tmp_path):
+    privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5, "insecure_seed": 3}
+    both(world, config_of(world, privacy=privacy, federation__weighting="uniform"), tmp_path)
+    assert_equal_runs(tmp_path)
+
+
+def test_with_example_level_privacy_of_a_fixed_seed(world, tmp_path):
+    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5, "insecure_seed": 3}
+    both(world, config_of(world, privacy=privacy), tmp_path)
+    assert_equal_runs(tmp_path)
+
+
+def test_a_nodes_ledger_and_the_servers_agree(world, tmp_path):
+    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
+    _, deployed = both(world, config_of(world, privacy=privacy), tmp_path)
+    servers = [json.loads(line) for line in open(tmp_path / "deployed" / "privacy.jsonl")]
+    own = [json.loads(line) for line in open(tmp_path / "state-1" / "r1" / "privacy.jsonl")]
+    assert [spend for spend in servers if spend["client"] == 1] == own
+    assert deployed.summary["privacy"]["epsilon"] == pytest.approx(8.0, rel=0.01)
+
+
+def test_private_batches_are_drawn_from_the_nodes_own_secret(world, tmp_path):
+    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
+    config = RunConfig.from_dict(config_of(world, privacy=privacy))
+    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
+    seeds = {Node(config, NodeConfig(**own), "r1").private.sampling_seed for _ in range(3)}
+    assert len(seeds) == 3
+    assert config.seed not in seeds
+
+
+def test_every_answer_is_kept_if_wanted(world, tmp_path):
+    both(world, config_of(world, federation__rounds=2), tmp_path, audit=True)
+    sent = sorted((tmp_path / "state-0" / "r1" / "sent").glob("*.json"))
+    assert [json.loads(file.read_text())["round"] for file in sent] == [1, 2]
+    lines = metrics_of(tmp_path / "deployed")
+    sizes = [file.with_suffix(".safetensors").stat().st_size for file in sent]
+    assert lines[1]["upload_bytes"] == CLIENTS * sizes[0]
+
+
+def test_parties_must_agree_on_classes(world, tmp_path):
+    config = config_of(world, task__labels=None)
+    (own,) = node_files(world, config, [range(30)], tmp_path)
+    with pytest.raises(InputError, match=r"task.labels: .*list them"):
+        Node(RunConfig.from_dict(config), NodeConfig(**own), "r1")
+    with pytest.raises(InputError, match=r"task.labels"):
+        run(RunConfig.from_dict(config), tmp_path / "run", remote=Remote([30], lambda *a: []))
+
+
+def test_the_digest_tells_other_weights_and_not_another_head(world, tmp_path):
+    def digest(**changes):
+        config = changed(config_of(world), **changes)
+        (own,) = node_files(world, config, [range(30)], tmp_path)
+        return Node(RunConfig.from_dict(config), NodeConfig(**own), "r1").facts().base_digest
+
+    tiny_bert(tmp_path / "bert")
+    first = digest()
+    assert digest(seed=5) == first
+    assert digest(model__path=str(tmp_path / "bert")) == first
+    assert digest(model__dtype="bfloat16") != first
