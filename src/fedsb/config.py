@@ -195,6 +195,10 @@ class FederationConfig(Section):
     """Weight of a client's update in the mean."""
     client_timeout_seconds: Positive | None = None
     """A client whose local training takes longer is left out of the round."""
+    deadline_seconds: Positive | None = None
+    """Clients on other machines: a round waits no longer than this for answers; null: until all have come."""
+    min_updates: PositiveInt = 1
+    """With fewer usable updates in a round the run stops, and can be resumed."""
 
 
 class TrainingConfig(Section):

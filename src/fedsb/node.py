@@ -9,7 +9,6 @@ change for methods that have one, and, if wanted, every answer it sent.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +31,7 @@ from fedsb.party import Party, party_of
 from fedsb.prepare import (
     Base,
     Data,
+    base_digest,
     batches_of,
     check_can_deploy,
     labelled,
@@ -139,16 +139,6 @@ class Node:
         name = f"{len(list(folder.glob('*.safetensors'))) + 1:05d}"
         write_bytes(folder / f"{name}.safetensors", answer)
         write_json(folder / f"{name}.json", asdict(wire.unpack(answer)[0]) | {"bytes": len(answer)})
-
-
-def base_digest(base: Base) -> str:
-    """16 hex digits that differ when a weight of the base differs (its head aside, which is drawn)."""
-    digest, head = hashlib.sha256(), {id(p) for p in base.head.values()}
-    for name, parameter in base.model.named_parameters():
-        if id(parameter) not in head:
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().reshape(-1).cpu().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _localized(config: RunConfig, own: NodeConfig) -> RunConfig:

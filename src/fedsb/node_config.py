@@ -62,15 +62,19 @@ class NodeConfig(Section):
         return checked(NodeConfig, override(read_yaml(Path(path)), overrides), str(path))
 
 
+class Refused(InputError):
+    """A run asks for more than this party gives. The text is for the server, without any data."""
+
+
 def check_limits(node: NodeConfig, config: RunConfig) -> None:
     """Refuse a run that asks for more than this party gives.
 
     Raises:
-        InputError: what the run wants, what this party allows, and which key of which config says so.
+        Refused: what the run wants, what this party allows, and which key of which config says so.
     """
     limits, wanted = node.limits, config.privacy
     if node.client >= config.federation.clients:
-        raise InputError(
+        raise Refused(
             f"client: this party is number {node.client}, the run has {config.federation.clients} clients "
             f"(0 to {config.federation.clients - 1}); mend client here or federation.clients at the server"
         )
@@ -78,10 +82,10 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
         _check_epsilon(limits.largest_epsilon, config)
     delta = wanted.delta if wanted else None
     if limits.largest_delta is not None and (delta is None or delta > limits.largest_delta):
-        raise InputError(_refusal("delta", f"at most {limits.largest_delta:g}", "largest_delta", delta))
+        raise Refused(_refusal("delta", f"at most {limits.largest_delta:g}", "largest_delta", delta))
     clip = wanted.clip_norm if wanted else None
     if limits.smallest_clip_norm is not None and clip is not None and clip < limits.smallest_clip_norm:
-        raise InputError(
+        raise Refused(
             _refusal("clip_norm", f"at least {limits.smallest_clip_norm:g}", "smallest_clip_norm", clip)
         )
 
@@ -89,13 +93,13 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
 def _check_epsilon(largest: float, config: RunConfig) -> None:
     wanted = config.privacy
     if wanted is None or wanted.unit != "example" or wanted.insecure_seed is not None:
-        raise InputError(
+        raise Refused(
             f"limits.largest_epsilon: this party takes part in runs that protect its examples with epsilon "
             f"{largest:g} or less; the run has no such privacy. Set privacy.unit: example and "
             "privacy.epsilon at the server, or lift the limit here"
         )
     if wanted.epsilon is None or wanted.epsilon > largest:
-        raise InputError(_refusal("epsilon", f"at most {largest:g}", "largest_epsilon", wanted.epsilon))
+        raise Refused(_refusal("epsilon", f"at most {largest:g}", "largest_epsilon", wanted.epsilon))
 
 
 def _refusal(key: str, allowed: str, limit: str, found: float | None) -> str:

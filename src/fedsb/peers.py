@@ -21,10 +21,12 @@ class Remote:
 
     Attributes:
         sizes: training examples of each, by client.
+        base_digest: of the base model they have; None if they were not asked.
     """
 
     sizes: Sequence[int]
     peers: Peers
+    base_digest: str | None = None
 
 
 def expecting(private: PrivateRun, peers: Peers, number: int) -> Peers:

@@ -3,6 +3,7 @@ before anything expensive starts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,16 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
     return Base(model, targets, head, device)
+
+
+def base_digest(base: Base) -> str:
+    """16 hex digits that differ when a weight of the base differs (its head aside, which is drawn)."""
+    digest, head = hashlib.sha256(), {id(p) for p in base.head.values()}
+    for name, parameter in base.model.named_parameters():
+        if id(parameter) not in head:
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().reshape(-1).cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from fedsb import run_folder, wire
 from fedsb.adapter import Attached
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.config import RunConfig
+from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Part
 from fedsb.gradient_start import Calibration
 from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
@@ -29,6 +30,7 @@ from fedsb.peers import Peers, Remote, expecting, simulated
 from fedsb.prepare import (
     Base,
     Data,
+    base_digest,
     batches_of,
     exchange_of,
     method_of,
@@ -46,7 +48,7 @@ from fedsb.refresh import refresh
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
-from fedsb.server import Outcome, ServerState, aggregate, broadcast
+from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcast
 from fedsb.spill import SpilledTensors
 from fedsb.traffic import Entry, Ledger
 from fedsb.trainable import Trainable, adopt
@@ -103,6 +105,7 @@ def run(
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.sizes)
     progress.stage(f"loading {Path(config.model.path).name}")
     base = prepare_base(config, data)
+    _check_same_base(base, remote)
     saved = load_checkpoint(folder / "checkpoint") if resume else None
     private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
@@ -118,6 +121,17 @@ def run(
             folder, config, method, data, session.attached, base.head, saved, clock, privacy
         )
     return RunResult(summary, base.model, folder)
+
+
+def _check_same_base(base: Base, remote: Remote | None) -> None:
+    if remote is None or remote.base_digest is None:
+        return
+    own = base_digest(base)
+    if own != remote.base_digest:
+        raise InputError(
+            f"model.path: the server's base model has the digest {own}, the nodes' {remote.base_digest}: "
+            "not the same weights. Give the server or the nodes the other's model folder"
+        )
 
 
 def _prepare_privacy(
@@ -275,6 +289,8 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         part_of=parts.__getitem__,
         aggregation=release.around(exchange.method.aggregation) if release else None,
     )
+    if release is None:
+        _check_enough(config, report, number)
     everyone = len(chosen)
     saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
     saved.ledger.add(Entry(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters))
@@ -298,6 +314,21 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
     if _refresh_is_due(config, number):
         record |= _refresh(session, saved, record)
     return record
+
+
+def _check_enough(config: RunConfig, report: RoundReport, number: int) -> None:
+    """Refuse a mean over too few; the last finished round is still the saved one.
+
+    Raises:
+        RunFailed: with the reasons of those that are missing.
+    """
+    wanted, found = config.federation.min_updates, len(report.clients)
+    if found < wanted:
+        reasons = "; ".join(f"client {r['client']}: {r['reason']}" for r in report.rejected[:5])
+        raise RunFailed(
+            f"round {number}: {found} usable updates, federation.min_updates is {wanted} ({reasons}); mend "
+            "the clients and resume"
+        )
 
 
 def _server_release(session: _Session, saved: Saved, number: int) -> ClientRelease | None:

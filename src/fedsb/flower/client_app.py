@@ -1,0 +1,68 @@
+"""A Flower ClientApp around `node.Node`: it says hello, and it trains. A refusal is an answer, not a crash.
+
+What went wrong with a party's own data or machine stays in its log: the text might quote the data.
+
+The node's own config file is named by the SuperNode: `--node-config 'fedsb="/path/node.yaml"'`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsb.client import ClientFailed
+from fedsb.config import RunConfig, checked
+from fedsb.errors import FedsbError, UpdateRejected
+from fedsb.flower.records import facts_of, pack, payload_of
+from fedsb.node import Node
+from fedsb.node_config import NodeConfig, Refused
+
+log = logging.getLogger("flwr")
+app = ClientApp()
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Open the party; its number, its count of examples and its base model's digest."""
+    return _reply(message, context, lambda node: pack(asdict(node.facts())))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train as the broadcast asks."""
+    return _reply(message, context, lambda node: pack({}, node.answer(payload_of(message.content))))
+
+
+def _reply(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:
+    try:
+        content = work(_node(message, context))
+    except (Refused, UpdateRejected, ClientFailed) as refusal:
+        log.error("fedsb: %s", refusal)
+        content = pack({"refusal": str(refusal)})
+    except Exception as error:
+        log.error("fedsb: %s", error, exc_info=not isinstance(error, FedsbError))
+        content = pack({"refusal": f"this node failed ({type(error).__name__}); its own log says why"})
+    return Message(content, reply_to=message)
+
+
+def _node(message: Message, context: Context) -> Node:
+    own = context.node_config.get("fedsb")
+    if not own:
+        raise Refused(
+            "this SuperNode names no node config; start it with --node-config 'fedsb=\"/path/node.yaml\"'"
+        )
+    facts = facts_of(message.content)
+    return _opened(str(facts["config"]), str(own), str(facts["run"]))
+
+
+@lru_cache(maxsize=1)
+def _opened(config_json: str, own: str, run: str) -> Node:
+    """Opened once for each process: Flower may give it one message or many."""
+    config = checked(RunConfig, json.loads(config_json), "the server's config")
+    return Node(config, NodeConfig.from_yaml(own), run)

@@ -1,0 +1,134 @@
+"""The nodes of a run as the server reaches them over Flower: who they are, and a round's questions.
+
+hello -> number, examples, base digest of each node -> asks a cohort -> answers as they come
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedsb.config import RunConfig
+from fedsb.errors import RunFailed
+from fedsb.flower.records import Facts, facts_of, pack, payload_of
+from fedsb.node import NodeFacts
+from fedsb.server import Arrived, Failed, Outcome
+
+POLL_SECONDS = 0.2
+PULLED_AT_ONCE = 8
+"""Answers that may be in the server's memory together."""
+HELLO_SECONDS = 300.0
+"""A node loads its data and its model before it answers the first question."""
+
+
+@dataclass
+class Federation:
+    """Nodes by client number.
+
+    Attributes:
+        run: names the run on every node.
+        say: where a line about the nodes goes.
+        nodes: client -> its newest node id.
+        facts: client -> what it said of itself.
+    """
+
+    grid: Grid
+    config: RunConfig
+    run: str
+    say: Callable[[str], None]
+    nodes: dict[int, int] = field(default_factory=dict)
+    facts: dict[int, NodeFacts] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+
+    def gather(self, seconds: float) -> None:
+        """Wait until every client of the config has said hello.
+
+        Raises:
+            RunFailed: some have not; which, and what the others said.
+        """
+        deadline, wanted = time.monotonic() + seconds, set(range(self.config.federation.clients))
+        self.meet()
+        while missing := wanted - set(self.nodes):
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"no node for client {', '.join(map(str, sorted(missing)))} within {seconds:g} s: start "
+                    "their SuperNodes, look at their logs, and check `client` in their node configs"
+                )
+            time.sleep(POLL_SECONDS)
+            self.meet()
+        self._check_same_base()
+
+    def meet(self) -> None:
+        """Say hello to nodes that came since; a node that comes back takes its client's place."""
+        fresh = set(self.grid.get_node_ids()) - self.asked
+        self.asked |= fresh
+        for node, facts in self._ask("query", {node: b"" for node in fresh}, HELLO_SECONDS):
+            if isinstance(facts, str):
+                self.say(f"node {node}: {facts}")
+                continue
+            self._join(node, facts_of(facts.content))
+
+    def ask(self, cohort: Sequence[int], broadcast: Callable[[int], bytes]) -> Iterator[Outcome]:
+        """`peers.Peers` over Flower: answers as they come, until all have or the round's deadline."""
+        self.meet()
+        client_of = {self.nodes[client]: client for client in cohort if client in self.nodes}
+        payloads = ((node, broadcast(client)) for node, client in client_of.items())
+        for node, answer in self._ask("train", payloads, self.config.federation.deadline_seconds):
+            client = client_of.pop(node)
+            if isinstance(answer, str):
+                yield Failed(client, answer)
+            else:
+                yield Arrived(client, payload_of(answer.content))
+        absent = [client for client in cohort if client not in self.nodes]
+        yield from (Failed(client, "its node is not connected") for client in absent)
+
+    def _ask(
+        self, kind: str, payloads: Iterable[tuple[int, bytes]] | dict[int, bytes], seconds: float | None
+    ) -> Iterator[tuple[int, Message | str]]:
+        """Each node's answer, or why there is none."""
+        pairs = payloads.items() if isinstance(payloads, dict) else payloads
+        sent = {self._push(kind, node, payload): node for node, payload in pairs}
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while sent:
+            for reply in self._pull(list(sent)):
+                node = sent.pop(reply.metadata.reply_to_message_id)
+                yield node, _refusal(reply) or reply
+            if deadline is not None and time.monotonic() > deadline:
+                yield from ((node, f"no answer within {seconds:g} s") for node in sent.values())
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _push(self, kind: str, node: int, payload: bytes) -> str:
+        facts: Facts = {"config": json.dumps(self.config.model_dump(mode="json")), "run": self.run}
+        (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, kind)])
+        return sent
+
+    def _pull(self, waiting: list[str]) -> Iterator[Message]:
+        for start in range(0, len(waiting), PULLED_AT_ONCE):
+            yield from self.grid.pull_messages(waiting[start : start + PULLED_AT_ONCE])
+
+    def _join(self, node: int, facts: dict[str, str | int | float]) -> None:
+        found = NodeFacts(int(facts["client"]), int(facts["num_examples"]), str(facts["base_digest"]))
+        before = self.facts.get(found.client)
+        if before is not None and before != found:
+            self.say(f"node {node}: says {found}, but client {found.client} was {before}: left out")
+            return
+        self.nodes[found.client], self.facts[found.client] = node, found
+        self.say(f"client {found.client} is node {node}, with {found.num_examples} examples")
+
+    def _check_same_base(self) -> None:
+        digests = {facts.base_digest for facts in self.facts.values()}
+        if len(digests) > 1:
+            named = ", ".join(f"client {c}: {facts.base_digest}" for c, facts in sorted(self.facts.items()))
+            raise RunFailed(f"the nodes' base models are not the same weights ({named})")
+
+
+def _refusal(reply: Message) -> str | None:
+    if reply.has_error():
+        return f"Flower error {reply.error.code}: {str(reply.error.reason)[:300]}"
+    return facts_of(reply.content).get("refusal")  # type: ignore[return-value]

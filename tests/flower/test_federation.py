@@ -1,0 +1,220 @@
+"""The Flower apps in one process: equal to the simulated run, and what comes of nodes that go wrong."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from fake_grid import FakeGrid
+from flwr.app import Context, RecordDict
+from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
+
+from fedsb import RunConfig, run, wire
+from fedsb.checkpoint import load_checkpoint
+from fedsb.errors import InputError, RunFailed
+from fedsb.flower import client_app, federation, server_app
+from fedsb.flower.records import pack, payload_of
+
+CLIENTS = 3
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch):
+    monkeypatch.setattr(federation, "POLL_SECONDS", 0.0)
+    client_app._opened.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flower")
+    tiny_bert(folder / "bert")
+    write_data(folder / "data", train=60, test=12)
+    return folder
+
+
+def config_of(world, **changes):
+    few = {
+        "federation__rounds": 2,
+        "federation__clients": CLIENTS,
+        "task__labels": ["pos", "neg", "flat"],
+        "method__init": {"kind": "weights", "head_warmup": None},
+    }
+    return classification_config(world / "bert", world / "data", **few | changes)
+
+
+def nodes_of(config, folder, **changes):
+    """Node config files with the simulated run's parts as their data; node ids are 100 and up."""
+    simulated = folder / "simulated"
+    run(RunConfig.from_dict(config), simulated)
+    parts = json.loads((simulated / "partition.json").read_text())["clients"]
+    rows = open(config["data"]["train"]).readlines()
+    files = {}
+    for client in range(CLIENTS):
+        data = folder / f"{client}.jsonl"
+        data.write_text("".join(rows[i] for i in parts[str(client)]))
+        own = {"client": client, "data": {"train": str(data)}, "state": str(folder / f"state{client}")}
+        files[100 + client] = str(write_config(folder / f"node{client}.yaml", changed(own, **changes)))
+    return files
+
+
+def serve(grid, config, folder, **settings):
+    file = write_config(folder / "run.yaml", config)
+    told = {"config": str(file), "out": str(folder / "deployed"), "wait-seconds": 0.0} | settings
+    server_app.app(grid, Context(1, 1, {}, RecordDict(), told))
+    return metrics_of(folder / "deployed")
+
+
+def assert_equal_runs(folder):
+    for a, b in zip(metrics_of(folder / "simulated"), metrics_of(folder / "deployed"), strict=True):
+        assert a | {"seconds": 0} == b | {"seconds": 0}
+    one, other = (load_checkpoint(folder / name / "checkpoint") for name in ("simulated", "deployed"))
+    torch.testing.assert_close(one.state.vector, other.state.vector, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fed-sb", "fedit", "fedex-lora", "flora"])
+def test_a_run_over_flower_equals_the_simulated_run(world, tmp_path, method):
+    config = config_of(world, method__name=method)
+    serve(FakeGrid(nodes_of(config, tmp_path)), config, tmp_path)
+    assert_equal_runs(tmp_path)
+
+
+def test_with_client_level_privacy(world, tmp_path):
+    privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5, "insecure_seed": 3}
+    config = config_of(world, privacy=privacy, federation__weighting="uniform")
+    serve(FakeGrid(nodes_of(config, tmp_path)), config, tmp_path)
+    assert_equal_runs(tmp_path)
+
+
+def harmed(node, how, *, kind="train"):
+    def harm(found, reply):
+        return how(reply) if found == node and reply.metadata.message_type.startswith(kind) else reply
+
+    return harm
+
+
+def with_payload(change):
+    def how(reply):
+        reply.content = pack({}, change(payload_of(reply.content)))
+        return reply
+
+    return how
+
+
+def stale(message):
+    header, vector = wire.unpack(message)
+    return wire.pack(wire.Header(**{**vars(header), "round": header.round - 1}), vector)
+
+
+def not_finite(message):
+    header, vector = wire.unpack(message)
+    return wire.pack(header, vector * float("nan"))
+
+
+def of_another(message):
+    header, vector = wire.unpack(message)
+    return wire.pack(wire.Header(**{**vars(header), "client": 0}), vector)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (with_payload(lambda m: m[: len(m) // 2]), "not a fedsb-1 message"),
+        (with_payload(lambda m: m + b"\0" * 4), "not a fedsb-1 message"),
+        (with_payload(lambda m: b"rubbish"), "not a fedsb-1 message"),
+        (with_payload(stale), "wrong round"),
+        (with_payload(not_finite), "not finite"),
+        (with_payload(of_another), "wrong client"),
+        (lambda reply: None, "no answer within"),
+    ],
+    ids=["cut", "too long", "rubbish", "stale", "not finite", "of another client", "lost"],
+)
+def test_a_bad_answer_is_left_out_with_its_reason(world, tmp_path, how, reason):
+    config = config_of(world, federation__deadline_seconds=0.3)
+    lines = serve(FakeGrid(nodes_of(config, tmp_path), harmed(101, how)), config, tmp_path)
+    assert [line["clients"] for line in lines[1:]] == [[0, 2], [0, 2]]
+    for line in lines[1:]:
+        (rejected,) = line["rejected"]
+        assert rejected["client"] == 1
+        assert reason in rejected["reason"]
+
+
+def test_too_few_answers_stop_the_run_and_it_goes_on_later(world, tmp_path):
+    config = config_of(world, federation__min_updates=3, federation__deadline_seconds=0.3)
+    files = nodes_of(config, tmp_path)
+    broken = FakeGrid(files, lambda node, reply: None if node == 101 and len(broken.pushed) > 6 else reply)
+    with pytest.raises(RunFailed, match=r"round 2: 2 usable updates, federation.min_updates is 3"):
+        serve(broken, config, tmp_path)
+    assert len(metrics_of(tmp_path / "deployed")) == 2
+    serve(FakeGrid(files), config, tmp_path)
+    assert_equal_runs(tmp_path)
+
+
+def test_a_node_that_comes_back_under_another_id_takes_its_place(world, tmp_path):
+    config = config_of(world)
+    files = nodes_of(config, tmp_path)
+
+    def moves(node, reply):
+        if node == 101 and reply.metadata.message_type == "train":
+            grid.node_configs[201] = grid.node_configs.pop(101, files[101])
+        return reply
+
+    grid = FakeGrid(dict(files), moves)
+    serve(grid, config, tmp_path)
+    assert (201, "train") in grid.pushed
+    assert_equal_runs(tmp_path)
+
+
+def test_a_missing_node_is_named(world, tmp_path):
+    config = config_of(world)
+    files = nodes_of(config, tmp_path)
+    del files[101]
+    with pytest.raises(RunFailed, match=r"no node for client 1 within"):
+        serve(FakeGrid(files), config, tmp_path)
+
+
+def test_what_a_node_refuses_is_told_to_the_server(world, tmp_path, capsys):
+    config = config_of(world)
+    files = nodes_of(config, tmp_path, limits={"largest_epsilon": 1.0})
+    with pytest.raises(RunFailed, match="no node for client"):
+        serve(FakeGrid(files), config, tmp_path)
+    assert "limits.largest_epsilon: this party takes part in runs" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_nodes_own_fault_stays_with_it(world, tmp_path, capsys, caplog):
+    config = config_of(world)
+    files = nodes_of(config, tmp_path)
+    (tmp_path / "1.jsonl").write_text('{"text": "good", "label": "secret diagnosis"}\n')
+    with pytest.raises(RunFailed, match="no node for client 1"):
+        serve(FakeGrid(files), config, tmp_path)
+    told = capsys.readouterr().out
+    assert "its own log says why" in " ".join(told.split())
+    assert "secret" not in told
+
+
+def test_other_weights_are_refused(world, tmp_path):
+    config = config_of(world)
+    files = nodes_of(config, tmp_path)
+    torch.manual_seed(1)
+    other = tiny_bert(tmp_path / "other")
+    tensors = torch.load  # noqa: F841
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    own = yaml.safe_load(open(files[101]))
+    write_config(tmp_path / "node1.yaml", own | {"model": {"path": str(other)}})
+    with pytest.raises(RunFailed, match=r"not the same weights .*client 1"):
+        serve(FakeGrid(files), config, tmp_path)
+    for client in (0, 2):
+        own = yaml.safe_load(open(files[100 + client]))
+        write_config(tmp_path / f"node{client}.yaml", own | {"model": {"path": str(other)}})
+    with pytest.raises(InputError, match=r"model.path: the server's base model has the digest"):
+        serve(FakeGrid(files), config, tmp_path)
+
+
+def test_a_server_without_settings_says_which(world, tmp_path):
+    with pytest.raises(InputError, match=r"config: missing in the run config; give it"):
+        server_app.app(FakeGrid({}), Context(1, 1, {}, RecordDict(), {}))
