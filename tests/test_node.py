@@ -1,6 +1,7 @@
 """Parties on their own machines: a run of theirs equals the simulated run of the same config."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,9 +36,13 @@ def config_of(world, **changes):
     return classification_config(world / "bert", world / "data", **few | changes)
 
 
+def lines_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def node_files(world, config, parts, folder):
     """Each party's rows in a file of its own, under column names of its own."""
-    rows = [json.loads(line) for line in open(config["data"]["train"])]
+    rows = lines_of(Path(config["data"]["train"]))
     nodes = []
     for client, part in enumerate(parts):
         own = [{"note" if k == "text" else k: v for k, v in rows[i].items()} for i in part]
@@ -108,8 +113,8 @@ def test_with_example_level_privacy_of_a_fixed_seed(world, tmp_path):
 def test_a_nodes_ledger_and_the_servers_agree(world, tmp_path):
     privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
     _, deployed = both(world, config_of(world, privacy=privacy), tmp_path)
-    servers = [json.loads(line) for line in open(tmp_path / "deployed" / "privacy.jsonl")]
-    own = [json.loads(line) for line in open(tmp_path / "state-1" / "r1" / "privacy.jsonl")]
+    servers = lines_of(tmp_path / "deployed" / "privacy.jsonl")
+    own = lines_of(tmp_path / "state-1" / "r1" / "privacy.jsonl")
     assert [spend for spend in servers if spend["client"] == 1] == own
     assert deployed.summary["privacy"]["epsilon"] == pytest.approx(8.0, rel=0.01)
 

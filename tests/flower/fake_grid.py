@@ -1,4 +1,4 @@
-"""Flower without its processes: messages go to the real ClientApp in this process, and may be harmed on the way."""
+"""Flower without its processes: the real ClientApp answers in this one, and answers may be harmed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

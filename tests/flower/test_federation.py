@@ -1,6 +1,7 @@
 """The Flower apps in one process: equal to the simulated run, and what comes of nodes that go wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import yaml
 from fake_grid import FakeGrid
 from flwr.app import Context, RecordDict
 from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
+from safetensors.torch import load_file, save_file
 
 from fedsb import RunConfig, run, wire
 from fedsb.checkpoint import load_checkpoint
@@ -47,7 +49,7 @@ def nodes_of(config, folder, **changes):
     simulated = folder / "simulated"
     run(RunConfig.from_dict(config), simulated)
     parts = json.loads((simulated / "partition.json").read_text())["clients"]
-    rows = open(config["data"]["train"]).readlines()
+    rows = Path(config["data"]["train"]).read_text().splitlines(keepends=True)
     files = {}
     for client in range(CLIENTS):
         data = folder / f"{client}.jsonl"
@@ -196,20 +198,16 @@ def test_a_nodes_own_fault_stays_with_it(world, tmp_path, capsys, caplog):
 def test_other_weights_are_refused(world, tmp_path):
     config = config_of(world)
     files = nodes_of(config, tmp_path)
-    torch.manual_seed(1)
     other = tiny_bert(tmp_path / "other")
-    tensors = torch.load  # noqa: F841
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(other / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][0, 0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    own = yaml.safe_load(open(files[101]))
+    own = yaml.safe_load(Path(files[101]).read_text())
     write_config(tmp_path / "node1.yaml", own | {"model": {"path": str(other)}})
     with pytest.raises(RunFailed, match=r"not the same weights .*client 1"):
         serve(FakeGrid(files), config, tmp_path)
     for client in (0, 2):
-        own = yaml.safe_load(open(files[100 + client]))
+        own = yaml.safe_load(Path(files[100 + client]).read_text())
         write_config(tmp_path / f"node{client}.yaml", own | {"model": {"path": str(other)}})
     with pytest.raises(InputError, match=r"model.path: the server's base model has the digest"):
         serve(FakeGrid(files), config, tmp_path)
