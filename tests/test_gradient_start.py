@@ -11,11 +11,12 @@ from safetensors.torch import load
 from test_initialize import _batches, _examples
 from transformers import BertConfig, BertForSequenceClassification
 
-from fedsb import gradient_start
+from fedsb import contributions, gradient_start
 from fedsb.adapter import features, find_targets
+from fedsb.contributions import GradientStart
 from fedsb.cost import Question, method_cost
 from fedsb.errors import RunFailed
-from fedsb.gradient_start import Calibration, GradientStart, bases_from_gradients
+from fedsb.gradient_start import Calibration, bases_from_gradients
 from fedsb.methods import Shape, fed_sb
 from fedsb.seeding import scoped_global_seed
 from fedsb.sketch import sketched_numbers
@@ -135,14 +136,14 @@ def test_how_a_contributor_batches_its_examples_plays_no_part_in_its_sketch(wide
 def test_a_gradient_is_forgotten_once_it_is_sketched(wide_bert: Any, monkeypatch: Any) -> None:
     """Over layers, batches and contributors, dense gradients exist one at a time."""
     earlier: list[Any] = []
-    real = gradient_start.sketch_of
+    real = contributions.sketch_of
 
     def watched(gradient: Any, probes: Any) -> Any:
         assert not any(reference() is not None for reference in earlier)
         earlier.append(weakref.ref(gradient))
         return real(gradient, probes)
 
-    monkeypatch.setattr(gradient_start, "sketch_of", watched)
+    monkeypatch.setattr(contributions, "sketch_of", watched)
     start(wide_bert, upload="sketch", batch_size=4)
     assert len(earlier) == 4 * 6  # layers, batches of three contributors
 

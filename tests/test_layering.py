@@ -38,6 +38,7 @@ PURE = {
 COMPOSE = {
     "privacy.dp_sgd",
     "client",
+    "contributions",
     "gradient_start",
     "head",
     "initialize",

@@ -187,7 +187,7 @@ def test_killed_in_the_middle_of_the_start(world, config, unbroken, monkeypatch)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedsb.gradient_start.quick_svd", die)
+        patch.setattr("fedsb.contributions.quick_svd", die)
         with pytest.raises(Killed):
             start(config, folder)
     assert any((folder / "checkpoint" / "spill").iterdir())

@@ -1,17 +1,11 @@
 """Bases from the clients' gradients, and what each client sends of its own.
 
-    moments:  each contributor sends sketches of its gradients' second moments     -> sum -> eigenvectors
-
+    contributions:  each contributor sends factors or sketches (see `contributions`)   -> combined
+    whole:    each contributor sends its gradient, out x in numbers a layer      -> mean -> rule -> SVD
     private:  each client sends its noised sum of clipped gradients (see `privacy`) -> sum -> SVD, R0 = 0
 
-With the rules sign and raw, which take the SVD of the first update:
-
-    whole:    each contributor sends its gradient, out x in numbers a layer       -> mean -> rule -> SVD
-    factors:  each sends its gradient's best rank-k factors, k the bases' rank     -> mean of products -> same
-    sketch:   each sends a sketch of its gradient (see `sketch`)  -> sum -> a low-rank mean -> rule -> SVD
-
-A single contributor sends none of the latter: it takes the SVD itself and sends the bases. Public examples
-are at the server, which sends the bases alone.
+With the rules sign and raw a single contributor takes the SVD itself and sends the bases. Public examples are
+at the server, which sends the bases alone.
 
 Factors, sketches and bases travel as bfloat16, half of fp32's bytes; every party makes the bases it gets
 orthonormal again, in fp32. Rounding costs sketches little: on MiniLM at rank 28 the mean cosine between their
@@ -24,30 +18,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedsb.adapter import Factors, LoraPair, features
-from fedsb.bases import bases_from_update, quick_svd
+from fedsb.adapter import Factors, features
+from fedsb.contributions import (
+    SENT_AS,
+    GradientStart,
+    Own,
+    PrivateStart,
+    Tensors,
+    contribution,
+    reducer,
+    step_rule,
+)
 from fedsb.methods.method import Shape
-from fedsb.methods.stack import Stack, factors_are_smaller
-from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
-from fedsb.privacy.noise import NoiseSource
-from fedsb.privacy.plan import StartPlan
 from fedsb.privacy.private_start import noised_gradient_sums
-from fedsb.seeding import numpy_generator, torch_generator
-from fedsb.sketch import MatrixSketch, Probes, add_sketches, draw_probes, matrix_of, sketch_of
+from fedsb.seeding import numpy_generator
 from fedsb.traffic import Entry
 from fedsb.trainable import Batch, Example, Losses
-from fedsb.update_estimate import Rule, apply_rule, estimate_update, sum_over_batches
-
-SENT_AS = torch.bfloat16
-MOMENT_BATCH = 4
-"""Examples whose summed gradient counts as one in the second moments."""
+from fedsb.update_estimate import estimate_update
 
 Draw = dict[int, list[int]]
 """Example indices per client."""
@@ -67,29 +62,6 @@ class Calibration:
     def batches_of(self, indices: Sequence[int], batch_size: int) -> list[Batch]:
         """Batches of these examples."""
         return self.batches([self.examples[i] for i in indices], batch_size)
-
-
-@dataclass(frozen=True)
-class PrivateStart:
-    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves."""
-
-    plans: Mapping[int, StartPlan]
-    noise: NoiseSource
-    charge: Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientStart:
-    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
-
-    rule: Rule | Literal["moments"]
-    upload: Literal["factors", "sketch", "whole"]
-    batch_size: int
-    rank: int
-    heads: int
-    step_size: float
-    seed: int
-    private: PrivateStart | None = None
 
 
 class Bases(NamedTuple):
@@ -113,15 +85,11 @@ def bases_from_gradients(
     with _frozen(model), _checkpointing_in_eval_mode(model):
         if start.private is not None:
             factors, up = _from_private_sums(model, targets, start, start.private, calibration)
-        elif start.rule == "moments":
-            factors, up = _from_moments(model, targets, start, calibration)
-        elif alone or start.upload == "whole":
+        elif start.rule != "moments" and (alone or start.upload == "whole"):
             factors = _from_pooled(model, targets, start, calibration, sums)
             up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
-        elif start.upload == "sketch":
-            factors, up = _from_sketches(model, targets, start, calibration)
         else:
-            factors, up = _from_sent_factors(model, targets, start, calibration, sums)
+            factors, up = _from_contributions(model, targets, start, calibration, sums)
     ups = [] if calibration.public else [up]
     return Bases(_as_received(factors), [*ups, _bases_down(factors, num_clients)])
 
@@ -135,134 +103,36 @@ def _from_pooled(
 ) -> dict[str, Factors]:
     indices = [i for part in calibration.draw.values() for i in part]
     batches = calibration.batches_of(indices, start.batch_size)
-    reduce, rule = _reduce(start), _step_rule(start)
+    reduce, rule = reducer(start), step_rule(start)
     return estimate_update(
         model, targets, batches, calibration.losses, reduce, learning_rate=1.0, rule=rule, sums=sums
     )
 
 
-def _step_rule(start: GradientStart) -> Rule:
-    assert start.rule != "moments"
-    return start.rule
-
-
-def _from_sent_factors(
+def _from_contributions(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
     start: GradientStart,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], Entry]:
-    """Each contributor's message is made and measured; the server holds stacks of factors, or dense sums."""
-    stacks = {name: Stack(Shape(*features(layer))) for name, layer in targets.items()}
-    size = numbers = 0
-    for indices in calibration.draw.values():
-        batches = calibration.batches_of(indices, start.batch_size)
-        cut, losses = _cut(start), calibration.losses
-        sent = estimate_update(
-            model, targets, batches, losses, cut, learning_rate=-1.0, rule="raw", sums=sums
-        )
-        message = {f"{n}.{part}": t.to(SENT_AS) for n, pair in sent.items() for part, t in pair.items()}
-        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
-        for name, stack in stacks.items():
-            stack.add(message[f"{name}.B"], message[f"{name}.A"], float(len(indices)))
-    reduce, total = _reduce(start), sum(map(len, calibration.draw.values()))
-    factors = {
-        name: reduce(name, apply_rule(name, _dense(stack) / total, _step_rule(start), 1.0))
-        for name, stack in stacks.items()
-    }
-    entry = Entry(0, "gradients of the target layers, as factors", "up", len(calibration.draw), size, numbers)
-    return factors, entry
+    """Each contributor's message is made and measured when the server is ready to take it in."""
+    kind, everyone = contribution(start), sum(map(len, calibration.draw.values()))
+    sizes: list[tuple[int, int]] = []
 
+    def messages() -> Iterator[tuple[Tensors, int]]:
+        for indices in calibration.draw.values():
+            batches = partial(calibration.batches_of, indices)
+            message = kind.send(
+                model, targets, start, Own(batches, calibration.losses, len(indices), everyone, sums)
+            )
+            sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
+            yield message, len(indices)
 
-def _from_sketches(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, calibration: Calibration
-) -> tuple[dict[str, Factors], Entry]:
-    """The server adds up the contributors' sketches and gets the pooled gradient from the sum, by layer.
-
-    The rule is applied to what comes back, since the sign of a sum is no sum of signs.
-    """
-    shared, total = _shared_probes(targets, start), dict[str, MatrixSketch]()
-    size = numbers = 0
-    for indices in calibration.draw.values():
-        message = _sketch_message(model, targets, start, calibration, indices, shared)
-        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
-        for name in targets:
-            new = MatrixSketch(*(message[f"{name}.{side}"].double() for side in MatrixSketch._fields))
-            total[name] = add_sketches(total[name], new) if name in total else new
-    reduce, rule = _reduce(start), _step_rule(start)
-    factors = {
-        name: reduce(name, apply_rule(name, matrix_of(total.pop(name), shared[name]), rule, 1.0))
-        for name in targets
-    }
-    return factors, Entry(0, "sketches of gradients", "up", len(calibration.draw), size, numbers)
-
-
-def _shared_probes(targets: Mapping[str, nn.Module], start: GradientStart) -> dict[str, Probes | None]:
-    """Every party draws the same ones."""
-    return {
-        name: draw_probes(
-            Shape(*features(layer)),
-            start.heads * start.rank,
-            generator=torch_generator(start.seed, "sketch", name),
-        )
-        for name, layer in targets.items()
-    }
-
-
-def _sketch_message(
-    model: nn.Module,
-    targets: Mapping[str, nn.Module],
-    start: GradientStart,
-    calibration: Calibration,
-    indices: Sequence[int],
-    shared: Mapping[str, Probes | None],
-) -> dict[str, Tensor]:
-    """One contributor's share of the pooled mean, sketched batch by batch: no dense gradient is kept."""
-    device = next(model.parameters()).device
-    ours = {name: probes and Probes(*(side.to(device) for side in probes)) for name, probes in shared.items()}
-    sent = sum_over_batches(
-        model,
-        targets,
-        calibration.batches_of(indices, start.batch_size),
-        calibration.losses,
-        lambda name, gradient: sketch_of(gradient, ours[name]),
-        add_sketches,
-    )
-    everyone = sum(map(len, calibration.draw.values()))
-    return {
-        f"{name}.{side}": (tensor / everyone).to("cpu", SENT_AS)
-        for name, sketch in sent.items()
-        for side, tensor in sketch._asdict().items()
-    }
-
-
-def _from_moments(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, calibration: Calibration
-) -> tuple[dict[str, Factors], Entry]:
-    """The server adds up the contributors' sketches; R0 is zero, since moments have no sign."""
-    rank, total = start.heads * start.rank, dict[str, Sketch]()
-    shared = {
-        name: probes(*features(layer), rank, generator=torch_generator(start.seed, "probes", name))
-        for name, layer in targets.items()
-    }
-    size = numbers = 0
-    for indices in calibration.draw.values():
-        batches = calibration.batches_of(indices, MOMENT_BATCH)
-        sent = sketch_moments(model, targets, batches, calibration.losses, shared)
-        message = {f"{n}.{side}": t for n, sketch in sent.items() for side, t in sketch._asdict().items()}
-        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
-        total = {n: add(total[n], s) if n in total else s for n, s in sent.items()}
-    zero = torch.zeros(start.heads, start.rank, start.rank)
-    factors = {
-        name: Factors(
-            B=leading_directions(sketch.left, shared[name].left, rank),
-            A=leading_directions(sketch.right, shared[name].right, rank).T.contiguous(),
-            R=zero.clone(),
-        )
-        for name, sketch in total.items()
-    }
-    return factors, Entry(0, "sketches of gradient moments", "up", len(calibration.draw), size, numbers)
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    factors = kind.combine(shapes, start, messages())
+    size, numbers = (sum(column) for column in zip(*sizes, strict=True))
+    return factors, Entry(0, kind.what, "up", len(sizes), size, numbers)
 
 
 def _from_private_sums(
@@ -286,7 +156,7 @@ def _from_private_sums(
         message = {name: tensor.to(SENT_AS) for name, tensor in sums.items()}
         size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
         total = {n: t.float() + total[n] if n in total else t.float() for n, t in message.items()}
-    reduce = _reduce(start)
+    reduce = reducer(start)
     factors = {name: _with_zero_core(reduce(name, tensor)) for name, tensor in total.items()}
     return factors, Entry(0, "noised sums of clipped gradients", "up", len(private.plans), size, numbers)
 
@@ -294,35 +164,6 @@ def _from_private_sums(
 def _with_zero_core(factors: Factors) -> Factors:
     """R0 would be as large as the noise."""
     return factors if factors.R is None else factors._replace(R=torch.zeros_like(factors.R))
-
-
-def _dense(stack: Stack) -> Tensor:
-    found = stack.result(1.0)
-    return found.B @ found.A if isinstance(found, LoraPair) else found
-
-
-def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
-    """A gradient's best factors of the bases' rank, or the gradient itself (and I) where that is smaller."""
-    rank = start.heads * start.rank
-
-    def cut(name: str, gradient: Tensor) -> dict[str, Tensor]:
-        if not factors_are_smaller(Shape(*gradient.shape), rank):
-            return {"B": gradient.cpu(), "A": torch.eye(gradient.shape[1])}
-        U, S, Vh = quick_svd(gradient, rank, generator=torch_generator(start.seed, "cut", name))
-        return {"B": (U * S).cpu().contiguous(), "A": Vh.cpu().contiguous()}
-
-    return cut
-
-
-def _reduce(start: GradientStart) -> Callable[[str, Tensor], Factors]:
-    """An update's leading directions, R0 of the wished size."""
-
-    def reduce(name: str, update: Tensor) -> Factors:
-        generator = torch_generator(start.seed, "bases", name)
-        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
-        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
-
-    return reduce
 
 
 def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Entry:

@@ -12,8 +12,8 @@ from typing import Any
 from fedsb.check_privacy import check_delta
 from fedsb.client import ClientFailed, LocalTraining, Train, train
 from fedsb.config import PrivacyConfig, RunConfig
+from fedsb.contributions import PrivateStart
 from fedsb.errors import InputError
-from fedsb.gradient_start import PrivateStart
 from fedsb.prepare import local_training
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease

@@ -1,0 +1,270 @@
+"""What one contributor sends so that bases can be made of everybody's gradients, and what is made of it.
+
+    factors:  the gradient's best rank-k factors, k the bases' rank       -> mean of products -> rule -> SVD
+    sketch:   a linear sketch of the gradient                             -> sum -> gradient -> rule -> SVD
+    moments:  sketches of the second moments of small batches' gradients  -> sum -> eigenvectors, R0 = 0
+
+A contribution is a value: `send` runs where the examples are, `combine` where the messages come together,
+in one process or across machines. Tensors are named `layer.part`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors, LoraPair, features
+from fedsb.bases import bases_from_update, quick_svd
+from fedsb.methods.method import Shape
+from fedsb.methods.stack import Stack, factors_are_smaller
+from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
+from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.plan import StartPlan
+from fedsb.seeding import torch_generator
+from fedsb.sketch import MatrixSketch, Probes, add_sketches, draw_probes, matrix_of, sketch_of
+from fedsb.trainable import Batch, Losses
+from fedsb.update_estimate import Rule, apply_rule, estimate_update, sum_over_batches
+
+SENT_AS = torch.bfloat16
+MOMENT_BATCH = 4
+"""Examples whose summed gradient counts as one in the second moments."""
+
+Tensors = dict[str, Tensor]
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class PrivateStart:
+    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves."""
+
+    plans: Mapping[int, StartPlan]
+    noise: NoiseSource
+    charge: Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStart:
+    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
+
+    rule: Rule | Literal["moments"]
+    upload: Literal["factors", "sketch", "whole"]
+    batch_size: int
+    rank: int
+    heads: int
+    step_size: float
+    seed: int
+    private: PrivateStart | None = None
+
+
+@dataclass(frozen=True)
+class Own:
+    """A contributor's examples.
+
+    Attributes:
+        batches: batch size -> its batches.
+        num_examples, everyone: how many examples it has drawn, and all contributors together.
+        sums: where running sums are kept; None: in memory.
+    """
+
+    batches: Callable[[int], list[Batch]]
+    losses: Losses
+    num_examples: int
+    everyone: int
+    sums: MutableMapping[str, Tensor] | None = None
+
+
+class Contribution(NamedTuple):
+    """One way to contribute.
+
+    Attributes:
+        what: its name in the ledger.
+        send: (model, target layers, start, own examples) -> the message.
+        combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
+    """
+
+    what: str
+    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
+    combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
+
+
+def contribution(start: GradientStart) -> Contribution:
+    """The one that this start asks for, where each contributor sends its own."""
+    if start.rule == "moments":
+        return MOMENTS
+    return SKETCH if start.upload == "sketch" else FACTORS
+
+
+# Factors
+
+
+def _send_factors(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+) -> Tensors:
+    sent = estimate_update(
+        model,
+        targets,
+        own.batches(start.batch_size),
+        own.losses,
+        _cut(start),
+        learning_rate=-1.0,
+        rule="raw",
+        sums=own.sums,
+    )
+    return {f"{n}.{part}": t.to(SENT_AS) for n, pair in sent.items() for part, t in pair.items()}
+
+
+def _combine_factors(
+    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+) -> dict[str, Factors]:
+    """Stacks of factors, or dense sums where those are smaller."""
+    stacks, total = {name: Stack(shape) for name, shape in shapes.items()}, 0
+    for message, num_examples in messages:
+        total += num_examples
+        for name, stack in stacks.items():
+            stack.add(message[f"{name}.B"], message[f"{name}.A"], float(num_examples))
+    reduce = reducer(start)
+    return {
+        name: reduce(name, apply_rule(name, _dense(stack) / total, step_rule(start), 1.0))
+        for name, stack in stacks.items()
+    }
+
+
+def _dense(stack: Stack) -> Tensor:
+    found = stack.result(1.0)
+    return found.B @ found.A if isinstance(found, LoraPair) else found
+
+
+def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
+    """A gradient's best factors of the bases' rank, or the gradient itself (and I) where that is smaller."""
+    rank = start.heads * start.rank
+
+    def cut(name: str, gradient: Tensor) -> dict[str, Tensor]:
+        if not factors_are_smaller(Shape(*gradient.shape), rank):
+            return {"B": gradient.cpu(), "A": torch.eye(gradient.shape[1])}
+        U, S, Vh = quick_svd(gradient, rank, generator=torch_generator(start.seed, "cut", name))
+        return {"B": (U * S).cpu().contiguous(), "A": Vh.cpu().contiguous()}
+
+    return cut
+
+
+# Sketches
+
+
+def _send_sketch(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+) -> Tensors:
+    """Its share of the pooled mean, sketched batch by batch: no dense gradient is kept."""
+    device = next(model.parameters()).device
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    ours = {
+        name: shared and Probes(*(side.to(device) for side in shared))
+        for name, shared in _shared_probes(shapes, start).items()
+    }
+    sent = sum_over_batches(
+        model,
+        targets,
+        own.batches(start.batch_size),
+        own.losses,
+        lambda name, gradient: sketch_of(gradient, ours[name]),
+        add_sketches,
+    )
+    return {
+        f"{name}.{side}": (tensor / own.everyone).to("cpu", SENT_AS)
+        for name, sketch in sent.items()
+        for side, tensor in sketch._asdict().items()
+    }
+
+
+def _combine_sketches(
+    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+) -> dict[str, Factors]:
+    """The sum of the sketches is all that is looked at. The rule is applied to what comes back, since the
+    sign of a sum is no sum of signs."""
+    total: dict[str, MatrixSketch] = {}
+    for message, _ in messages:
+        for name in shapes:
+            new = MatrixSketch(*(message[f"{name}.{side}"].double() for side in MatrixSketch._fields))
+            total[name] = add_sketches(total[name], new) if name in total else new
+    reduce, shared = reducer(start), _shared_probes(shapes, start)
+    return {
+        name: reduce(name, apply_rule(name, matrix_of(total.pop(name), shared[name]), step_rule(start), 1.0))
+        for name in shapes
+    }
+
+
+def _shared_probes(shapes: Shapes, start: GradientStart) -> dict[str, Probes | None]:
+    """Every party draws the same ones."""
+    width = start.heads * start.rank
+    return {
+        name: draw_probes(shape, width, generator=torch_generator(start.seed, "sketch", name))
+        for name, shape in shapes.items()
+    }
+
+
+# Moments
+
+
+def _send_moments(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+) -> Tensors:
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    shared = _moment_probes(shapes, start)
+    sent = sketch_moments(model, targets, own.batches(MOMENT_BATCH), own.losses, shared)
+    return {f"{n}.{side}": t for n, sketch in sent.items() for side, t in sketch._asdict().items()}
+
+
+def _combine_moments(
+    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+) -> dict[str, Factors]:
+    """R0 is zero, since moments have no sign."""
+    total: dict[str, Sketch] = {}
+    for message, _ in messages:
+        for name in shapes:
+            new = Sketch(*(message[f"{name}.{side}"] for side in Sketch._fields))
+            total[name] = add(total[name], new) if name in total else new
+    rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
+    return {
+        name: Factors(
+            B=leading_directions(sketch.left, shared[name].left, rank),
+            A=leading_directions(sketch.right, shared[name].right, rank).T.contiguous(),
+            R=torch.zeros(start.heads, start.rank, start.rank),
+        )
+        for name, sketch in total.items()
+    }
+
+
+def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, Sketch]:
+    width = start.heads * start.rank
+    return {
+        name: probes(*shape, width, generator=torch_generator(start.seed, "probes", name))
+        for name, shape in shapes.items()
+    }
+
+
+# From an update to factors
+
+
+def step_rule(start: GradientStart) -> Rule:
+    """The rule of a start that takes the SVD of an update."""
+    assert start.rule != "moments"
+    return start.rule
+
+
+def reducer(start: GradientStart) -> Callable[[str, Tensor], Factors]:
+    """An update's leading directions, R0 of the wished size."""
+
+    def reduce(name: str, update: Tensor) -> Factors:
+        generator = torch_generator(start.seed, "bases", name)
+        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
+        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
+
+    return reduce
+
+
+FACTORS = Contribution("gradients of the target layers, as factors", _send_factors, _combine_factors)
+SKETCH = Contribution("sketches of gradients", _send_sketch, _combine_sketches)
+MOMENTS = Contribution("sketches of gradient moments", _send_moments, _combine_moments)
