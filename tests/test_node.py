@@ -9,11 +9,13 @@ from run_helpers import changed, classification_config, metrics_of, tiny_bert, w
 
 from fedsb import RunConfig, run
 from fedsb.checkpoint import load_checkpoint
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed, UpdateRejected
 from fedsb.node import Node
 from fedsb.node_config import NodeConfig
 from fedsb.peers import Remote
+from fedsb.server import Failed
 from fedsb.simulate import simulate_cohort
+from fedsb.start_wire import pack_start
 
 CLIENTS = 3
 
@@ -61,13 +63,13 @@ def in_one_process(config, nodes, *, fresh=False):
     """Peers that are nodes in this process; `fresh`: opened anew for every message, as Flower does."""
     opened = {}
 
-    def answer(client, message):
+    def answer(kind, client, message):
         if fresh or client not in opened:
             opened[client] = Node(RunConfig.from_dict(config), NodeConfig(**nodes[client]), "r1")
-        return opened[client].answer(message)
+        return opened[client].answer(kind, message)
 
-    def ask(cohort, broadcast):
-        yield from simulate_cohort(cohort, lambda client: answer(client, broadcast(client)))
+    def ask(kind, cohort, message_to):
+        yield from simulate_cohort(cohort, lambda client: answer(kind, client, message_to(client)))
 
     return ask
 
@@ -96,6 +98,78 @@ def test_nodes_do_what_the_simulation_does(world, tmp_path, method, fresh):
     config = config_of(world, method__name=method, federation__clients_per_round=2)
     both(world, config, tmp_path, fresh=fresh)
     assert_equal_runs(tmp_path)
+
+
+STARTS = {
+    "factors": {"samples": 48, "head_warmup": {"rounds": 2, "steps": 15}},
+    "sketch": {"samples": 20, "upload": "sketch", "head_warmup": None},
+    "moments": {"samples": 20, "rule": "moments", "head_warmup": {"rounds": 1, "steps": 5}},
+    "warm-up over W0": {"kind": "weights", "samples": 20, "head_warmup": {"rounds": 2, "steps": 15}},
+    "fewer samples than clients": {"samples": 2, "head_warmup": {"rounds": 1, "steps": 5}},
+}
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["lasting", "fresh"])
+@pytest.mark.parametrize("name", STARTS)
+def test_a_start_from_the_nodes_gradients_is_the_simulated_one(world, tmp_path, name, fresh):
+    both(world, config_of(world, method__init=STARTS[name], federation__rounds=1), tmp_path, fresh=fresh)
+    assert_equal_runs(tmp_path)
+    ours, theirs = (json.loads((tmp_path / n / "ledger.json").read_text()) for n in ("simulated", "deployed"))
+    for a, b in zip(ours["entries"], theirs["entries"], strict=True):
+        assert {**a, "bytes": 0} == {**b, "bytes": 0}
+        assert b["bytes"] == pytest.approx(a["bytes"], rel=0.2, abs=1500)
+
+
+def test_start_from_lora_with_a_warm_head(world, tmp_path):
+    init = {"samples": 30, "head_warmup": {"rounds": 2, "steps": 15}}
+    both(world, config_of(world, method__name="fedit", method__init=init, federation__rounds=1), tmp_path)
+    assert_equal_runs(tmp_path)
+
+
+def test_a_contributor_that_fails_is_left_out_of_the_start(world, tmp_path):
+    config = config_of(world, method__init=STARTS["sketch"], federation__rounds=1)
+    run(RunConfig.from_dict(config), tmp_path / "simulated")
+    parts = json.loads((tmp_path / "simulated" / "partition.json").read_text())["clients"]
+    nodes = node_files(world, config, [parts[str(c)] for c in range(CLIENTS)], tmp_path)
+    ask = in_one_process(config, nodes)
+
+    def without_one(kind, cohort, message_to):
+        for outcome in ask(kind, cohort, message_to):
+            lost = kind == "contribute" and outcome.client == 1
+            yield Failed(1, "went away") if lost else outcome
+
+    remote = Remote([len(part) for part in parts.values()], without_one)
+    result = run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote)
+    entries = json.loads((tmp_path / "deployed" / "ledger.json").read_text())["entries"]
+    assert [e["clients"] for e in entries if e["what"] == "sketches of gradients"] == [2]
+    assert metrics_of(result.folder)[-1]["clients"] == [0, 1, 2]
+
+
+def test_no_contributor_ends_the_run_with_the_reason(world, tmp_path):
+    config = config_of(world, method__init=STARTS["sketch"])
+    remote = Remote([20, 20, 20], lambda kind, cohort, message_to: [Failed(c, "away") for c in cohort])
+    with pytest.raises(RunFailed, match="nobody contributed a gradient"):
+        run(RunConfig.from_dict(config), tmp_path / "run", remote=remote)
+
+
+@pytest.mark.parametrize("kind", ["warm-up", "contribute"])
+def test_a_node_answers_no_question_its_config_does_not_ask_for(world, tmp_path, kind):
+    """A server cannot get gradients or a head from a run that says it takes none."""
+    config = config_of(world)
+    (own,) = node_files(world, config, [range(30)], tmp_path)
+    node = Node(RunConfig.from_dict(config), NodeConfig(**own), "r1")
+    with pytest.raises(UpdateRejected, match="this run's config"):
+        node.answer(kind, pack_start({"kind": kind, "round": 1}, {}))
+    with pytest.raises(UpdateRejected, match="unknown question"):
+        node.answer("examples", b"")
+
+
+def test_raw_gradients_under_privacy_are_refused_by_the_node_too(world, tmp_path):
+    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
+    config = config_of(world, privacy=privacy, method__init={"kind": "gradient", "head_warmup": None})
+    (own,) = node_files(world, config, [range(30)], tmp_path)
+    with pytest.raises(InputError, match="raw gradients"):
+        Node(RunConfig.from_dict(config), NodeConfig(**own), "r1")
 
 
 def test_with_client_level_privacy_of_a_fixed_seed(world, tmp_path):
@@ -131,7 +205,8 @@ def test_private_batches_are_drawn_from_the_nodes_own_secret(world, tmp_path):
 def test_every_answer_is_kept_if_wanted(world, tmp_path):
     both(world, config_of(world, federation__rounds=2), tmp_path, audit=True)
     sent = sorted((tmp_path / "state-0" / "r1" / "sent").glob("*.json"))
-    assert [json.loads(file.read_text())["round"] for file in sent] == [1, 2]
+    said = [json.loads(file.read_text()) for file in sent]
+    assert [(each["kind"], each["round"]) for each in said] == [("train", 1), ("train", 2)]
     lines = metrics_of(tmp_path / "deployed")
     sizes = [file.with_suffix(".safetensors").stat().st_size for file in sent]
     assert lines[1]["upload_bytes"] == CLIENTS * sizes[0]

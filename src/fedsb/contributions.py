@@ -19,13 +19,23 @@ from torch import Tensor, nn
 
 from fedsb.adapter import Factors, LoraPair, features
 from fedsb.bases import bases_from_update, quick_svd
+from fedsb.errors import RunFailed
 from fedsb.methods.method import Shape
 from fedsb.methods.stack import Stack, factors_are_smaller
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import StartPlan
 from fedsb.seeding import torch_generator
-from fedsb.sketch import MatrixSketch, Probes, add_sketches, draw_probes, matrix_of, sketch_of
+from fedsb.sketch import (
+    COLUMNS_PER_DIRECTION,
+    MatrixSketch,
+    Probes,
+    add_sketches,
+    draw_probes,
+    matrix_of,
+    sketch_of,
+    sketch_widths,
+)
 from fedsb.trainable import Batch, Losses
 from fedsb.update_estimate import Rule, apply_rule, estimate_update, sum_over_batches
 
@@ -84,11 +94,13 @@ class Contribution(NamedTuple):
         what: its name in the ledger.
         send: (model, target layers, start, own examples) -> the message.
         combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
+        like: (layer shapes, start) -> tensors of a message's names and shapes, without numbers.
     """
 
     what: str
     send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
     combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
+    like: Callable[[Shapes, GradientStart], Tensors]
 
 
 def contribution(start: GradientStart) -> Contribution:
@@ -126,6 +138,7 @@ def _combine_factors(
         total += num_examples
         for name, stack in stacks.items():
             stack.add(message[f"{name}.B"], message[f"{name}.A"], float(num_examples))
+    _check_some(total)
     reduce = reducer(start)
     return {
         name: reduce(name, apply_rule(name, _dense(stack) / total, step_rule(start), 1.0))
@@ -149,6 +162,15 @@ def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
         return {"B": (U * S).cpu().contiguous(), "A": Vh.cpu().contiguous()}
 
     return cut
+
+
+def _factors_like(shapes: Shapes, start: GradientStart) -> Tensors:
+    rank = start.heads * start.rank
+    found: Tensors = {}
+    for name, shape in shapes.items():
+        inner = rank if factors_are_smaller(shape, rank) else shape.n_in
+        found |= {f"{name}.B": _empty(shape.out, inner), f"{name}.A": _empty(inner, shape.n_in)}
+    return found
 
 
 # Sketches
@@ -189,6 +211,7 @@ def _combine_sketches(
         for name in shapes:
             new = MatrixSketch(*(message[f"{name}.{side}"].double() for side in MatrixSketch._fields))
             total[name] = add_sketches(total[name], new) if name in total else new
+    _check_some(len(total))
     reduce, shared = reducer(start), _shared_probes(shapes, start)
     return {
         name: reduce(name, apply_rule(name, matrix_of(total.pop(name), shared[name]), step_rule(start), 1.0))
@@ -203,6 +226,15 @@ def _shared_probes(shapes: Shapes, start: GradientStart) -> dict[str, Probes | N
         name: draw_probes(shape, width, generator=torch_generator(start.seed, "sketch", name))
         for name, shape in shapes.items()
     }
+
+
+def _sketch_like(shapes: Shapes, start: GradientStart) -> Tensors:
+    found: Tensors = {}
+    for name, shape in shapes.items():
+        widths = sketch_widths(shape, start.heads * start.rank, COLUMNS_PER_DIRECTION)
+        columns, rows = (shape.n_in, 0) if widths is None else widths
+        found |= {f"{name}.columns": _empty(shape.out, columns), f"{name}.rows": _empty(rows, shape.n_in)}
+    return found
 
 
 # Moments
@@ -226,6 +258,7 @@ def _combine_moments(
         for name in shapes:
             new = Sketch(*(message[f"{name}.{side}"] for side in Sketch._fields))
             total[name] = add(total[name], new) if name in total else new
+    _check_some(len(total))
     rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
     return {
         name: Factors(
@@ -243,6 +276,11 @@ def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, Sketch]:
         name: probes(*shape, width, generator=torch_generator(start.seed, "probes", name))
         for name, shape in shapes.items()
     }
+
+
+def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
+    shared = _moment_probes(shapes, start)
+    return {f"{n}.{side}": t for n, sketch in shared.items() for side, t in sketch._asdict().items()}
 
 
 # From an update to factors
@@ -265,6 +303,17 @@ def reducer(start: GradientStart) -> Callable[[str, Tensor], Factors]:
     return reduce
 
 
-FACTORS = Contribution("gradients of the target layers, as factors", _send_factors, _combine_factors)
-SKETCH = Contribution("sketches of gradients", _send_sketch, _combine_sketches)
-MOMENTS = Contribution("sketches of gradient moments", _send_moments, _combine_moments)
+def _check_some(count: int) -> None:
+    if not count:
+        raise RunFailed("start: nobody contributed a gradient; the clients' own lines say why")
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+FACTORS = Contribution(
+    "gradients of the target layers, as factors", _send_factors, _combine_factors, _factors_like
+)
+SKETCH = Contribution("sketches of gradients", _send_sketch, _combine_sketches, _sketch_like)
+MOMENTS = Contribution("sketches of gradient moments", _send_moments, _combine_moments, _moments_like)

@@ -82,7 +82,7 @@ def bases_from_gradients(
 ) -> Bases:
     """The SVD of the estimated first update of all contributors together. The model stays as it is."""
     alone = len(calibration.draw) == 1
-    with _frozen(model), _checkpointing_in_eval_mode(model):
+    with estimating(model):
         if start.private is not None:
             factors, up = _from_private_sums(model, targets, start, start.private, calibration)
         elif start.rule != "moments" and (alone or start.upload == "whole"):
@@ -91,7 +91,7 @@ def bases_from_gradients(
         else:
             factors, up = _from_contributions(model, targets, start, calibration, sums)
     ups = [] if calibration.public else [up]
-    return Bases(_as_received(factors), [*ups, _bases_down(factors, num_clients)])
+    return Bases(as_received(factors), [*ups, bases_down(factors, num_clients)])
 
 
 def _from_pooled(
@@ -178,30 +178,42 @@ def _bases_up(factors: Mapping[str, Factors]) -> Entry:
     return Entry(0, "bases from the one contributor", "up", 1, size, numbers)
 
 
-def _bases_down(factors: Mapping[str, Factors], num_clients: int) -> Entry:
+def bases_down(factors: Mapping[str, Factors], num_clients: int) -> Entry:
     """R0 comes with the next round's broadcast."""
     size, numbers = _sizes(factors, ("A", "B"))
     return Entry(0, "bases B and A", "down", num_clients, num_clients * size, num_clients * numbers)
 
 
 def _sizes(factors: Mapping[str, Factors], names: Sequence[str]) -> tuple[int, int]:
-    found = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in names}
-    tensors = {name: tensor.to("cpu", SENT_AS).contiguous() for name, tensor in found.items()}
+    tensors = as_sent(factors, names)
     return len(save(tensors)), sum(t.numel() for t in tensors.values())
 
 
-def _as_received(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+def as_sent(factors: Mapping[str, Factors], names: Sequence[str] = ("A", "B")) -> Tensors:
+    """Bases as they travel."""
+    found = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in names}
+    return {name: tensor.to("cpu", SENT_AS).contiguous() for name, tensor in found.items()}
+
+
+def as_received(factors: Mapping[str, Factors]) -> dict[str, Factors]:
     """B and A after their journey."""
     return {
-        name: part._replace(B=_orthonormal_again(part.B), A=_orthonormal_again(part.A.T).T.contiguous())
+        name: part._replace(B=orthonormal_again(part.B), A=orthonormal_again(part.A.T).T.contiguous())
         for name, part in factors.items()
     }
 
 
-def _orthonormal_again(columns: Tensor) -> Tensor:
+def orthonormal_again(columns: Tensor) -> Tensor:
     """The orthonormal fp32 columns nearest to what bfloat16 kept of these, in the same directions."""
     Q, R = torch.linalg.qr(columns.to(SENT_AS).float())
     return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0)).contiguous()
+
+
+@contextmanager
+def estimating(model: nn.Module) -> Iterator[None]:
+    """The state in which gradients of base weights are taken."""
+    with _frozen(model), _checkpointing_in_eval_mode(model):
+        yield
 
 
 @contextmanager

@@ -178,17 +178,22 @@ def _factors(
             n: bases_from_weight(dense_weight(m), rank, heads=heads, generator=_generator(seed, n))
             for n, m in targets.items()
         }, []
-    how = GradientStart(
+    how = gradient_start_of(start)
+    return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients, sums=sums)
+
+
+def gradient_start_of(start: Start) -> GradientStart:
+    """The part of the start that says how bases come from gradients."""
+    return GradientStart(
         rule=start.rule,
         upload=start.upload,
         batch_size=start.batch_size,
-        rank=rank,
-        heads=heads,
+        rank=start.rank,
+        heads=start.heads,
         step_size=start.step_size,
-        seed=seed,
+        seed=start.seed,
         private=start.private,
     )
-    return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients, sums=sums)
 
 
 def _entry(

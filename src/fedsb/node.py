@@ -10,7 +10,7 @@ change for methods that have one, and, if wanted, every answer it sent.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,30 +19,32 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedsb import wire
-from fedsb.adapter import Factors, set_base_updates
+from fedsb.adapter import set_base_updates
+from fedsb.check_method import check_method
+from fedsb.check_privacy import check_privacy
 from fedsb.config import RunConfig
 from fedsb.data import read_rows
+from fedsb.errors import UpdateRejected
 from fedsb.files import write_bytes, write_json
-from fedsb.gradient_start import Calibration
-from fedsb.initialize import start_factors
 from fedsb.models import load_tokenizer
 from fedsb.node_config import NodeConfig, check_limits
+from fedsb.node_start import NodeStart
 from fedsb.party import Party, party_of
 from fedsb.prepare import (
     Base,
     Data,
     base_digest,
-    batches_of,
     check_can_deploy,
     labelled,
     make_task,
-    method_of,
     prepare_base,
-    start_of,
     trainable_of,
 )
 from fedsb.private_run import PrivateRun, prepare_privacy
+from fedsb.start_wire import unpack_start
 from fedsb.tasks import Row
+
+BASES = "bases.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Node:
 
     def __init__(self, config: RunConfig, own: NodeConfig, run: str):
         check_limits(own, config)
+        check_method(config)
+        check_privacy(config)
         check_can_deploy(config)
         self.own, self.folder = own, Path(own.state) / run
         self.config = _localized(config, own)
@@ -90,9 +94,12 @@ class Node:
         return replace(private, sampling_seed=secrets.randbits(128))
 
     @cached_property
+    def start(self) -> NodeStart:
+        return NodeStart(self.config, self.own.client, self.data, self.base, self.folder)
+
+    @cached_property
     def party(self) -> Party:
-        start = _start(self.config, self.data, self.base)
-        trainable = trainable_of(self.config, self.data, self.base, start)
+        trainable = trainable_of(self.config, self.data, self.base, self.start.factors())
         return party_of(self.config, self.data, trainable, self.private, self.own.client)
 
     def facts(self) -> NodeFacts:
@@ -100,12 +107,25 @@ class Node:
         assert self.private is None or self.private.epsilon() >= 0
         return NodeFacts(self.own.client, len(self.data.train), base_digest(self.base))
 
-    def answer(self, broadcast: bytes) -> bytes:
-        """The update for this broadcast.
+    def answer(self, kind: str, message: bytes) -> bytes:
+        """What this party sends back; kept in the audit folder, if wanted.
 
         Raises:
-            UpdateRejected, ClientFailed: as `Party.answer`.
+            UpdateRejected, ClientFailed: as `Party.answer`, or the message does not fit.
         """
+        how: dict[str, Callable[[bytes], bytes]] = {
+            "warm-up": self.start.warm_up,
+            "contribute": self.start.contribute,
+            "bases": self.start.take_bases,
+            "train": self._train,
+        }
+        if kind not in how:
+            raise UpdateRejected(f"unknown question {kind[:40]!r}: server and node may have other versions")
+        answer = how[kind](message)
+        self._audit(kind, answer)
+        return answer
+
+    def _train(self, broadcast: bytes) -> bytes:
         trainable = self.party.trainable
         if trainable.base_round == 0:
             self._restore_base()
@@ -113,7 +133,6 @@ class Node:
         answer = self.party.answer(broadcast)
         if trainable.base_round != before:
             self._keep_base()
-        self._audit(answer)
         return answer
 
     def _restore_base(self) -> None:
@@ -131,14 +150,15 @@ class Node:
             self.folder / "base.safetensors", save(kept | {"round": torch.tensor(trainable.base_round)})
         )
 
-    def _audit(self, answer: bytes) -> None:
+    def _audit(self, kind: str, answer: bytes) -> None:
         if not self.own.audit:
             return
         folder = self.folder / "sent"
         folder.mkdir(exist_ok=True)
         name = f"{len(list(folder.glob('*.safetensors'))) + 1:05d}"
         write_bytes(folder / f"{name}.safetensors", answer)
-        write_json(folder / f"{name}.json", asdict(wire.unpack(answer)[0]) | {"bytes": len(answer)})
+        said = asdict(wire.unpack(answer)[0]) if kind == "train" else unpack_start(answer)[0]
+        write_json(folder / f"{name}.json", {"kind": kind} | said | {"bytes": len(answer)})
 
 
 def _localized(config: RunConfig, own: NodeConfig) -> RunConfig:
@@ -162,12 +182,3 @@ def _own_data(config: RunConfig, own: NodeConfig) -> Data:
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     """The row under the run's column names."""
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
-
-
-def _start(config: RunConfig, data: Data, base: Base) -> dict[str, Factors]:
-    calibration = Calibration({}, [], batches_of(data, base.device), data.task.losses)
-    start = start_of(config, data.parts)
-    method, clients = method_of(config), config.federation.clients
-    return start_factors(
-        base.model, base.targets, base.head, method, start, calibration, num_clients=clients
-    ).factors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
 
 from fedsb.party import Party
 from fedsb.private_run import PrivateRun
@@ -11,8 +13,13 @@ from fedsb.progress import Progress
 from fedsb.server import Failed, Outcome
 from fedsb.simulate import simulate_cohort
 
-Peers = Callable[[Sequence[int], Callable[[int], bytes]], Iterable[Outcome]]
-"""(cohort, client -> its broadcast, made when it is about to be sent) -> one outcome for each client."""
+MessageTo = Callable[[int], bytes]
+"""Client -> its message, made when it is about to be sent."""
+Peers = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
+"""(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
+Kind = Literal["warm-up", "contribute", "bases", "train"]
+Ask = Callable[[Kind, Sequence[int], MessageTo], Iterable[Outcome]]
+"""As `Peers`, for every kind of question that `node.Node` answers."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +32,20 @@ class Remote:
     """
 
     sizes: Sequence[int]
-    peers: Peers
+    ask: Ask
     base_digest: str | None = None
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """Each client's examples, counted through."""
+        ends = list(accumulate(self.sizes, initial=0))
+        return [list(range(start, end)) for start, end in pairwise(ends)]
 
 
 def expecting(private: PrivateRun, peers: Peers, number: int) -> Peers:
     """Peers elsewhere whose answers cost privacy: asked only if they can pay by the server's account."""
 
-    def ask(cohort: Sequence[int], broadcast: Callable[[int], bytes]) -> Iterator[Outcome]:
+    def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         able = [client for client in cohort if private.expect(client, number)]
         yield from (Failed(client, private.used_up) for client in cohort if client not in able)
         yield from peers(able, broadcast)
@@ -43,7 +56,7 @@ def expecting(private: PrivateRun, peers: Peers, number: int) -> Peers:
 def simulated(party: Callable[[int], Party], progress: Progress) -> Peers:
     """Peers in this process; `party(client)` is made when its turn comes."""
 
-    def ask(cohort: Sequence[int], broadcast: Callable[[int], bytes]) -> Iterator[Outcome]:
+    def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:
             own = party(client)
             progress.client_begins(client, round(own.training.epochs * len(own.examples)))

@@ -7,7 +7,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -76,11 +75,11 @@ def prepare_data(config: RunConfig) -> Data:
     return Data(task, tokenizer, train, test, parts, labels, _public_examples(config, task))
 
 
-def prepare_server_data(config: RunConfig, sizes: Sequence[int]) -> Data:
+def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
-        sizes: training examples of each client; its examples count as the next so many indices.
+        parts: indices that stand for each client's examples.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
@@ -92,8 +91,6 @@ def prepare_server_data(config: RunConfig, sizes: Sequence[int]) -> Data:
     test_rows = read_test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, [])
-    ends = list(accumulate(sizes, initial=0))
-    parts = [list(range(start, end)) for start, end in pairwise(ends)]
     test = task.encode(test_rows, config.data.test)
     return Data(task, tokenizer, [], test, parts, None, _public_examples(config, task))
 
@@ -109,6 +106,16 @@ def check_can_deploy(config: RunConfig) -> None:
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
             "labels: [negative, positive]"
         )
+    init = config.method.init
+    if init.private:
+        raise InputError(
+            "method.init.private: a noised start does not go over the network yet; take method.init.kind "
+            "weights or orthonormal, or method.init.public"
+        )
+    if init.upload == "whole" and init.kind == "gradient":
+        raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
+    if config.method.refresh_every is not None:
+        raise InputError("method.refresh_every: not over the network yet; leave it out")
 
 
 def _public_examples(config: RunConfig, task: Task) -> list[Example] | None:

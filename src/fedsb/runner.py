@@ -45,6 +45,7 @@ from fedsb.privacy.client_level import ClientRelease
 from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.progress import Progress, Silent
 from fedsb.refresh import refresh
+from fedsb.remote_start import share_bases, start_remotely
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
@@ -52,6 +53,9 @@ from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcast
 from fedsb.spill import SpilledTensors
 from fedsb.traffic import Entry, Ledger
 from fedsb.trainable import Trainable, adopt
+
+BASES = "bases.safetensors"
+"""In the run folder, where bases were made of gradients elsewhere: what clients were sent."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def run(
     run_folder.check_free(folder, config, resume=resume)
     method = method_of(config)
     progress.stage("reading data")
-    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.sizes)
+    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
     progress.stage(f"loading {Path(config.model.path).name}")
     base = prepare_base(config, data)
     _check_same_base(base, remote)
@@ -110,7 +114,9 @@ def run(
     private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
-    saved = saved or _start(config, folder, method, data, base, private, progress)
+    saved = saved or _start(config, folder, method, data, base, private, progress, remote)
+    if remote is not None:
+        share_bases(folder / BASES, remote, progress)
     session = _session(config, folder, method, data, base, saved, private, progress, remote)
     _rounds(session, saved, clock)
     summary = run_folder.finished_summary(folder)
@@ -155,6 +161,7 @@ def _start(
     base: Base,
     private: PrivateRun | None,
     progress: Progress,
+    remote: Remote | None,
 ) -> Saved:
     """Round 0: score the base as it is, then make bases and head."""
     began = time.monotonic()
@@ -166,7 +173,10 @@ def _start(
     calibration = _calibration(data, base, start, method, base.head)
     progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
     spilled = SpilledTensors(folder / "checkpoint" / "spill")
-    started = start_factors(
+    begin = start_factors
+    if remote is not None:
+        begin = partial(start_remotely, remote=remote, progress=progress, bases=folder / BASES)
+    started = begin(
         base.model,
         base.targets,
         base.head,
@@ -213,9 +223,8 @@ def _session(
     remote: Remote | None,
 ) -> _Session:
     trainable = trainable_of(config, data, base, saved.factors)
-    peers = (
-        remote.peers if remote else simulated(partial(party_of, config, data, trainable, private), progress)
-    )
+    party = partial(party_of, config, data, trainable, private)
+    peers = partial(remote.ask, "train") if remote else simulated(party, progress)
     return _Session(
         config=config,
         folder=folder,

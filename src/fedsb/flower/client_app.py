@@ -35,8 +35,9 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train as the broadcast asks."""
-    return _reply(message, context, lambda node: pack({}, node.answer(payload_of(message.content))))
+    """Do what the question asks: train, or a step of the start."""
+    kind, question = str(facts_of(message.content).get("kind")), payload_of(message.content)
+    return _reply(message, context, lambda node: pack({}, node.answer(kind, question)))
 
 
 def _reply(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:

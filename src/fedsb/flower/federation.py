@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -17,6 +18,7 @@ from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
 from fedsb.flower.records import Facts, facts_of, pack, payload_of
 from fedsb.node import NodeFacts
+from fedsb.peers import Kind, MessageTo
 from fedsb.server import Arrived, Failed, Outcome
 
 POLL_SECONDS = 0.2
@@ -35,6 +37,8 @@ class Federation:
         say: where a line about the nodes goes.
         nodes: client -> its newest node id.
         facts: client -> what it said of itself.
+        asked: node ids that were said hello to.
+        bases, holding: the bases to be shared, and the nodes that have them.
     """
 
     grid: Grid
@@ -44,6 +48,8 @@ class Federation:
     nodes: dict[int, int] = field(default_factory=dict)
     facts: dict[int, NodeFacts] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
+    bases: bytes = b""
+    holding: set[int] = field(default_factory=set)
 
     def gather(self, seconds: float) -> None:
         """Wait until every client of the config has said hello.
@@ -67,18 +73,35 @@ class Federation:
         """Say hello to nodes that came since; a node that comes back takes its client's place."""
         fresh = set(self.grid.get_node_ids()) - self.asked
         self.asked |= fresh
-        for node, facts in self._ask("query", {node: b"" for node in fresh}, HELLO_SECONDS):
+        for node, facts in self._ask("hello", [(node, b"") for node in fresh], HELLO_SECONDS):
             if isinstance(facts, str):
                 self.say(f"node {node}: {facts}")
                 continue
             self._join(node, facts_of(facts.content))
 
-    def ask(self, cohort: Sequence[int], broadcast: Callable[[int], bytes]) -> Iterator[Outcome]:
-        """`peers.Peers` over Flower: answers as they come, until all have or the round's deadline."""
+    def ask(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        """`peers.Ask` over Flower: answers as they come, until all have or the round's deadline."""
         self.meet()
+        if kind == "bases":
+            yield from self._share(message_to(0), cohort)
+            return
+        if kind == "train" and self.bases:
+            lacking = [client for client in cohort if self.nodes.get(client) not in self.holding]
+            _log_failures(self._share(self.bases, lacking), self.say)
+        yield from self._each(kind, cohort, message_to)
+
+    def _share(self, bases: bytes, clients: Sequence[int]) -> Iterator[Outcome]:
+        """Send the bases to these; remember them for nodes that come or come back later."""
+        self.bases = bases
+        for outcome in self._each("bases", clients, lambda client: bases):
+            if isinstance(outcome, Arrived):
+                self.holding.add(self.nodes[outcome.client])
+            yield outcome
+
+    def _each(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
         client_of = {self.nodes[client]: client for client in cohort if client in self.nodes}
-        payloads = ((node, broadcast(client)) for node, client in client_of.items())
-        for node, answer in self._ask("train", payloads, self.config.federation.deadline_seconds):
+        payloads = ((node, message_to(client)) for node, client in client_of.items())
+        for node, answer in self._ask(kind, payloads, self.config.federation.deadline_seconds):
             client = client_of.pop(node)
             if isinstance(answer, str):
                 yield Failed(client, answer)
@@ -88,11 +111,10 @@ class Federation:
         yield from (Failed(client, "its node is not connected") for client in absent)
 
     def _ask(
-        self, kind: str, payloads: Iterable[tuple[int, bytes]] | dict[int, bytes], seconds: float | None
+        self, kind: Kind | Literal["hello"], payloads: Iterable[tuple[int, bytes]], seconds: float | None
     ) -> Iterator[tuple[int, Message | str]]:
         """Each node's answer, or why there is none."""
-        pairs = payloads.items() if isinstance(payloads, dict) else payloads
-        sent = {self._push(kind, node, payload): node for node, payload in pairs}
+        sent = {self._push(kind, node, payload): node for node, payload in payloads}
         deadline = None if seconds is None else time.monotonic() + seconds
         while sent:
             for reply in self._pull(list(sent)):
@@ -104,8 +126,10 @@ class Federation:
             time.sleep(POLL_SECONDS)
 
     def _push(self, kind: str, node: int, payload: bytes) -> str:
-        facts: Facts = {"config": json.dumps(self.config.model_dump(mode="json")), "run": self.run}
-        (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, kind)])
+        config = json.dumps(self.config.model_dump(mode="json"))
+        facts: Facts = {"kind": kind, "config": config, "run": self.run}
+        flowers = "query" if kind == "hello" else "train"
+        (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, flowers)])
         return sent
 
     def _pull(self, waiting: list[str]) -> Iterator[Message]:
@@ -126,6 +150,12 @@ class Federation:
         if len(digests) > 1:
             named = ", ".join(f"client {c}: {facts.base_digest}" for c, facts in sorted(self.facts.items()))
             raise RunFailed(f"the nodes' base models are not the same weights ({named})")
+
+
+def _log_failures(outcomes: Iterable[Outcome], say: Callable[[str], None]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            say(f"client {outcome.client}: {outcome.reason}")
 
 
 def _refusal(reply: Message) -> str | None:

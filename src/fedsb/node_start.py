@@ -1,0 +1,152 @@
+"""A node's part in the start of a run: warming up the head, contributing to the bases, keeping them.
+
+See `remote_start` for the server's side and the order of the questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedsb.adapter import Factors, features
+from fedsb.client import ClientFailed
+from fedsb.config import RunConfig
+from fedsb.contributions import Own, contribution
+from fedsb.errors import UpdateRejected
+from fedsb.files import write_bytes
+from fedsb.gradient_start import Calibration, as_received, estimating
+from fedsb.head import cache_base_outputs, train_head
+from fedsb.initialize import Start, bases_kind, draw_calibration, gradient_start_of, start_factors
+from fedsb.peers import Kind
+from fedsb.prepare import Base, Data, batches_of, heads_of, method_of, start_of
+from fedsb.start_wire import check_start, pack_start, unpack_start
+
+BASES = "bases.safetensors"
+
+
+@dataclass
+class NodeStart:
+    """One party's start.
+
+    Attributes:
+        folder: where the bases are kept that the server sends.
+    """
+
+    config: RunConfig
+    client: int
+    data: Data
+    base: Base
+    folder: Path
+
+    @cached_property
+    def start(self) -> Start:
+        return start_of(self.config, self.data.parts)
+
+    @property
+    def from_gradients(self) -> bool:
+        """Whether this run's bases come from the parties' gradients."""
+        method = method_of(self.config)
+        return method.draw is None and bases_kind(self.start, method) == "gradient"
+
+    def warm_up(self, question: bytes) -> bytes:
+        """The head after a few steps on this party's calibration examples, the base model frozen."""
+        warmup, model, head = self.start.head_warmup, self.base.model, self.base.head
+        if warmup is None:
+            raise UpdateRejected("this run's config has no head warm-up")
+        calibration, number = self._calibration(question, "warm-up")
+        indices = calibration.draw[self.client]
+        cached = cache_base_outputs(model, calibration.batches_of(indices, self.start.batch_size))
+        train_head(
+            model,
+            head,
+            cached,
+            calibration.losses,
+            steps=warmup.steps,
+            learning_rate=warmup.learning_rate,
+        )
+        return self._pack("warm-up", number, {f"head.{n}": p.detach() for n, p in head.items()})
+
+    def contribute(self, question: bytes) -> bytes:
+        """This party's factors or sketches of its gradient at the head it was sent."""
+        if not self.from_gradients:
+            raise UpdateRejected("this run's config takes no bases from gradients")
+        calibration, _ = self._calibration(question, "contribute")
+        indices, how = calibration.draw[self.client], gradient_start_of(self.start)
+        everyone = sum(map(len, calibration.draw.values()))
+        own = Own(partial(calibration.batches_of, indices), calibration.losses, len(indices), everyone)
+        self.base.model.eval()
+        with estimating(self.base.model):
+            sent = contribution(how).send(self.base.model, self.base.targets, how, own)
+        return self._pack("contribute", 0, sent)
+
+    def take_bases(self, message: bytes) -> bytes:
+        facts, tensors = unpack_start(message)
+        check_start(facts, tensors, wanted={"kind": "bases"}, like=self._bases_like())
+        write_bytes(self.folder / BASES, message)
+        return self._pack("bases", 0, {})
+
+    def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
+        """The draw of all parties, of which this one's examples alone are here; the head is put in place."""
+        facts, tensors = unpack_start(question)
+        sizes = [int(n) for n in tensors.pop("sizes", torch.tensor([]))]
+        head = self.base.head
+        like = {f"head.{name}": parameter for name, parameter in head.items()}
+        check_start(facts, tensors, wanted={"kind": kind}, like=like)
+        client, count = self.client, len(self.data.train)
+        if len(sizes) != len(self.data.parts) or sizes[client] != count:
+            raise UpdateRejected(f"wrong sizes: this party has {count} examples, the server says {sizes}")
+        with torch.no_grad():
+            for name, parameter in head.items():
+                parameter.copy_(tensors[f"head.{name}"])
+        ends = list(accumulate(sizes, initial=0))
+        parts = [range(start, end) for start, end in pairwise(ends)]
+        start = self.start
+        draw = draw_calibration(parts, start.samples, seed=start.seed)
+        if client not in draw:
+            raise UpdateRejected(f"client {client} has no part in the start")
+        draw[client] = [i - ends[client] for i in draw[client]]
+        batches = batches_of(self.data, self.base.device)
+        return Calibration(draw, self.data.train, batches, self.data.task.losses), int(facts["round"])
+
+    def _pack(self, kind: Kind, number: int, tensors: Mapping[str, Tensor]) -> bytes:
+        return pack_start({"kind": kind, "round": number, "client": self.client}, tensors)
+
+    def _bases_like(self) -> dict[str, Tensor]:
+        rank, found = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
+        for name, layer in self.base.targets.items():
+            out, n_in = features(layer)
+            found |= {f"{name}.B": torch.empty(out, rank), f"{name}.A": torch.empty(rank, n_in)}
+        return found
+
+    def factors(self) -> dict[str, Factors]:
+        """The start factors: as the server sent them, or made here of W0 or a seed."""
+        if self.from_gradients:
+            return self._kept_bases()
+        method = method_of(self.config)
+        calibration = Calibration({}, [], batches_of(self.data, self.base.device), self.data.task.losses)
+        return start_factors(
+            self.base.model,
+            self.base.targets,
+            {},
+            method,
+            self.start,
+            calibration,
+            num_clients=self.config.federation.clients,
+        ).factors
+
+    def _kept_bases(self) -> dict[str, Factors]:
+        if not (self.folder / BASES).exists():
+            raise ClientFailed("it was not sent the bases yet")
+        _, tensors = unpack_start((self.folder / BASES).read_bytes())
+        heads, rank = heads_of(self.config), self.config.method.rank
+        sent = {
+            name: Factors(B=tensors[f"{name}.B"], A=tensors[f"{name}.A"], R=torch.zeros(heads, rank, rank))
+            for name in self.base.targets
+        }
+        return as_received(sent)

@@ -1,0 +1,181 @@
+"""The start of a run whose examples are elsewhere: head warm-up and bases, by asking.
+
+    warm-up x rounds:  head, sizes -> contributors train it on their draw -> weighted mean
+    contribute:        head, sizes -> each contributor's factors or sketches -> combined -> SVD
+    bases:             B and A, as they travel, to whoever lacks them before it trains
+
+Sizes are everybody's numbers of examples: from them each party draws its calibration examples as a simulated
+run would. A contributor that fails is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors, features
+from fedsb.contributions import GradientStart, Tensors, contribution
+from fedsb.errors import UpdateRejected
+from fedsb.files import write_bytes
+from fedsb.gradient_start import Calibration, Draw, as_received, as_sent, bases_down
+from fedsb.initialize import (
+    Start,
+    Started,
+    Warmup,
+    draw_calibration,
+    gradient_start_of,
+    needs_data,
+    start_factors,
+)
+from fedsb.layout import Layout
+from fedsb.methods import Frame, Method, Shape, Upload
+from fedsb.methods.mean import WeightedSum
+from fedsb.peers import Kind, Remote
+from fedsb.progress import Progress
+from fedsb.server import Failed, Outcome
+from fedsb.start_wire import Facts, check_start, pack_start, unpack_start
+from fedsb.traffic import Entry
+
+
+def start_remotely(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    head: Mapping[str, nn.Parameter],
+    method: Method,
+    start: Start,
+    calibration: Calibration,
+    *,
+    num_clients: int,
+    sums: MutableMapping[str, Tensor] | None,
+    remote: Remote,
+    progress: Progress,
+    bases: Path,
+) -> Started:
+    """As `initialize.start_factors`, of examples that are elsewhere. What needs none, or public ones alone,
+    is made here.
+
+    Args:
+        bases: the file for the bases' message to the clients, if there are such.
+
+    Raises:
+        RunFailed: no contributor answered.
+    """
+    here = calibration.public or not needs_data(start, method, head)
+    if here:
+        return start_factors(
+            model, targets, head, method, start, calibration, num_clients=num_clients, sums=sums
+        )
+    draw, traffic = draw_calibration(remote.parts, start.samples, seed=start.seed), list[Entry]()
+    if head and start.head_warmup is not None:
+        traffic = _warm_up(head, start.head_warmup, remote, draw, progress)
+    if needs_data(replace(start, head_warmup=None), method, head):
+        factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
+        write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
+        return Started(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
+    rest = replace(start, head_warmup=None)
+    made = start_factors(model, targets, head, method, rest, calibration, num_clients=num_clients)
+    return replace(made, traffic=[*traffic, *made.traffic], draw=draw)
+
+
+def share_bases(file: Path, remote: Remote, progress: Progress) -> None:
+    """Give every client the bases that it cannot make itself; `Remote.ask` may leave out who has them.
+
+    Args:
+        file: the message as it was made at the start: bases rounded anew would not quite be the same.
+    """
+    if not file.exists():
+        return
+    message = file.read_bytes()
+    for answer in remote.ask("bases", range(len(remote.sizes)), lambda client: message):
+        if isinstance(answer, Failed):
+            progress.client_ends(answer.client, answer.reason)
+
+
+def _question(kind: Kind, number: int, head: Mapping[str, Tensor], remote: Remote) -> bytes:
+    tensors = {f"head.{name}": tensor for name, tensor in head.items()}
+    return pack_start({"kind": kind, "round": number}, tensors | {"sizes": torch.tensor(remote.sizes)})
+
+
+@dataclass
+class _Measured:
+    """Messages that travelled."""
+
+    messages: int = 0
+    bytes: int = 0
+    numbers: int = 0
+
+    def add(self, messages: int, size: int, numbers: int) -> None:
+        self.messages += messages
+        self.bytes += messages * size
+        self.numbers += messages * numbers
+
+    def entry(self, what: str, direction: Literal["up", "down"], clients: int) -> Entry:
+        return Entry(0, what, direction, clients, self.bytes, self.numbers)
+
+
+def _warm_up(
+    head: Mapping[str, nn.Parameter], warmup: Warmup, remote: Remote, draw: Draw, progress: Progress
+) -> list[Entry]:
+    layout, sent, received = Layout.of(head), _Measured(), _Measured()
+    like = {f"head.{name}": parameter for name, parameter in head.items()}
+    for number in range(1, warmup.rounds + 1):
+        total = WeightedSum(Frame({}, dict(layout.entries), {}, 1.0))
+        question = _question("warm-up", number, head, remote)
+        sent.add(len(draw), len(question), layout.size)
+        answers = remote.ask("warm-up", list(draw), partial(_same, question))
+        for client, tensors, size in _usable("warm-up", number, answers, like, progress):
+            received.add(1, size, layout.size)
+            named = {name: tensors[f"head.{name}"] for name in head}
+            total.add(Upload({}, layout.flatten(named), float(len(draw[client]))))
+        layout.copy_into(head, layout.flatten(total.mean()))
+    clients = len(draw)
+    return [sent.entry("head warm-up", "down", clients), received.entry("head warm-up", "up", clients)]
+
+
+def _same(message: bytes, client: int) -> bytes:
+    return message
+
+
+def _gather(
+    targets: Mapping[str, nn.Module],
+    head: Mapping[str, Tensor],
+    how: GradientStart,
+    remote: Remote,
+    draw: Draw,
+    progress: Progress,
+) -> tuple[dict[str, Factors], Entry]:
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    kind, received = contribution(how), _Measured()
+    question = _question("contribute", 0, head, remote)
+    answers = remote.ask("contribute", list(draw), partial(_same, question))
+
+    def messages() -> Iterator[tuple[Tensors, int]]:
+        for client, tensors, size in _usable("contribute", 0, answers, kind.like(shapes, how), progress):
+            received.add(1, size, sum(t.numel() for t in tensors.values()))
+            yield tensors, len(draw[client])
+
+    factors = kind.combine(shapes, how, messages())
+    return factors, received.entry(kind.what, "up", received.messages)
+
+
+def _usable(
+    kind: Kind, number: int, answers: Iterable[Outcome], like: Mapping[str, Tensor], progress: Progress
+) -> Iterator[tuple[int, dict[str, Tensor], int]]:
+    """(client, tensors, bytes) of every answer that can be used; the others are told of and left out."""
+    for answer in answers:
+        try:
+            if isinstance(answer, Failed):
+                raise UpdateRejected(answer.reason)
+            facts, tensors = unpack_start(answer.message)
+            wanted: Facts = {"kind": kind, "round": number, "client": answer.client}
+            check_start(facts, tensors, wanted=wanted, like=like)
+        except UpdateRejected as reason:
+            progress.client_ends(answer.client, str(reason))
+            continue
+        yield answer.client, tensors, len(answer.message)
