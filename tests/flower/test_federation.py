@@ -216,3 +216,32 @@ def test_other_weights_are_refused(world, tmp_path):
 def test_a_server_without_settings_says_which(world, tmp_path):
     with pytest.raises(InputError, match=r"config: missing in the run config; give it"):
         server_app.app(FakeGrid({}), Context(1, 1, {}, RecordDict(), {}))
+
+
+@pytest.mark.parametrize("upload", ["factors", "sketch"])
+def test_bases_from_the_nodes_gradients(world, tmp_path, upload):
+    init = {"samples": 48, "upload": upload, "head_warmup": {"rounds": 2, "steps": 15}}
+    config = config_of(world, method__init=init)
+    grid = FakeGrid(nodes_of(config, tmp_path))
+    serve(grid, config, tmp_path)
+    assert_equal_runs(tmp_path)
+    assert len([node for node, _ in grid.pushed if node == 100]) == 1 + 2 + 1 + 1 + 2  # hello to two rounds
+
+
+def test_a_node_that_comes_late_gets_the_bases_and_the_cores(world, tmp_path):
+    """Its disk is new too: what it was sent before is gone."""
+    config = config_of(world, method__init={"samples": 48, "head_warmup": {"rounds": 1, "steps": 5}})
+    files = nodes_of(config, tmp_path)
+
+    def moves(node, reply):
+        trained = reply.metadata.message_type == "train" and grid.pushed.count((101, "train")) == 4
+        if node == 101 and trained and 201 not in grid.node_configs:
+            own = yaml.safe_load(Path(files[101]).read_text()) | {"state": str(tmp_path / "new")}
+            grid.node_configs[201] = str(write_config(tmp_path / "new.yaml", own))
+            del grid.node_configs[101]
+        return reply
+
+    grid = FakeGrid(dict(files), moves)
+    serve(grid, config, tmp_path)
+    assert grid.pushed.count((201, "train")) == 2  # bases, then a round
+    assert_equal_runs(tmp_path)
