@@ -253,6 +253,54 @@ def privacy(
     terminal.show_privacy(found, out_console)
 
 
+deploy = typer.Typer(
+    help="Run across machines, over Flower (needs the extra fedsb[flower]).", no_args_is_help=True
+)
+app.add_typer(deploy, name="deploy")
+
+
+@deploy.command("init")
+def deploy_init(
+    folder: Annotated[Path, typer.Argument(help="New folder; the server keeps it.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    host: Annotated[str, typer.Option(help="Name or address by which nodes reach the server.")],
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 9092,
+    set_: Overrides = None,
+) -> None:
+    """Write a Flower app, scripts for certificates, keys and starting, node configs, and a guide.
+
+    Example: `fedsb deploy init hospitals run.yaml --host fl.example.org`, then follow hospitals/README.md
+    """
+    from fedsb.config import RunConfig
+    from fedsb.flower.deploy import write_deployment
+
+    written = write_deployment(folder, RunConfig.from_yaml(config, set_ or []), host=host, port=port)
+    out_console.print(f"{len(written)} files in {folder}; go on with {folder / 'README.md'}", highlight=False)
+
+
+@deploy.command("check")
+def deploy_check(
+    node: Annotated[Path, typer.Argument(help="This party's node.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run, from the server.")],
+    json_: AsJson = False,
+) -> None:
+    """At a node: read its data and its model as a run would, and print what the server would be told.
+
+    Example: `fedsb deploy check node.yaml run.yaml`
+    """
+    from dataclasses import asdict
+
+    from fedsb.config import RunConfig
+    from fedsb.node import Node
+    from fedsb.node_config import NodeConfig
+
+    facts = asdict(Node(RunConfig.from_yaml(config), NodeConfig.from_yaml(node), "check").facts())
+    if json_:
+        return _print_json(facts)
+    for name, value in facts.items():
+        out_console.print(f"{name:<14} {value}", highlight=False)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -54,12 +54,15 @@ class NodeConfig(Section):
 
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> NodeConfig:
-        """Read a YAML file and apply `key.path=value` overrides.
+        """Read a YAML file and apply `key.path=value` overrides. Relative paths count from its folder.
 
         Raises:
             InputError: the file, its YAML, a key or a value is wrong; one line per fault.
         """
-        return checked(NodeConfig, override(read_yaml(Path(path)), overrides), str(path))
+        own = checked(NodeConfig, override(read_yaml(Path(path)), overrides), str(path))
+        folder = Path(path).resolve().parent
+        data = own.data.model_copy(update={"train": str(folder / own.data.train)})
+        return own.model_copy(update={"data": data, "state": str(folder / own.state)})
 
 
 class Refused(InputError):

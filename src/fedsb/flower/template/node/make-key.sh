@@ -1,0 +1,6 @@
+#!/bin/sh
+# Once, at the node: its key. The file ending in .pub goes to the server's ./register.sh; the other stays here.
+set -eu
+cd "$(dirname "$0")"
+ssh-keygen -q -t ecdsa -b 384 -N "" -C "client-@CLIENT@" -f client-@CLIENT@
+echo "made client-@CLIENT@.pub: send it to whoever runs the server"

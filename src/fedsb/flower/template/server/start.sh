@@ -1,0 +1,8 @@
+#!/bin/sh
+# The SuperLink: what nodes connect to. Stop it with Ctrl-C; started again it goes on.
+set -eu
+cd "$(dirname "$0")"
+. ./environment.sh
+exec flower-superlink --host "${HOST:-0.0.0.0}" --port @PORT@ \
+  --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \
+  --enable-supernode-auth --disable-runtime-dependency-installation
