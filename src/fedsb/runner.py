@@ -311,7 +311,7 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         "upload_bytes": report.upload_bytes,
         "download_bytes": sent.bytes,
         "upload_parameters": report.upload_parameters,
-        "clients": report.clients,
+        "clients": sorted(report.clients),
         "rejected": report.rejected,
     }
     if report.deviation is not None:
