@@ -379,10 +379,10 @@ def test_a_run_killed_between_rounds_goes_on_to_the_same_adapter(world, monkeypa
     folder, real = world / f"killed {case}", runner._round
     for stop in (2, 3):
 
-        def killed(session, saved, number, stop=stop):
+        def killed(session, saved, number, chosen, stop=stop):
             if number == stop:
                 raise Killed
-            return real(session, saved, number)
+            return real(session, saved, number, chosen)
 
         with monkeypatch.context() as patch:
             patch.setattr(runner, "_round", killed)
