@@ -302,6 +302,25 @@ def deploy_check(
 
 
 @app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder, finished or not.")],
+    json_: AsJson = False,
+) -> None:
+    """Where a run stands: rounds, scores, bytes, epsilon, who was left out. Also while it runs.
+
+    Example: `fedsb status runs/one` · `watch fedsb status hospitals/run`
+    """
+    from fedsb.status import run_status
+
+    found = run_status(run_dir)
+    if json_:
+        return _print_json(found)
+    from fedsb import terminal
+
+    terminal.show_status(found, out_console)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed

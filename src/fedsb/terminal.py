@@ -76,6 +76,24 @@ def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
+def show_status(found: dict[str, Any], console: Console) -> None:
+    """A few lines about a run."""
+    done, age = found["round"], found["seconds_since"]
+    ends = "finished" if found["finished"] else "not finished"
+    began = "not begun" if done is None else f"round {done}"
+    rows = {
+        "run": f"{found['method']}, {began} of {found['rounds']}, {ends}",
+        "last round": "-" if age is None else f"{age:.0f} s ago",
+        "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in found["eval"].items()),
+        "epsilon": "" if found["epsilon"] is None else f"{found['epsilon']:.3g}",
+        "sent": f"up {human_bytes(found['upload_bytes'])}, down {human_bytes(found['download_bytes'])}",
+        "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in found["rejected"]),
+    }
+    for name, text in rows.items():
+        if text:
+            console.print(f"{name:<11}{text}", highlight=False, markup=False)
+
+
 def evaluate_in_terminal(
     run: Path | None, model: str | None, adapter: Path | None, config: Path | None, overrides: Sequence[str]
 ) -> dict[str, Any]:

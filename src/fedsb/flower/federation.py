@@ -24,6 +24,8 @@ from fedsb.server import Arrived, Failed, Outcome
 POLL_SECONDS = 0.2
 PULLED_AT_ONCE = 8
 """Answers that may be in the server's memory together."""
+LIFE_SECONDS = 7 * 24 * 3600.0
+"""Flower drops a question or an answer that is older. Rounds end by their deadline, not by this."""
 HELLO_SECONDS = 300.0
 """A node loads its data and its model before it answers the first question."""
 
@@ -129,7 +131,7 @@ class Federation:
         config = json.dumps(self.config.model_dump(mode="json"))
         facts: Facts = {"kind": kind, "config": config, "run": self.run}
         flowers = "query" if kind == "hello" else "train"
-        (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, flowers)])
+        (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, flowers, ttl=LIFE_SECONDS)])
         return sent
 
     def _pull(self, waiting: list[str]) -> Iterator[Message]:

@@ -5,4 +5,4 @@ cd "$(dirname "$0")"
 . ./environment.sh
 exec flower-superlink --host "${HOST:-0.0.0.0}" --port @PORT@ \
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \
-  --enable-supernode-auth --disable-runtime-dependency-installation
+  --enable-supernode-auth --disable-runtime-dependency-installation --database "$PWD/flower/superlink.db"

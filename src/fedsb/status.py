@@ -1,0 +1,51 @@
+"""Where a run stands, from its folder alone: also while it runs, also on another machine's copy."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+
+
+def run_status(folder: Path) -> dict[str, Any]:
+    """Rounds done, newest scores, bytes, epsilon, who was left out, and how old the newest line is.
+
+    Raises:
+        InputError: the folder holds no run, or its lines cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: holds no run (no config.yaml)")
+    config, lines = RunConfig.from_yaml(folder / "config.yaml"), _lines(folder / "metrics.jsonl")
+    newest = lines[-1] if lines else {}
+    scores: list[dict[str, float]] = [line["eval"] for line in lines if line["eval"]]
+    return {
+        "method": config.method.name,
+        "finished": (folder / "summary.json").is_file(),
+        "round": newest.get("round"),
+        "rounds": config.federation.rounds,
+        "eval": scores[-1] if scores else {},
+        "train_loss": newest.get("train_loss"),
+        "epsilon": newest.get("epsilon"),
+        "upload_bytes": sum(line["upload_bytes"] for line in lines),
+        "download_bytes": sum(line["download_bytes"] for line in lines),
+        "clients": newest.get("clients", []),
+        "rejected": newest.get("rejected", []),
+        "seconds_since": _age(folder / "metrics.jsonl"),
+    }
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{file}: a line is not valid JSON ({error})") from None
+
+
+def _age(file: Path) -> float | None:
+    return round(time.time() - file.stat().st_mtime, 1) if file.exists() else None
