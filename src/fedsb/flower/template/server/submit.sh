@@ -3,4 +3,8 @@
 set -eu
 cd "$(dirname "$0")"
 . ./environment.sh
-exec flwr run ../app fedsb --stream "$@"
+flwr run ../app fedsb --stream "$@"
+[ -e ../run/summary.json ] || {   # flwr exits with 0 whatever became of the run
+  echo "the run is not finished: see above; ./submit.sh goes on after its last finished round" >&2
+  exit 1
+}
