@@ -22,8 +22,6 @@ from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Part
-from fedsb.gradient_start import Calibration
-from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
 from fedsb.party import party_of
 from fedsb.peers import Peers, Remote, expecting, simulated
@@ -31,8 +29,6 @@ from fedsb.prepare import (
     Base,
     Data,
     base_digest,
-    batches_of,
-    exchange_of,
     method_of,
     part_of,
     prepare_base,
@@ -45,17 +41,15 @@ from fedsb.privacy.client_level import ClientRelease
 from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.progress import Progress, Silent
 from fedsb.refresh import refresh
-from fedsb.remote_start import share_bases, start_remotely
+from fedsb.remote_start import share_bases
+from fedsb.round_zero import BASES, begin, calibration_of, record_of, score
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcast
 from fedsb.spill import SpilledTensors
-from fedsb.traffic import Entry, Ledger
+from fedsb.traffic import Entry
 from fedsb.trainable import Trainable, adopt
-
-BASES = "bases.safetensors"
-"""In the run folder, where bases were made of gradients elsewhere: what clients were sent."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def run(
     private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
-    saved = saved or _start(config, folder, method, data, base, private, progress, remote)
+    saved = saved or begin(config, folder, method, data, base, private, progress, remote)
     if remote is not None:
         share_bases(folder / BASES, remote, progress)
     session = _session(config, folder, method, data, base, saved, private, progress, remote)
@@ -151,64 +145,6 @@ def _prepare_privacy(
     if private is not None:
         private.check_ledger(saved.metrics[-1].get("epsilon") if saved else None)
     return private
-
-
-def _start(
-    config: RunConfig,
-    folder: Path,
-    method: Method,
-    data: Data,
-    base: Base,
-    private: PrivateRun | None,
-    progress: Progress,
-    remote: Remote | None,
-) -> Saved:
-    """Round 0: score the base as it is, then make bases and head."""
-    began = time.monotonic()
-    progress.stage("evaluating the base model")
-    record = _record(0, _evaluate(config, data, base.model, progress), began)
-    start = start_of(config, data.parts)
-    if private is not None:
-        start = replace(start, private=private.private_start())
-    calibration = _calibration(data, base, start, method, base.head)
-    progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
-    spilled = SpilledTensors(folder / "checkpoint" / "spill")
-    begin = start_factors
-    if remote is not None:
-        begin = partial(start_remotely, remote=remote, progress=progress, bases=folder / BASES)
-    started = begin(
-        base.model,
-        base.targets,
-        base.head,
-        method,
-        start,
-        calibration,
-        num_clients=len(data.parts),
-        sums=spilled,
-    )
-    shutil.rmtree(spilled.folder)
-    sent = {f"{n}.{f}": getattr(part, f) for n, part in started.factors.items() for f in method.sends}
-    state = ServerState(0, exchange_of(config, base).down(config.method.rank).flatten(sent | base.head))
-    progress.round_ends(record)
-    if private is not None:
-        record["epsilon"] = private.epsilon()
-    told = {} if private or calibration.public else started.draw
-    return Saved(state, started.factors, Ledger(started.traffic), [record], told, time.monotonic() - began)
-
-
-def _calibration(
-    data: Data, base: Base, start: Start, method: Method, head: Mapping[str, Any]
-) -> Calibration:
-    """The examples that the start may look at: public ones, all of each client's if it protects them itself,
-    or an equal draw."""
-    batches, losses = batches_of(data, base.device), data.task.losses
-    if data.public is not None:
-        return Calibration({0: list(range(len(data.public)))}, data.public, batches, losses, public=True)
-    if start.private is not None:
-        return Calibration(dict(enumerate(data.parts)), data.train, batches, losses)
-    looks = needs_data(start, method, head)
-    draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
-    return Calibration(draw, data.train, batches, losses)
 
 
 def _session(
@@ -275,7 +211,7 @@ def _stop(session: _Session, saved: Saved) -> None:
     session.progress.stage(f"the privacy budget is used up: stopping after round {done} of {total}")
     last = saved.metrics[-1]
     if not last["eval"]:
-        last["eval"] = _evaluate(session.config, session.data, session.base.model, session.progress)
+        last["eval"] = score(session.config, session.data, session.base.model, session.progress)
 
 
 def _adopt(session: _Session, saved: Saved) -> None:
@@ -305,8 +241,8 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
     saved.ledger.add(Entry(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters))
     _adopt(session, saved)
     due = number % config.evaluation.every == 0 or number == federation.rounds
-    metrics = _evaluate(config, session.data, session.base.model, session.progress) if due else {}
-    record = _record(number, metrics, 0.0) | {
+    metrics = score(config, session.data, session.base.model, session.progress) if due else {}
+    record = record_of(number, metrics, 0.0) | {
         "train_loss": report.train_loss,
         "upload_bytes": report.upload_bytes,
         "download_bytes": sent.bytes,
@@ -365,7 +301,7 @@ def _refresh(session: _Session, saved: Saved, record: Mapping[str, Any]) -> dict
         session.trainable,
         saved.state,
         start,
-        _calibration(data, session.base, start, session.method, {}),
+        calibration_of(data, session.base, start, session.method, {}),
         num_clients=len(data.parts),
         seed=config.seed,
         sums=spilled,
@@ -402,25 +338,3 @@ def _cohort_outcomes(
     if session.remote and private is not None and private.clients is None:
         peers = expecting(private, peers, state.round + 1)
     return peers(list(parts), message_to)
-
-
-def _evaluate(config: RunConfig, data: Data, model: nn.Module, progress: Progress) -> dict[str, float]:
-    wanted = config.evaluation
-    return data.task.evaluate(
-        model, data.test, batch_size=wanted.batch_size, generate=wanted.generate, progress=progress.evaluating
-    )
-
-
-def _record(number: int, metrics: Mapping[str, float], began: float) -> dict[str, Any]:
-    """One line of metrics.jsonl, as for a round in which nothing was sent."""
-    return {
-        "round": number,
-        "train_loss": None,
-        "eval": dict(metrics),
-        "upload_bytes": 0,
-        "download_bytes": 0,
-        "upload_parameters": 0,
-        "clients": [],
-        "rejected": [],
-        "seconds": round(time.monotonic() - began, 3),
-    }
