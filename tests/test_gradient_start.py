@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsb import contributions, gradient_start
 from fedsb.adapter import features, find_targets
-from fedsb.contributions import GradientStart
+from fedsb.contribution import GradientStart
 from fedsb.cost import Question, method_cost
 from fedsb.errors import RunFailed
 from fedsb.gradient_start import Calibration, bases_from_gradients

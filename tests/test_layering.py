@@ -38,10 +38,12 @@ PURE = {
 COMPOSE = {
     "privacy.dp_sgd",
     "client",
+    "contribution",
     "contributions",
     "gradient_start",
     "head",
     "initialize",
+    "noised_sums",
     "refresh",
     "server",
     "simulate",

@@ -184,6 +184,43 @@ def test_with_example_level_privacy_of_a_fixed_seed(world, tmp_path):
     assert_equal_runs(tmp_path)
 
 
+PAID = {"kind": "gradient", "private": True, "budget_share": 0.3, "samples": 30, "head_warmup": None}
+EXAMPLES_PROTECTED = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["lasting", "fresh"])
+def test_private_bases_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path, fresh):
+    privacy = EXAMPLES_PROTECTED | {"insecure_seed": 3}
+    both(world, config_of(world, privacy=privacy, method__init=PAID), tmp_path, fresh=fresh)
+    assert_equal_runs(tmp_path)
+
+
+def test_private_bases_are_paid_for_at_the_node_and_at_the_server(world, tmp_path):
+    config = config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID)
+    _, deployed = both(world, config, tmp_path)
+    own = lines_of(tmp_path / "state-1" / "r1" / "privacy.jsonl")
+    servers = lines_of(tmp_path / "deployed" / "privacy.jsonl")
+    assert [spend for spend in servers if spend["client"] == 1] == own
+    assert [spend["phase"] for spend in own] == ["start", "round", "round", "round"]
+    privacy = deployed.summary["privacy"]
+    assert privacy["epsilon"] == pytest.approx(8.0, rel=0.01)
+    assert privacy["epsilon_start"] == pytest.approx(0.3 * 8.0, rel=0.01)
+
+
+def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
+    """Two sums would tell more than was paid for; one made anew would be paid for twice."""
+    config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
+    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
+    answers = []
+    for number in range(3):
+        node = Node(config, NodeConfig(**own), "r1")
+        head = {f"head.{name}": parameter + number for name, parameter in node.base.head.items()}
+        question = pack_start({"kind": "contribute", "round": 0}, head | {"sizes": torch.tensor([30, 9, 9])})
+        answers.append(node.answer("contribute", question))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(lines_of(tmp_path / "state-0" / "r1" / "privacy.jsonl")) == 1
+
+
 def test_a_nodes_ledger_and_the_servers_agree(world, tmp_path):
     privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
     _, deployed = both(world, config_of(world, privacy=privacy), tmp_path)

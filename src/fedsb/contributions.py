@@ -6,25 +6,34 @@
 
 A contribution is a value: `send` runs where the examples are, `combine` where the messages come together,
 in one process or across machines. Tensors are named `layer.part`.
+Under privacy there is one way, `noised_sums`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors, LoraPair, features
-from fedsb.bases import bases_from_update, quick_svd
-from fedsb.errors import RunFailed
+from fedsb.bases import quick_svd
+from fedsb.contribution import (
+    SENT_AS,
+    Contribution,
+    GradientStart,
+    Own,
+    Shapes,
+    Tensors,
+    check_some,
+    empty,
+    reducer,
+    step_rule,
+)
 from fedsb.methods.method import Shape
 from fedsb.methods.stack import Stack, factors_are_smaller
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
-from fedsb.privacy.noise import NoiseSource
-from fedsb.privacy.plan import StartPlan
+from fedsb.noised_sums import NOISED_SUMS
 from fedsb.seeding import torch_generator
 from fedsb.sketch import (
     COLUMNS_PER_DIRECTION,
@@ -36,75 +45,16 @@ from fedsb.sketch import (
     sketch_of,
     sketch_widths,
 )
-from fedsb.trainable import Batch, Losses
-from fedsb.update_estimate import Rule, apply_rule, estimate_update, sum_over_batches
+from fedsb.update_estimate import apply_rule, estimate_update, sum_over_batches
 
-SENT_AS = torch.bfloat16
 MOMENT_BATCH = 4
 """Examples whose summed gradient counts as one in the second moments."""
-
-Tensors = dict[str, Tensor]
-Shapes = Mapping[str, Shape]
-
-
-@dataclass(frozen=True)
-class PrivateStart:
-    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves."""
-
-    plans: Mapping[int, StartPlan]
-    noise: NoiseSource
-    charge: Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientStart:
-    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
-
-    rule: Rule | Literal["moments"]
-    upload: Literal["factors", "sketch", "whole"]
-    batch_size: int
-    rank: int
-    heads: int
-    step_size: float
-    seed: int
-    private: PrivateStart | None = None
-
-
-@dataclass(frozen=True)
-class Own:
-    """A contributor's examples.
-
-    Attributes:
-        batches: batch size -> its batches.
-        num_examples, everyone: how many examples it has drawn, and all contributors together.
-        sums: where running sums are kept; None: in memory.
-    """
-
-    batches: Callable[[int], list[Batch]]
-    losses: Losses
-    num_examples: int
-    everyone: int
-    sums: MutableMapping[str, Tensor] | None = None
-
-
-class Contribution(NamedTuple):
-    """One way to contribute.
-
-    Attributes:
-        what: its name in the ledger.
-        send: (model, target layers, start, own examples) -> the message.
-        combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
-        like: (layer shapes, start) -> tensors of a message's names and shapes, without numbers.
-    """
-
-    what: str
-    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
-    combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
-    like: Callable[[Shapes, GradientStart], Tensors]
 
 
 def contribution(start: GradientStart) -> Contribution:
     """The one that this start asks for, where each contributor sends its own."""
+    if start.private is not None:
+        return NOISED_SUMS
     if start.rule == "moments":
         return MOMENTS
     return SKETCH if start.upload == "sketch" else FACTORS
@@ -138,7 +88,7 @@ def _combine_factors(
         total += num_examples
         for name, stack in stacks.items():
             stack.add(message[f"{name}.B"], message[f"{name}.A"], float(num_examples))
-    _check_some(total)
+    check_some(total)
     reduce = reducer(start)
     return {
         name: reduce(name, apply_rule(name, _dense(stack) / total, step_rule(start), 1.0))
@@ -169,7 +119,7 @@ def _factors_like(shapes: Shapes, start: GradientStart) -> Tensors:
     found: Tensors = {}
     for name, shape in shapes.items():
         inner = rank if factors_are_smaller(shape, rank) else shape.n_in
-        found |= {f"{name}.B": _empty(shape.out, inner), f"{name}.A": _empty(inner, shape.n_in)}
+        found |= {f"{name}.B": empty(shape.out, inner), f"{name}.A": empty(inner, shape.n_in)}
     return found
 
 
@@ -211,7 +161,7 @@ def _combine_sketches(
         for name in shapes:
             new = MatrixSketch(*(message[f"{name}.{side}"].double() for side in MatrixSketch._fields))
             total[name] = add_sketches(total[name], new) if name in total else new
-    _check_some(len(total))
+    check_some(len(total))
     reduce, shared = reducer(start), _shared_probes(shapes, start)
     return {
         name: reduce(name, apply_rule(name, matrix_of(total.pop(name), shared[name]), step_rule(start), 1.0))
@@ -233,7 +183,7 @@ def _sketch_like(shapes: Shapes, start: GradientStart) -> Tensors:
     for name, shape in shapes.items():
         widths = sketch_widths(shape, start.heads * start.rank, COLUMNS_PER_DIRECTION)
         columns, rows = (shape.n_in, 0) if widths is None else widths
-        found |= {f"{name}.columns": _empty(shape.out, columns), f"{name}.rows": _empty(rows, shape.n_in)}
+        found |= {f"{name}.columns": empty(shape.out, columns), f"{name}.rows": empty(rows, shape.n_in)}
     return found
 
 
@@ -258,7 +208,7 @@ def _combine_moments(
         for name in shapes:
             new = Sketch(*(message[f"{name}.{side}"] for side in Sketch._fields))
             total[name] = add(total[name], new) if name in total else new
-    _check_some(len(total))
+    check_some(len(total))
     rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
     return {
         name: Factors(
@@ -281,35 +231,6 @@ def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, Sketch]:
 def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
     shared = _moment_probes(shapes, start)
     return {f"{n}.{side}": t for n, sketch in shared.items() for side, t in sketch._asdict().items()}
-
-
-# From an update to factors
-
-
-def step_rule(start: GradientStart) -> Rule:
-    """The rule of a start that takes the SVD of an update."""
-    assert start.rule != "moments"
-    return start.rule
-
-
-def reducer(start: GradientStart) -> Callable[[str, Tensor], Factors]:
-    """An update's leading directions, R0 of the wished size."""
-
-    def reduce(name: str, update: Tensor) -> Factors:
-        generator = torch_generator(start.seed, "bases", name)
-        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
-        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
-
-    return reduce
-
-
-def _check_some(count: int) -> None:
-    if not count:
-        raise RunFailed("start: nobody contributed a gradient; the clients' own lines say why")
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, device="meta")
 
 
 FACTORS = Contribution(

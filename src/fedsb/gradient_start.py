@@ -1,11 +1,10 @@
 """Bases from the clients' gradients, and what each client sends of its own.
 
-    contributions:  each contributor sends factors or sketches (see `contributions`)   -> combined
-    whole:    each contributor sends its gradient, out x in numbers a layer      -> mean -> rule -> SVD
-    private:  each client sends its noised sum of clipped gradients (see `privacy`) -> sum -> SVD, R0 = 0
+    contributions:  each contributor sends factors, sketches or noised sums (see `contributions`)  -> combined
+    whole:          each contributor sends its gradient, out x in numbers a layer  -> mean -> rule -> SVD
 
-With the rules sign and raw a single contributor takes the SVD itself and sends the bases. Public examples are
-at the server, which sends the bases alone.
+Without privacy and with the rules sign and raw a single contributor takes the SVD itself and sends the bases.
+Public examples are at the server, which sends the bases alone.
 
 Factors, sketches and bases travel as bfloat16, half of fp32's bytes; every party makes the bases it gets
 orthonormal again, in fp32. Rounding costs sketches little: on MiniLM at rank 28 the mean cosine between their
@@ -27,19 +26,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors, features
-from fedsb.contributions import (
-    SENT_AS,
-    GradientStart,
-    Own,
-    PrivateStart,
-    Tensors,
-    contribution,
-    reducer,
-    step_rule,
-)
+from fedsb.contribution import SENT_AS, GradientStart, Own, Tensors, reducer, step_rule
+from fedsb.contributions import contribution
 from fedsb.methods.method import Shape
-from fedsb.privacy.private_start import noised_gradient_sums
-from fedsb.seeding import numpy_generator
 from fedsb.traffic import Entry
 from fedsb.trainable import Batch, Example, Losses
 from fedsb.update_estimate import estimate_update
@@ -83,9 +72,7 @@ def bases_from_gradients(
     """The SVD of the estimated first update of all contributors together. The model stays as it is."""
     alone = len(calibration.draw) == 1
     with estimating(model):
-        if start.private is not None:
-            factors, up = _from_private_sums(model, targets, start, start.private, calibration)
-        elif start.rule != "moments" and (alone or start.upload == "whole"):
+        if start.private is None and start.rule != "moments" and (alone or start.upload == "whole"):
             factors = _from_pooled(model, targets, start, calibration, sums)
             up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
         else:
@@ -117,15 +104,15 @@ def _from_contributions(
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], Entry]:
     """Each contributor's message is made and measured when the server is ready to take it in."""
-    kind, everyone = contribution(start), sum(map(len, calibration.draw.values()))
+    kind, draw = contribution(start), looked_at(start, calibration.draw)
+    everyone = sum(map(len, draw.values()))
     sizes: list[tuple[int, int]] = []
 
     def messages() -> Iterator[tuple[Tensors, int]]:
-        for indices in calibration.draw.values():
+        for client, indices in draw.items():
             batches = partial(calibration.batches_of, indices)
-            message = kind.send(
-                model, targets, start, Own(batches, calibration.losses, len(indices), everyone, sums)
-            )
+            own = Own(batches, calibration.losses, len(indices), everyone, sums, client)
+            message = kind.send(model, targets, start, own)
             sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
             yield message, len(indices)
 
@@ -135,35 +122,12 @@ def _from_contributions(
     return factors, Entry(0, kind.what, "up", len(sizes), size, numbers)
 
 
-def _from_private_sums(
-    model: nn.Module,
-    targets: Mapping[str, nn.Module],
-    start: GradientStart,
-    private: PrivateStart,
-    calibration: Calibration,
-) -> tuple[dict[str, Factors], Entry]:
-    """Each client's noised sums travel whole: the best factors of one alone would be mostly noise."""
-    total: dict[str, Tensor] = {}
-    size = numbers = 0
-    for client, plan in private.plans.items():
-        own = calibration.draw[client]
-        sample = plan.sample(numpy_generator(start.seed, "private start", client))
-        batches = calibration.batches_of([own[i] for i in sample], start.batch_size)
-        sums = noised_gradient_sums(
-            model, targets, batches, calibration.losses, plan, noise=private.noise, client=client
-        )
-        private.charge(client)
-        message = {name: tensor.to(SENT_AS) for name, tensor in sums.items()}
-        size, numbers = size + len(save(message)), numbers + sum(t.numel() for t in message.values())
-        total = {n: t.float() + total[n] if n in total else t.float() for n, t in message.items()}
-    reduce = reducer(start)
-    factors = {name: _with_zero_core(reduce(name, tensor)) for name, tensor in total.items()}
-    return factors, Entry(0, "noised sums of clipped gradients", "up", len(private.plans), size, numbers)
-
-
-def _with_zero_core(factors: Factors) -> Factors:
-    """R0 would be as large as the noise."""
-    return factors if factors.R is None else factors._replace(R=torch.zeros_like(factors.R))
+def looked_at(start: GradientStart, draw: Draw) -> Draw:
+    """The examples of each contributor that the estimate is made of: all that were drawn, or, under privacy,
+    a Poisson sample of them."""
+    if start.private is None:
+        return draw
+    return {c: [own[i] for i in start.private.sample(c, start.seed)] for c, own in draw.items()}
 
 
 def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Entry:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsb import wire
 from fedsb.adapter import Factors, dense_weight, features
 from fedsb.bases import bases_from_weight, orthonormal_bases
-from fedsb.contributions import GradientStart, PrivateStart
+from fedsb.contribution import GradientStart, PrivateStart
 from fedsb.gradient_start import Calibration, Draw, bases_from_gradients
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.layout import Layout

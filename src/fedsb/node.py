@@ -95,7 +95,8 @@ class Node:
 
     @cached_property
     def start(self) -> NodeStart:
-        return NodeStart(self.config, self.own.client, self.data, self.base, self.folder)
+        private = self.private.private_start() if self.private else None
+        return NodeStart(self.config, self.own.client, self.data, self.base, self.folder, private)
 
     @cached_property
     def party(self) -> Party:

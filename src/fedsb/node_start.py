@@ -5,8 +5,8 @@ See `remote_start` for the server's side and the order of the questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -17,10 +17,11 @@ from torch import Tensor
 from fedsb.adapter import Factors, features
 from fedsb.client import ClientFailed
 from fedsb.config import RunConfig
-from fedsb.contributions import Own, contribution
+from fedsb.contribution import Own, PrivateStart
+from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
 from fedsb.files import write_bytes
-from fedsb.gradient_start import Calibration, as_received, estimating
+from fedsb.gradient_start import Calibration, Draw, as_received, estimating, looked_at
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.initialize import Start, bases_kind, draw_calibration, gradient_start_of, start_factors
 from fedsb.peers import Kind
@@ -28,6 +29,8 @@ from fedsb.prepare import Base, Data, batches_of, heads_of, method_of, start_of
 from fedsb.start_wire import check_start, pack_start, unpack_start
 
 BASES = "bases.safetensors"
+SENT = "noised-sums.safetensors"
+"""What this party sent for private bases, to be sent again: a second sum would have to be paid for."""
 
 
 @dataclass
@@ -35,7 +38,8 @@ class NodeStart:
     """One party's start.
 
     Attributes:
-        folder: where the bases are kept that the server sends.
+        folder: where the bases are kept that the server sends, and a noised sum that was sent.
+        private: how this party protects its part of the bases; None: it does not.
     """
 
     config: RunConfig
@@ -43,10 +47,11 @@ class NodeStart:
     data: Data
     base: Base
     folder: Path
+    private: PrivateStart | None = None
 
     @cached_property
     def start(self) -> Start:
-        return start_of(self.config, self.data.parts)
+        return replace(start_of(self.config, self.data.parts), private=self.private)
 
     @property
     def from_gradients(self) -> bool:
@@ -73,17 +78,27 @@ class NodeStart:
         return self._pack("warm-up", number, {f"head.{n}": p.detach() for n, p in head.items()})
 
     def contribute(self, question: bytes) -> bytes:
-        """This party's factors or sketches of its gradient at the head it was sent."""
+        """This party's factors, sketches or noised sum of its gradient at the head it was sent."""
         if not self.from_gradients:
             raise UpdateRejected("this run's config takes no bases from gradients")
         calibration, _ = self._calibration(question, "contribute")
-        indices, how = calibration.draw[self.client], gradient_start_of(self.start)
+        sent = self.folder / SENT
+        if self.private is not None and sent.exists():
+            return sent.read_bytes()
+        answer = self._pack("contribute", 0, self._contribution(calibration))
+        if self.private is not None:
+            write_bytes(sent, answer)
+        return answer
+
+    def _contribution(self, calibration: Calibration) -> dict[str, Tensor]:
+        how, model = gradient_start_of(self.start), self.base.model
         everyone = sum(map(len, calibration.draw.values()))
-        own = Own(partial(calibration.batches_of, indices), calibration.losses, len(indices), everyone)
-        self.base.model.eval()
-        with estimating(self.base.model):
-            sent = contribution(how).send(self.base.model, self.base.targets, how, own)
-        return self._pack("contribute", 0, sent)
+        indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
+        batches = partial(calibration.batches_of, indices)
+        own = Own(batches, calibration.losses, len(indices), everyone, client=self.client)
+        model.eval()
+        with estimating(model):
+            return contribution(how).send(model, self.base.targets, how, own)
 
     def take_bases(self, message: bytes) -> bytes:
         facts, tensors = unpack_start(message)
@@ -106,13 +121,17 @@ class NodeStart:
                 parameter.copy_(tensors[f"head.{name}"])
         ends = list(accumulate(sizes, initial=0))
         parts = [range(start, end) for start, end in pairwise(ends)]
-        start = self.start
-        draw = draw_calibration(parts, start.samples, seed=start.seed)
+        draw = self._draw(parts)
         if client not in draw:
             raise UpdateRejected(f"client {client} has no part in the start")
         draw[client] = [i - ends[client] for i in draw[client]]
         batches = batches_of(self.data, self.base.device)
         return Calibration(draw, self.data.train, batches, self.data.task.losses), int(facts["round"])
+
+    def _draw(self, parts: Sequence[Sequence[int]]) -> Draw:
+        if self.private is not None:
+            return {client: list(part) for client, part in enumerate(parts)}
+        return draw_calibration(parts, self.start.samples, seed=self.start.seed)
 
     def _pack(self, kind: Kind, number: int, tensors: Mapping[str, Tensor]) -> bytes:
         return pack_start({"kind": kind, "round": number, "client": self.client}, tensors)

@@ -107,11 +107,6 @@ def check_can_deploy(config: RunConfig) -> None:
             "labels: [negative, positive]"
         )
     init = config.method.init
-    if init.private:
-        raise InputError(
-            "method.init.private: a noised start does not go over the network yet; take method.init.kind "
-            "weights or orthonormal, or method.init.public"
-        )
     if init.upload == "whole" and init.kind == "gradient":
         raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
     if config.method.refresh_every is not None:

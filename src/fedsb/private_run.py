@@ -12,7 +12,7 @@ from typing import Any
 from fedsb.check_privacy import check_delta
 from fedsb.client import ClientFailed, LocalTraining, Train, train
 from fedsb.config import PrivacyConfig, RunConfig
-from fedsb.contributions import PrivateStart
+from fedsb.contribution import PrivateStart
 from fedsb.errors import InputError
 from fedsb.prepare import local_training
 from fedsb.privacy.accounting import Mechanism, epsilon
@@ -85,13 +85,24 @@ class PrivateRun:
             self.guard.charge(client, "round", number, mechanism)
         return affordable
 
-    def private_start(self) -> PrivateStart | None:
-        """How clients protect their part of private bases; None where the start looks at no private rows."""
+    def private_start(self, *, elsewhere: bool = False) -> PrivateStart | None:
+        """How clients protect their part of private bases; None where the start looks at no private rows.
+
+        Args:
+            elsewhere: the clients keep their own accounts, and each sends its sum once, however often it is
+                asked: here it is counted once.
+        """
         if not self.starts:
             return None
-        return PrivateStart(
-            self.starts, self.noise, lambda c: self.guard.charge(c, "start", 0, self.starts[c].release)
-        )
+        charge = self._count_start if elsewhere else self._charge_start
+        return PrivateStart(self.starts, self.noise, charge, self.sampling_seed)
+
+    def _charge_start(self, client: int) -> None:
+        self.guard.charge(client, "start", 0, self.starts[client].release)
+
+    def _count_start(self, client: int) -> None:
+        if not self.guard.ledger.mechanisms(client, "start"):
+            self._charge_start(client)
 
     def cohort(self, number: int, seed: int) -> list[int]:
         """The Poisson cohort of a round (unit: client)."""
@@ -217,13 +228,14 @@ def _client_plan(config: RunConfig, wanted: PrivacyConfig, delta: float) -> Clie
 def _start_plans(
     config: RunConfig, wanted: PrivacyConfig, sizes: Mapping[int, int], delta: float
 ) -> dict[int, StartPlan]:
+    """The same number of samples for each, as far as it has them: a client knows nobody else's size."""
     init = config.method.init
     if not init.private:
         return {}
-    share = min(1.0, init.samples / sum(sizes.values()))
+    each = max(1, round(init.samples / config.federation.clients))
     plans = {}
     for client, size in sizes.items():
-        plan = StartPlan(num_examples=size, expected_samples=max(1, round(share * size)))
+        plan = StartPlan(num_examples=size, expected_samples=min(size, each))
         if wanted.epsilon is None:
             plans[client] = replace(plan, noise_multiplier=wanted.noise_multiplier or 0.0)
         else:

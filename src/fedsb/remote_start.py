@@ -5,7 +5,8 @@
     bases:             B and A, as they travel, to whoever lacks them before it trains
 
 Sizes are everybody's numbers of examples: from them each party draws its calibration examples as a simulated
-run would. A contributor that fails is left out.
+run would. Under privacy it draws them from a secret of its own, and the server counts its contribution as
+paid for before it asks. A contributor that fails is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors, features
-from fedsb.contributions import GradientStart, Tensors, contribution
+from fedsb.contribution import GradientStart, Tensors
+from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
 from fedsb.files import write_bytes
 from fedsb.gradient_start import Calibration, Draw, as_received, as_sent, bases_down
@@ -28,7 +30,6 @@ from fedsb.initialize import (
     Start,
     Started,
     Warmup,
-    draw_calibration,
     gradient_start_of,
     needs_data,
     start_factors,
@@ -71,7 +72,7 @@ def start_remotely(
         return start_factors(
             model, targets, head, method, start, calibration, num_clients=num_clients, sums=sums
         )
-    draw, traffic = draw_calibration(remote.parts, start.samples, seed=start.seed), list[Entry]()
+    draw, traffic = calibration.draw, list[Entry]()
     if head and start.head_warmup is not None:
         traffic = _warm_up(head, start.head_warmup, remote, draw, progress)
     if needs_data(replace(start, head_warmup=None), method, head):
@@ -153,6 +154,9 @@ def _gather(
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     kind, received = contribution(how), _Measured()
     question = _question("contribute", 0, head, remote)
+    if how.private is not None:
+        for client in draw:
+            how.private.charge(client)
     answers = remote.ask("contribute", list(draw), partial(_same, question))
 
     def messages() -> Iterator[tuple[Tensors, int]]:

@@ -46,7 +46,7 @@ def begin(
     record = record_of(0, score(config, data, base.model, progress), began)
     start = start_of(config, data.parts)
     if private is not None:
-        start = replace(start, private=private.private_start())
+        start = replace(start, private=private.private_start(elsewhere=remote is not None))
     calibration = calibration_of(data, base, start, method, base.head)
     progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
     spilled = SpilledTensors(folder / "checkpoint" / "spill")

@@ -1,0 +1,122 @@
+"""One contributor's part in bases that are made of everybody's gradients: what it gets, sends, and what for.
+
+`contributions` and `noised_sums` hold the ways there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors
+from fedsb.bases import bases_from_update
+from fedsb.errors import RunFailed
+from fedsb.methods.method import Shape
+from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.plan import StartPlan
+from fedsb.seeding import numpy_generator, torch_generator
+from fedsb.trainable import Batch, Losses
+from fedsb.update_estimate import Rule
+
+SENT_AS = torch.bfloat16
+
+Tensors = dict[str, Tensor]
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class PrivateStart:
+    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves.
+
+    Attributes:
+        sampling_seed: of the Poisson samples; None: the start's seed, to be kept from who sees results.
+    """
+
+    plans: Mapping[int, StartPlan]
+    noise: NoiseSource
+    charge: Callable[[int], None]
+    sampling_seed: int | None = None
+
+    def sample(self, client: int, seed: int) -> list[int]:
+        """Which of the client's own examples are looked at."""
+        own_seed = seed if self.sampling_seed is None else self.sampling_seed
+        return self.plans[client].sample(numpy_generator(own_seed, "private start", client))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStart:
+    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
+
+    rule: Rule | Literal["moments"]
+    upload: Literal["factors", "sketch", "whole"]
+    batch_size: int
+    rank: int
+    heads: int
+    step_size: float
+    seed: int
+    private: PrivateStart | None = None
+
+
+@dataclass(frozen=True)
+class Own:
+    """A contributor's examples.
+
+    Attributes:
+        batches: batch size -> its batches.
+        num_examples, everyone: how many examples it has drawn, and all contributors together.
+        sums: where running sums are kept; None: in memory.
+        client: whose they are.
+    """
+
+    batches: Callable[[int], list[Batch]]
+    losses: Losses
+    num_examples: int
+    everyone: int
+    sums: MutableMapping[str, Tensor] | None = None
+    client: int = 0
+
+
+class Contribution(NamedTuple):
+    """One way to contribute.
+
+    Attributes:
+        what: its name in the ledger.
+        send: (model, target layers, start, own examples) -> the message.
+        combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
+        like: (layer shapes, start) -> tensors of a message's names and shapes, without numbers.
+    """
+
+    what: str
+    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
+    combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
+    like: Callable[[Shapes, GradientStart], Tensors]
+
+
+def step_rule(start: GradientStart) -> Rule:
+    """The rule of a start that takes the SVD of an update."""
+    assert start.rule != "moments"
+    return start.rule
+
+
+def reducer(start: GradientStart) -> Callable[[str, Tensor], Factors]:
+    """An update's leading directions, R0 of the wished size."""
+
+    def reduce(name: str, update: Tensor) -> Factors:
+        generator = torch_generator(start.seed, "bases", name)
+        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
+        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
+
+    return reduce
+
+
+def check_some(count: int) -> None:
+    if not count:
+        raise RunFailed("start: nobody contributed a gradient; the clients' own lines say why")
+
+
+def empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
