@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fedsb import RunConfig, run, wire
 from fedsb.checkpoint import load_checkpoint
 from fedsb.errors import InputError, RunFailed
-from fedsb.flower import client_app, federation, server_app
+from fedsb.flower import asking, client_app, server_app
 from fedsb.flower.records import pack, payload_of
 
 CLIENTS = 3
@@ -22,8 +22,8 @@ CLIENTS = 3
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch):
-    monkeypatch.setattr(federation, "POLL_SECONDS", 0.0)
-    client_app._opened.cache_clear()
+    monkeypatch.setattr(asking, "POLL_SECONDS", 0.0)
+    client_app.held.drop()
 
 
 @pytest.fixture(scope="module")

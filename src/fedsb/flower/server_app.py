@@ -44,7 +44,7 @@ def _serve(grid: Grid, context: Context, console: Console) -> None:
     out = Path(_setting(context, "out"))
     resume, progress = (out / "config.yaml").exists(), PlainLines(console)
     progress.stage("going on with the run in its folder" if resume else "waiting for the nodes")
-    federation = Federation(grid, config, _run_name(out), progress.stage)
+    federation = Federation(grid, config, _run_name(out, resume=resume), progress.stage)
     federation.gather(float(context.run_config.get("wait-seconds", 600)))
     facts = [federation.facts[client] for client in range(config.federation.clients)]
     remote = Remote([f.num_examples for f in facts], federation.ask, facts[0].base_digest)
@@ -61,10 +61,11 @@ def _setting(context: Context, name: str) -> str:
     return str(value)
 
 
-def _run_name(out: Path) -> str:
-    """What nodes call this run: drawn once, kept beside the run folder's config."""
+def _run_name(out: Path, *, resume: bool) -> str:
+    """What nodes call this run: drawn when it begins, kept beside its folder. A run begun anew has a new
+    name, so that nodes take up nothing of the former one."""
     file = out.with_name(f".{out.name}.{RUN_NAME}")
-    if not file.exists():
+    if not (resume and file.exists()):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, secrets.token_hex(8))
     return file.read_text(encoding="utf-8")
