@@ -6,6 +6,7 @@ hello -> number, examples, base digest of each node -> asks a cohort -> answers 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from fedsb.node import NodeFacts
 from fedsb.peers import Kind, MessageTo
 from fedsb.server import Arrived, Failed, Outcome
 
+AGAIN_SECONDS = 20.0
+"""Until a node that said no, or nothing, is asked again: somebody may have mended it."""
 LIFE_SECONDS = 7 * 24 * 3600.0
 """Flower drops a question or an answer that is older. Rounds end by their deadline, not by this."""
 HELLO_SECONDS = 300.0
@@ -38,7 +41,8 @@ class Federation:
         say: where a line about the nodes goes.
         nodes: client -> its newest node id.
         facts: client -> what it said of itself.
-        asked: node ids that were said hello to.
+        hello_at: node id -> when to say hello to it next; never again to those that take part.
+        refusals: node id -> what came of the last hello, where it was no good.
         bases, holding: the bases to be shared, and the nodes that have them.
     """
 
@@ -48,7 +52,8 @@ class Federation:
     say: Callable[[str], None]
     nodes: dict[int, int] = field(default_factory=dict)
     facts: dict[int, NodeFacts] = field(default_factory=dict)
-    asked: set[int] = field(default_factory=set)
+    hello_at: dict[int, float] = field(default_factory=dict)
+    refusals: dict[int, str] = field(default_factory=dict)
     bases: bytes = b""
     holding: set[int] = field(default_factory=set)
 
@@ -72,13 +77,21 @@ class Federation:
 
     def meet(self) -> None:
         """Say hello to nodes that came since; a node that comes back takes its client's place."""
-        fresh = set(self.grid.get_node_ids()) - self.asked
-        self.asked |= fresh
-        for node, facts in self._ask("hello", fresh, lambda node: b"", HELLO_SECONDS):
+        now = time.monotonic()
+        due = [node for node in self.grid.get_node_ids() if self.hello_at.get(node, 0.0) <= now]
+        for node, facts in self._ask("hello", due, lambda node: b"", HELLO_SECONDS):
             if isinstance(facts, str):
-                self.say(f"node {node}: {facts}")
+                self._not_yet(node, facts)
                 continue
+            self.hello_at[node] = math.inf
             self._join(node, facts_of(facts.content))
+
+    def _not_yet(self, node: int, why: str) -> None:
+        """A node that cannot take part, or was gone before it answered, is asked again later."""
+        self.hello_at[node] = time.monotonic() + AGAIN_SECONDS
+        if self.refusals.get(node) != why:
+            self.refusals[node] = why
+            self.say(f"node {node}: {why}")
 
     def ask(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
         """`peers.Ask` over Flower: answers as they come, until all have or the round's deadline."""
