@@ -1,11 +1,13 @@
 """Parties on their own machines: a run of theirs equals the simulated run of the same config."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_data
+import yaml
+from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
 
 from fedsb import RunConfig, run
 from fedsb.checkpoint import load_checkpoint
@@ -79,6 +81,8 @@ def both(world, config, folder, *, fresh=False, **node_changes):
     partition = json.loads((folder / "simulated" / "partition.json").read_text())
     parts = [partition["clients"][str(c)] for c in range(CLIENTS)]
     nodes = [node | node_changes for node in node_files(world, config, parts, folder)]
+    for node in nodes:
+        write_config(folder / f"node-{node['client']}.yaml", node)
     remote = Remote([len(part) for part in parts], in_one_process(config, nodes, fresh=fresh))
     return simulated, run(RunConfig.from_dict(config), folder / "deployed", remote=remote)
 
@@ -230,13 +234,35 @@ def test_a_nodes_ledger_and_the_servers_agree(world, tmp_path):
     assert deployed.summary["privacy"]["epsilon"] == pytest.approx(8.0, rel=0.01)
 
 
-def test_private_batches_are_drawn_from_the_nodes_own_secret(world, tmp_path):
-    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
-    config = RunConfig.from_dict(config_of(world, privacy=privacy))
-    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
-    seeds = {Node(config, NodeConfig(**own), "r1").private.sampling_seed for _ in range(3)}
-    assert len(seeds) == 3
-    assert config.seed not in seeds
+@pytest.mark.parametrize("method", ["flora", "fedex-lora"])
+def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(world, tmp_path, method):
+    """Its disk is gone after round 2: the last addition alone would leave it on other weights, unnoticed."""
+    config = config_of(world, method__name=method, federation__rounds=4)
+    run(RunConfig.from_dict(config), tmp_path / "simulated")
+    parts = json.loads((tmp_path / "simulated" / "partition.json").read_text())["clients"]
+    nodes = node_files(world, config, [parts[str(c)] for c in range(CLIENTS)], tmp_path)
+    answer, asked = in_one_process(config, nodes, fresh=True), []
+
+    def ask(kind, cohort, message_to):
+        asked.append(kind)
+        if len(asked) == 3:
+            shutil.rmtree(tmp_path / "state-1")
+        return answer(kind, cohort, message_to)
+
+    remote = Remote([len(part) for part in parts.values()], ask)
+    lines = metrics_of(run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote).folder)
+    assert [line["clients"] for line in lines[1:]] == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 1, 2]]
+    assert "wrong base weights" in lines[3]["rejected"][0]["reason"]
+
+
+def test_base_weights_of_a_later_round_are_not_trained_on(world, tmp_path):
+    """A server that begins anew under the same name would have nodes go on from the end of the former run."""
+    config = config_of(world, method__name="flora")
+    both(world, config, tmp_path, fresh=True)
+    nodes = [yaml.safe_load((tmp_path / f"node-{c}.yaml").read_text()) for c in range(CLIENTS)]
+    remote = Remote([20, 20, 20], in_one_process(config, nodes, fresh=True))
+    with pytest.raises(RunFailed, match="wrong base weights"):
+        run(RunConfig.from_dict(config), tmp_path / "again", remote=remote)
 
 
 def test_every_answer_is_kept_if_wanted(world, tmp_path):

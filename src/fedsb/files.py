@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fedsb.errors import RunFailed
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -29,6 +33,28 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, values: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(finite(value), ensure_ascii=False) + "\n" for value in values))
+
+
+@contextlib.contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Inside the block no other process is in such a block of the same lock file. The lock goes with the
+    process, whatever ends it. Where there are no such locks (Windows), nothing is checked.
+
+    Raises:
+        RunFailed: another process is.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFailed(f"{what}: another process works on it; wait until it ends, or stop it") from None
+        yield
 
 
 def finite(value: Any) -> Any:

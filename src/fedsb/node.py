@@ -86,12 +86,8 @@ class Node:
 
     @cached_property
     def private(self) -> PrivateRun | None:
-        """This party's plan and ledger. Its batches are drawn from its own secret: the server, which knows
-        the run's seed, could name the examples of each batch otherwise."""
-        private = prepare_privacy(self.config, {self.own.client: len(self.data.train)}, self.folder)
-        if private is None or private.noise.insecure_seed is not None:
-            return private
-        return replace(private, sampling_seed=secrets.randbits(128))
+        """This party's plan and ledger."""
+        return prepare_privacy(self.config, {self.own.client: len(self.data.train)}, self.folder)
 
     @cached_property
     def start(self) -> NodeStart:
@@ -131,10 +127,19 @@ class Node:
         if trainable.base_round == 0:
             self._restore_base()
         before = trainable.base_round
-        answer = self.party.answer(broadcast)
+        answer = replace(self.party, private=self._with_secret_batches()).answer(broadcast)
         if trainable.base_round != before:
             self._keep_base()
         return answer
+
+    def _with_secret_batches(self) -> PrivateRun | None:
+        """The plan, its batches drawn from a secret of this answer alone. The server knows the run's seed and
+        could name the examples of each batch otherwise; and a round that is asked for twice must have other
+        batches, or their amplification would not hold for both answers together."""
+        private = self.private
+        if private is None or private.noise.insecure_seed is not None:
+            return private
+        return replace(private, sampling_seed=secrets.randbits(128))
 
     def _restore_base(self) -> None:
         file, trainable = self.folder / "base.safetensors", self.party.trainable

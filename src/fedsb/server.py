@@ -102,8 +102,16 @@ def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -
     if base_rank is not None:
         update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
         numbers.append(exchange.base(base_rank).flatten(_by_name(update)))
-    header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank)
+    needs = _needs(state, base_rank)
+    header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank, needs=needs)
     return wire.pack(header, torch.cat(numbers))
+
+
+def _needs(state: ServerState, base_rank: int | None) -> int | None:
+    """`wire.Header.needs` of a message with this `wire.Header.base`."""
+    everything_follows = base_rank == 0
+    wanted = state.base.changed if base_rank is None else state.base.previous
+    return None if everything_follows else wanted or None
 
 
 def _lacks(state: ServerState, client: int) -> int | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedsb import wire
 from fedsb.adapter import Attached, Factors, features, fit, leading, set_base_updates, set_trained
+from fedsb.errors import UpdateRejected
 from fedsb.exchange import Exchange, Part
 from fedsb.seeding import torch_generator
 
@@ -84,7 +85,17 @@ def _values(
 
 
 def take_base(trainable: Trainable, header: wire.Header, numbers: Tensor) -> None:
-    """Bring the base weights to what they are before `header.round`, if they are not there already."""
+    """Bring the base weights to what they are before `header.round`, if they are not there already.
+
+    Raises:
+        UpdateRejected: they are not those that the message adds to.
+    """
+    has, least = trainable.base_round, header.needs or 0
+    if not (least <= has < header.round):
+        raise UpdateRejected(
+            f"wrong base weights: this client's are those after round {has}, the message is for those after "
+            f"round {least} to {header.round - 1}; what it kept was lost or is of another run"
+        )
     if header.base is None or trainable.base_round >= header.round - 1:
         return
     named = trainable.exchange.base(header.base).unflatten(numbers)

@@ -38,6 +38,8 @@ class Header:
         train_loss: the client's mean local loss, if it is declared; None otherwise.
         base: for methods that change base weights, the rank of the last round's update, which follows; 0 if
             everything added so far follows instead, dense; None if nothing does.
+        needs: the round whose base weights the receiver must have already, for what follows to add to; None
+            if it needs none.
     """
 
     method: str
@@ -47,6 +49,7 @@ class Header:
     num_examples: int = 0
     train_loss: float | None = None
     base: int | None = None
+    needs: int | None = None
 
 
 def pack(header: Header, vector: Float[Tensor, "size"]) -> bytes:
@@ -89,8 +92,8 @@ def count(message: bytes) -> int:
 
 def _check_kinds(header: Header) -> None:
     """Refuse a header whose fields are not of the kinds they are declared as."""
-    for name in ("round", "num_examples", "client", "base"):
-        number, may_lack = getattr(header, name), name in ("client", "base")
+    for name in ("round", "num_examples", "client", "base", "needs"):
+        number, may_lack = getattr(header, name), name in ("client", "base", "needs")
         if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
             raise UpdateRejected(f"wrong {name}: expected a count, found {str(number)[:40]!r}")
     if not (header.train_loss is None or type(header.train_loss) in (int, float)):

@@ -65,7 +65,11 @@ def test_the_certificates_are_for_the_host_and_signed_by_the_authority(monkeypat
     assert (server / "ca.key").stat().st_mode & 0o077 == 0
     again = subprocess.run([server / "make-certificates.sh"], capture_output=True, text=True)
     assert again.returncode == 1
-    assert "remove it first" in again.stderr
+    assert "remove ca.key first" in again.stderr
+    before = (server / "server.crt").read_bytes()
+    subprocess.run([server / "make-certificates.sh", "--renew"], check=True, capture_output=True)
+    assert (server / "server.crt").read_bytes() != before
+    assert "server.crt: OK" in subprocess.run(verify, cwd=server, capture_output=True, text=True).stdout
 
 
 def test_a_node_makes_its_own_key(monkeypatch, tmp_path, run_file):

@@ -7,14 +7,14 @@ import pytest
 import torch
 import yaml
 from fake_grid import FakeGrid
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
 from safetensors.torch import load_file, save_file
 
 from fedsb import RunConfig, run, wire
 from fedsb.checkpoint import load_checkpoint
 from fedsb.errors import InputError, RunFailed
-from fedsb.flower import client_app, federation, server_app
+from fedsb.flower import asking, client_app, federation, server_app
 from fedsb.flower.records import pack, payload_of
 
 CLIENTS = 3
@@ -22,8 +22,8 @@ CLIENTS = 3
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch):
-    monkeypatch.setattr(federation, "POLL_SECONDS", 0.0)
-    client_app._opened.cache_clear()
+    monkeypatch.setattr(asking, "POLL_SECONDS", 0.0)
+    client_app.held.drop()
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,28 @@ def test_a_node_that_comes_late_gets_the_bases_and_the_cores(world, tmp_path):
     serve(grid, config, tmp_path)
     assert grid.pushed.count((201, "train")) == 2  # bases, then a round
     assert_equal_runs(tmp_path)
+
+
+def test_a_node_that_failed_at_first_is_asked_again(world, tmp_path, monkeypatch):
+    """Its client process died while it said hello, or its owner mends its file while the server waits."""
+    monkeypatch.setattr(federation, "AGAIN_SECONDS", 0.0)
+    config, hellos = config_of(world), []
+
+    def dies_twice(node, reply):
+        if node == 101 and reply.metadata.message_type == "query":
+            hellos.append(node)
+            if len(hellos) <= 2:
+                return Message(Error(8, "ClientApp stopped responding."), reply_to=asked[-1])
+        return reply
+
+    grid = FakeGrid(nodes_of(config, tmp_path), dies_twice)
+    asked, deliver = [], grid._deliver
+
+    def keep(message):
+        asked.append(message)
+        return deliver(message)
+
+    grid._deliver = keep
+    serve(grid, config, tmp_path, **{"wait-seconds": 60.0})
+    assert_equal_runs(tmp_path)
+    assert len(hellos) == 3

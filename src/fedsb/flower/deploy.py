@@ -66,7 +66,7 @@ def _epsilon(config: RunConfig) -> str:
 def _service(client: int) -> str:
     return (
         f"  client-{client}:\n    image: fedsb\n    working_dir: /deployment/nodes/client-{client}\n"
-        f'    command: ./start.sh\n    volumes: [".:/deployment"]\n'
+        f'    command: ./start.sh\n    restart: always\n    volumes: [".:/deployment"]\n'
     )
 
 

@@ -6,6 +6,7 @@ hello -> number, examples, base digest of each node -> asks a cohort -> answers 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,15 @@ from flwr.serverapp import Grid
 
 from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
+from fedsb.flower import asking
+from fedsb.flower.asking import Answer, Asking
 from fedsb.flower.records import Facts, facts_of, pack, payload_of
 from fedsb.node import NodeFacts
 from fedsb.peers import Kind, MessageTo
 from fedsb.server import Arrived, Failed, Outcome
 
-POLL_SECONDS = 0.2
-PULLED_AT_ONCE = 8
-"""Answers that may be in the server's memory together."""
+AGAIN_SECONDS = 20.0
+"""Until a node that said no, or nothing, is asked again: somebody may have mended it."""
 LIFE_SECONDS = 7 * 24 * 3600.0
 """Flower drops a question or an answer that is older. Rounds end by their deadline, not by this."""
 HELLO_SECONDS = 300.0
@@ -39,7 +41,8 @@ class Federation:
         say: where a line about the nodes goes.
         nodes: client -> its newest node id.
         facts: client -> what it said of itself.
-        asked: node ids that were said hello to.
+        hello_at: node id -> when to say hello to it next; never again to those that take part.
+        refusals: node id -> what came of the last hello, where it was no good.
         bases, holding: the bases to be shared, and the nodes that have them.
     """
 
@@ -49,7 +52,8 @@ class Federation:
     say: Callable[[str], None]
     nodes: dict[int, int] = field(default_factory=dict)
     facts: dict[int, NodeFacts] = field(default_factory=dict)
-    asked: set[int] = field(default_factory=set)
+    hello_at: dict[int, float] = field(default_factory=dict)
+    refusals: dict[int, str] = field(default_factory=dict)
     bases: bytes = b""
     holding: set[int] = field(default_factory=set)
 
@@ -67,19 +71,27 @@ class Federation:
                     f"no node for client {', '.join(map(str, sorted(missing)))} within {seconds:g} s: start "
                     "their SuperNodes, look at their logs, and check `client` in their node configs"
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(asking.POLL_SECONDS)
             self.meet()
         self._check_same_base()
 
     def meet(self) -> None:
         """Say hello to nodes that came since; a node that comes back takes its client's place."""
-        fresh = set(self.grid.get_node_ids()) - self.asked
-        self.asked |= fresh
-        for node, facts in self._ask("hello", [(node, b"") for node in fresh], HELLO_SECONDS):
+        now = time.monotonic()
+        due = [node for node in self.grid.get_node_ids() if self.hello_at.get(node, 0.0) <= now]
+        for node, facts in self._ask("hello", due, lambda node: b"", HELLO_SECONDS):
             if isinstance(facts, str):
-                self.say(f"node {node}: {facts}")
+                self._not_yet(node, facts)
                 continue
+            self.hello_at[node] = math.inf
             self._join(node, facts_of(facts.content))
+
+    def _not_yet(self, node: int, why: str) -> None:
+        """A node that cannot take part, or was gone before it answered, is asked again later."""
+        self.hello_at[node] = time.monotonic() + AGAIN_SECONDS
+        if self.refusals.get(node) != why:
+            self.refusals[node] = why
+            self.say(f"node {node}: {why}")
 
     def ask(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
         """`peers.Ask` over Flower: answers as they come, until all have or the round's deadline."""
@@ -102,9 +114,11 @@ class Federation:
 
     def _each(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
         client_of = {self.nodes[client]: client for client in cohort if client in self.nodes}
-        payloads = ((node, message_to(client)) for node, client in client_of.items())
-        for node, answer in self._ask(kind, payloads, self.config.federation.deadline_seconds):
-            client = client_of.pop(node)
+        answers = self._ask(
+            kind, client_of, lambda node: message_to(client_of[node]), self.config.federation.deadline_seconds
+        )
+        for node, answer in answers:
+            client = client_of[node]
             if isinstance(answer, str):
                 yield Failed(client, answer)
             else:
@@ -113,19 +127,20 @@ class Federation:
         yield from (Failed(client, "its node is not connected") for client in absent)
 
     def _ask(
-        self, kind: Kind | Literal["hello"], payloads: Iterable[tuple[int, bytes]], seconds: float | None
-    ) -> Iterator[tuple[int, Message | str]]:
+        self,
+        kind: Kind | Literal["hello"],
+        nodes: Iterable[int],
+        payload_for: Callable[[int], bytes],
+        seconds: float | None,
+    ) -> Iterator[tuple[int, Answer]]:
         """Each node's answer, or why there is none."""
-        sent = {self._push(kind, node, payload): node for node, payload in payloads}
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while sent:
-            for reply in self._pull(list(sent)):
-                node = sent.pop(reply.metadata.reply_to_message_id)
-                yield node, _refusal(reply) or reply
-            if deadline is not None and time.monotonic() > deadline:
-                yield from ((node, f"no answer within {seconds:g} s") for node in sent.values())
-                return
-            time.sleep(POLL_SECONDS)
+        privacy = self.config.privacy
+        paid = privacy is not None and privacy.unit == "example" and kind != "hello"
+
+        def send(node: int) -> str:
+            return self._push(kind, node, payload_for(node))
+
+        return Asking(self.grid, send, self.say, again=not paid).answers(nodes, seconds)
 
     def _push(self, kind: str, node: int, payload: bytes) -> str:
         config = json.dumps(self.config.model_dump(mode="json"))
@@ -133,10 +148,6 @@ class Federation:
         flowers = "query" if kind == "hello" else "train"
         (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, flowers, ttl=LIFE_SECONDS)])
         return sent
-
-    def _pull(self, waiting: list[str]) -> Iterator[Message]:
-        for start in range(0, len(waiting), PULLED_AT_ONCE):
-            yield from self.grid.pull_messages(waiting[start : start + PULLED_AT_ONCE])
 
     def _join(self, node: int, facts: dict[str, str | int | float]) -> None:
         found = NodeFacts(int(facts["client"]), int(facts["num_examples"]), str(facts["base_digest"]))
@@ -158,9 +169,3 @@ def _log_failures(outcomes: Iterable[Outcome], say: Callable[[str], None]) -> No
     for outcome in outcomes:
         if isinstance(outcome, Failed):
             say(f"client {outcome.client}: {outcome.reason}")
-
-
-def _refusal(reply: Message) -> str | None:
-    if reply.has_error():
-        return f"Flower error {reply.error.code}: {str(reply.error.reason)[:300]}"
-    return facts_of(reply.content).get("refusal")  # type: ignore[return-value]

@@ -19,13 +19,12 @@ from rich.console import Console
 from fedsb.config import RunConfig
 from fedsb.console import PlainLines
 from fedsb.errors import FedsbError, InputError
-from fedsb.files import write_text
+from fedsb.files import alone, write_text
 from fedsb.flower.federation import Federation
 from fedsb.peers import Remote
 from fedsb.runner import run
 
 app = ServerApp()
-RUN_NAME = "run_name"
 
 
 @app.main()
@@ -42,9 +41,14 @@ def main(grid: Grid, context: Context) -> None:
 def _serve(grid: Grid, context: Context, console: Console) -> None:
     config = RunConfig.from_yaml(_setting(context, "config"))
     out = Path(_setting(context, "out"))
+    with alone(_beside(out, "lock"), f"the run in {out}"):
+        _run_alone(grid, context, console, config, out)
+
+
+def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig, out: Path) -> None:
     resume, progress = (out / "config.yaml").exists(), PlainLines(console)
     progress.stage("going on with the run in its folder" if resume else "waiting for the nodes")
-    federation = Federation(grid, config, _run_name(out), progress.stage)
+    federation = Federation(grid, config, _run_name(out, resume=resume), progress.stage)
     federation.gather(float(context.run_config.get("wait-seconds", 600)))
     facts = [federation.facts[client] for client in range(config.federation.clients)]
     remote = Remote([f.num_examples for f in facts], federation.ask, facts[0].base_digest)
@@ -61,10 +65,15 @@ def _setting(context: Context, name: str) -> str:
     return str(value)
 
 
-def _run_name(out: Path) -> str:
-    """What nodes call this run: drawn once, kept beside the run folder's config."""
-    file = out.with_name(f".{out.name}.{RUN_NAME}")
-    if not file.exists():
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f".{out.name}.{what}")
+
+
+def _run_name(out: Path, *, resume: bool) -> str:
+    """What nodes call this run: drawn when it begins, kept beside its folder. A run begun anew has a new
+    name, so that nodes take up nothing of the former one."""
+    file = _beside(out, "run_name")
+    if not (resume and file.exists()):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, secrets.token_hex(8))
     return file.read_text(encoding="utf-8")

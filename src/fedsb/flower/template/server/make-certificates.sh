@@ -1,13 +1,20 @@
 #!/bin/sh
 # Once, at the server: a certificate authority of your own, and the server's certificate for the names below.
 # ca.crt goes to every node. ca.key and server.key stay here.
+#   ./make-certificates.sh --renew      a new server.crt by the same authority: nodes need nothing new
 set -eu
 cd "$(dirname "$0")"
-[ ! -e ca.key ] || { echo "ca.key exists: remove it first if every node is to get a new ca.crt" >&2; exit 1; }
 umask 077
-openssl ecparam -name prime256v1 -genkey -noout -out ca.key
-openssl req -x509 -new -key ca.key -sha256 -days 3650 -subj "/CN=fedsb @HOST@" \
-  -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign" -out ca.crt
+if [ "${1:-}" = --renew ]; then
+  [ -e ca.key ] || { echo "no ca.key here: run ./make-certificates.sh first" >&2; exit 1; }
+elif [ -e ca.key ]; then
+  echo "ca.key exists: --renew makes a new server.crt; remove ca.key first if every node is to get a new ca.crt" >&2
+  exit 1
+else
+  openssl ecparam -name prime256v1 -genkey -noout -out ca.key
+  openssl req -x509 -new -key ca.key -sha256 -days 3650 -subj "/CN=fedsb @HOST@" \
+    -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign" -out ca.crt
+fi
 openssl ecparam -name prime256v1 -genkey -noout -out server.key
 openssl req -new -key server.key -subj "/CN=@HOST@" -out server.csr
 cat > server.ext <<X
@@ -22,4 +29,4 @@ openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -sha25
   -extfile server.ext -out server.crt
 rm -f server.csr server.ext
 chmod 644 ca.crt server.crt
-echo "made ca.crt (give it to every node) and server.crt (${DAYS:-365} days)"
+echo "made server.crt (${DAYS:-365} days); ca.crt goes to every node"
