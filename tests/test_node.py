@@ -211,6 +211,14 @@ def test_private_bases_are_paid_for_at_the_node_and_at_the_server(world, tmp_pat
     assert privacy["epsilon_start"] == pytest.approx(0.3 * 8.0, rel=0.01)
 
 
+def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(world, tmp_path):
+    """The server knows the run's seed and could name the examples otherwise."""
+    config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
+    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
+    seeds = {Node(config, NodeConfig(**own), "r1").start.private.sampling_seed for _ in range(3)}
+    assert len(seeds - {None, config.seed}) == 3
+
+
 def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
     """Two sums would tell more than was paid for; one made anew would be paid for twice."""
     config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))

@@ -91,7 +91,8 @@ class Node:
 
     @cached_property
     def start(self) -> NodeStart:
-        private = self.private.private_start() if self.private else None
+        protected = self._with_secret_batches()
+        private = protected.private_start() if protected else None
         return NodeStart(self.config, self.own.client, self.data, self.base, self.folder, private)
 
     @cached_property
