@@ -1,6 +1,7 @@
 """The Flower apps in one process: equal to the simulated run, and what comes of nodes that go wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from fedsb import RunConfig, run, wire
 from fedsb.checkpoint import load_checkpoint
 from fedsb.errors import InputError, RunFailed
+from fedsb.files import alone
 from fedsb.flower import asking, client_app, federation, server_app
 from fedsb.flower.records import pack, payload_of
 
@@ -270,3 +272,21 @@ def test_a_node_that_failed_at_first_is_asked_again(world, tmp_path, monkeypatch
     serve(grid, config, tmp_path, **{"wait-seconds": 60.0})
     assert_equal_runs(tmp_path)
     assert len(hellos) == 3
+
+
+def test_a_run_begun_anew_in_the_same_place_finds_new_nodes(world, tmp_path):
+    """Its folder was removed: what nodes kept of the former run, base weights too, plays no part."""
+    config = config_of(world, method__name="flora")
+    grid = FakeGrid(nodes_of(config, tmp_path))
+    serve(grid, config, tmp_path)
+    shutil.rmtree(tmp_path / "deployed")
+    serve(FakeGrid(grid.node_configs), config, tmp_path)
+    assert_equal_runs(tmp_path)
+    assert len(list((tmp_path / "state0").iterdir())) == 2
+
+
+def test_two_servers_do_not_work_on_one_run(world, tmp_path):
+    """The former one may live on for seconds after its SuperLink was killed."""
+    config = config_of(world)
+    with alone(tmp_path / ".deployed.lock", "here"), pytest.raises(RunFailed, match="another process works"):
+        serve(FakeGrid(nodes_of(config, tmp_path)), config, tmp_path)
