@@ -1,7 +1,7 @@
 """Runs in which things go wrong at random end with the right result. `scripts/faults` does more of them."""
 
 import pytest
-from faults import faulty_run, parts_of
+from faults import equal, faulty_run, parts_of, without_faults
 from test_flower_apps import config_of, nodes_of, world  # noqa: F401
 
 from fedsb.flower import asking
@@ -30,3 +30,16 @@ def test_a_run_with_random_faults_ends_with_the_right_result(world, tmp_path, me
     assert outcome.happened, "no fault was drawn: take another seed"
     for stop in outcome.stops:
         assert "resume" in stop or "no client's update could be used" in stop, stop
+
+
+def test_runs_of_other_clients_are_not_equal(world, tmp_path):  # noqa: F811
+    """What the verdict of these runs rests on."""
+    config = config_of(world)
+    files = nodes_of(config, tmp_path)
+    parts = parts_of(tmp_path / "simulated")
+    runs = []
+    for name, last in (("all", [0, 1, 2]), ("without one", [0, 2])):
+        (tmp_path / name).mkdir()
+        runs.append(without_faults(config, files, parts, tmp_path / name, [[0, 1, 2], last]))
+    assert equal(runs[0], tmp_path / "simulated")
+    assert not equal(runs[0], runs[1])
