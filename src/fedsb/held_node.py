@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedsb.config import RunConfig
 from fedsb.node import Node
 from fedsb.node_config import NodeConfig
@@ -51,6 +53,8 @@ class HeldNode:
         """Let go of the node and its model."""
         self.node, self.trained, self._opened_from = None, False, ()
         gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _stamp(file: str) -> tuple[int, ...]:
