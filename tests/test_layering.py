@@ -30,6 +30,9 @@ PURE = {
     "update_estimate",
     "wire",
     "compare.pareto",
+    "evaluation.choices",
+    "evaluation.gsm8k",
+    "evaluation.mathematics",
 } | {name for name in FILES if name.split(".")[0] in ("methods", "privacy")} - {
     "privacy.dp_sgd",
     "privacy.ledger",
