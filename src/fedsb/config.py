@@ -53,6 +53,9 @@ class ClassificationConfig(Section):
     labels: Annotated[list[str], Field(min_length=2)] | None = None
     """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
     themselves must agree on them here."""
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    """The one to lead with and to tune by; null: accuracy, or pearson of a regression. f1: of the second of
+    two classes."""
 
     @field_validator("labels", mode="before")
     @classmethod

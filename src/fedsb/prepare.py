@@ -161,6 +161,7 @@ def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> T
             label_names=names,
             regression=regression,
             max_length=max_length,
+            metric=wanted.metric,
         )
     return causal_lm(
         tokenizer,

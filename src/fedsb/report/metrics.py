@@ -17,6 +17,7 @@ class Metric(NamedTuple):
 KNOWN = {
     "accuracy": Metric("Accuracy", "share"),
     "exact_match": Metric("Exact match", "share"),
+    "f1": Metric("F1 of the second class", "share"),
     "macro_f1": Metric("Macro F1", "share"),
     "matthews": Metric("Matthews correlation", "score"),
     "pearson": Metric("Pearson correlation", "score"),

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from fedsb.data import cell_text, require_columns
 from fedsb.errors import InputError
+from fedsb.evaluation.intervals import Measurement
 from fedsb.tasks.task import (
     Batch,
     Example,
@@ -64,7 +66,7 @@ def causal_lm(tokenizer: Any, *, prompt: str, response: str, max_length: int, ma
         encode=partial(_encode, tokenizer, template=template, response=response, max_length=max_length),
         collate=partial(_collate, tokenizer),
         losses=_losses,
-        evaluate=partial(_evaluate, tokenizer, max_new_tokens),
+        measure=partial(_measure, tokenizer, max_new_tokens),
         partition_label=None,
     )
 
@@ -191,7 +193,7 @@ def _response_nll(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " batch
 # Metrics
 
 
-def _evaluate(
+def _measure(
     tokenizer: Any,
     max_new_tokens: int,
     model: nn.Module,
@@ -200,7 +202,7 @@ def _evaluate(
     batch_size: int,
     generate: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, float]:
+) -> list[Measurement]:
     """loss: NLL of all response tokens / their number (not the mean of `losses`); perplexity: exp(loss).
 
     exact_match, with `generate`: the share of answers equal to the response, both without outer blanks.
@@ -209,11 +211,21 @@ def _evaluate(
         raise ValueError("expected at least one example to evaluate, got none")
     asked = list(examples[: generate or 0])
     report = _counter(len(examples) + len(asked), progress)
-    loss = _corpus_loss(tokenizer, model, examples, batch_size, report)
-    metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else loss * math.inf}
+    nll, tokens = _nll_of_each(tokenizer, model, examples, batch_size, report)
+    found = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
     if asked:
-        metrics["exact_match"] = _exact_match(tokenizer, model, asked, max_new_tokens, batch_size, report)
-    return metrics
+        hits = _hits(tokenizer, model, asked, max_new_tokens, batch_size, report)
+        found.append(
+            Measurement(
+                len(asked), lambda at: {"exact_match": float(hits[at].mean())}, frozenset({"exact_match"})
+            )
+        )
+    return found
+
+
+def _loss_metrics(nll: np.ndarray, tokens: np.ndarray, indices: np.ndarray) -> dict[str, float]:
+    loss = float(nll[indices].sum() / max(tokens[indices].sum(), 1))
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else loss * math.inf}
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
@@ -229,31 +241,32 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
     return report
 
 
-def _corpus_loss(
+def _nll_of_each(
     tokenizer: Any,
     model: nn.Module,
     examples: Sequence[Example],
     batch_size: int,
     report: Callable[[int], None],
-) -> float:
-    total, count = 0.0, 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(examples,) negative log-likelihoods of the responses, and (examples,) how many tokens they have."""
+    nll, tokens = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
     with evaluating(model):
         for indices in batches_by_length([len(example["input_ids"]) for example in examples], batch_size):
-            nll, tokens = _response_nll(model, _collate(tokenizer, [examples[i] for i in indices]))
-            total += float(nll.double().sum())
-            count += int(tokens.sum())
+            each, count = _response_nll(model, _collate(tokenizer, [examples[i] for i in indices]))
+            nll[indices], tokens[indices] = each.double().cpu().numpy(), count.cpu().numpy()
             report(len(indices))
-    return total / max(count, 1)
+    return nll, tokens
 
 
-def _exact_match(
+def _hits(
     tokenizer: Any,
     model: nn.Module,
     examples: Sequence[Example],
     max_new_tokens: int,
     batch_size: int,
     report: Callable[[int], None],
-) -> float:
+) -> np.ndarray:
+    """(examples,) whether the greedy answer is the response."""
     texts = generate_texts(
         model,
         tokenizer,
@@ -263,8 +276,7 @@ def _exact_match(
         report=report,
     )
     pairs = zip(texts, examples, strict=True)
-    hits = sum(1 for text, example in pairs if text.strip() == example["response"].strip())
-    return hits / len(texts)
+    return np.asarray([text.strip() == example["response"].strip() for text, example in pairs])
 
 
 # Generation
