@@ -89,6 +89,14 @@ def bootstrap(
     return {name: _middle([metrics[name] for metrics in drawn]) for name in drawn[0]}
 
 
+def mean_of_shares(parts: Sequence[Score], rng: np.random.Generator, resamples: int = RESAMPLES) -> Score:
+    """The plain mean of several data sets' shares; each is drawn anew for the interval."""
+    counts, shares = np.array([part.count for part in parts]), np.array([part.value for part in parts])
+    drawn = rng.binomial(counts, shares, size=(resamples, len(parts))) / counts
+    low, high = _middle(list(drawn.mean(axis=1)))
+    return Score(float(shares.mean()), low, high, int(counts.sum()), "bootstrap")
+
+
 def _middle(values: Sequence[float]) -> tuple[float, float]:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:

@@ -320,14 +320,18 @@ def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.nd
 
 def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Correlations are 0 where they are undefined (all predictions or all labels alike, or one example)."""
-    from scipy.stats import pearsonr, spearmanr
+    from scipy.stats import rankdata
 
     predictions, targets = logits[:, 0].astype(np.float64), labels.astype(np.float64)
-    finite = bool(np.isfinite(predictions).all())
-    spread = finite and len(targets) > 1 and bool(np.ptp(predictions)) and bool(np.ptp(targets))
-    undefined = 0.0 if finite else float("nan")
     return {
-        "pearson": float(pearsonr(predictions, targets).statistic) if spread else undefined,
-        "spearman": float(spearmanr(predictions, targets).statistic) if spread else undefined,
+        "pearson": _correlation(predictions, targets),
+        "spearman": _correlation(rankdata(predictions), rankdata(targets)),
         "mse": float(np.mean((predictions - targets) ** 2)),
     }
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    if not np.isfinite(one).all():
+        return math.nan
+    spread = len(one) > 1 and bool(np.ptp(one)) and bool(np.ptp(other))
+    return float(np.corrcoef(one, other)[0, 1]) if spread else 0.0

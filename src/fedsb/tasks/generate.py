@@ -28,6 +28,12 @@ class Decoding:
     top_k: int | None = None
     seed: int = 0
     """Of sampling: the same seed, batches and versions give the same texts."""
+    beams: int = 1
+    """More: beam search, without sampling."""
+    length_penalty: float = 1.0
+    """Beam search: above 0 longer texts are favoured, below 0 shorter ones."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many tokens occurs twice; 0: any may."""
 
 
 def generate_texts(
@@ -109,7 +115,9 @@ def _continue(
         input_ids=inputs,
         attention_mask=attention_mask(prompts, side="left").to(device),
         max_new_tokens=decoding.max_new_tokens,
-        num_beams=1,
+        num_beams=decoding.beams,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram,
         repetition_penalty=1.0,  # a model's own generation settings must not bend the search
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad_token_id(tokenizer),
