@@ -355,6 +355,14 @@ class RunConfig(Section):
             return values
         return {**values, "method": {**method, "init": {**init, "head_warmup": None}}}
 
+    @model_validator(mode="after")
+    def _benchmarks_are_written(self) -> RunConfig:
+        if self.evaluation.benchmarks and not isinstance(self.task, CausalLmConfig):
+            raise ValueError(
+                "evaluation.benchmarks are for task.kind: causal-lm; classes are scored on data.test, leave them out"
+            )
+        return self
+
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         """Read a YAML file and apply `key.path=value` overrides. The section `compare` is not a run's.
