@@ -359,7 +359,7 @@ class RunConfig(Section):
     def _benchmarks_are_written(self) -> RunConfig:
         if self.evaluation.benchmarks and not isinstance(self.task, CausalLmConfig):
             raise ValueError(
-                "evaluation.benchmarks are for task.kind: causal-lm; classes are scored on data.test, leave them out"
+                "evaluation.benchmarks are for task.kind: causal-lm; leave them out, data.test is scored"
             )
         return self
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -218,6 +219,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
             path = str(Path(folder) / "merged")
             export_merged(model.adapter.parent, Path(path))
         model.loaded.to("cpu")  # vLLM wants the device for itself
+        torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
         yield lambda asked: engines(decoding_of(config, asked.wanted))
 
