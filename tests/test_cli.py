@@ -471,7 +471,13 @@ def test_evaluate_gives_the_run_s_final_metrics(world, fedsb):
     assert (status, err) == (0, "")
     document = json.loads(out)
     final = json.loads((world / "done" / "summary.json").read_text())["final"]
+    scores = document.pop("scores")
     assert document == {"metrics": pytest.approx(final, abs=1e-6), "examples": 12}
+    assert scores.keys() == final.keys()
+    assert scores["accuracy"]["low"] < final["accuracy"] < scores["accuracy"]["high"]
+    assert {score["count"] for score in scores.values()} == {12}
+    assert json.loads((world / "done/evaluation/scores.json").read_text())["scores"] == scores
+    assert "95 % interval" in (world / "done/report.html").read_text()
 
 
 def test_evaluate_model_with_and_without_adapter(world, fedsb):

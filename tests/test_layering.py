@@ -30,6 +30,13 @@ PURE = {
     "update_estimate",
     "wire",
     "compare.pareto",
+    "evaluation.choices",
+    "evaluation.cider",
+    "evaluation.gsm8k",
+    "evaluation.intervals",
+    "evaluation.mathematics",
+    "evaluation.nist",
+    "evaluation.text_scores",
 } | {name for name in FILES if name.split(".")[0] in ("methods", "privacy")} - {
     "privacy.dp_sgd",
     "privacy.ledger",
@@ -50,7 +57,7 @@ COMPOSE = {
     "trainable",
 }
 LIBRARIES = {"torch", "numpy", "safetensors", "jaxtyping"}
-LAZY_LIBRARIES = {"bitsandbytes", "dp_accounting", "opacus", "scipy"}
+LAZY_LIBRARIES = {"bitsandbytes", "dp_accounting", "nltk", "opacus", "rouge_score", "sacrebleu", "scipy"}
 """Allowed inside a function of a pure module."""
 
 

@@ -104,16 +104,23 @@ def evaluate(
         Path | None, typer.Option(help="Task and data. Default with --run: the run's own.")
     ] = None,
     set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for answers and scores. Default with --run alone: evaluation/ in the run."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
-    """Score a run, or any model with or without an adapter, on a config's test data.
+    """Score a run, or any model with or without an adapter, on a config's test data and benchmarks.
+
+    Every score has its number of examples and a 95 % interval. Stopped, the same command goes on.
 
     Examples: `fedsb evaluate --run runs/quickstart` ·
     `fedsb evaluate --model bert-base-cased --adapter runs/a/adapter --config recipes/snli.yaml --json`
     """
     from fedsb import terminal
 
-    result = terminal.evaluate_in_terminal(run_folder, model, adapter, config, set_ or [])
+    watch = None if json_ else out_console
+    result = terminal.evaluate_in_terminal(run_folder, model, adapter, config, set_ or [], out, watch)
     _print_json(result) if json_ else terminal.show_metrics(result, out_console)
 
 

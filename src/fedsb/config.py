@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,6 +54,9 @@ class ClassificationConfig(Section):
     labels: Annotated[list[str], Field(min_length=2)] | None = None
     """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
     themselves must agree on them here."""
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    """The one to lead with and to tune by; null: accuracy, or pearson of a regression. f1: of the second of
+    two classes."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -85,17 +89,36 @@ TaskConfig = Annotated[ClassificationConfig | CausalLmConfig, Field(discriminato
 
 class LimitConfig(Section):
     train: PositiveInt | None = None
-    """Use the first so many training rows."""
+    """Use the first so many training rows, of each source where there are several."""
     test: PositiveInt | None = None
     """Use the first so many test rows."""
 
 
+Preparation = Literal["llm-adapters", "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc", "openbookqa"]
+"""See data_sets/commonsense.py."""
+
+
+class PrepareConfig(Section):
+    train: Preparation | None = None
+    test: Preparation | None = None
+
+
+class ColumnsConfig(Section):
+    train: dict[str, str] = Field(default_factory=dict)
+    """What the task calls a column -> what it is called in the data."""
+    test: dict[str, str] = Field(default_factory=dict)
+
+
 class DataConfig(Section):
-    train: str
-    """Hub id or .jsonl, .json, .csv, .tsv, .parquet file."""
+    train: str | Annotated[dict[str, str], Field(min_length=1)]
+    """Hub id or .jsonl, .json, .csv, .tsv, .parquet file; or several with a name each, which their rows then
+    have in the column `source`."""
     test: str
-    """Same, never used to choose anything."""
+    """Hub id or file, never used to choose anything."""
     limit: LimitConfig = LimitConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    """Bring the rows of known data sets into the form that a recipe's prompt is made for."""
+    columns: ColumnsConfig = ColumnsConfig()
     drop_unlabelled: bool = False
     """Leave out rows without a label (SNLI and GLUE have some) instead of refusing them."""
 
@@ -248,12 +271,62 @@ class PrivacyConfig(Section):
         return self
 
 
+class BenchmarkConfig(Section):
+    """A data set to score on after the run, asked with the task's own prompt."""
+
+    data: str
+    """Hub id or file."""
+    score: Literal["exact", "gsm8k", "math", "choice", "likelihood", "text"]
+    """How answers are marked. gsm8k: the number in them; math: the formula; choice: the choice named (formats
+    of LLM-Adapters); likelihood: the likeliest of the choices the prompt offers, nothing being generated;
+    text: BLEU and others, rows of one prompt being its references; exact: the whole text."""
+    prepare: Preparation | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the task calls a column -> what it is called in this data."""
+    limit: PositiveInt | None = None
+    """Use the first so many rows."""
+    max_new_tokens: PositiveInt | None = None
+    """null: task.max_new_tokens."""
+
+
+class GenerationConfig(Section):
+    """How benchmarks are answered."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    temperature: NonNegative = 0.0
+    """0: greedy; else sampled, from the run's seed."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: PositiveInt | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Texts at which an answer ends."""
+    beams: PositiveInt = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GenerationConfig:
+        if self.beams > 1 and (self.temperature > 0 or self.engine == "vllm"):
+            raise ValueError("beams are searched by transformers without sampling; set beams: 1")
+        return self
+
+
 class EvaluationConfig(Section):
     every: PositiveInt = 1
     """Rounds between evaluations; the first and the last are always evaluated."""
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
     """causal-lm: score exact match of greedy answers on the first so many test rows."""
+    benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
+    """causal-lm: what `fedsb evaluate --run` scores the finished run on, by name."""
+    generation: GenerationConfig = GenerationConfig()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _names_are_file_names(cls, value: dict[str, BenchmarkConfig]) -> dict[str, BenchmarkConfig]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(f"{name!r} cannot name a benchmark: use letters, digits, - and _")
+        return value
 
 
 class RunConfig(Section):
@@ -281,6 +354,14 @@ class RunConfig(Section):
         if not isinstance(init, Mapping) or init.get("public") or "head_warmup" in init:
             return values
         return {**values, "method": {**method, "init": {**init, "head_warmup": None}}}
+
+    @model_validator(mode="after")
+    def _benchmarks_are_written(self) -> RunConfig:
+        if self.evaluation.benchmarks and not isinstance(self.task, CausalLmConfig):
+            raise ValueError(
+                "evaluation.benchmarks are for task.kind: causal-lm; leave them out, data.test is scored"
+            )
+        return self
 
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -312,14 +393,24 @@ class RunConfig(Section):
         def absolute(text: str) -> str:
             return str(Path(text).resolve()) if Path(text).exists() else text
 
+        def each(source: str | dict[str, str]) -> str | dict[str, str]:
+            if isinstance(source, str):
+                return absolute(source)
+            return {name: absolute(text) for name, text in source.items()}
+
+        def moved(benchmark: BenchmarkConfig) -> BenchmarkConfig:
+            return benchmark.model_copy(update={"data": absolute(benchmark.data)})
+
         model = self.model.model_copy(update={"path": absolute(self.model.path)})
-        data = self.data.model_copy(
-            update={"train": absolute(self.data.train), "test": absolute(self.data.test)}
-        )
+        data = self.data.model_copy(update={"train": each(self.data.train), "test": absolute(self.data.test)})
+        benchmarks = {name: moved(one) for name, one in self.evaluation.benchmarks.items()}
+        evaluation = self.evaluation.model_copy(update={"benchmarks": benchmarks})
         init = self.method.init
         public = init.model_copy(update={"public": absolute(init.public) if init.public else None})
         method = self.method.model_copy(update={"init": public})
-        return self.model_copy(update={"model": model, "data": data, "method": method})
+        return self.model_copy(
+            update={"model": model, "data": data, "method": method, "evaluation": evaluation}
+        )
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

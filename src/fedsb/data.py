@@ -284,16 +284,29 @@ def _read_hub(source: str, limit: int | None, split: str) -> Rows:
 
 
 def _load_dataset(source: str, name: str, config: str | None, split: str) -> Any:
-    import datasets
-
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return _from_hub(name, config, split)
     except Exception as error:  # the library raises many kinds, none of them ours: one message for all
         raise InputError(
             f"{source}: no such local file, and the hub data set {name!r} (config {config or 'default'}, "
             f"split {split}) could not be loaded: {type(error).__name__}: {_first_line(error)}. "
             f"Check the id ({_HUB_FORM}) and the network, or give a local file ({_extensions()})"
         ) from error
+
+
+def _from_hub(name: str, config: str | None, split: str) -> Any:
+    """Data sets that come as a script are not run: the hub keeps a copy of theirs in tables."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except RuntimeError as error:
+        if "script" not in str(error).lower():
+            raise
+        return datasets.load_dataset(name, config, split=split, revision=_TABLES)
+
+
+_TABLES = "refs/convert/parquet"
 
 
 # Small helpers

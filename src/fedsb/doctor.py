@@ -11,6 +11,7 @@ from typing import Any
 from fedsb.check_method import check_method
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.evaluation.benchmark import check_benchmarks
 from fedsb.methods import Numbers
 from fedsb.prepare import Base, Data, exchange_of, local_training, method_of, prepare_base, prepare_data
 from fedsb.report.units import human_bytes
@@ -40,6 +41,9 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         looked_at = "data"
         data = prepare_data(config)
         yield Finding("data", True, _describe_data(data))
+        if config.evaluation.benchmarks:
+            looked_at = "benchmarks"
+            yield Finding("benchmarks", True, _describe_benchmarks(config, data))
         looked_at = "model"
         base = prepare_base(config, data)
         yield Finding("target layers", True, _describe_targets(base))
@@ -74,6 +78,11 @@ def _describe_data(data: Data) -> str:
         f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
         f"{min(sizes)} to {max(sizes)} each{labels}"
     )
+
+
+def _describe_benchmarks(config: RunConfig, data: Data) -> str:
+    asked = check_benchmarks(config, data.task)
+    return f"{asked} questions of {', '.join(config.evaluation.benchmarks)}"
 
 
 def _describe_targets(base: Base) -> str:

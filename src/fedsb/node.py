@@ -10,7 +10,7 @@ change for methods that have one, and, if wanted, every answer it sent.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +35,13 @@ from fedsb.prepare import (
     Data,
     base_digest,
     check_can_deploy,
-    labelled,
     make_task,
     prepare_base,
     trainable_of,
 )
 from fedsb.private_run import PrivateRun, prepare_privacy
+from fedsb.sources import labelled, renamed
 from fedsb.start_wire import unpack_start
-from fedsb.tasks import Row
 
 BASES = "bases.safetensors"
 
@@ -178,14 +177,9 @@ def _localized(config: RunConfig, own: NodeConfig) -> RunConfig:
 
 def _own_data(config: RunConfig, own: NodeConfig) -> Data:
     """This party's examples, as its part of a federation in which it knows of no others'."""
-    rows = labelled(config, [_renamed(row, own.data.columns) for row in read_rows(own.data.train)])
+    rows = labelled(config, [renamed(row, own.data.columns) for row in read_rows(own.data.train)])
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, rows)
     examples = task.encode(rows, own.data.train)
     parts = [[] if c != own.client else list(range(len(examples))) for c in range(config.federation.clients)]
     return Data(task, tokenizer, examples, [], parts, None)
-
-
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row under the run's column names."""
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}

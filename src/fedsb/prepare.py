@@ -18,7 +18,7 @@ from fedsb.check_method import check_method
 from fedsb.check_privacy import check_privacy
 from fedsb.client import LocalTraining
 from fedsb.config import ClassificationConfig, RunConfig
-from fedsb.data import is_missing, read_rows, require_columns
+from fedsb.data import read_rows, require_columns
 from fedsb.errors import InputError
 from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
@@ -28,6 +28,7 @@ from fedsb.models import chosen_targets, enable_checkpointing, load_base, load_t
 from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
+from fedsb.sources import test_rows, train_name, train_rows
 from fedsb.tasks import Row, Task, causal_lm, classification, label_set
 from fedsb.trainable import Batch, Example, Trainable
 
@@ -66,12 +67,12 @@ def prepare_data(config: RunConfig) -> Data:
     _check_cohort(config)
     check_method(config)
     check_privacy(config)
-    rows, test_rows = read_splits(config)
+    rows, held_out = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
-    train, test = task.encode(rows, config.data.train), task.encode(test_rows, config.data.test)
+    train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
     return Data(task, tokenizer, train, test, parts, labels, _public_examples(config, task))
 
 
@@ -88,10 +89,10 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     check_method(config)
     check_privacy(config)
     check_can_deploy(config)
-    test_rows = read_test_rows(config)
+    rows = test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, [])
-    test = task.encode(test_rows, config.data.test)
+    test = task.encode(rows, config.data.test)
     return Data(task, tokenizer, [], test, parts, None, _public_examples(config, task))
 
 
@@ -132,28 +133,14 @@ def _check_cohort(config: RunConfig) -> None:
 
 def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
     """Train and test rows as the config's data section wants them."""
-    wanted = config.data
-    return labelled(config, read_rows(wanted.train, limit=wanted.limit.train)), read_test_rows(config)
+    return train_rows(config), test_rows(config)
 
 
-def read_test_rows(config: RunConfig) -> list[Row]:
-    """Test rows as the config's data section wants them."""
-    wanted = config.data
-    return labelled(config, read_rows(wanted.test, limit=wanted.limit.test, split="test"))
-
-
-def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that have no label, if the config drops such."""
-    if not (config.data.drop_unlabelled and isinstance(config.task, ClassificationConfig)):
-        return list(rows)
-    return [row for row in rows if not is_missing(row.get(config.task.label))]
-
-
-def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> Task:
+def make_task(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
     """The task value of this config; classes are those of the training rows."""
     wanted, max_length = config.task, config.training.max_length
     if isinstance(wanted, ClassificationConfig):
-        names, regression = _classes(wanted, train_rows, config.data.train)
+        names, regression = _classes(wanted, rows, train_name(config))
         return classification(
             tokenizer,
             text=wanted.text,
@@ -161,6 +148,7 @@ def make_task(config: RunConfig, tokenizer: Any, train_rows: Sequence[Row]) -> T
             label_names=names,
             regression=regression,
             max_length=max_length,
+            metric=wanted.metric,
         )
     return causal_lm(
         tokenizer,
@@ -186,7 +174,7 @@ def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str]
     if how.kind == "iid":
         return partition.iid(len(rows), clients, rng)
     if how.kind == "by-column":
-        require_columns(rows, [how.column], source=config.data.train, key="federation.partition.column")
+        require_columns(rows, [how.column], source=train_name(config), key="federation.partition.column")
         return partition.by_column([str(row.get(how.column)) for row in rows], clients)
     keys = labels if labels is not None else _need_labels(how.kind)
     if how.kind == "dirichlet":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from fedsb.config import RunConfig
 from fedsb.console import LiveBars, PlainLines, summary_table
 from fedsb.errors import InputError
+from fedsb.progress import Progress, Silent
 from fedsb.report.units import count, human_bytes, human_count, plural
 
 if TYPE_CHECKING:  # slow to import, and only one command needs each
@@ -33,12 +35,29 @@ def run_in_terminal(
 ) -> dict[str, Any]:
     """Do the run with bars on a terminal, plain lines elsewhere; its summary."""
     config = _config_of(config_file, overrides, folder, resume=resume)
+    with _watching(console) as progress:
+        return _run_and_score(config, folder, resume=resume, progress=progress)
+
+
+def _watching(console: Console | None) -> AbstractContextManager[Progress]:
+    """Bars on a terminal, plain lines elsewhere, nothing without a console."""
+    if console is None:
+        return nullcontext(Silent())
+    return LiveBars(console) if console.is_terminal else nullcontext(PlainLines(console))
+
+
+def _run_and_score(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> dict[str, Any]:
+    """The run, then its benchmarks if the config has any."""
+    from fedsb.evaluate import check_evaluation, evaluate_run
+    from fedsb.run_folder import check_free
     from fedsb.runner import run
 
-    if not console.is_terminal:
-        return run(config, folder, resume=resume, progress=PlainLines(console)).summary
-    with LiveBars(console) as bars:
-        return run(config, folder, resume=resume, progress=bars).summary
+    if not config.evaluation.benchmarks:
+        return run(config, folder, resume=resume, progress=progress).summary
+    check_free(folder, config.with_absolute_paths(), resume=resume)
+    check_evaluation(config)
+    summary = run(config, folder, resume=resume, progress=progress).summary
+    return summary | {"scores": evaluate_run(folder, progress)["scores"]}
 
 
 def _config_of(
@@ -68,6 +87,8 @@ def how_to_go_on(folder: Path) -> str:
 def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """The final table, and what to do next."""
     console.print(summary_table(summary))
+    if "scores" in summary:
+        console.print(scores_table(summary["scores"], "scores of the final model"))
     lines = (
         f"report   {folder / 'report.html'}",
         f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)",
@@ -95,10 +116,16 @@ def show_status(found: dict[str, Any], console: Console) -> None:
 
 
 def evaluate_in_terminal(
-    run: Path | None, model: str | None, adapter: Path | None, config: Path | None, overrides: Sequence[str]
+    run: Path | None,
+    model: str | None,
+    adapter: Path | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    console: Console | None,
 ) -> dict[str, Any]:
-    """Resolve what `fedsb evaluate` was asked for, and score it."""
-    from fedsb.evaluate import evaluate
+    """Resolve what `fedsb evaluate` was asked for, and score it: a run on its own config into its folder."""
+    from fedsb.evaluate import evaluate, evaluate_run
 
     if (run is None) == (model is None):
         raise InputError("evaluate: give either --run DIR or --model ID_OR_DIR")
@@ -106,6 +133,9 @@ def evaluate_in_terminal(
         raise InputError(f"--run: {run} holds no finished run (no summary.json)")
     if config is None and run is None:
         raise InputError("evaluate: --model needs --config, which says what task and data to score on")
+    if run is not None and config is None and not overrides and out is None:
+        with _watching(console) as progress:
+            return evaluate_run(run, progress)
     loaded = RunConfig.from_yaml(config or Path(str(run)) / "config.yaml", overrides)
     if run is not None:
         own = RunConfig.from_yaml(run / "config.yaml")
@@ -114,17 +144,26 @@ def evaluate_in_terminal(
             run / "adapter",
             loaded.model_copy(update={"model": own.model}),
         )
-    return evaluate(loaded, model=str(model), adapter=adapter)
+    with _watching(console) as progress:
+        return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
 
 
 def show_metrics(result: dict[str, Any], console: Console) -> None:
-    """The metrics as a small table."""
-    table = Table(title=f"{result['examples']} examples", title_justify="left")
+    """The metrics with their intervals as a small table."""
+    title = f"{result['examples']} examples"
+    console.print(scores_table(result["scores"], title))
+
+
+def scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """One row per metric: value, 95 % interval, examples."""
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in result["metrics"].items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}")
-    console.print(table)
+    for column in ("value", "95 % interval", "examples"):
+        table.add_column(column, justify="right")
+    for name, score in scores.items():
+        ends = " to ".join("-" if end is None else f"{end:.4f}" for end in (score["low"], score["high"]))
+        table.add_row(name.replace("_", " "), f"{score['value']:.4f}", ends, str(score["count"]))
+    return table
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:

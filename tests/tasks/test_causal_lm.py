@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from fedsb.errors import InputError
 from fedsb.tasks import causal_lm, generate_texts
-from fedsb.tasks.causal_lm import parse_template
+from fedsb.tasks.prompts import parse_template
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", ":", "{", "}"]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]

@@ -19,6 +19,7 @@ from transformers import (
 
 from fedsb.errors import InputError
 from fedsb.tasks import classification, label_set
+from fedsb.tasks.classification import _class_scores
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 ROWS = [
@@ -268,6 +269,43 @@ def test_class_metrics_equal_sklearn(tokenizer):
         },
         abs=1e-6,
     )
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_scores_of_the_confusion_matrix_equal_sklearn(size):
+    draw = np.random.default_rng(size)
+    for examples in (1, 2, 40):
+        labels, logits = draw.integers(size, size=examples), draw.normal(size=(examples, size))
+        found, predicted = _class_scores(logits, labels), logits.argmax(1)
+        assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+        f1 = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+        assert found["macro_f1"] == pytest.approx(f1)
+        if examples > 1:
+            assert found["matthews"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
+        if size == 2:
+            assert found["f1"] == pytest.approx(metrics.f1_score(labels, predicted, zero_division=0))
+        else:
+            assert "f1" not in found
+
+
+def test_the_metric_to_lead_with(tokenizer):
+    def made(metric, names=("no", "yes"), regression=False):
+        return classification(
+            tokenizer,
+            text=["one"],
+            label="label",
+            label_names=names,
+            regression=regression,
+            max_length=8,
+            metric=metric,
+        ).primary_metric
+
+    assert [made(name) for name in (None, "f1", "matthews")] == ["accuracy", "f1", "matthews"]
+    assert made("spearman", None, True) == "spearman"
+    with pytest.raises(InputError, match=r"task\.metric: expected one of pearson, spearman"):
+        made("f1", None, True)
+    with pytest.raises(InputError, match=r"task\.metric: expected one of accuracy, macro_f1, matthews for"):
+        made("f1", ("a", "b", "c"))
 
 
 def test_regression_metrics_equal_scipy(tokenizer):

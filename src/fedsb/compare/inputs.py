@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from fedsb.check_method import check_method
 from fedsb.compare.arms import Arm
 from fedsb.compare.settings import CompareConfig
-from fedsb.compare.split import split, training_rows
+from fedsb.compare.split import split
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.prepare import make_partition, prepare_base, prepare_data
+from fedsb.sources import train_rows
 from fedsb.tasks import Row
 
 OF_THE_DATA = ("federation", "training.max_length")
@@ -38,7 +39,7 @@ def check_inputs(
     """
     for arm in arms:
         _check_arm(arm)
-    rows, held_out = training_rows(arms[0].config), None
+    rows, held_out = train_rows(arms[0].config), None
     for alike in _grouped(arms, OF_THE_DATA):
         config, data = alike[0].config, prepare_data(alike[0].config)
         for seed in seeds:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedsb.compare.arms import Arm
 from fedsb.compare.split import TRAIN, VALIDATION
-from fedsb.config import LimitConfig, RunConfig, differences
+from fedsb.config import ColumnsConfig, LimitConfig, PrepareConfig, RunConfig, differences
 from fedsb.errors import InputError
 from fedsb.run_folder import finished_summary
 
@@ -72,7 +72,13 @@ def final_config(arm: Arm, rate: float, seed: int) -> RunConfig:
 def tuning_config(arm: Arm, rate: float, folder: Path, seed: int, rounds: int | None) -> RunConfig:
     """As the run, on the split's files alone: the config names no test data."""
     config = final_config(arm, rate, seed)
-    files = {"train": str(folder / TRAIN), "test": str(folder / VALIDATION), "limit": LimitConfig()}
+    files = {
+        "train": str(folder / TRAIN),
+        "test": str(folder / VALIDATION),
+        "limit": LimitConfig(),
+        "prepare": PrepareConfig(),
+        "columns": ColumnsConfig(),
+    }
     federation = config.federation.model_copy(update={"rounds": rounds or config.federation.rounds})
     return config.model_copy(update={"data": config.data.model_copy(update=files), "federation": federation})
 

@@ -10,23 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fedsb.config import ClassificationConfig, RunConfig
-from fedsb.data import is_missing, read_rows
 from fedsb.errors import InputError
 from fedsb.files import finite, write_json, write_text
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row
 
 TRAIN, VALIDATION, RECORD = "train.jsonl", "validation.jsonl", "split.json"
-
-
-def training_rows(config: RunConfig) -> list[Row]:
-    """The rows that a run of this config trains on; the test data is not looked at."""
-    rows: list[Row] = list(read_rows(config.data.train, limit=config.data.limit.train))
-    if config.data.drop_unlabelled and isinstance(config.task, ClassificationConfig):
-        label = config.task.label
-        return [row for row in rows if not is_missing(row.get(label))]
-    return rows
 
 
 def split(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Run:
     rounds: tuple[Round, ...]
     summary: dict[str, Any] | None
     partition: dict[str, Any]
+    scores: dict[str, Any] = field(default_factory=dict)  # of evaluation/scores.json: name -> value, low, ...
     samples: tuple[dict[str, str], ...] = ()  # a language model's answers: prompt, answer, expected
 
 
@@ -54,6 +55,7 @@ def load_run(folder: Path) -> Run:
         rounds=_rounds(folder / "metrics.jsonl"),
         summary=_optional_json(folder / "summary.json"),
         partition=_optional_json(folder / "partition.json") or {},
+        scores=mapping((_optional_json(folder / "evaluation" / "scores.json") or {}).get("scores")),
         samples=_samples(folder / "samples.jsonl"),
     )
 

@@ -17,10 +17,16 @@ class Metric(NamedTuple):
 KNOWN = {
     "accuracy": Metric("Accuracy", "share"),
     "exact_match": Metric("Exact match", "share"),
+    "f1": Metric("F1 of the second class", "share"),
     "macro_f1": Metric("Macro F1", "share"),
     "matthews": Metric("Matthews correlation", "score"),
     "pearson": Metric("Pearson correlation", "score"),
     "spearman": Metric("Spearman correlation", "score"),
+    "rouge_l": Metric("ROUGE-L", "share"),
+    "meteor": Metric("METEOR", "share"),
+    "bleu": Metric("BLEU", "value"),
+    "nist": Metric("NIST", "value"),
+    "cider": Metric("CIDEr", "value"),
     "mse": Metric("Mean squared error", "value", min),
     "perplexity": Metric("Perplexity", "value", min),
     "loss": Metric("Loss", "loss", min),
@@ -29,8 +35,13 @@ PREFERRED = ("accuracy", "pearson", "exact_match", "perplexity", "loss")
 
 
 def describe(name: str) -> Metric:
+    """Of a benchmark's metric, NAME_METRIC, what is known of the metric, under the benchmark's name."""
     if name in KNOWN:
         return KNOWN[name]
+    ends = [metric for metric in KNOWN if name.endswith(f"_{metric}") and metric != "loss"]
+    if ends:
+        metric = max(ends, key=len)
+        return KNOWN[metric]._replace(title=f"{name.removesuffix(f'_{metric}')}: {KNOWN[metric].title}")
     title = name.replace("_", " ")
     return Metric(title, "loss", min) if name.endswith("_loss") else Metric(title, "value", None)
 

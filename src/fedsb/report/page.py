@@ -59,6 +59,7 @@ def one_run(run: Run, anchor: str, level: int) -> str:
     """Header, cards, plots and tables; headings start at `level`."""
     sections = [
         ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
+        ("Scores", tables.scores(run)),
         ("Answers", tables.samples(run)),
         ("Traffic", plots(figures.traffic(run, anchor)), tables.ledger(run)),
         ("Clients", plots(figures.people(run, anchor)), tables.rejected(run)),

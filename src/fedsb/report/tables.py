@@ -93,6 +93,24 @@ def rejected(run: Run) -> str:
     return text + table("Updates left out", columns, rows)
 
 
+def scores(run: Run) -> str:
+    """Each score of `fedsb evaluate` with its interval and the number of examples; empty without any."""
+    columns = [Column("score", False), Column("value"), Column("95 % interval"), Column("examples")]
+    rows = []
+    for name, score in run.scores.items():
+        value, low, high = (number(mapping(score).get(key)) for key in ("value", "low", "high"))
+        ends = f"{show(name, low)} to {show(name, high)}"
+        rows.append(
+            [describe(name).title, show(name, value), ends, count(whole(mapping(score).get("count")))]
+        )
+    text = paragraph(
+        "The final model on the test data and benchmarks. Intervals (Wilson's for shares, the bootstrap's "
+        "for all else) are over test examples: they do not cover other seeds or training data.",
+        "note",
+    )
+    return table("Scores", columns, rows) + text if rows else ""
+
+
 def samples(run: Run) -> str:
     """A language model's answers beside the expected ones; empty where there are none."""
     asked = ("prompt", "answer", "expected")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsb.data import cell_text, is_missing, require_columns
 from fedsb.errors import InputError
+from fedsb.evaluation.intervals import Measurement
 from fedsb.tasks.task import (
     Batch,
     Example,
@@ -39,10 +40,12 @@ def classification(
     label_names: Sequence[str] | None,
     regression: bool,
     max_length: int,
+    metric: str | None = None,
 ) -> Task:
     """The task of telling `label` from one or two text columns.
 
     label_names, regression: as `label_set` derives them from the train rows.
+    metric: the one to lead with; None: accuracy of classes, Pearson's correlation of numbers.
     max_length: tokens per example with special tokens; of a pair the longer text is cut first.
     """
     names = _checked_names(label_names, regression)
@@ -50,14 +53,14 @@ def classification(
     encode = partial(_encode, tokenizer, columns=columns, label=label, names=names, max_length=max_length)
     return Task(
         kind="classification",
-        primary_metric="accuracy" if names else "pearson",
+        primary_metric=_checked_metric(metric, names),
         higher_is_better=True,
         num_labels=len(names) if names else 1,
         label_names=names,
         encode=encode,
         collate=partial(_collate, tokenizer, regression=regression),
         losses=_losses,
-        evaluate=partial(_evaluate, tokenizer, regression),
+        measure=partial(_measure, tokenizer, regression),
         partition_label=partial(_partition_label, label) if names else None,
     )
 
@@ -159,6 +162,17 @@ def _checked_names(label_names: Sequence[str] | None, regression: bool) -> tuple
     return None if label_names is None else tuple(label_names)
 
 
+def _checked_metric(metric: str | None, names: Sequence[str] | None) -> str:
+    known = ["pearson", "spearman"] if names is None else ["accuracy", "macro_f1", "matthews"]
+    known += ["f1"] if names is not None and len(names) == 2 else []
+    if metric is not None and metric not in known:
+        raise InputError(
+            f"task.metric: expected one of {', '.join(known)} for these labels, got {metric}; "
+            f"null leads with {known[0]}"
+        )
+    return metric or known[0]
+
+
 def _checked_columns(text: Sequence[str]) -> tuple[str, ...]:
     if isinstance(text, str) or len(text) not in (1, 2):
         raise InputError(
@@ -235,7 +249,7 @@ def _losses_from_logits(logits: Float[Tensor, "batch labels"], labels: Tensor) -
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def _evaluate(
+def _measure(
     tokenizer: Any,
     regression: bool,
     model: nn.Module,
@@ -244,15 +258,20 @@ def _evaluate(
     batch_size: int,
     generate: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, float]:
+) -> list[Measurement]:
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
     collate = partial(_collate, tokenizer, regression=regression)
     logits = _all_logits(collate, model, examples, batch_size, progress)
     labels = _label_tensor(examples, regression)
-    loss = float(_losses_from_logits(logits, labels).double().mean())
-    scores = _correlations if regression else _class_scores
-    return {**scores(logits.numpy(), labels.numpy()), "loss": loss}
+    losses = _losses_from_logits(logits, labels).double().numpy()
+    scored = _correlations if regression else _class_scores
+
+    def metrics(indices: np.ndarray) -> dict[str, float]:
+        found = scored(logits.numpy()[indices], labels.numpy()[indices])
+        return {**found, "loss": float(losses[indices].mean())}
+
+    return [Measurement(len(examples), metrics, frozenset({"accuracy"}))]
 
 
 def _all_logits(
@@ -277,27 +296,42 @@ def _all_logits(
 
 
 def _class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """macro_f1 is over the classes that occur as label or prediction; matthews is 0 where it is undefined."""
-    from sklearn.metrics import f1_score, matthews_corrcoef
-
-    predictions = logits.argmax(axis=-1)
-    return {
-        "accuracy": float((predictions == labels).mean()),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-        "matthews": float(matthews_corrcoef(labels, predictions)),
+    """macro_f1 is over the classes that occur as label or prediction, f1 that of the second of two classes;
+    0 where undefined. From the confusion matrix: the bootstrap asks a thousand times."""
+    size = logits.shape[1]
+    counts = np.bincount(labels * size + logits.argmax(axis=-1), minlength=size * size)
+    confusion = counts.reshape(size, size).astype(np.float64)  # (label, prediction)
+    right, of_label, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    occurs = of_label + predicted > 0
+    f1 = np.divide(2 * right, of_label + predicted, out=np.zeros(size), where=occurs)
+    found = {
+        "accuracy": float(right.sum() / confusion.sum()),
+        "macro_f1": float(f1[occurs].mean()),
+        "matthews": _matthews(right.sum(), confusion.sum(), of_label, predicted),
     }
+    return found | ({"f1": float(f1[1])} if size == 2 else {})
+
+
+def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.ndarray) -> float:
+    """Matthews correlation of any number of classes (Gorodkin 2004)."""
+    spread = (total**2 - (of_label**2).sum()) * (total**2 - (predicted**2).sum())
+    return float((right * total - (of_label * predicted).sum()) / math.sqrt(spread)) if spread > 0 else 0.0
 
 
 def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Correlations are 0 where they are undefined (all predictions or all labels alike, or one example)."""
-    from scipy.stats import pearsonr, spearmanr
+    from scipy.stats import rankdata
 
     predictions, targets = logits[:, 0].astype(np.float64), labels.astype(np.float64)
-    finite = bool(np.isfinite(predictions).all())
-    spread = finite and len(targets) > 1 and bool(np.ptp(predictions)) and bool(np.ptp(targets))
-    undefined = 0.0 if finite else float("nan")
     return {
-        "pearson": float(pearsonr(predictions, targets).statistic) if spread else undefined,
-        "spearman": float(spearmanr(predictions, targets).statistic) if spread else undefined,
+        "pearson": _correlation(predictions, targets),
+        "spearman": _correlation(rankdata(predictions), rankdata(targets)),
         "mse": float(np.mean((predictions - targets) ** 2)),
     }
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    if not np.isfinite(one).all():
+        return math.nan
+    spread = len(one) > 1 and bool(np.ptp(one)) and bool(np.ptp(other))
+    return float(np.corrcoef(one, other)[0, 1]) if spread else 0.0

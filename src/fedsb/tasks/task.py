@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fedsb.evaluation.intervals import Measurement, merged
+
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
@@ -28,10 +30,11 @@ class Task:
         also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows.
     losses(model, batch): one fp32 loss per example, shape (batch,), on the model's device. Differentiable.
         The loss of an example does not depend on its neighbours in the batch, so its gradient is its own.
-    evaluate(model, examples, *, batch_size, generate=None, progress=None): metrics over all examples, without
-        gradients and in eval mode; the former mode of every module comes back. Independent of batch_size up
-        to float error. generate: how many of the first examples to answer by greedy generation (causal-lm;
-        classification ignores it). progress is called after each batch.
+    measure(model, examples, *, batch_size, generate=None, progress=None): what `evaluate` gives as
+        numbers, as measurements of single examples. Without gradients and in eval mode; the former mode of
+        every module comes back. Independent of batch_size up to float error. generate: how many of the first
+        examples to answer by greedy generation (causal-lm; classification ignores it). progress is called
+        after each batch.
     partition_label(row): the label as text, for partitions by label; None where there are no classes.
     """
 
@@ -43,8 +46,12 @@ class Task:
     encode: Callable[[Sequence[Row], str], list[Example]]
     collate: Callable[[Sequence[Example]], Batch]
     losses: Callable[[nn.Module, Batch], Tensor]
-    evaluate: Callable[..., dict[str, float]]
+    measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
+
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], **how: Any) -> dict[str, float]:
+        """The metrics over all examples; arguments as of `measure`."""
+        return merged(self.measure(model, examples, **how))
 
 
 def pad(

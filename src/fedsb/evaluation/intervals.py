@@ -1,0 +1,106 @@
+"""Scores with the number of examples behind them and a 95 % interval.
+
+The interval says how much the score would move with other test examples of the same kind. It knows nothing of
+other seeds, other training data or other prompts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+CONFIDENCE = 0.95
+Z = 1.959963984540054  # the normal quantile of 97.5 %
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on `count` examples, so that it can be scored on any of them.
+
+    metrics(indices): the metrics over the examples with these indices, repeats allowed.
+    shares: the metrics that are means of noughts and ones.
+    """
+
+    count: int
+    metrics: Callable[[np.ndarray], dict[str, float]]
+    shares: frozenset[str] = frozenset()
+
+    def all(self) -> dict[str, float]:
+        """The metrics over all examples, each once."""
+        return self.metrics(np.arange(self.count))
+
+
+@dataclass(frozen=True)
+class Score:
+    value: float
+    low: float
+    high: float
+    count: int  # examples
+    interval: Literal["wilson", "bootstrap"]
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def merged(measurements: Sequence[Measurement]) -> dict[str, float]:
+    """All metrics of several measurements."""
+    return {name: value for each in measurements for name, value in each.all().items()}
+
+
+def scores(
+    measurements: Sequence[Measurement], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> dict[str, Score]:
+    """Every metric with its interval: Wilson's for shares, the bootstrap's for all else."""
+    return {name: s for each in measurements for name, s in _scores(each, rng, resamples).items()}
+
+
+def _scores(one: Measurement, rng: np.random.Generator, resamples: int) -> dict[str, Score]:
+    values = one.all()
+    resampled = set(values) - one.shares
+    ends = bootstrap(one, rng, resamples) if resampled else {}
+    found = {}
+    for name, value in values.items():
+        if name in one.shares:
+            found[name] = Score(value, *wilson(round(value * one.count), one.count), one.count, "wilson")
+        else:
+            found[name] = Score(value, *ends[name], one.count, "bootstrap")
+    return found
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """The ends of the 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
+    if not 0 <= successes <= count or count < 1:
+        raise ValueError(f"expected 0 to {count} successes of at least one example, got {successes}")
+    share, spread = successes / count, Z * Z / count
+    middle = share + spread / 2
+    reach = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
+
+
+def bootstrap(
+    one: Measurement, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> dict[str, tuple[float, float]]:
+    """The middle 95 % of each metric over examples drawn anew with replacement (Efron 1979,
+    doi 10.1214/aos/1176344552). Draws for which a metric is not finite are left out of it."""
+    drawn = [one.metrics(rng.integers(one.count, size=one.count)) for _ in range(resamples)]
+    return {name: _middle([metrics[name] for metrics in drawn]) for name in drawn[0]}
+
+
+def mean_of_shares(parts: Sequence[Score], rng: np.random.Generator, resamples: int = RESAMPLES) -> Score:
+    """The plain mean of several data sets' shares; each is drawn anew for the interval."""
+    counts, shares = np.array([part.count for part in parts]), np.array([part.value for part in parts])
+    drawn = rng.binomial(counts, shares, size=(resamples, len(parts))) / counts
+    low, high = _middle(list(drawn.mean(axis=1)))
+    return Score(float(shares.mean()), low, high, int(counts.sum()), "bootstrap")
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return math.nan, math.nan
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(finite, [tail, 100 - tail])
+    return float(low), float(high)
