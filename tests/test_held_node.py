@@ -16,7 +16,7 @@ from fedsb.peers import Remote
 from fedsb.simulate import simulate_cohort
 
 CLIENTS = 2
-EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
+EXAMPLE = {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-3, "clip_norm": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ CASES = {
     "fed-sb": {"method__init": {"samples": 24, "head_warmup": {"rounds": 1, "steps": 5}}},
     "fedex-lora": {"method__name": "fedex-lora"},
     "flora": {"method__name": "flora"},
-    "private": {"privacy": EXAMPLE | {"insecure_seed": 3}},
+    "private": {"privacy": EXAMPLE | {"insecure_seed": 3}, "federation__rounds": 2},
 }
 
 

@@ -4,7 +4,9 @@ set -eu
 cd "$(dirname "$0")"
 . ./environment.sh
 flwr run ../app fedsb --stream "$@"
-[ -e ../run/summary.json ] || {   # flwr exits with 0 whatever became of the run
+out=../run settings="$*"
+case "$settings" in *out=\"*) out=${settings#*out=\"} out=${out%%\"*} ;; esac   # named by --run-config
+[ -e "$out/summary.json" ] || {   # flwr exits with 0 whatever became of the run
   echo "the run is not finished: see above; ./submit.sh goes on after its last finished round" >&2
   exit 1
 }
