@@ -176,9 +176,30 @@ def test_missing_keys_show_as_dashes(make: Make) -> None:
 
 
 def test_unknown_metric_is_shown(make: Make) -> None:
-    lines = [{"round": n, "eval": {"rouge_l": 0.25 * n}} for n in range(3)]
+    lines = [{"round": n, "eval": {"chrf_plus": 0.25 * n}} for n in range(3)]
     text = words(make(metrics=lines, summary=None))
-    assert "rouge l 0 → 0.5" in text
+    assert "chrf plus 0 → 0.5" in text
+
+
+def test_scores_with_their_intervals(make: Make) -> None:
+    folder = make()
+    (folder / "evaluation").mkdir()
+    one = {"value": 0.5, "low": 0.42, "high": 0.58, "count": 150, "interval": "wilson"}
+    two = {"value": 41.25, "low": 40.5, "high": 42.0, "count": 630, "interval": "bootstrap"}
+    scores = {
+        "metrics": {},
+        "examples": 1,
+        "scores": {"gsm8k_accuracy": one, "e2e_bleu": two, "x_macro_f1": one},
+    }
+    (folder / "evaluation" / "scores.json").write_text(json.dumps(scores))
+    text = words(folder)
+    assert "gsm8k: Accuracy 50.0 % 42.0 % to 58.0 % 150" in text
+    assert "e2e: BLEU 41.25 40.5 to 42 630" in text
+    assert "x: Macro F1 50.0 %" in text
+
+
+def test_without_scores_there_is_no_such_section(make: Make) -> None:
+    assert "95 % interval" not in words(make())
 
 
 def test_numbers_that_are_not_finite_do_not_break_the_plots(make: Make) -> None:
