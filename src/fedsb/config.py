@@ -146,9 +146,11 @@ class MethodConfig(Section):
     """fedex-lora: rank kept of the residual; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] | None = None
+    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
+        None
+    )
     """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
-    layer of the repeated blocks."""
+    layer of the repeated blocks; attention, mlp: those of one kind."""
     init: InitConfig = InitConfig()
 
 
