@@ -1,4 +1,4 @@
-"""A tiny random model of each family that people fine-tune, saved from its config class, and what is in it."""
+"""A tiny random model of each family that people fine-tune, and what must be found in it."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import transformers
-from run_helpers import WORDS, save_tokenizer
+from run_helpers import WORDS, causal_config, classification_config, save_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from fedsb.config import RunConfig
 
 BYTES = 256
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -202,3 +204,15 @@ FAMILIES = {
         head=("head.dense.weight", "head.norm.weight", *OUT),
     ),
 }
+
+
+def config_of(saved: dict[str, Path], name: str, **changes: Any) -> RunConfig:
+    """One client, one round of two steps: LoRA's A has no gradient before B moved."""
+    settings = {
+        "method__init": {"samples": 6, "head_warmup": None},
+        "federation": {"clients": 1, "rounds": 1},
+        "training__batch_size": 6,
+    }
+    make = causal_config if FAMILIES[name].causal else classification_config
+    values = make(saved[name], saved["data"], **settings | changes)
+    return RunConfig.from_dict(values)

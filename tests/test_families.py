@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family
-from run_helpers import Config, causal_config, classification_config, write_data
+from families import FAMILIES, Family, config_of
+from run_helpers import classification_config
 from torch import Tensor, nn
 
 from fedsb.adapter import LowRankLinear, features
@@ -24,26 +23,6 @@ from fedsb.round_zero import begin
 from fedsb.server import broadcast
 
 NAMES = list(FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Family -> folder of its tiny model; "data" -> rows."""
-    folder = tmp_path_factory.mktemp("families")
-    write_data(folder / "data", train=12, test=6)
-    return {"data": folder / "data"} | {n: f.save(folder / n) for n, f in FAMILIES.items()}
-
-
-def config_of(saved: dict[str, Path], name: str, **changes: Any) -> RunConfig:
-    """One client, one round of two steps: LoRA's A has no gradient before B moved."""
-    settings = {
-        "method__init": {"samples": 6, "head_warmup": None},
-        "federation": {"clients": 1, "rounds": 1},
-        "training__batch_size": 6,
-    }
-    make = causal_config if FAMILIES[name].causal else classification_config
-    values: Config = make(saved[name], saved["data"], **settings | changes)
-    return RunConfig.from_dict(values)
 
 
 def layers_of(family: Family, model: nn.Module, endings: tuple[str, ...]) -> set[str]:

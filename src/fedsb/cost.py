@@ -45,7 +45,8 @@ class Question:
         rank: for methods that name none in `methods`.
         rounds: None leaves out the totals.
         methods: `NAME` or `NAME:RANK`, separated by commas; None for all.
-        targets: layer names separated by commas, or a group (all-linear, attention, mlp); None for the family's default.
+        targets: layer names separated by commas, or one group of `models.GROUPS`; None for the family's
+            default.
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.
         upload: what a client sends of its gradient, as in `method.init.upload`.

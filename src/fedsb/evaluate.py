@@ -53,6 +53,7 @@ def load_with_adapter(
         dtype=config.model.dtype,
         load_in_4bit=config.model.load_in_4bit,
         device=pick_device(config.model.device),
+        device_map=config.model.device_map,
         seed=config.seed,
     )
     if adapter is None:

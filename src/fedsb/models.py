@@ -52,6 +52,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def visible_gpus() -> list[torch.device]:
+    """The GPUs this process may use."""
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+
+
 def load_tokenizer(path: str) -> Any:
     """The model's tokenizer; its end token pads where it has no pad token.
 
@@ -81,11 +86,13 @@ def load_base(
     dtype: str = "float32",
     load_in_4bit: bool = False,
     device: torch.device | None = None,
+    device_map: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """The frozen base model in eval mode, with a fresh head from the seed if `num_labels` is given.
 
-    The head is fp32 whatever `dtype`: it is trained.
+    The head is fp32 whatever `dtype`: it is trained. With `device_map` "auto" the blocks are spread over all
+    visible GPUs and `device` plays no part.
 
     Raises:
         InputError: the folder or its weights cannot be used; the message says what was wrong.
@@ -95,6 +102,8 @@ def load_base(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if load_in_4bit:
         options |= _four_bit(dtype, device)
+    if device_map is not None:
+        options |= _spread(device_map)
     if num_labels is not None:
         options |= _head_options(num_labels, label_names)
     with scoped_global_seed(seed, "head"), _quiet_loading():
@@ -104,7 +113,34 @@ def load_base(
     _cast_the_rest(model, getattr(torch, dtype))
     if num_labels is not None and dtype != "float32":
         keep_in_float32(model)
-    return model.eval() if load_in_4bit else model.to(device).eval()
+    if device_map is not None:
+        _check_none_left_out(model)
+    return model.eval() if load_in_4bit or device_map is not None else model.to(device).eval()
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go in: the embeddings' device, which is the model's if it is on one."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
+def _spread(device_map: str) -> dict[str, Any]:
+    if not visible_gpus():
+        raise InputError(
+            f"model.device_map: {device_map} spreads a model over GPUs, and none is visible; leave it out"
+        )
+    return {"device_map": device_map}
+
+
+def _check_none_left_out(model: Any) -> None:
+    """Parts that did not fit on the GPUs would be moved there and back for every batch: refuse them."""
+    left = [name for name, place in model.hf_device_map.items() if str(place) in ("cpu", "disk")]
+    if left:
+        raise InputError(
+            f"model.device_map: {len(left)} parts, such as {left[0]}, do not fit on the "
+            f"{len(visible_gpus())} visible GPUs; take model.dtype: bfloat16, "
+            "model.load_in_4bit: true or more GPUs"
+        )
 
 
 def _cast_the_rest(model: Any, dtype: torch.dtype) -> None:
@@ -181,7 +217,7 @@ def default_targets(model: nn.Module) -> list[str]:
 
 
 def group(model: nn.Module, name: str) -> list[str]:
-    """Names of the linear layers of a group, inside the model's repeated blocks: no pooler, output layer or head.
+    """Names of a group's linear layers, inside the model's repeated blocks: no pooler, output layer or head.
 
     all-linear: all of them. attention: those somewhere inside a module whose class is an attention.
     mlp: the others.
@@ -204,8 +240,9 @@ def _is_attention(model: nn.Module, layer: str) -> bool:
 
 
 def chosen_targets(model: nn.Module, wanted: Sequence[str] | str | None) -> dict[str, nn.Module]:
-    """The layers to adapt: those named, those of a group, or (None) the family's default. None of a task head:
-    it trains whole.
+    """The layers to adapt: those named, those of a group, or (None) the family's default.
+
+    Layers of a classification head are left out: it trains whole.
 
     Raises:
         InputError: a name matches nothing but the head, or nothing.
@@ -218,8 +255,8 @@ def chosen_targets(model: nn.Module, wanted: Sequence[str] | str | None) -> dict
     kept = {name: layer for name, layer in found.items() if f"{name}.weight" not in head}
     if not kept:
         raise InputError(
-            f"method.targets: {', '.join(found)} belongs to the task head, which trains whole; name layers of "
-            "the base model, or leave targets out"
+            f"method.targets: {', '.join(found)} belongs to the task head, which trains whole; name layers "
+            "of the base model, or leave targets out"
         )
     return kept
 
