@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from fedsb.adapter_folder import check_fits
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_base, load_tokenizer, pick_device
@@ -62,6 +64,8 @@ def load_with_adapter(
 
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
+    if json.loads((adapter / "adapter_config.json").read_text()).get("peft_type") == "LORA":
+        check_fits(adapter, base)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
