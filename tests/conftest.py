@@ -200,6 +200,17 @@ def make_gpt2_classifier() -> Build:
     return lambda *, seed=0: _seeded(lambda: GPT2ForSequenceClassification(_gpt2_config(num_labels=3)), seed)
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family (as in families.py) -> folder of its tiny model; "data" -> folder of rows."""
+    from families import FAMILIES
+    from run_helpers import write_data
+
+    folder = tmp_path_factory.mktemp("families")
+    write_data(folder / "data", train=12, test=6)
+    return {"data": folder / "data"} | {name: f.save(folder / name) for name, f in FAMILIES.items()}
+
+
 @pytest.fixture
 def bert(make_bert: Build) -> nn.Module:
     return make_bert()

@@ -28,13 +28,13 @@ from run_helpers import (
 
 from fedsb import RunConfig, runner
 from fedsb.compare import CompareConfig, compare
-from fedsb.compare.execute import threads
 from fedsb.compare.pareto import Point, non_dominated
 from fedsb.compare.results import collect, difference, middle, pareto, spread
 from fedsb.compare.settings import settings_from_dict
 from fedsb.compare.split import split, write_split
 from fedsb.compare.terminal import LiveBars, PlainLines, how_to_go_on
 from fedsb.compare.tuning import Trial, best_rate
+from fedsb.cores import threads
 from fedsb.data import read_rows
 from fedsb.errors import InputError
 

@@ -11,7 +11,9 @@ from oracles import example_losses
 
 from fedsb.adapter import attach, dense_weight, find_targets, is_quantized, merge
 from fedsb.bases import bases_from_update
+from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.memory import Longest, estimate_memory
 from fedsb.models import default_targets, load_base
 from fedsb.update_estimate import estimate_update
 
@@ -64,3 +66,17 @@ def test_a_four_bit_base_starts_from_its_gradient_and_trains_its_cores(tmp_path:
         assert float(layer.R.grad.abs().sum()) > 0
     with pytest.raises(InputError, match="4 bits"):
         merge(attached)
+
+
+def test_the_memory_estimate_knows_packed_weights(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="4-bit layers need the extra fedsb[4bit]")
+    _llama().save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), tokenizer=_Tokenizer(), num_labels=None, load_in_4bit=True)
+    packed = [p for p in model.parameters() if hasattr(p, "quant_state")]
+    scales = sum(p.quant_state.absmax.numel() * 4 for p in packed)
+    real = sum(p.numel() * p.element_size() for p in model.parameters()) + scales
+    values = {"model": {"path": str(tmp_path), "load_in_4bit": True}, "data": {"train": "-", "test": "-"}}
+    task = {"task": {"kind": "causal-lm", "prompt": "{a}", "response": "b"}}
+    estimate = estimate_memory(RunConfig.from_dict(values | task), None, Longest(8, 4))
+    assert estimate is not None
+    assert estimate.weights == real

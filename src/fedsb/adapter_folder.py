@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedsb.adapter import LoraPair
+from fedsb.adapter import LoraPair, features, is_linear
 from fedsb.errors import InputError
 from fedsb.files import write_bytes, write_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
+LOST = 1e-6
+"""Share of a layer's update, in Frobenius norm, that a lower rank may leave out: fp32's digits."""
 
 
 def write_adapter(
@@ -76,20 +78,61 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dic
     return config, pairs, head
 
 
-def at_rank(pair: LoraPair, rank: int) -> LoraPair:
-    """The same update at a higher rank, padded with zeros: exact.
+def check_fits(folder: Path, model: nn.Module) -> None:
+    """Refuse a LoRA folder that was made for another model; other kinds of adapters are left to peft.
 
     Raises:
-        InputError: the rank is lower than the adapter's.
+        InputError: a layer is missing or has another shape; the message names it and the adapter's own base.
+    """
+    config, pairs, _ = read_adapter(folder)
+    made_for = config.get("base_model_name_or_path")
+    for name, pair in pairs.items():
+        shape = (pair.B.shape[0], pair.A.shape[1])
+        here = features(layer) if (layer := _layer(model, name)) is not None else None
+        if here != shape:
+            found = "no such layer" if here is None else f"{here[0]} x {here[1]}"
+            raise InputError(
+                f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
+                f"{shape[0]} x {shape[1]} in it, and the model here has {found}"
+            )
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return layer if is_linear(layer) else None
+
+
+def at_rank(pair: LoraPair, rank: int) -> LoraPair:
+    """The same update at another rank: padded with zeros, or refactored where its own rank is lower than k.
+
+    Raises:
+        InputError: the rank is lower than the update's.
     """
     k = pair.A.shape[0]
     if rank < k:
-        raise InputError(
-            f"--rank: the adapter has rank {k} and {rank} would lose part of it; give {k} or more"
-        )
+        return _refactored(pair, rank)
     B = torch.nn.functional.pad(pair.B, (0, rank - k))
     A = torch.nn.functional.pad(pair.A, (0, 0, 0, rank - k))
     return LoraPair(B, A)
+
+
+def _refactored(pair: LoraPair, rank: int) -> LoraPair:
+    """The leading part of the SVD of B A, from the factors' QR so that the whole is never formed."""
+    k = pair.A.shape[0]
+    Q_B, R_B = torch.linalg.qr(pair.B.double())
+    Q_A, R_A = torch.linalg.qr(pair.A.double().T)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.T)
+    lost = float(S[rank:].norm() / S.norm().clamp(min=1e-300))
+    if lost > LOST:
+        raise InputError(
+            f"--rank: the adapter has rank {k} and {rank} would lose part of it ({lost:.2g} of a layer's "
+            f"norm); give {k} or more"
+        )
+    root = S[:rank].sqrt()
+    return LoraPair((Q_B @ U[:, :rank] * root).float(), (root[:, None] * (Vh[:rank] @ Q_A.T)).float())
 
 
 def _lora_config(

@@ -132,21 +132,33 @@ def export(
         str, typer.Option("--format", help="lora (PEFT folder) or merged (whole model).")
     ] = "lora",
     rank: Annotated[
-        int | None, typer.Option(help="lora: pad to this rank, e.g. one that a server accepts.")
+        int | None, typer.Option(help="lora: at this rank, exactly; refused if it would lose anything.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option("--for", help="lora: vllm pads to the next rank vLLM accepts.")
     ] = None,
 ) -> None:
     """Write the adapter as a standard PEFT LoRA folder, or the base model with the adapter merged in.
 
+    Either way with a model card, and only after what was written gave the run's logits again.
+
     Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
+    `fedsb export runs/e2e --format lora --for vllm --out served` ·
     `fedsb export runs/quickstart --format merged --out merged`
     """
     from fedsb.export import export_lora, export_merged
 
     if format_ not in ("lora", "merged"):
         raise InputError(f"--format: expected lora or merged, found {format_!r}")
-    if format_ == "merged" and rank is not None:
-        raise InputError("--rank: only --format lora has a rank; leave it out")
-    export_lora(run_folder, out, rank=rank) if format_ == "lora" else export_merged(run_folder, out)
+    if format_ == "merged" and (rank is not None or server is not None):
+        option = "--rank" if rank is not None else "--for"
+        raise InputError(f"{option}: it is about adapters, --format lora; leave it out")
+    if server not in (None, "vllm"):
+        raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
+    if format_ == "lora":
+        export_lora(run_folder, out, rank=rank, server=server)  # type: ignore[arg-type]
+    else:
+        export_merged(run_folder, out)
     out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 
 

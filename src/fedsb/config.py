@@ -43,6 +43,16 @@ class ModelConfig(Section):
     """Keep the base in 4 bits (needs bitsandbytes and a device it works on)."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    device_map: Literal["auto"] | None = None
+    """auto: spread one model over all visible GPUs, block by block; null: the whole model on `device`."""
+    check_memory: bool = True
+    """Refuse a run that by the estimate (`fedsb doctor` shows it) does not fit; false: go on all the same."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelConfig:
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError("device_map takes all visible GPUs; leave device at auto, or device_map out")
+        return self
 
 
 class ClassificationConfig(Section):
@@ -169,9 +179,11 @@ class MethodConfig(Section):
     """fedex-lora: rank kept of the residual; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] | None = None
+    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
+        None
+    )
     """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
-    layer of the repeated blocks."""
+    layer of the repeated blocks; attention, mlp: those of one kind."""
     init: InitConfig = InitConfig()
 
 
@@ -216,6 +228,9 @@ class FederationConfig(Section):
     """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
     """Weight of a client's update in the mean."""
+    processes: PositiveInt = 1
+    """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
+    of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
     client_timeout_seconds: Positive | None = None
     """A client whose local training takes longer is left out of the round."""
     deadline_seconds: Positive | None = None

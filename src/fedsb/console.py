@@ -49,7 +49,8 @@ class PlainLines:
             self.console.print(f"[yellow]client {client} left out:[/] {escape(problem)}", highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
-        self.console.print(f"  client {client}: {self._seen} examples, {speed:.0f}/s", highlight=False)
+        seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
+        self.console.print(f"  client {client}: {seen}", highlight=False)
 
     def evaluating(self, done: int, total: int) -> None: ...
 

@@ -15,7 +15,7 @@ from fedsb.errors import InputError
 from fedsb.head import head_parameters
 from fedsb.methods import ALL, Method, Shape, by_name
 from fedsb.methods.stack import stacked_numbers
-from fedsb.models import build_on_meta, chosen_targets, is_classifier
+from fedsb.models import GROUPS, build_on_meta, chosen_targets, is_classifier
 from fedsb.sketch import sketched_numbers
 
 BYTES_PER_NUMBER = 4
@@ -45,7 +45,8 @@ class Question:
         rank: for methods that name none in `methods`.
         rounds: None leaves out the totals.
         methods: `NAME` or `NAME:RANK`, separated by commas; None for all.
-        targets: layer names separated by commas, or all-linear; None for the family's default.
+        targets: layer names separated by commas, or one group of `models.GROUPS`; None for the family's
+            default.
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.
         upload: what a client sends of its gradient, as in `method.init.upload`.
@@ -129,7 +130,7 @@ def costs(model: str, question: Question) -> CostTable:
     with _named_as_options():
         asked = parse_methods(question.methods, question.rank)
         skeleton = build_on_meta(model, num_labels=question.labels)
-        targets = chosen_targets(skeleton, wanted[0] if wanted == ["all-linear"] else wanted or None)
+        targets = chosen_targets(skeleton, _group_or_names(wanted))
         head = sum(p.numel() for p in head_parameters(skeleton).values()) if is_classifier(skeleton) else 0
         fitting, left_out = _fitting(asked, targets, question)
     shapes = [Shape(*features(layer)) for layer in targets.values()]
@@ -270,6 +271,10 @@ def _as_options(message: str) -> str:
 
 def _split(text: str | None) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def _group_or_names(wanted: list[str]) -> Sequence[str] | str | None:
+    return wanted[0] if len(wanted) == 1 and wanted[0] in GROUPS else wanted or None
 
 
 def _whole(number: float) -> float:

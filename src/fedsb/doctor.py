@@ -12,8 +12,19 @@ from fedsb.check_method import check_method
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.evaluation.benchmark import check_benchmarks
+from fedsb.memory import check_memory
 from fedsb.methods import Numbers
-from fedsb.prepare import Base, Data, exchange_of, local_training, method_of, prepare_base, prepare_data
+from fedsb.prepare import (
+    Base,
+    Data,
+    exchange_of,
+    free_memory,
+    local_training,
+    memory_of,
+    method_of,
+    prepare_base,
+    prepare_data,
+)
 from fedsb.report.units import human_bytes
 from fedsb.run_folder import versions
 
@@ -44,6 +55,8 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         if config.evaluation.benchmarks:
             looked_at = "benchmarks"
             yield Finding("benchmarks", True, _describe_benchmarks(config, data))
+        looked_at = "memory"
+        yield Finding("memory", True, _describe_memory(config, data))
         looked_at = "model"
         base = prepare_base(config, data)
         yield Finding("target layers", True, _describe_targets(base))
@@ -85,6 +98,13 @@ def _describe_benchmarks(config: RunConfig, data: Data) -> str:
     return f"{asked} questions of {', '.join(config.evaluation.benchmarks)}"
 
 
+def _describe_memory(config: RunConfig, data: Data) -> str:
+    memory, free = memory_of(config, data), free_memory(config)
+    check_memory(memory, free, config)
+    needed = "not known from the config of this model" if memory is None else str(memory)
+    return f"{needed}; {human_bytes(free)} free"
+
+
 def _describe_targets(base: Base) -> str:
     endings = sorted({name.rsplit(".", 1)[-1] for name in base.targets})
     return f"{len(base.targets)} layers ({', '.join(endings)})"
@@ -93,7 +113,6 @@ def _describe_targets(base: Base) -> str:
 def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str, str]]:
     numbers = numbers_of_a_round(config, base)
     cohort = config.federation.clients_per_round or config.federation.clients
-    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     training = local_training(config)
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
     up, down = human_bytes(4 * numbers.up), human_bytes(4 * numbers.down)
@@ -101,11 +120,6 @@ def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str,
     total = 4 * (numbers.up + numbers.down) * cohort * config.federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
     yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
-    yield (
-        "memory",
-        f"base {human_bytes(weights)}, trained numbers with optimizer {human_bytes(16 * numbers.trained)}, "
-        "plus activations",
-    )
 
 
 def _device() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from fedsb.adapter_folder import check_fits
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.evaluation.benchmark import (
@@ -250,6 +252,7 @@ def load_with_adapter(
         dtype=config.model.dtype,
         load_in_4bit=config.model.load_in_4bit,
         device=pick_device(config.model.device),
+        device_map=config.model.device_map,
         seed=config.seed,
     )
     if adapter is None:
@@ -258,6 +261,8 @@ def load_with_adapter(
 
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
+    if json.loads((adapter / "adapter_config.json").read_text()).get("peft_type") == "LORA":
+        check_fits(adapter, base)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend

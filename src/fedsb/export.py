@@ -4,53 +4,76 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter import Attached, Factors, LoraPair, attach, merge
-from fedsb.adapter_folder import at_rank, read_adapter, write_adapter
+from fedsb.adapter import Attached, Factors, LoraPair, attach, detach, merge
+from fedsb.adapter_folder import at_rank, check_fits, read_adapter, write_adapter
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
+from fedsb.files import write_text
+from fedsb.model_card import model_card
 from fedsb.models import load_base, load_tokenizer
 from fedsb.run_folder import check_place
+from fedsb.serving import check_vllm, serving_rank
+
+Server = Literal["vllm"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference of merged and adapted logits, relative to the largest logit, by the base's dtype."""
 
 
-def export_lora(run: Path, out: Path, *, rank: int | None = None) -> None:
-    """Write the run's adapter as a PEFT LoRA folder of rank `rank` (default: the run's), then read it back.
+def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server | None = None) -> int:
+    """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
+
+    The written folder is put on the base model by peft, and its logits are compared with the run's.
+
+    Args:
+        rank: any that holds the whole update; default the run's, or with `server` the next it accepts.
+        server: "vllm": refuse what vLLM would.
 
     Raises:
-        InputError: the run is not finished, `out` is taken, or the rank would lose part of the adapter.
+        InputError: the run is not finished, `out` is taken, its base is another model now, the rank would
+            lose part of the adapter, or the server would refuse it.
         RunFailed: what was written differs from what was meant.
     """
-    config, pairs, head = read_adapter(_finished(run) / "adapter")
-    padded = {name: at_rank(pair, rank or pair.A.shape[0]) for name, pair in pairs.items()}
+    peft_config, pairs, head = read_adapter(_finished(run) / "adapter")
+    rank = _rank_for(server, peft_config, rank)
+    padded = {name: at_rank(pair, rank) for name, pair in pairs.items()}
     part = _part(out)
-    write_adapter(
-        part,
-        padded,
-        base_model=config["base_model_name_or_path"],
-        causal=config["task_type"] == "CAUSAL_LM",
-        fan_in_fan_out=config["fan_in_fan_out"],
-        head=head,
-    )
-    _, again, _ = read_adapter(part)
-    worst = max(float((again[n].B @ again[n].A - p.B @ p.A).abs().max()) for n, p in pairs.items())
-    if not worst < 1e-5:
-        shutil.rmtree(part)
-        raise RunFailed(
-            f"export: the written adapter differs from the run's by {worst:.2g}; nothing was kept"
+    with _removed_on_error(part):
+        model, expected = _expected(run)
+        write_adapter(
+            part,
+            padded,
+            base_model=peft_config["base_model_name_or_path"],
+            causal=peft_config["task_type"] == "CAUSAL_LM",
+            fan_in_fan_out=peft_config["fan_in_fan_out"],
+            head=head,
         )
+        _check(_logits(_with_peft(model, head, part), _probe(model)), expected, run)
+        write_text(part / "README.md", model_card(run, rank=rank))
     part.rename(out)
+    return rank
+
+
+def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | None) -> int:
+    own = int(peft_config["r"])
+    if server is None:
+        return rank or own
+    check_vllm(peft_config, rank)
+    return rank or serving_rank(own)
 
 
 def export_merged(run: Path, out: Path) -> None:
-    """Write base model + adapter as one model folder with tokenizer, then load it and compare logits.
+    """Write base model + adapter as one model folder with tokenizer and model card, then load it and compare
+    logits.
 
     Raises:
         InputError: the run is not finished, or `out` is taken.
@@ -58,20 +81,57 @@ def export_merged(run: Path, out: Path) -> None:
     """
     config = RunConfig.from_yaml(_finished(run) / "config.yaml")
     part = _part(out)
-    model, tokenizer = _adapted(run, config)
-    probe = _probe(model)
-    expected = _logits(model.model, probe)
-    merged: Any = merge(model)
-    merged.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    again = load_base(str(part), tokenizer=tokenizer, num_labels=_num_labels(run), dtype=config.model.dtype)
-    worst = float((_logits(again, probe) - expected).abs().max() / expected.abs().max())
-    if not worst < TOLERANCE[config.model.dtype]:
-        shutil.rmtree(part)
-        raise RunFailed(
-            f"export: logits of the merged model differ by {worst:.2g} of the largest; nothing was kept"
+    with _removed_on_error(part):
+        model, tokenizer = _adapted(run, config)
+        probe = _probe(model.model)
+        expected = _logits(model.model, probe)
+        merged: Any = merge(model)
+        merged.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        again = load_base(
+            str(part), tokenizer=tokenizer, num_labels=_num_labels(run), dtype=config.model.dtype
         )
+        _check(_logits(again, probe), expected, run)
+        write_text(part / "README.md", model_card(run, rank=None))
     part.rename(out)
+
+
+@contextmanager
+def _removed_on_error(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _check(found: Tensor, expected: Tensor, run: Path) -> None:
+    worst = float((found - expected).abs().max() / expected.abs().max())
+    if not worst < TOLERANCE[RunConfig.from_yaml(run / "config.yaml").model.dtype]:
+        raise RunFailed(
+            f"export: logits of what was written differ by {worst:.2g} of the largest; nothing was kept"
+        )
+
+
+def _expected(run: Path) -> tuple[nn.Module, Tensor]:
+    """The base model without an adapter, and the logits it has with the run's."""
+    adapted, _ = _adapted(run, RunConfig.from_yaml(run / "config.yaml"))
+    logits = _logits(adapted.model, _probe(adapted.model))
+    return detach(adapted), logits
+
+
+def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Module:
+    """The folder put on the model by peft; the head must come from there too."""
+    from peft import PeftModel
+
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in head:
+            parameters[name].zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
+        loaded: nn.Module = PeftModel.from_pretrained(model, folder).eval()
+    return loaded
 
 
 def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
@@ -85,6 +145,7 @@ def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
         label_names=summary["label_names"],
         dtype=config.model.dtype,
     )
+    check_fits(run / "adapter", model)
     _, pairs, head = read_adapter(run / "adapter")
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -106,8 +167,8 @@ def _num_labels(run: Path) -> int | None:
     return len(names) if names else 1
 
 
-def _probe(attached: Attached) -> Tensor:
-    vocabulary = int(attached.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+def _probe(model: nn.Module) -> Tensor:
+    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     return torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedsb.adapter import find_targets, is_linear, linear_layers
 from fedsb.errors import InputError
-from fedsb.head import keep_in_float32
+from fedsb.head import head_parameters, keep_in_float32
 from fedsb.seeding import scoped_global_seed
 
 ENCODER_TARGETS = {
@@ -29,6 +29,9 @@ ENCODER_TARGETS = {
     "xlm-roberta": ["query", "value"],
 }
 """Query and value, as LoRA's authors adapt encoders; other families: every attention and MLP projection."""
+
+GROUPS = ("all-linear", "attention", "mlp")
+"""Words that stand for layers, as in `method.targets`: all in the repeated blocks, or those of one kind."""
 
 CLASSIFIER = "ForSequenceClassification"
 """Ends the class names of such models, in `architectures` of a config too."""
@@ -47,6 +50,11 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model.device: cannot use {name!r} here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def visible_gpus() -> list[torch.device]:
+    """The GPUs this process may use."""
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
 
 
 def load_tokenizer(path: str) -> Any:
@@ -78,11 +86,13 @@ def load_base(
     dtype: str = "float32",
     load_in_4bit: bool = False,
     device: torch.device | None = None,
+    device_map: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """The frozen base model in eval mode, with a fresh head from the seed if `num_labels` is given.
 
-    The head is fp32 whatever `dtype`: it is trained.
+    The head is fp32 whatever `dtype`: it is trained. With `device_map` "auto" the blocks are spread over all
+    visible GPUs and `device` plays no part.
 
     Raises:
         InputError: the folder or its weights cannot be used; the message says what was wrong.
@@ -92,15 +102,55 @@ def load_base(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if load_in_4bit:
         options |= _four_bit(dtype, device)
+    if device_map is not None:
+        options |= _spread(device_map)
     if num_labels is not None:
         options |= _head_options(num_labels, label_names)
     with scoped_global_seed(seed, "head"), _quiet_loading():
         model = _from_pretrained(path, causal=num_labels is None, options=options)
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id
     model.requires_grad_(False)
+    _cast_the_rest(model, getattr(torch, dtype))
     if num_labels is not None and dtype != "float32":
         keep_in_float32(model)
-    return model.eval() if load_in_4bit else model.to(device).eval()
+    if device_map is not None:
+        _check_none_left_out(model)
+    return model.eval() if load_in_4bit or device_map is not None else model.to(device).eval()
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go in: the embeddings' device, which is the model's if it is on one."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
+def _spread(device_map: str) -> dict[str, Any]:
+    if not visible_gpus():
+        raise InputError(
+            f"model.device_map: {device_map} spreads a model over GPUs, and none is visible; leave it out"
+        )
+    return {"device_map": device_map}
+
+
+def _check_none_left_out(model: Any) -> None:
+    """Parts that did not fit on the GPUs would be moved there and back for every batch: refuse them."""
+    left = [name for name, place in model.hf_device_map.items() if str(place) in ("cpu", "disk")]
+    if left:
+        raise InputError(
+            f"model.device_map: {len(left)} parts, such as {left[0]}, do not fit on the "
+            f"{len(visible_gpus())} visible GPUs; take model.dtype: bfloat16, "
+            "model.load_in_4bit: true or more GPUs"
+        )
+
+
+def _cast_the_rest(model: Any, dtype: torch.dtype) -> None:
+    """Give parameters that the model's code makes in fp32 (DeBERTa's biases of queries and values) the base's
+    dtype, unless the family wants some kept in fp32."""
+    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
+        return
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def build_on_meta(path: str, *, num_labels: int | None = None) -> nn.Module:
@@ -166,24 +216,49 @@ def default_targets(model: nn.Module) -> list[str]:
     return list(endings)
 
 
-def all_linear(model: nn.Module) -> list[str]:
-    """Names of the linear layers inside the model's repeated blocks: no pooler, output layer or head."""
-    inside = [name for name in linear_layers(model) if any(part.isdigit() for part in name.split("."))]
+def group(model: nn.Module, name: str) -> list[str]:
+    """Names of a group's linear layers, inside the model's repeated blocks: no pooler, output layer or head.
+
+    all-linear: all of them. attention: those somewhere inside a module whose class is an attention.
+    mlp: the others.
+
+    Raises:
+        InputError: there are none.
+    """
+    inside = [layer for layer in linear_layers(model) if any(part.isdigit() for part in layer.split("."))]
+    if name != "all-linear":
+        inside = [layer for layer in inside if _is_attention(model, layer) == (name == "attention")]
     if not inside:
-        raise InputError(
-            "method.targets: all-linear found no linear layer in repeated blocks; name the layers"
-        )
+        raise InputError(f"method.targets: {name} found no linear layer in repeated blocks; name the layers")
     return inside
 
 
+def _is_attention(model: nn.Module, layer: str) -> bool:
+    parts = layer.split(".")
+    around = (model.get_submodule(".".join(parts[:n])) for n in range(1, len(parts)))
+    return any("Attention" in type(module).__name__ for module in around)
+
+
 def chosen_targets(model: nn.Module, wanted: Sequence[str] | str | None) -> dict[str, nn.Module]:
-    """The layers to adapt: those named, all-linear, or (None) the family's default.
+    """The layers to adapt: those named, those of a group, or (None) the family's default.
+
+    Layers of a classification head are left out: it trains whole.
 
     Raises:
-        InputError: a name matches nothing.
+        InputError: a name matches nothing but the head, or nothing.
     """
-    names = all_linear(model) if wanted == "all-linear" else wanted or default_targets(model)
-    return find_targets(model, [names] if isinstance(names, str) else names)
+    names = group(model, wanted) if isinstance(wanted, str) else wanted or default_targets(model)
+    found = find_targets(model, names)
+    if not is_classifier(model):
+        return found
+    head = set(head_parameters(model))
+    kept = {name: layer for name, layer in found.items() if f"{name}.weight" not in head}
+    if not kept:
+        raise InputError(
+            f"method.targets: {', '.join(found)} belongs to the task head, which trains whole; name layers "
+            "of the base model, or leave targets out"
+        )
+    return kept
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -23,8 +23,16 @@ from fedsb.errors import InputError
 from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
 from fedsb.initialize import Start, Warmup
+from fedsb.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.methods import Method, Shape, by_name
-from fedsb.models import chosen_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.models import (
+    chosen_targets,
+    enable_checkpointing,
+    input_device,
+    load_base,
+    load_tokenizer,
+    pick_device,
+)
 from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
@@ -192,9 +200,10 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     """Load the base model, find its target layers, check the rank.
 
     Raises:
-        InputError: no weights, corrupt weights, no such layer, a rank that does not fit.
+        InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
     """
     device = pick_device(config.model.device)
+    check_memory(memory_of(config, data), free_memory(config), config)
     model = load_base(
         config.model.path,
         tokenizer=data.tokenizer,
@@ -203,6 +212,7 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
         dtype=config.model.dtype,
         load_in_4bit=config.model.load_in_4bit,
         device=device,
+        device_map=config.model.device_map,
         seed=config.seed,
     )
     if config.training.gradient_checkpointing:
@@ -212,7 +222,17 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
-    return Base(model, targets, head, device)
+    return Base(model, targets, head, input_device(model))
+
+
+def memory_of(config: RunConfig, data: Data) -> Memory | None:
+    """What the run will hold, before anything is loaded; None where the config does not say."""
+    return estimate_memory(config, data.task.num_labels, Longest.of([*data.train, *data.test]))
+
+
+def free_memory(config: RunConfig) -> int:
+    """Bytes that the run may take where its model goes."""
+    return available_bytes(pick_device(config.model.device), all_gpus=config.model.device_map is not None)
 
 
 def base_digest(base: Base) -> str:

@@ -39,6 +39,7 @@ from fedsb.prepare import (
 )
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.private_run import PrivateRun, prepare_privacy
+from fedsb.processes import pool
 from fedsb.progress import Progress, Silent
 from fedsb.refresh import refresh
 from fedsb.remote_start import share_bases
@@ -111,8 +112,9 @@ def run(
     saved = saved or begin(config, folder, method, data, base, private, progress, remote)
     if remote is not None:
         share_bases(folder / BASES, remote, progress)
-    session = _session(config, folder, method, data, base, saved, private, progress, remote)
-    _rounds(session, saved, clock)
+    with pool(config, folder, progress) as spread:
+        session = _session(config, folder, method, data, base, saved, private, progress, remote, spread)
+        _rounds(session, saved, clock)
     summary = run_folder.finished_summary(folder)
     if summary is None:
         write_samples(folder, config, data, base.model)
@@ -157,10 +159,12 @@ def _session(
     private: PrivateRun | None,
     progress: Progress,
     remote: Remote | None,
+    spread: Peers | None,
 ) -> _Session:
     trainable = trainable_of(config, data, base, saved.factors)
     party = partial(party_of, config, data, trainable, private)
-    peers = partial(remote.ask, "train") if remote else simulated(party, progress)
+    here = spread or simulated(party, progress)
+    peers = partial(remote.ask, "train") if remote else here
     return _Session(
         config=config,
         folder=folder,

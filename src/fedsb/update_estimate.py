@@ -137,15 +137,17 @@ def gradients_of(
 
 def _watch(
     name: str, uses: Counter[str], consume: Callable[[str, Tensor, bool], None], combine: Combine
-) -> Callable[..., None]:
-    def after_forward(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+) -> Callable[..., Tensor | None]:
+    def after_forward(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
-            return
+            return None
         held = [args[0].detach()]  # let go of as soon as used, while the rest of the graph still lives
         uses[name] += 1
-        if not output.requires_grad:  # the first adapted layer of a frozen model: the gradient ends here
+        ends_here = not output.requires_grad  # the first adapted layer of a frozen model
+        if ends_here:
             output.requires_grad_(True)
         output.register_hook(lambda gradient: receive(gradient, held.pop()))
+        return output.clone() if ends_here else None  # a leaf could not be changed in place, as DeBERTa does
 
     def receive(gradient: Tensor, x: Tensor) -> None:
         uses[name] -= 1

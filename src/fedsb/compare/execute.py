@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from fedsb.compare.jobs import Job
 from fedsb.compare.watch import OneRun, Progress
+from fedsb.cores import threads
 from fedsb.errors import FedsbError
 
 Problems = dict[str, str]
@@ -117,14 +118,6 @@ def _start(job: Job, at_once: int, events: Queue[tuple[Job, dict[str, Any]]]) ->
 
 def _request(job: Job) -> dict[str, Any]:
     return {"config": job.config.model_dump(mode="json"), "folder": str(job.folder)}
-
-
-def threads(at_once: int) -> int:
-    """Torch threads of each of so many processes: a part of the cores, or fewer if the user wants so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    part = max(1, cores // at_once)
-    return min(part, int(wanted)) if wanted.isdigit() and int(wanted) else part
 
 
 def _listen(

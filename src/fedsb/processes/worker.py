@@ -1,0 +1,70 @@
+"""One worker process: loads the model once, then trains the clients it is asked for, one after the other.
+
+A request frame names the config, the run folder and the process's number; each frame after it holds a client
+and its broadcast, and is answered by one frame with the client's update or the reason why there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedsb.checkpoint import load_checkpoint
+from fedsb.config import RunConfig
+from fedsb.errors import FedsbError, RunFailed
+from fedsb.models import visible_gpus
+from fedsb.party import Party, party_of
+from fedsb.prepare import prepare_base, prepare_data, trainable_of
+from fedsb.processes.frames import read_frame, write_frame
+from fedsb.server import Arrived
+from fedsb.simulate import simulate_cohort
+
+
+def main() -> None:
+    """Answer until standard input closes."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    request = read_frame(sys.stdin.buffer)
+    if request is None:
+        return
+    try:
+        party = open_run(request[0])
+    except Exception as error:
+        text = str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
+        return write_frame(answers, {"broken": text})
+    while (frame := read_frame(sys.stdin.buffer)) is not None:
+        write_frame(answers, *_answer(party, int(frame[0]["client"]), frame[1]))
+
+
+def open_run(request: dict[str, Any]) -> Callable[[int], Party]:
+    """Client -> its party, over one model with the run's start factors."""
+    config = placed(RunConfig.from_dict(request["config"]), int(request["number"]), len(visible_gpus()))
+    data = prepare_data(config)
+    saved = load_checkpoint(Path(request["folder"]) / "checkpoint")
+    if saved is None:
+        raise RunFailed(f"found no checkpoint of the run in {request['folder']}")
+    trainable = trainable_of(config, data, prepare_base(config, data), saved.factors)
+    return lambda client: party_of(config, data, trainable, None, client)
+
+
+def placed(config: RunConfig, number: int, gpus: int) -> RunConfig:
+    """The config with the device of the process of this number: GPUs in turn, where the device is auto."""
+    if config.model.device != "auto" or not gpus:
+        return config
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"device": f"cuda:{number % gpus}"})}
+    )
+
+
+def _answer(party: Callable[[int], Party], client: int, broadcast: bytes) -> tuple[dict[str, Any], bytes]:
+    (outcome,) = simulate_cohort([client], lambda c: party(c).answer(broadcast))
+    if isinstance(outcome, Arrived):
+        return {"client": client}, outcome.message
+    return {"client": client, "reason": outcome.reason}, b""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Clients in processes of their own: the same run to the digit, and a word when a process breaks."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_helpers import adapter_bytes, classification_config, timeless, tiny_bert, write_data
+
+from fedsb import RunConfig, run
+from fedsb.check_method import check_method
+from fedsb.errors import InputError, RunFailed
+from fedsb.processes.frames import read_frame, write_frame
+from fedsb.processes.worker import placed
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_bert(folder / "bert"), write_data(folder / "data", train=36, test=12)
+    return folder
+
+
+def config_of(world: Path, **changes: Any) -> RunConfig:
+    settings = {"federation__clients": 5, "federation__clients_per_round": 3, "federation__rounds": 3}
+    return RunConfig.from_dict(classification_config(world / "bert", world / "data", **settings | changes))
+
+
+def changing_base(world: Path, processes: int) -> RunConfig:
+    """FLoRA: what a client must be told depends on what its process has seen."""
+    return config_of(world, method__name="flora", federation__processes=processes)
+
+
+def test_a_run_in_two_processes_is_the_run_in_one(world: Path, tmp_path: Path) -> None:
+    run(changing_base(world, 1), tmp_path / "one")
+    run(changing_base(world, 2), tmp_path / "two")
+    assert timeless(tmp_path / "one") == timeless(tmp_path / "two")
+    assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "two")
+
+
+def test_a_worker_that_cannot_load_ends_the_run_with_its_reason(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_checkpoint(folder: Path, saved: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr("fedsb.runner.save_checkpoint", lose_the_checkpoint)
+    with pytest.raises(RunFailed, match=r"a worker process found no checkpoint"):
+        run(config_of(world, federation__processes=2), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("privacy", {"privacy": {"epsilon": 3}, "method__init": {"kind": "weights"}}),
+        ("method.refresh_every", {"method__refresh_every": 2}),
+        ("model.device_map", {"model__device_map": "auto"}),
+    ],
+)
+def test_what_needs_one_process_is_refused(world: Path, key: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"federation\.processes: with {key}"):
+        check_method(config_of(world, federation__processes=2, **changes))
+
+
+def test_processes_take_the_gpus_in_turn(world: Path) -> None:
+    config = config_of(world)
+    assert [placed(config, n, 2).model.device for n in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert placed(config, 1, 0).model.device == "auto"
+    named = config_of(world, model__device="cpu")
+    assert placed(named, 1, 2).model.device == "cpu"
+
+
+def test_frames_come_back_and_a_cut_one_is_the_end() -> None:
+    stream = io.BytesIO()
+    write_frame(stream, {"client": 3}, b"\x00\xff" * 5)
+    write_frame(stream, {"reason": "ä"})
+    whole = stream.getvalue()
+    stream.seek(0)
+    assert read_frame(stream) == ({"client": 3}, b"\x00\xff" * 5)
+    assert read_frame(stream) == ({"reason": "ä"}, b"")
+    assert read_frame(stream) is None
+    assert not [cut for cut in range(35) if read_frame(io.BytesIO(whole[:cut])) is not None]
