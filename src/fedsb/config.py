@@ -179,6 +179,20 @@ PartitionConfig = Annotated[
 ]
 
 
+class RobustConfig(Section):
+    """Against poisoned updates. Needs `weighting: uniform`: a count of examples is a client's own claim."""
+
+    average: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """In place of the mean, number by number (Yin et al. 2018, arXiv 1803.01498), for methods that average
+    factors. The server then holds all updates of a round: cohort x numbers x 4 bytes."""
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """trimmed-mean: share of the updates left out at each end, one at least."""
+    norm_bound: Positive | None = None
+    """Largest L2 norm of update minus broadcast, over all its numbers; null: any."""
+    over_bound: Literal["reject", "scale"] = "reject"
+    """What is done with a larger one: left out with the reason, or scaled back to the bound."""
+
+
 class FederationConfig(Section):
     clients: PositiveInt = 3
     clients_per_round: PositiveInt | None = None
@@ -193,6 +207,8 @@ class FederationConfig(Section):
     """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
     """Weight of a client's update in the mean."""
+    robust: RobustConfig | None = None
+    """Checks against poisoned updates; null: none."""
     client_timeout_seconds: Positive | None = None
     """A client whose local training takes longer is left out of the round."""
     deadline_seconds: Positive | None = None

@@ -91,6 +91,9 @@ def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str,
     yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
     total = 4 * (numbers.up + numbers.down) * cohort * config.federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
+    if (robust := config.federation.robust) is not None and robust.average != "mean":
+        held = human_bytes(4 * numbers.up * cohort)
+        yield "server memory", f"{held}: the {robust.average} needs all updates of a round at once"
     yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
     yield (
         "memory",

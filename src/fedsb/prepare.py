@@ -23,8 +23,10 @@ from fedsb.errors import InputError
 from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
 from fedsb.initialize import Start, Warmup
-from fedsb.methods import Method, Shape, by_name
+from fedsb.methods import Aggregation, Method, Shape, by_name
+from fedsb.methods.robust import FEWEST, robust
 from fedsb.models import chosen_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.norm_bound import NormBound
 from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
@@ -303,6 +305,26 @@ def part_of(config: RunConfig, client: int, round_number: int) -> Part:
         return Part(rank)
     rng = numpy_generator(config.seed, "heads", round_number, client)
     return Part(rank, trained_heads(heads_of(config), trained[client], rng))
+
+
+def robust_average(config: RunConfig) -> Aggregation:
+    """The method's aggregation, over the average that federation.robust asks for."""
+    own, wanted = method_of(config).aggregation, config.federation.robust
+    return own if wanted is None else robust(own, wanted.average, wanted.trim)
+
+
+def fewest_updates(config: RunConfig) -> int:
+    """Updates without which a round's average would not be what federation.robust asks for."""
+    wanted = config.federation.robust
+    return 1 if wanted is None or wanted.average == "mean" else FEWEST
+
+
+def norm_bound(config: RunConfig) -> NormBound | None:
+    """How far an update may lie from the broadcast."""
+    wanted = config.federation.robust
+    if wanted is None or wanted.norm_bound is None:
+        return None
+    return NormBound(wanted.norm_bound, wanted.over_bound)
 
 
 def local_training(config: RunConfig) -> LocalTraining:

@@ -29,11 +29,14 @@ from fedsb.prepare import (
     Base,
     Data,
     base_digest,
+    fewest_updates,
     method_of,
+    norm_bound,
     part_of,
     prepare_base,
     prepare_data,
     prepare_server_data,
+    robust_average,
     start_of,
     trainable_of,
 )
@@ -232,7 +235,9 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         exchange,
         weighting=federation.weighting,
         part_of=parts.__getitem__,
-        aggregation=release.around(exchange.method.aggregation) if release else None,
+        aggregation=release.around(exchange.method.aggregation) if release else robust_average(config),
+        fewest=0 if release else fewest_updates(config),
+        bound=norm_bound(config),
     )
     if release is None:
         _check_enough(config, report, number)
@@ -250,6 +255,8 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         "clients": sorted(report.clients),
         "rejected": report.rejected,
     }
+    if report.scaled:
+        record["scaled"] = report.scaled
     if report.deviation is not None:
         record["deviation"] = report.deviation
     if session.private is not None:

@@ -112,6 +112,12 @@ def not_finite(message):
     return wire.pack(header, vector * float("nan"))
 
 
+@with_payload
+def poison(message):
+    header, vector = wire.unpack(message)
+    return wire.pack(header, -1e5 * vector)
+
+
 def of_another(message):
     header, vector = wire.unpack(message)
     return wire.pack(wire.Header(**{**vars(header), "client": 0}), vector)
@@ -138,6 +144,16 @@ def test_a_bad_answer_is_left_out_with_its_reason(world, tmp_path, how, reason):
         (rejected,) = line["rejected"]
         assert rejected["client"] == 1
         assert reason in rejected["reason"]
+
+
+def test_a_poisoned_node_is_kept_out(world, tmp_path):
+    wanted = {"weighting": "uniform", "robust": {"norm_bound": 50.0}}
+    config = config_of(world, federation__rounds=1, **{f"federation__{k}": v for k, v in wanted.items()})
+    (line,) = serve(FakeGrid(nodes_of(config, tmp_path), harmed(101, poison)), config, tmp_path)[1:]
+    assert line["clients"] == [0, 2]
+    (rejected,) = line["rejected"]
+    assert rejected["client"] == 1
+    assert "federation.robust.norm_bound is 50" in rejected["reason"]
 
 
 def test_too_few_answers_stop_the_run_and_it_goes_on_later(world, tmp_path):
