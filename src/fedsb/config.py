@@ -207,6 +207,9 @@ class FederationConfig(Section):
     """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
     """Weight of a client's update in the mean."""
+    upload_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the numbers of an update travel as; broadcasts are float32. 16 bits halve the upload: float16
+    has 11 binary digits and ends at 65504 (more is an error), bfloat16 has 8 digits and float32's range."""
     robust: RobustConfig | None = None
     """Checks against poisoned updates; null: none."""
     client_timeout_seconds: Positive | None = None

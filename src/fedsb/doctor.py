@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedsb.check_method import check_method
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
@@ -87,9 +89,10 @@ def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str,
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     training = local_training(config)
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
-    up, down = human_bytes(4 * numbers.up), human_bytes(4 * numbers.down)
+    bytes_up = getattr(torch, config.federation.upload_dtype).itemsize * numbers.up
+    up, down = human_bytes(bytes_up), human_bytes(4 * numbers.down)
     yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
-    total = 4 * (numbers.up + numbers.down) * cohort * config.federation.rounds
+    total = (bytes_up + 4 * numbers.down) * cohort * config.federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
     if (robust := config.federation.robust) is not None and robust.average != "mean":
         held = human_bytes(4 * numbers.up * cohort)
@@ -103,8 +106,6 @@ def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str,
 
 
 def _device() -> str:
-    import torch
-
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(total)} free"

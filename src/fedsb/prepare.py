@@ -285,6 +285,7 @@ def exchange_of(config: RunConfig, base: Base) -> Exchange:
         scale=method.scale(wanted.rank, wanted.alpha),
         padding=config.federation.padding,
         residual_rank=wanted.residual_rank,
+        upload_dtype=getattr(torch, config.federation.upload_dtype),
     )
 
 

@@ -165,7 +165,7 @@ def aggregate(
         part = part_of(outcome.client) if part_of else exchange.whole
         layout = layout_of(part)
         try:
-            header, vector = _accept(outcome, state, exchange.method.name, layout, report)
+            header, vector = _accept(outcome, state, exchange, layout, report)
             if bound is not None:
                 vector = _bounded(outcome.client, vector, before_of(part), bound, report)
         except UpdateRejected as reason:
@@ -211,14 +211,14 @@ def _rank_beyond_all(exchange: Exchange) -> int:
 
 
 def _accept(
-    outcome: Outcome, state: ServerState, method: str, layout: Layout, report: RoundReport
+    outcome: Outcome, state: ServerState, exchange: Exchange, layout: Layout, report: RoundReport
 ) -> tuple[wire.Header, Tensor]:
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
     report.upload_bytes += len(outcome.message)
-    header, vector = wire.unpack(outcome.message)
+    header, vector = wire.unpack(outcome.message, exchange.upload_dtype)
     report.upload_parameters += vector.numel()
-    expected = wire.Header(method, state.round + 1, layout.digest, outcome.client)
+    expected = wire.Header(exchange.method.name, state.round + 1, layout.digest, outcome.client)
     wire.check(header, vector, expected=expected, size=layout.size)
     if header.num_examples < 1:
         raise UpdateRejected(f"wrong num_examples: expected at least 1, found {header.num_examples}")

@@ -80,6 +80,19 @@ def test_a_run_over_flower_equals_the_simulated_run(world, tmp_path, method):
     assert_equal_runs(tmp_path)
 
 
+def test_with_uploads_of_16_bits(world, tmp_path):
+    config = config_of(world, federation__rounds=1, federation__upload_dtype="float16")
+    lines = serve(FakeGrid(nodes_of(config, tmp_path, audit=True)), config, tmp_path)
+    assert_equal_runs(tmp_path)
+    (sent,) = (tmp_path / "state1").rglob("sent/*.json")
+    each = json.loads(sent.read_text())["bytes"]
+    numbers = lines[1]["upload_parameters"] // CLIENTS
+    assert 2 * numbers < each < 2 * numbers + 400
+    assert abs(lines[1]["upload_bytes"] - CLIENTS * each) < 50  # headers differ by some digits
+    (whole,) = load_file(sent.with_suffix(".safetensors")).values()
+    assert whole.dtype == torch.float16
+
+
 def test_with_client_level_privacy(world, tmp_path):
     privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5, "insecure_seed": 3}
     config = config_of(world, privacy=privacy, federation__weighting="uniform")
