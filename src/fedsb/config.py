@@ -275,6 +275,9 @@ class EvaluationConfig(Section):
     """causal-lm: score exact match of greedy answers on the first so many test rows."""
 
 
+Tracking = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
 class RunConfig(Section):
     """One run. See the contract of the keys in README.md and recipes/ for examples."""
 
@@ -287,6 +290,13 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: list[Tracking] = Field(default_factory=list)
+    """Trackers that get the numbers of metrics.jsonl too; files in `tracking/` of the run folder."""
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_tracker_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -345,6 +355,11 @@ def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """`key: a -> b` for every value that differs."""
     a, b = (_flat(c.model_dump(mode="json")) for c in (one, other))
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def flat_settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    return _flat(config.model_dump(mode="json"))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

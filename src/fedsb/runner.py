@@ -19,7 +19,7 @@ from torch import nn
 from fedsb import run_folder, wire
 from fedsb.adapter import Attached
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
-from fedsb.config import RunConfig
+from fedsb.config import RunConfig, flat_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Part
 from fedsb.methods import Method
@@ -45,14 +45,17 @@ from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.progress import Progress, Silent
 from fedsb.refresh import refresh
 from fedsb.remote_start import share_bases
+from fedsb.report.live import LivePage
 from fedsb.round_zero import BASES, begin, calibration_of, record_of, score
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcast
 from fedsb.spill import SpilledTensors
+from fedsb.tracking import check_tracking, trackers
 from fedsb.traffic import Entry
 from fedsb.trainable import Trainable, adopt
+from fedsb.watchers import Watchers
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def run(
     """
     progress = progress or Silent()
     config, folder = config.with_absolute_paths(), Path(out)
+    check_tracking(config.tracking)
     run_folder.check_free(folder, config, resume=resume)
     method = method_of(config)
     progress.stage("reading data")
@@ -115,15 +119,22 @@ def run(
     if remote is not None:
         share_bases(folder / BASES, remote, progress)
     session = _session(config, folder, method, data, base, saved, private, progress, remote)
-    _rounds(session, saved, clock)
-    summary = run_folder.finished_summary(folder)
-    if summary is None:
-        write_samples(folder, config, data, base.model)
-        privacy = private.summary(saved.state.round) if private else None
-        summary = run_folder.finish(
-            folder, config, method, data, session.attached, base.head, saved, clock, privacy
-        )
+    with _watchers(config, folder, progress) as watchers:
+        _rounds(session, saved, clock, watchers)
+        summary = run_folder.finished_summary(folder)
+        if summary is None:
+            write_samples(folder, config, data, base.model)
+            privacy = private.summary(saved.state.round) if private else None
+            summary = run_folder.finish(
+                folder, config, method, data, session.attached, base.head, saved, clock, privacy
+            )
     return RunResult(summary, base.model, folder)
+
+
+def _watchers(config: RunConfig, folder: Path, progress: Progress) -> Watchers:
+    """The live page, and the trackers that the config names."""
+    named = dict(trackers(config.tracking, folder, flat_settings(config)))
+    return Watchers({"the live report": LivePage(folder, config.federation.rounds), **named}, progress.stage)
 
 
 def _check_same_base(base: Base, remote: Remote | None) -> None:
@@ -179,18 +190,19 @@ def _session(
     )
 
 
-def _rounds(session: _Session, saved: Saved, clock: float) -> None:
+def _rounds(session: _Session, saved: Saved, clock: float, watchers: Watchers) -> None:
     """Every round that is left, with a checkpoint after each; the model ends with the last state in it."""
     total = session.config.federation.rounds
     save_checkpoint(session.folder / "checkpoint", saved)
     run_folder.write_progress(session.folder, saved)
     _adopt(session, saved)
     while saved.state.round < total:
+        watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1
         chosen = _cohort(session, number)
         if session.private is not None and not session.private.can_go_on(chosen):
             _stop(session, saved)
-            return
+            break
         record = _round(session, saved, number, chosen)
         record["seconds"] = round(time.monotonic() - began, 3)
         saved.metrics.append(record)
@@ -198,6 +210,7 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
         save_checkpoint(session.folder / "checkpoint", saved)
         run_folder.write_progress(session.folder, saved)
         session.progress.round_ends(record)
+    watchers.follow(saved.metrics)
 
 
 def _cohort(session: _Session, number: int) -> list[int]:
