@@ -17,6 +17,7 @@ from fedsb.methods import Numbers
 from fedsb.prepare import Base, Data, exchange_of, local_training, method_of, prepare_base, prepare_data
 from fedsb.report.units import human_bytes
 from fedsb.run_folder import versions
+from fedsb.tracking import check_tracking
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     looked_at = "method"
     try:
         yield Finding("method", True, _describe_method(config))
+        if config.tracking:
+            looked_at = "tracking"
+            check_tracking(config.tracking)
+            yield Finding("tracking", True, ", ".join(config.tracking))
         looked_at = "data"
         data = prepare_data(config)
         yield Finding("data", True, _describe_data(data))

@@ -14,9 +14,8 @@ class TrackioRun:
         import trackio
 
         name = f"{opening.name}-{opening.id}"
-        self._run = trackio.init(
-            PROJECT, name=name, config=dict(opening.settings), resume="allow", embed=False
-        )
+        more = {"resume": "allow", "embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
+        self._run = trackio.init(PROJECT, name=name, config=dict(opening.settings), **more)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self._run.log(dict(numbers), step=step)
