@@ -268,8 +268,9 @@ class PrivacyConfig(Section):
 
 
 class EvaluationConfig(Section):
-    every: PositiveInt = 1
-    """Rounds between evaluations; the first and the last are always evaluated."""
+    every: PositiveInt | None = 1
+    """Rounds between evaluations; the first and the last are always evaluated. null: never; a server of
+    clients elsewhere then reads no test rows, and no base weights unless the method needs them."""
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
     """causal-lm: score exact match of greedy answers on the first so many test rows."""

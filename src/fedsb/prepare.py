@@ -22,10 +22,17 @@ from fedsb.data import is_missing, read_rows, require_columns
 from fedsb.errors import InputError
 from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
-from fedsb.initialize import Start, Warmup
+from fedsb.initialize import Start, Warmup, bases_kind
 from fedsb.methods import Aggregation, Method, Shape, by_name
 from fedsb.methods.robust import FEWEST, robust
-from fedsb.models import chosen_targets, enable_checkpointing, load_base, load_tokenizer, pick_device
+from fedsb.models import (
+    chosen_targets,
+    enable_checkpointing,
+    load_base,
+    load_shapes,
+    load_tokenizer,
+    pick_device,
+)
 from fedsb.norm_bound import NormBound
 from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
@@ -90,10 +97,10 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     check_method(config)
     check_privacy(config)
     check_can_deploy(config)
-    test_rows = read_test_rows(config)
+    test_rows = None if config.evaluation.every is None else read_test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, [])
-    test = task.encode(test_rows, config.data.test)
+    test = [] if test_rows is None else task.encode(test_rows, config.data.test)
     return Data(task, tokenizer, [], test, parts, None, _public_examples(config, task))
 
 
@@ -226,12 +233,40 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     )
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)
+    return _base(config, data, model, device)
+
+
+def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device) -> Base:
     targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
     return Base(model, targets, head, device)
+
+
+def needs_weights_at_server(config: RunConfig) -> bool:
+    """Whether a server of clients elsewhere computes with the base model: to evaluate it, to add to its
+    weights, to take bases from them, or to look at public examples through it."""
+    method, init = method_of(config), config.method.init
+    from_weights = method.draw is None and bases_kind(start_of(config, [[0]]), method) == "weights"
+    return config.evaluation.every is not None or method.changes_base or from_weights or bool(init.public)
+
+
+def prepare_shapes(config: RunConfig, data: Data) -> Base:
+    """As `prepare_base`, without the base's weights: their shapes, from the config alone, and a head.
+
+    Raises:
+        InputError: no config, no such layer, a rank that does not fit.
+    """
+    model = load_shapes(
+        config.model.path,
+        num_labels=data.task.num_labels,
+        label_names=data.task.label_names,
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    return _base(config, data, model, torch.device("cpu"))
 
 
 def base_digest(base: Base) -> str:

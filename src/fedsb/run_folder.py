@@ -139,15 +139,15 @@ def finish(
 
 def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) -> dict[str, Any]:
     """What summary.json holds."""
-    ledger, evaluated = saved.ledger, [m for m in saved.metrics if m["eval"]]
+    ledger, evaluated = saved.ledger, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
     kind = config.method.init.kind if method.bases == "init" else method.bases
     return {
         "method": method.name,
         "exact": method.exact,
         "primary_metric": data.task.primary_metric,
         "higher_is_better": data.task.higher_is_better,
-        "base": evaluated[0]["eval"],
-        "final": evaluated[-1]["eval"],
+        "base": evaluated[0],
+        "final": evaluated[-1],
         "num_test_examples": len(data.test),
         "label_names": list(data.task.label_names) if data.task.label_names else None,
         "rounds": saved.state.round,

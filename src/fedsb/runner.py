@@ -31,11 +31,13 @@ from fedsb.prepare import (
     base_digest,
     fewest_updates,
     method_of,
+    needs_weights_at_server,
     norm_bound,
     part_of,
     prepare_base,
     prepare_data,
     prepare_server_data,
+    prepare_shapes,
     robust_average,
     start_of,
     trainable_of,
@@ -109,8 +111,11 @@ def run(
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
     progress.stage(f"loading {Path(config.model.path).name}")
-    base = prepare_base(config, data)
-    _check_same_base(base, remote)
+    if remote is None or needs_weights_at_server(config):
+        base = prepare_base(config, data)
+        _check_same_base(base, remote)
+    else:
+        base = prepare_shapes(config, data)
     saved = load_checkpoint(folder / "checkpoint") if resume else None
     private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
@@ -258,7 +263,8 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
     saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
     saved.ledger.add(Entry(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters))
     _adopt(session, saved)
-    due = number % config.evaluation.every == 0 or number == federation.rounds
+    every = config.evaluation.every
+    due = every is not None and (number % every == 0 or number == federation.rounds)
     metrics = score(config, session.data, session.base.model, session.progress) if due else {}
     record = record_of(number, metrics, 0.0) | {
         "train_loss": report.train_loss,

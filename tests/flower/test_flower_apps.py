@@ -1,6 +1,7 @@
 """The Flower apps in one process: equal to the simulated run, and what comes of nodes that go wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,15 @@ import torch
 import yaml
 from fake_grid import FakeGrid
 from flwr.app import Context, RecordDict
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
+from run_helpers import (
+    adapter_bytes,
+    changed,
+    classification_config,
+    metrics_of,
+    tiny_bert,
+    write_config,
+    write_data,
+)
 from safetensors.torch import load_file, save_file
 
 from fedsb import RunConfig, run, wire
@@ -78,6 +87,24 @@ def test_a_run_over_flower_equals_the_simulated_run(world, tmp_path, method):
     config = config_of(world, method__name=method)
     serve(FakeGrid(nodes_of(config, tmp_path)), config, tmp_path)
     assert_equal_runs(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["fed-sb", "fedit"])
+def test_a_server_that_does_not_evaluate_needs_no_base_weights(world, tmp_path, method):
+    """It has the model's config and tokenizer, no weights, no test file; the result is the simulated one."""
+    init = {"kind": "orthonormal", "head_warmup": None}
+    config = config_of(world, method__name=method, method__init=init, evaluation__every=None)
+    files = nodes_of(config, tmp_path)
+    bare = shutil.copytree(world / "bert", tmp_path / "bare", ignore=lambda *_: ["model.safetensors"])
+    for node in files.values():
+        own = yaml.safe_load(Path(node).read_text())
+        write_config(Path(node), own | {"model": {"path": str(world / "bert")}})
+    config = changed(config, model__path=str(bare), data__test="not there.jsonl")
+    serve(FakeGrid(files), config, tmp_path)
+    assert_equal_runs(tmp_path)
+    assert adapter_bytes(tmp_path / "simulated") == adapter_bytes(tmp_path / "deployed")
+    summary = json.loads((tmp_path / "deployed/summary.json").read_text())
+    assert (summary["base"], summary["final"], summary["rounds"]) == ({}, {}, 2)
 
 
 def test_with_uploads_of_16_bits(world, tmp_path):
