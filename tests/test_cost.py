@@ -6,8 +6,8 @@ import pytest
 from run_helpers import main_status, shell
 from transformers import BertConfig, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, RobertaConfig
 
-from fedsb.config import InitConfig
-from fedsb.cost import INITS, UPLOADS
+from fedsb.config import FederationConfig, InitConfig
+from fedsb.cost import BYTES_OF, INITS, UPLOADS
 from fedsb.methods import ALL
 from fedsb.models import build_on_meta
 
@@ -295,6 +295,18 @@ def test_what_is_sent_of_a_gradient_is_a_choice(ask):
         assert cost["once_bytes"] == 3 * each
 
 
+@pytest.mark.parametrize(("dtype", "each"), BYTES_OF.items())
+def test_an_update_of_16_bits_costs_half(ask, dtype, each):
+    cost = ask("small-llama", 3, "--rank", 2, "--upload-dtype", dtype)["methods"]["fedex-lora"]
+    up, down = (cost[f"{way}_parameters_per_client"] for way in ("upload", "download"))
+    assert cost["bytes_per_round"] == 3 * (each * up + 4 * down)
+
+
+def test_the_types_are_those_of_a_run():
+    choices = FederationConfig.model_fields["upload_dtype"].annotation
+    assert set(BYTES_OF) == set(choices.__args__)
+
+
 def test_heads_are_of_methods_that_train_a_core(ask):
     found = ask("small-llama", 3, "--rank", 4, "--heads", 2)["methods"]
     heads = {name: cost["heads"] for name, cost in found.items() if cost["heads"] != 1}
@@ -396,6 +408,7 @@ WRONG_OPTIONS = {
     "labels": (["--rank", "4", "--labels", "0"], ["--labels", "1 or more", "found 0"]),
     "init": (["--rank", "4", "--init", "svd"], ["--init", "gradient, weights, orthonormal", "'svd'"]),
     "upload": (["--rank", "4", "--upload", "svd"], ["--upload", "factors, sketch, whole", "'svd'"]),
+    "upload type": (["--rank", "4", "--upload-dtype", "int8"], ["--upload-dtype", "bfloat16", "'int8'"]),
     "unknown method": (
         ["--rank", "4", "--methods", "fed-sb,fedt"],
         ["--methods", "'fedt'", "Did you mean fedit"],

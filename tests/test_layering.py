@@ -21,6 +21,7 @@ PURE = {
     "exchange",
     "layout",
     "moments",
+    "norm_bound",
     "partition",
     "sampling",
     "schedule",

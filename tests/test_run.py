@@ -19,7 +19,7 @@ from run_helpers import (
     write_data,
 )
 
-from fedsb import RunConfig, party, runner, wire
+from fedsb import RunConfig, client, party, runner, wire
 from fedsb.client import client_update
 from fedsb.errors import RunFailed
 from fedsb.files import write_json
@@ -371,6 +371,22 @@ def test_a_failing_client_is_left_out_with_its_reason(world, tmp_path, monkeypat
         sum(e["bytes"] for e in ledger if e["round"] == 1 and e["direction"] == "up")
         == (lines[1]["upload_bytes"])
     )
+
+
+def test_an_update_too_large_for_float16_is_left_out_and_bfloat16_takes_it(world, tmp_path, monkeypatch):
+    def train(trainable, parameters, *rest, **options):
+        if options["client"] == 1:
+            next(p for name, p in parameters.items() if name.endswith(".R")).data.fill_(7e4)
+        return 0.5
+
+    monkeypatch.setattr(client, "train", train)
+
+    for dtype, clients in (("float16", [0, 2]), ("bfloat16", [0, 1, 2])):
+        result = start(small(world, federation__upload_dtype=dtype, federation__rounds=1), tmp_path / dtype)
+        line = metrics_of(result.folder)[1]
+        assert line["clients"] == clients
+        assert all("too large for float16" in fault["reason"] for fault in line["rejected"])
+        assert 0 < line["upload_bytes"] - 2 * line["upload_parameters"] < 400 * len(clients)
 
 
 def test_a_left_out_client_does_not_touch_the_mean(world, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from fedsb.errors import UpdateRejected
-from fedsb.wire import FORMAT, Header, check, count, pack, unpack
+from fedsb.wire import FORMAT, Header, Overflow, check, count, header_of, pack, unpack
 
 HEADER = Header("fed-sb", 3, "0123456789abcdef", 4, num_examples=120, train_loss=0.75)
 
@@ -83,6 +83,44 @@ def test_other_types_and_strided_vectors_are_sent_as_fp32():
     _, vector = unpack(pack(HEADER, wide))
     assert vector.dtype == torch.float32
     assert vector.tolist() == wide.tolist()
+
+
+SHORT = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@given(values=st.lists(st.floats(-6e4, 6e4, width=32), max_size=40))
+def test_16_bits_cost_half_and_are_the_nearest_numbers_of_that_type(dtype, values):
+    vector = torch.tensor(values, dtype=torch.float32)
+    message = pack(HEADER, vector, dtype)
+    header, found = unpack(message, dtype)
+    assert header == HEADER == header_of(message)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, vector.to(dtype).float())
+    assert len(message) - len(pack(HEADER, vector[:0])) in range(2 * len(values), 2 * len(values) + 9)
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+def test_a_number_too_large_for_its_type_is_an_error_with_the_reason(dtype):
+    vector = torch.tensor([1.0, -3.402e38, 7e4 if dtype == torch.float16 else 1.0])
+    count = 2 if dtype == torch.float16 else 1
+    with pytest.raises(Overflow, match=rf"{count} of 3 numbers are too large for .*: up to 3.4e\+38"):
+        pack(HEADER, vector, dtype)
+
+
+def test_what_was_not_finite_before_is_for_the_receiver_to_name():
+    header, vector = unpack(pack(HEADER, torch.tensor([float("nan")] * 6), torch.float16), torch.float16)
+    with pytest.raises(UpdateRejected, match="not finite: 6 of 6"):
+        check(header, vector, expected=HEADER, size=6)
+
+
+@pytest.mark.parametrize(("sent", "wanted"), [
+    (torch.float32, torch.float16), (torch.float16, torch.float32), (torch.float16, torch.bfloat16),
+])  # fmt: skip
+def test_another_type_than_agreed_is_refused(sent, wanted):
+    name = str(wanted).removeprefix("torch.")
+    with pytest.raises(UpdateRejected, match=f"one {name} vector and no more"):
+        unpack(pack(HEADER, torch.zeros(6), sent), wanted)
 
 
 # ---------------------------------------------------------------- refused

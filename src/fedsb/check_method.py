@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedsb.check_robust import robust_faults
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.methods import ALL, Method, by_name
@@ -17,7 +18,8 @@ def check_method(config: RunConfig) -> None:
             first fault found.
     """
     method = by_name(config.method.name)
-    for fault in (*_heads(config, method), *_only_for_some(config, method), *_mixed(config, method)):
+    parts = (_heads, _only_for_some, _mixed, robust_faults)
+    for fault in (fault for part in parts for fault in part(config, method)):
         raise InputError(fault)
 
 

@@ -73,6 +73,11 @@ def _by_unit(config: RunConfig, wanted: PrivacyConfig, method: Method) -> Iterat
     if wanted.unit == "example":
         if wanted.quantile is not None:
             yield "privacy.quantile: the clip norm follows a quantile with privacy.unit: client alone"
+        if federation.upload_dtype == "float16":
+            yield (
+                "federation.upload_dtype: a number too large for float16 would fail, and tell of private "
+                "rows without being paid for; take bfloat16, which holds them all"
+            )
         return
     if not method.averages:
         able = ", ".join(m.name for m in ALL if m.averages)

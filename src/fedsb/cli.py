@@ -225,6 +225,9 @@ def cost(
     upload: Annotated[
         str, typer.Option(help="What clients send of a gradient: factors, sketch or whole.")
     ] = "factors",
+    upload_dtype: Annotated[
+        str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
+    ] = "float32",
     json_: AsJson = False,
 ) -> None:
     """Count the numbers and bytes that each method trains and sends, from a model's config alone.
@@ -235,7 +238,9 @@ def cost(
     with _uncollected():
         from fedsb.cost import Question, costs
 
-        question = Question(clients, init, rank, rounds, methods, targets, heads, labels, upload)
+        question = Question(
+            clients, init, rank, rounds, methods, targets, heads, labels, upload, upload_dtype
+        )
         table = costs(model, question)
     if json_:
         return _print_json(table.to_json())

@@ -91,7 +91,7 @@ def client_update(
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
-        ClientFailed: the loss is not finite, or the time is up.
+        ClientFailed: the loss is not finite, the time is up, or a number is too large for its upload.
     """
     header, vector = wire.unpack(broadcast)
     if not examples:
@@ -119,7 +119,11 @@ def client_update(
     answer = wire.Header(
         header.method, header.round, layout.digest, client, num_examples=len(examples), train_loss=mean_loss
     )
-    return wire.pack(answer, layout.flatten(_answer(exchange, parameters, part)))
+    vector = layout.flatten(_answer(exchange, parameters, part))
+    try:
+        return wire.pack(answer, vector, exchange.upload_dtype)
+    except wire.Overflow as reason:
+        raise ClientFailed(str(reason)) from None
 
 
 def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:

@@ -214,6 +214,20 @@ PartitionConfig = Annotated[
 ]
 
 
+class RobustConfig(Section):
+    """Against poisoned updates. Needs `weighting: uniform`: a count of examples is a client's own claim."""
+
+    average: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """In place of the mean, number by number (Yin et al. 2018, arXiv 1803.01498), for methods that average
+    factors. The server then holds all updates of a round: cohort x numbers x 4 bytes."""
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """trimmed-mean: share of the updates left out at each end, one at least."""
+    norm_bound: Positive | None = None
+    """Largest L2 norm of update minus broadcast, over all its numbers; null: any."""
+    over_bound: Literal["reject", "scale"] = "reject"
+    """What is done with a larger one: left out with the reason, or scaled back to the bound."""
+
+
 class FederationConfig(Section):
     clients: PositiveInt = 3
     clients_per_round: PositiveInt | None = None
@@ -231,6 +245,11 @@ class FederationConfig(Section):
     processes: PositiveInt = 1
     """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
     of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
+    upload_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the numbers of an update travel as; broadcasts are float32. 16 bits halve the upload: float16
+    has 11 binary digits and ends at 65504 (more is an error), bfloat16 has 8 digits and float32's range."""
+    robust: RobustConfig | None = None
+    """Checks against poisoned updates; null: none."""
     client_timeout_seconds: Positive | None = None
     """A client whose local training takes longer is left out of the round."""
     deadline_seconds: Positive | None = None
@@ -326,8 +345,9 @@ class GenerationConfig(Section):
 
 
 class EvaluationConfig(Section):
-    every: PositiveInt = 1
-    """Rounds between evaluations; the first and the last are always evaluated."""
+    every: PositiveInt | None = 1
+    """Rounds between evaluations; the first and the last are always evaluated. null: never; a server of
+    clients elsewhere then reads no test rows, and no base weights unless the method needs them."""
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
     """causal-lm: score exact match of greedy answers on the first so many test rows."""
@@ -344,6 +364,9 @@ class EvaluationConfig(Section):
         return value
 
 
+Tracking = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
 class RunConfig(Section):
     """One run. See the contract of the keys in README.md and recipes/ for examples."""
 
@@ -356,6 +379,13 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: list[Tracking] = Field(default_factory=list)
+    """Trackers that get the numbers of metrics.jsonl too; files in `tracking/` of the run folder."""
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_tracker_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -432,6 +462,11 @@ def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """`key: a -> b` for every value that differs."""
     a, b = (_flat(c.model_dump(mode="json")) for c in (one, other))
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def flat_settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    return _flat(config.model_dump(mode="json"))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,8 @@ BYTES_PER_NUMBER_ONCE = 2
 """Bases, factors and sketches of gradients travel as bfloat16; whole gradients do not."""
 INITS = ("gradient", "weights", "orthonormal")
 """As in `method.init.kind`; importing the config for them would take a sixth of a second."""
+BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""As in `federation.upload_dtype`."""
 UPLOADS = ("factors", "sketch", "whole")
 """As in `method.init.upload`."""
 OPTIONS = {
@@ -50,6 +52,7 @@ class Question:
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.
         upload: what a client sends of its gradient, as in `method.init.upload`.
+        upload_dtype: what the numbers of an update travel as, as in `federation.upload_dtype`.
     """
 
     clients: int
@@ -61,6 +64,7 @@ class Question:
     heads: int | None = None
     labels: int | None = None
     upload: str = "factors"
+    upload_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def method_cost(
     layers = [method.cost(shape, rank, heads, clients) for shape in shapes]
     up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
     once_down, once_up = _once(method, rank * heads, shapes, question)
-    per_round = BYTES_PER_NUMBER * clients * (up + down)
+    per_round = clients * (BYTES_OF[question.upload_dtype] * up + BYTES_PER_NUMBER * down)
     bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
     once = clients * (BYTES_PER_NUMBER_ONCE * once_down + bytes_up * once_up)
     return MethodCost(
@@ -251,6 +255,10 @@ def _check(question: Question) -> None:
         raise InputError(f"--init: expected one of {', '.join(INITS)}, found {question.init!r}")
     if question.upload not in UPLOADS:
         raise InputError(f"--upload: expected one of {', '.join(UPLOADS)}, found {question.upload!r}")
+    if question.upload_dtype not in BYTES_OF:
+        raise InputError(
+            f"--upload-dtype: expected one of {', '.join(BYTES_OF)}, found {question.upload_dtype!r}"
+        )
     if question.targets is not None and not _split(question.targets):
         raise InputError(f"--targets: expected layer names such as q_proj,v_proj, found {question.targets!r}")
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedsb.check_method import check_method
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
@@ -27,6 +29,7 @@ from fedsb.prepare import (
 )
 from fedsb.report.units import human_bytes
 from fedsb.run_folder import versions
+from fedsb.tracking import check_tracking
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     looked_at = "method"
     try:
         yield Finding("method", True, _describe_method(config))
+        if config.tracking:
+            looked_at = "tracking"
+            check_tracking(config.tracking)
+            yield Finding("tracking", True, ", ".join(config.tracking))
         looked_at = "data"
         data = prepare_data(config)
         yield Finding("data", True, _describe_data(data))
@@ -115,16 +122,18 @@ def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str,
     cohort = config.federation.clients_per_round or config.federation.clients
     training = local_training(config)
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
-    up, down = human_bytes(4 * numbers.up), human_bytes(4 * numbers.down)
+    bytes_up = getattr(torch, config.federation.upload_dtype).itemsize * numbers.up
+    up, down = human_bytes(bytes_up), human_bytes(4 * numbers.down)
     yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
-    total = 4 * (numbers.up + numbers.down) * cohort * config.federation.rounds
+    total = (bytes_up + 4 * numbers.down) * cohort * config.federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
+    if (robust := config.federation.robust) is not None and robust.average != "mean":
+        held = human_bytes(4 * numbers.up * cohort)
+        yield "server memory", f"{held}: the {robust.average} needs all updates of a round at once"
     yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
 
 
 def _device() -> str:
-    import torch
-
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(total)} free"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedsb.layout import Layout
@@ -39,6 +40,7 @@ class Exchange:
         head: the task head's parameters and shapes.
         scale: s of the update s B R A.
         padding, residual_rank: see `Frame`.
+        upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
     """
 
     method: Method
@@ -49,6 +51,7 @@ class Exchange:
     scale: float = 1.0
     padding: Padding = "all"
     residual_rank: int | None = None
+    upload_dtype: torch.dtype = torch.float32
 
     @property
     def whole(self) -> Part:

@@ -44,15 +44,21 @@ def _front_matter(config: RunConfig, rank: int | None) -> str:
     tags = ["federated-learning", "lora", config.method.name]
     values = {"base_model": _name(config.model.path), "tags": tags}
     values["library_name"] = "transformers" if rank is None else "peft"
-    values["datasets"] = [_name(config.data.train)]
+    values["datasets"] = _data_names(config)
     return f"---\n{yaml.safe_dump(values, sort_keys=False).strip()}\n---"
+
+
+def _data_names(config: RunConfig) -> list[str]:
+    train = config.data.train
+    return [_name(source) for source in (train.values() if isinstance(train, dict) else [train])]
 
 
 def _what(config: RunConfig, summary: dict[str, Any]) -> str:
     method, federation, start = config.method, config.federation, summary["initialization"]["kind"]
+    data = ", ".join(f"`{name}`" for name in _data_names(config))
     exact = "is exactly" if summary["exact"] else "is not exactly"
     return (
-        f"{plural(federation.clients, 'client')} trained on parts of `{_name(config.data.train)}` "
+        f"{plural(federation.clients, 'client')} trained on parts of {data} "
         f"({federation.partition.kind} partition) over {plural(summary['rounds'], 'round')}, with "
         f"{summary['method']} at rank {method.rank}; bases started from: {start}. "
         f"With this method the averaged model {exact} the mean of the clients' models. Seed {config.seed}."

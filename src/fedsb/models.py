@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,41 @@ def _cast_the_rest(model: Any, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def load_shapes(
+    path: str,
+    *,
+    num_labels: int | None,
+    label_names: Sequence[str] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> nn.Module:
+    """As `load_base`, on the meta device: from config.json alone, without a weight but the head's.
+
+    The head is that of `load_base` with the same seed, unless the checkpoint lacks weights of the base too (a
+    pooler): those are drawn before it there.
+
+    Raises:
+        InputError: no config there, or one that no model can be built from.
+    """
+    options = {} if num_labels is None else _head_options(num_labels, label_names)
+    model = _on_meta(path, _load_config(path, options), classifies=num_labels is not None).eval()
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    for name, old in (head_parameters(model) if num_labels is not None else {}).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(
+            model.get_submodule(owner),
+            leaf,
+            nn.Parameter(torch.empty(old.shape, dtype=getattr(torch, dtype))),
+        )
+    with scoped_global_seed(seed, "head"):
+        model.initialize_weights()  # type: ignore[operator]
+    model.requires_grad_(False)
+    if num_labels is not None and dtype != "float32":
+        keep_in_float32(model)
+    return model
+
+
 def build_on_meta(path: str, *, num_labels: int | None = None) -> nn.Module:
     """The model that config.json describes, on the meta device: shapes and names, no weights.
 
@@ -162,11 +197,15 @@ def build_on_meta(path: str, *, num_labels: int | None = None) -> nn.Module:
     Raises:
         InputError: no config there, or one that no model can be built from.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    config = _load_config(path, num_labels)
+    config = _load_config(path, {} if num_labels is None else {"num_labels": num_labels})
     says_so = any(CLASSIFIER in name for name in config.architectures or [])
     classifies = num_labels is not None or config.model_type in ENCODER_TARGETS or says_so
+    return _on_meta(path, config, classifies=classifies)
+
+
+def _on_meta(path: str, config: Any, *, classifies: bool) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
     loader: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     try:
         with torch.device("meta"), _quiet_loading():
@@ -185,14 +224,13 @@ def is_classifier(model: nn.Module) -> bool:
     return CLASSIFIER in type(model).__name__
 
 
-def _load_config(path: str, num_labels: int | None) -> Any:
+def _load_config(path: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     _check_folder(path, files=("config.json",), what="config")
-    labels = {} if num_labels is None else {"num_labels": num_labels}
     try:
         with _quiet_loading():
-            return AutoConfig.from_pretrained(path, trust_remote_code=False, **labels)
+            return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:
         raise InputError(
             f"model.path: no config could be read from {path!r}: {_one_line(error)}; "

@@ -163,7 +163,7 @@ class Node:
         folder.mkdir(exist_ok=True)
         name = f"{len(list(folder.glob('*.safetensors'))) + 1:05d}"
         write_bytes(folder / f"{name}.safetensors", answer)
-        said = asdict(wire.unpack(answer)[0]) if kind == "train" else unpack_start(answer)[0]
+        said = asdict(wire.header_of(answer)) if kind == "train" else unpack_start(answer)[0]
         write_json(folder / f"{name}.json", {"kind": kind} | said | {"bytes": len(answer)})
 
 

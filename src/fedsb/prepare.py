@@ -22,17 +22,20 @@ from fedsb.data import read_rows, require_columns
 from fedsb.errors import InputError
 from fedsb.exchange import Exchange, Part
 from fedsb.head import head_parameters
-from fedsb.initialize import Start, Warmup
+from fedsb.initialize import Start, Warmup, bases_kind
 from fedsb.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
-from fedsb.methods import Method, Shape, by_name
+from fedsb.methods import Aggregation, Method, Shape, by_name
+from fedsb.methods.robust import FEWEST, robust
 from fedsb.models import (
     chosen_targets,
     enable_checkpointing,
     input_device,
     load_base,
+    load_shapes,
     load_tokenizer,
     pick_device,
 )
+from fedsb.norm_bound import NormBound
 from fedsb.privacy.per_example import batch_norms
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
@@ -97,10 +100,10 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     check_method(config)
     check_privacy(config)
     check_can_deploy(config)
-    rows = test_rows(config)
+    rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, [])
-    test = task.encode(rows, config.data.test)
+    test = [] if rows is None else task.encode(rows, config.data.test)
     return Data(task, tokenizer, [], test, parts, None, _public_examples(config, task))
 
 
@@ -217,6 +220,10 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     )
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)
+    return _base(config, data, model, device)
+
+
+def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device) -> Base:
     targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
@@ -233,6 +240,30 @@ def memory_of(config: RunConfig, data: Data) -> Memory | None:
 def free_memory(config: RunConfig) -> int:
     """Bytes that the run may take where its model goes."""
     return available_bytes(pick_device(config.model.device), all_gpus=config.model.device_map is not None)
+
+
+def needs_weights_at_server(config: RunConfig) -> bool:
+    """Whether a server of clients elsewhere computes with the base model: to evaluate it, to add to its
+    weights, to take bases from them, or to look at public examples through it."""
+    method, init = method_of(config), config.method.init
+    from_weights = method.draw is None and bases_kind(start_of(config, [[0]]), method) == "weights"
+    return config.evaluation.every is not None or method.changes_base or from_weights or bool(init.public)
+
+
+def prepare_shapes(config: RunConfig, data: Data) -> Base:
+    """As `prepare_base`, without the base's weights: their shapes, from the config alone, and a head.
+
+    Raises:
+        InputError: no config, no such layer, a rank that does not fit.
+    """
+    model = load_shapes(
+        config.model.path,
+        num_labels=data.task.num_labels,
+        label_names=data.task.label_names,
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    return _base(config, data, model, torch.device("cpu"))
 
 
 def base_digest(base: Base) -> str:
@@ -286,6 +317,7 @@ def exchange_of(config: RunConfig, base: Base) -> Exchange:
         scale=method.scale(wanted.rank, wanted.alpha),
         padding=config.federation.padding,
         residual_rank=wanted.residual_rank,
+        upload_dtype=getattr(torch, config.federation.upload_dtype),
     )
 
 
@@ -306,6 +338,26 @@ def part_of(config: RunConfig, client: int, round_number: int) -> Part:
         return Part(rank)
     rng = numpy_generator(config.seed, "heads", round_number, client)
     return Part(rank, trained_heads(heads_of(config), trained[client], rng))
+
+
+def robust_average(config: RunConfig) -> Aggregation:
+    """The method's aggregation, over the average that federation.robust asks for."""
+    own, wanted = method_of(config).aggregation, config.federation.robust
+    return own if wanted is None else robust(own, wanted.average, wanted.trim)
+
+
+def fewest_updates(config: RunConfig) -> int:
+    """Updates without which a round's average would not be what federation.robust asks for."""
+    wanted = config.federation.robust
+    return 1 if wanted is None or wanted.average == "mean" else FEWEST
+
+
+def norm_bound(config: RunConfig) -> NormBound | None:
+    """How far an update may lie from the broadcast."""
+    wanted = config.federation.robust
+    if wanted is None or wanted.norm_bound is None:
+        return None
+    return NormBound(wanted.norm_bound, wanted.over_bound)
 
 
 def local_training(config: RunConfig) -> LocalTraining:

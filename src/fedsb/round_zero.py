@@ -42,7 +42,8 @@ def begin(
 ) -> Saved:
     """Round 0: score the base as it is, then make bases and head."""
     began = time.monotonic()
-    progress.stage("evaluating the base model")
+    if config.evaluation.every is not None:
+        progress.stage("evaluating the base model")
     record = record_of(0, score(config, data, base.model, progress), began)
     start = start_of(config, data.parts)
     if private is not None:
@@ -89,8 +90,10 @@ def calibration_of(
 
 
 def score(config: RunConfig, data: Data, model: nn.Module, progress: Progress) -> dict[str, float]:
-    """The task's metrics on the test examples."""
+    """The task's metrics on the test examples; none if the config wants none."""
     wanted = config.evaluation
+    if wanted.every is None:
+        return {}
     return data.task.evaluate(
         model, data.test, batch_size=wanted.batch_size, generate=wanted.generate, progress=progress.evaluating
     )

@@ -43,7 +43,8 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
             raise InputError(
                 f"--out: {folder} already holds a run; add --resume to go on with it, or name another"
             )
-        changed = differences(RunConfig.from_yaml(config_file), config)
+        before = RunConfig.from_yaml(config_file).model_copy(update={"tracking": config.tracking})
+        changed = differences(before, config)
         if changed:
             raise InputError(
                 f"--resume: {folder} was started with another config:\n  " + "\n  ".join(changed)
@@ -94,7 +95,10 @@ def write_progress(folder: Path, saved: Saved) -> None:
 
 def finished_summary(folder: Path) -> dict[str, Any] | None:
     """summary.json of a run that left everything it leaves, else None."""
-    if not all((folder / name).is_file() for name in ("summary.json", "report.html")):
+    from fedsb.report.write import is_live
+
+    page = folder / "report.html"
+    if not (folder / "summary.json").is_file() or not page.is_file() or is_live(page):
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -135,15 +139,15 @@ def finish(
 
 def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) -> dict[str, Any]:
     """What summary.json holds."""
-    ledger, evaluated = saved.ledger, [m for m in saved.metrics if m["eval"]]
+    ledger, evaluated = saved.ledger, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
     kind = config.method.init.kind if method.bases == "init" else method.bases
     return {
         "method": method.name,
         "exact": method.exact,
         "primary_metric": data.task.primary_metric,
         "higher_is_better": data.task.higher_is_better,
-        "base": evaluated[0]["eval"],
-        "final": evaluated[-1]["eval"],
+        "base": evaluated[0],
+        "final": evaluated[-1],
         "num_test_examples": len(data.test),
         "label_names": list(data.task.label_names) if data.task.label_names else None,
         "rounds": saved.state.round,

@@ -19,7 +19,7 @@ from torch import nn
 from fedsb import run_folder, wire
 from fedsb.adapter import Attached
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
-from fedsb.config import RunConfig
+from fedsb.config import RunConfig, flat_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Part
 from fedsb.methods import Method
@@ -29,11 +29,16 @@ from fedsb.prepare import (
     Base,
     Data,
     base_digest,
+    fewest_updates,
     method_of,
+    needs_weights_at_server,
+    norm_bound,
     part_of,
     prepare_base,
     prepare_data,
     prepare_server_data,
+    prepare_shapes,
+    robust_average,
     start_of,
     trainable_of,
 )
@@ -43,14 +48,17 @@ from fedsb.processes import pool
 from fedsb.progress import Progress, Silent
 from fedsb.refresh import refresh
 from fedsb.remote_start import share_bases
+from fedsb.report.live import LivePage
 from fedsb.round_zero import BASES, begin, calibration_of, record_of, score
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcast
 from fedsb.spill import SpilledTensors
+from fedsb.tracking import check_tracking, trackers
 from fedsb.traffic import Entry
 from fedsb.trainable import Trainable, adopt
+from fedsb.watchers import Watchers
 
 
 @dataclass(frozen=True)
@@ -98,13 +106,17 @@ def run(
     """
     progress = progress or Silent()
     config, folder = config.with_absolute_paths(), Path(out)
+    check_tracking(config.tracking)
     run_folder.check_free(folder, config, resume=resume)
     method = method_of(config)
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
     progress.stage(f"loading {Path(config.model.path).name}")
-    base = prepare_base(config, data)
-    _check_same_base(base, remote)
+    if remote is None or needs_weights_at_server(config):
+        base = prepare_base(config, data)
+        _check_same_base(base, remote)
+    else:
+        base = prepare_shapes(config, data)
     saved = load_checkpoint(folder / "checkpoint") if resume else None
     private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
@@ -112,17 +124,23 @@ def run(
     saved = saved or begin(config, folder, method, data, base, private, progress, remote)
     if remote is not None:
         share_bases(folder / BASES, remote, progress)
-    with pool(config, folder, progress) as spread:
+    with pool(config, folder, progress) as spread, _watchers(config, folder, progress) as watchers:
         session = _session(config, folder, method, data, base, saved, private, progress, remote, spread)
-        _rounds(session, saved, clock)
-    summary = run_folder.finished_summary(folder)
-    if summary is None:
-        write_samples(folder, config, data, base.model)
-        privacy = private.summary(saved.state.round) if private else None
-        summary = run_folder.finish(
-            folder, config, method, data, session.attached, base.head, saved, clock, privacy
-        )
+        _rounds(session, saved, clock, watchers)
+        summary = run_folder.finished_summary(folder)
+        if summary is None:
+            write_samples(folder, config, data, base.model)
+            privacy = private.summary(saved.state.round) if private else None
+            summary = run_folder.finish(
+                folder, config, method, data, session.attached, base.head, saved, clock, privacy
+            )
     return RunResult(summary, base.model, folder)
+
+
+def _watchers(config: RunConfig, folder: Path, progress: Progress) -> Watchers:
+    """The live page, and the trackers that the config names."""
+    named = dict(trackers(config.tracking, folder, flat_settings(config)))
+    return Watchers({"the live report": LivePage(folder, config.federation.rounds), **named}, progress.stage)
 
 
 def _check_same_base(base: Base, remote: Remote | None) -> None:
@@ -180,18 +198,19 @@ def _session(
     )
 
 
-def _rounds(session: _Session, saved: Saved, clock: float) -> None:
+def _rounds(session: _Session, saved: Saved, clock: float, watchers: Watchers) -> None:
     """Every round that is left, with a checkpoint after each; the model ends with the last state in it."""
     total = session.config.federation.rounds
     save_checkpoint(session.folder / "checkpoint", saved)
     run_folder.write_progress(session.folder, saved)
     _adopt(session, saved)
     while saved.state.round < total:
+        watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1
         chosen = _cohort(session, number)
         if session.private is not None and not session.private.can_go_on(chosen):
             _stop(session, saved)
-            return
+            break
         record = _round(session, saved, number, chosen)
         record["seconds"] = round(time.monotonic() - began, 3)
         saved.metrics.append(record)
@@ -199,6 +218,7 @@ def _rounds(session: _Session, saved: Saved, clock: float) -> None:
         save_checkpoint(session.folder / "checkpoint", saved)
         run_folder.write_progress(session.folder, saved)
         session.progress.round_ends(record)
+    watchers.follow(saved.metrics)
 
 
 def _cohort(session: _Session, number: int) -> list[int]:
@@ -236,7 +256,9 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         exchange,
         weighting=federation.weighting,
         part_of=parts.__getitem__,
-        aggregation=release.around(exchange.method.aggregation) if release else None,
+        aggregation=release.around(exchange.method.aggregation) if release else robust_average(config),
+        fewest=0 if release else fewest_updates(config),
+        bound=norm_bound(config),
     )
     if release is None:
         _check_enough(config, report, number)
@@ -244,7 +266,8 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
     saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
     saved.ledger.add(Entry(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters))
     _adopt(session, saved)
-    due = number % config.evaluation.every == 0 or number == federation.rounds
+    every = config.evaluation.every
+    due = every is not None and (number % every == 0 or number == federation.rounds)
     metrics = score(config, session.data, session.base.model, session.progress) if due else {}
     record = record_of(number, metrics, 0.0) | {
         "train_loss": report.train_loss,
@@ -254,6 +277,8 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         "clients": sorted(report.clients),
         "rejected": report.rejected,
     }
+    if report.scaled:
+        record["scaled"] = report.scaled
     if report.deviation is not None:
         record["deviation"] = report.deviation
     if session.private is not None:

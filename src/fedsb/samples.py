@@ -19,7 +19,7 @@ def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module)
     """Prompt, answer and expected response of the first test rows whose prompts differ; only where
     evaluation.generate is set."""
     wanted = config.evaluation.generate
-    if not isinstance(config.task, CausalLmConfig) or wanted is None:
+    if not isinstance(config.task, CausalLmConfig) or wanted is None or config.evaluation.every is None:
         return
     distinct: dict[tuple[int, ...], Any] = {}
     for example in data.test:

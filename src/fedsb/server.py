@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -20,7 +21,9 @@ from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.exchange import Exchange, Part
 from fedsb.layout import Layout
 from fedsb.methods import Aggregation, BaseUpdate, Upload
+from fedsb.methods.mean import region
 from fedsb.methods.stack import factors_are_smaller
+from fedsb.norm_bound import NormBound
 
 Weighting = Literal["examples", "uniform"]
 PartOf = Callable[[int], Part]
@@ -79,6 +82,8 @@ class RoundReport:
 
     clients: list[int] = field(default_factory=list)
     rejected: list[dict[str, int | str]] = field(default_factory=list)
+    scaled: list[int] = field(default_factory=list)
+    """Clients whose update was scaled back to the norm bound."""
     upload_bytes: int = 0
     upload_parameters: int = 0
     loss_sum: float = 0.0
@@ -145,34 +150,40 @@ def aggregate(
     weighting: Weighting,
     part_of: PartOf | None = None,
     aggregation: Aggregation | None = None,
+    fewest: int = 1,
+    bound: NormBound | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
     A client that failed, or whose update is refused, is left out and named in the report.
 
     Args:
-        aggregation: in place of the method's own; it must do without any update if it comes to that.
+        aggregation: in place of the method's own.
+        fewest: usable updates without which the round fails; 0 if the aggregation can do without any.
+        bound: on how far an update may lie from the broadcast; the method must send all that it trains.
 
     Raises:
-        RunFailed: no update could be used; the state given is still the current one.
+        RunFailed: no update could be used, or too few; the state given is still the current one.
     """
-    report, own = RoundReport(), exchange.method.aggregation
-    aggregation, needs_one = aggregation or own, aggregation is None
+    report, aggregation = RoundReport(), aggregation or exchange.method.aggregation
     accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
-    layouts: dict[Part, Layout] = {}
+    layout_of = cache(partial(exchange.up, state.round + 1))
+    before_of = cache(partial(_before, state, exchange))
     for outcome in outcomes:
         part = part_of(outcome.client) if part_of else exchange.whole
-        layout = layouts.setdefault(part, layouts.get(part) or exchange.up(state.round + 1, part))
+        layout = layout_of(part)
         try:
-            header, vector = _accept(outcome, state, exchange.method.name, layout, report)
+            header, vector = _accept(outcome, state, exchange, layout, report)
+            if bound is not None:
+                vector = _bounded(outcome.client, vector, before_of(part), bound, report)
         except UpdateRejected as reason:
             report.rejected.append({"client": outcome.client, "reason": str(reason)})
             continue
         weight = float(header.num_examples) if weighting == "examples" else 1.0
         accumulator = aggregation.add(accumulator, Upload(layout.view(vector), vector, weight, part.heads))
         _note(report, outcome.client, header)
-    if needs_one and not report.clients:
-        raise RunFailed(_nobody_left(state.round + 1, report))
+    if len(report.clients) < fewest:
+        raise RunFailed(_too_few(state.round + 1, report, fewest))
     averaged = aggregation.finish(accumulator)
     report.deviation = averaged.deviation
     down = exchange.down(exchange.rank)
@@ -208,18 +219,40 @@ def _rank_beyond_all(exchange: Exchange) -> int:
 
 
 def _accept(
-    outcome: Outcome, state: ServerState, method: str, layout: Layout, report: RoundReport
+    outcome: Outcome, state: ServerState, exchange: Exchange, layout: Layout, report: RoundReport
 ) -> tuple[wire.Header, Tensor]:
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
     report.upload_bytes += len(outcome.message)
-    header, vector = wire.unpack(outcome.message)
+    header, vector = wire.unpack(outcome.message, exchange.upload_dtype)
     report.upload_parameters += vector.numel()
-    expected = wire.Header(method, state.round + 1, layout.digest, outcome.client)
+    expected = wire.Header(exchange.method.name, state.round + 1, layout.digest, outcome.client)
     wire.check(header, vector, expected=expected, size=layout.size)
     if header.num_examples < 1:
         raise UpdateRejected(f"wrong num_examples: expected at least 1, found {header.num_examples}")
     return header, vector
+
+
+def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
+    """What was broadcast of the numbers in an upload of this part."""
+    named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
+    parts = [
+        named[n][region(n, torch.empty(shape, device="meta"), part.heads)] for n, shape in layout.entries
+    ]
+    return torch.cat([tensor.reshape(-1) for tensor in parts])
+
+
+def _bounded(client: int, vector: Tensor, before: Tensor, bound: NormBound, report: RoundReport) -> Tensor:
+    scaled, norm = bound.within(vector, before)
+    if norm <= bound.largest:
+        return vector
+    if bound.over == "reject":
+        raise UpdateRejected(
+            f"update too large: it lies {norm:.4g} from the broadcast, federation.robust.norm_bound is "
+            f"{bound.largest:g}"
+        )
+    report.scaled.append(client)
+    return scaled
 
 
 def with_base(state: ServerState, total: Mapping[str, Tensor], *, clients: Iterable[int]) -> ServerState:
@@ -236,7 +269,10 @@ def _note(report: RoundReport, client: int, header: wire.Header) -> None:
         report.num_examples += header.num_examples
 
 
-def _nobody_left(number: int, report: RoundReport) -> str:
+def _too_few(number: int, report: RoundReport, fewest: int) -> str:
     reasons = "; ".join(f"client {r['client']}: {r['reason']}" for r in report.rejected[:3])
     more = f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
-    return f"round {number}: no client's update could be used ({reasons}{more})"
+    if not report.clients:
+        return f"round {number}: no client's update could be used ({reasons}{more})"
+    found = len(report.clients)
+    return f"round {number}: {found} usable updates, this average needs {fewest} ({reasons}{more})"

@@ -176,7 +176,7 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 COST_NOTES = (
-    "Counts of numbers, head included. Bytes: 4 per number, up and down, all clients.",
+    "Counts of numbers, head included. Bytes: 4 per number, up and down (16 bits: 2 up), all clients.",
     "paper: as in the tables of Singhal et al. 2025, which count the head once, one client's upload (all",
     "clients' for FLoRA and FedEx-LoRA) and half of LoRA's numbers for FFA-LoRA (B has rank x outputs), and",
     "leave out what is sent once, before the first round.",

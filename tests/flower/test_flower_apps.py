@@ -9,7 +9,15 @@ import torch
 import yaml
 from fake_grid import FakeGrid
 from flwr.app import Context, Error, Message, RecordDict
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
+from run_helpers import (
+    adapter_bytes,
+    changed,
+    classification_config,
+    metrics_of,
+    tiny_bert,
+    write_config,
+    write_data,
+)
 from safetensors.torch import load_file, save_file
 
 from fedsb import RunConfig, run, wire
@@ -82,6 +90,37 @@ def test_a_run_over_flower_equals_the_simulated_run(world, tmp_path, method):
     assert_equal_runs(tmp_path)
 
 
+@pytest.mark.parametrize("method", ["fed-sb", "fedit"])
+def test_a_server_that_does_not_evaluate_needs_no_base_weights(world, tmp_path, method):
+    """It has the model's config and tokenizer, no weights, no test file; the result is the simulated one."""
+    init = {"kind": "orthonormal", "head_warmup": None}
+    config = config_of(world, method__name=method, method__init=init, evaluation__every=None)
+    files = nodes_of(config, tmp_path)
+    bare = shutil.copytree(world / "bert", tmp_path / "bare", ignore=lambda *_: ["model.safetensors"])
+    for node in files.values():
+        own = yaml.safe_load(Path(node).read_text())
+        write_config(Path(node), own | {"model": {"path": str(world / "bert")}})
+    config = changed(config, model__path=str(bare), data__test="not there.jsonl")
+    serve(FakeGrid(files), config, tmp_path)
+    assert_equal_runs(tmp_path)
+    assert adapter_bytes(tmp_path / "simulated") == adapter_bytes(tmp_path / "deployed")
+    summary = json.loads((tmp_path / "deployed/summary.json").read_text())
+    assert (summary["base"], summary["final"], summary["rounds"]) == ({}, {}, 2)
+
+
+def test_with_uploads_of_16_bits(world, tmp_path):
+    config = config_of(world, federation__rounds=1, federation__upload_dtype="float16")
+    lines = serve(FakeGrid(nodes_of(config, tmp_path, audit=True)), config, tmp_path)
+    assert_equal_runs(tmp_path)
+    (sent,) = (tmp_path / "state1").rglob("sent/*.json")
+    each = json.loads(sent.read_text())["bytes"]
+    numbers = lines[1]["upload_parameters"] // CLIENTS
+    assert 2 * numbers < each < 2 * numbers + 400
+    assert abs(lines[1]["upload_bytes"] - CLIENTS * each) < 50  # headers differ by some digits
+    (whole,) = load_file(sent.with_suffix(".safetensors")).values()
+    assert whole.dtype == torch.float16
+
+
 def test_with_client_level_privacy(world, tmp_path):
     privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5, "insecure_seed": 3}
     config = config_of(world, privacy=privacy, federation__weighting="uniform")
@@ -114,6 +153,12 @@ def not_finite(message):
     return wire.pack(header, vector * float("nan"))
 
 
+@with_payload
+def poison(message):
+    header, vector = wire.unpack(message)
+    return wire.pack(header, -1e5 * vector)
+
+
 def of_another(message):
     header, vector = wire.unpack(message)
     return wire.pack(wire.Header(**{**vars(header), "client": 0}), vector)
@@ -140,6 +185,16 @@ def test_a_bad_answer_is_left_out_with_its_reason(world, tmp_path, how, reason):
         (rejected,) = line["rejected"]
         assert rejected["client"] == 1
         assert reason in rejected["reason"]
+
+
+def test_a_poisoned_node_is_kept_out(world, tmp_path):
+    wanted = {"weighting": "uniform", "robust": {"norm_bound": 50.0}}
+    config = config_of(world, federation__rounds=1, **{f"federation__{k}": v for k, v in wanted.items()})
+    (line,) = serve(FakeGrid(nodes_of(config, tmp_path), harmed(101, poison)), config, tmp_path)[1:]
+    assert line["clients"] == [0, 2]
+    (rejected,) = line["rejected"]
+    assert rejected["client"] == 1
+    assert "federation.robust.norm_bound is 50" in rejected["reason"]
 
 
 def test_too_few_answers_stop_the_run_and_it_goes_on_later(world, tmp_path):

@@ -266,6 +266,7 @@ REFUSALS = {
         "averages",
     ),
     "weights by examples per client": ({"privacy__unit": "client"}, "uniform"),
+    "failures that nobody paid for": ({"federation__upload_dtype": "float16"}, "take bfloat16"),
 }
 
 

@@ -1,6 +1,10 @@
 """What a run writes, made up: config, metrics, summary, partition."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+Make = Callable[..., Path]
 
 LABELS = ["entailment", "neutral", "contradiction"]
 

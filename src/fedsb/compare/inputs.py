@@ -54,6 +54,8 @@ def check_inputs(
 def _check_arm(arm: Arm) -> None:
     try:
         check_method(arm.config)
+        if arm.config.evaluation.every is None:
+            raise InputError("evaluation.every: a comparison needs scores; set it to 1 or more")
     except InputError as error:
         raise InputError(f"arm {arm.name}: {error}") from error
 

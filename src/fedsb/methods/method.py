@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -77,6 +78,13 @@ class Upload(NamedTuple):
     vector: Tensor
     weight: float
     heads: tuple[int, ...] | None = None
+
+
+def as_one(vector: Tensor, frame: Frame) -> Upload:
+    """The upload of one client that holds everything and sent this vector."""
+    parts = vector.split([prod(shape) for shape in frame.answer.values()])
+    views = {name: part.view(shape) for (name, shape), part in zip(frame.answer.items(), parts, strict=True)}
+    return Upload(views, vector, 1.0)
 
 
 BaseUpdate = dict[str, LoraPair | Tensor]

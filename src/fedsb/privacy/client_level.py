@@ -8,14 +8,12 @@ so does epsilon. Weights are equal. Works for methods that average their factors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
-from fedsb.methods.method import Aggregation, Averaged, Frame, Upload
+from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
 from fedsb.privacy.clipping import ClippedSum
 from fedsb.privacy.noise import NoiseSource, gaussian_like
 from fedsb.privacy.plan import ClientPlan
@@ -49,7 +47,7 @@ class ClientRelease:
 
         def finish(total: _Sum) -> Averaged:
             vector = (total.current + self._noised_mean(total.clipped)).float()
-            mean = Upload(_views(vector, total.frame.answer), vector, 1.0)
+            mean = as_one(vector, total.frame)
             result = aggregation.finish(aggregation.add(aggregation.start(total.frame), mean))
             return result._replace(deviation=None)
 
@@ -70,8 +68,3 @@ class _Sum:
     frame: Frame
     current: Tensor
     clipped: ClippedSum
-
-
-def _views(vector: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    parts = vector.split([prod(shape) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

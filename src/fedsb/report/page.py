@@ -11,27 +11,29 @@ from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plur
 
 # Nothing is fetched and nothing is run, even if a text were to slip through unescaped.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+REFRESH = '<meta http-equiv="refresh"'
 
 
-def build_page(runs: Sequence[Run]) -> str:
-    """The whole HTML document."""
+def build_page(runs: Sequence[Run], *, refresh: int | None = None) -> str:
+    """The whole HTML document; with `refresh` the run goes on, and browsers reload after so many seconds."""
     if len(runs) == 1:
         run = runs[0]
-        title, body = f"{facts.method(run)}: {facts.result(run)}", one_run(run, "run", 1)
+        title, body = f"{facts.method(run)}: {facts.result(run)}", one_run(run, "run", 1, refresh)
     else:
         title, body = f"{plural(len(runs), 'run')} compared", several_runs(runs)
-    return document(title, body)
+    return document(title, body, refresh)
 
 
-def document(title: str, body: str) -> str:
+def document(title: str, body: str, refresh: int | None = None) -> str:
     """The page around `body`, which is HTML already."""
     style = files("fedsb.report").joinpath("style.css").read_text(encoding="utf-8")
+    reload = "" if refresh is None else f'{REFRESH} content="{refresh}">\n'
     head = (
         '<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{plain(title)}</title>\n<style>\n{style}</style>\n"
+        f"{reload}<title>{plain(title)}</title>\n<style>\n{style}</style>\n"
     )
     body = f"<body>\n{tag('main', body)}\n</body>"
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n{body}\n</html>\n'
@@ -55,7 +57,7 @@ def _folded(run: Run, label: str, anchor: str) -> str:
     return tag("details", tag("summary", line), one_run(run, anchor, 3), class_="run", id=anchor)
 
 
-def one_run(run: Run, anchor: str, level: int) -> str:
+def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> str:
     """Header, cards, plots and tables; headings start at `level`."""
     sections = [
         ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
@@ -74,7 +76,12 @@ def one_run(run: Run, anchor: str, level: int) -> str:
         if any(parts)
     ]
     return "".join(
-        [_header(run, level), *(paragraph(text, "notice") for text in _notices(run)), _cards(run), *body]
+        [
+            _header(run, level),
+            *(paragraph(text, "notice") for text in _notices(run, refresh)),
+            _cards(run),
+            *body,
+        ]
     )
 
 
@@ -99,9 +106,13 @@ def _setup(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value is not None]
 
 
-def _notices(run: Run) -> list[str]:
+def _notices(run: Run, refresh: int | None) -> list[str]:
     found = []
-    if run.summary is None:
+    if refresh is not None:
+        found.append(
+            f"{_how_far(run)}. This page loads itself anew every {refresh} seconds until the run ends."
+        )
+    elif run.summary is None:
         found.append(
             "This run did not finish: it has no summary.json. Below is what it had measured until then. "
             "One-time traffic, versions and memory are not recorded."
@@ -111,6 +122,15 @@ def _notices(run: Run) -> list[str]:
         found.append(f"{plural(left_out, 'update')} left out of an average: the reasons are under Clients.")
     doubt = tables.ledger_doubt(run)
     return [*found, doubt] if doubt else found
+
+
+def _how_far(run: Run) -> str:
+    done, total = run.rounds[-1].number if run.rounds else 0, facts.setting(run, "federation.rounds")
+    return (
+        f"This run goes on: {done} of {plural(total, 'round')} done"
+        if isinstance(total, int)
+        else "This run goes on"
+    )
 
 
 def _cards(run: Run) -> str:

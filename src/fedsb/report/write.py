@@ -6,11 +6,15 @@ from pathlib import Path
 
 from fedsb.errors import InputError
 from fedsb.report.load import load_run
-from fedsb.report.page import build_page
+from fedsb.report.page import REFRESH, build_page
+
+LIVE_SECONDS = 5
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path], out: Path, *, live: bool = False) -> Path:
     """Write one HTML page about the run folders `runs` to the file `out`, and return `out`.
+
+    With `live` the page says that the run goes on, and a browser loads it anew every few seconds.
 
     Guarantees: the page needs no other file, no script and no network; the same run folders give the same
     bytes; `out` is replaced in one step, so an interrupted call leaves the old page in place.
@@ -24,9 +28,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise InputError(
             f"{out}: expected a file name for the page, found a folder; use {out / 'report.html'}"
         )
-    page = build_page([load_run(Path(folder)) for folder in runs])
+    page = build_page([load_run(Path(folder)) for folder in runs], refresh=LIVE_SECONDS if live else None)
     _replace(out, page.encode("utf-8", errors="replace"))
     return out
+
+
+def is_live(page: Path) -> bool:
+    """Whether the file was written with `live`."""
+    with open(page, encoding="utf-8", errors="replace") as file:
+        return REFRESH in file.read(2000)
 
 
 def _replace(out: Path, content: bytes) -> None:

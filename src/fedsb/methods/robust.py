@@ -1,0 +1,75 @@
+"""Averages that a few poisoned updates cannot move far, in place of the weighted mean.
+
+    median:        of each number by itself (Yin et al. 2018, arXiv 1803.01498, definition 1)
+    trimmed mean:  of each number by itself, the largest and the smallest left out (definition 2)
+
+Both need all updates of the round at once, cohort x numbers x 4 bytes, where the weighted mean keeps one
+accumulator. They count clients equally: a count of examples is a client's own claim. What they give goes
+through the method's own aggregation as if one client had sent it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
+
+Average = Literal["mean", "median", "trimmed-mean"]
+FEWEST = 3
+"""With fewer updates a median or a trimmed mean is the mean."""
+BLOCK = 2**20
+"""Numbers sorted at a time, over all clients together."""
+
+
+def trimmed_mean(updates: Float[np.ndarray, "clients n"], cut: int) -> Float[np.ndarray, "n"]:
+    """Mean of each column without its `cut` smallest and `cut` largest entries, in fp64."""
+    ordered = np.sort(updates, axis=0)[cut : len(updates) - cut]
+    return np.asarray(ordered.mean(axis=0, dtype=np.float64))
+
+
+def cut_of(average: Average, trim: float, count: int) -> int:
+    """How many of so many updates are left out at each end; for the median all but one or two."""
+    return (count - 1) // 2 if average == "median" else max(1, int(trim * count + 1e-9))
+
+
+def robust(own: Aggregation, average: Average, trim: float) -> Aggregation:
+    """The method's aggregation over another average than the weighted mean.
+
+    Args:
+        trim: trimmed-mean: share of the round's updates left out at each end; at least one is.
+    """
+
+    def finish(updates: _All) -> Averaged:
+        vector = _by_blocks(updates.vectors, cut_of(average, trim, len(updates.vectors)))
+        found = own.finish(own.add(own.start(updates.frame), as_one(vector, updates.frame)))
+        return found._replace(deviation=None)
+
+    return own if average == "mean" else Aggregation(_All, _All.add, finish)
+
+
+@dataclass
+class _All:
+    """Every update of the round."""
+
+    frame: Frame
+    vectors: list[Tensor] = field(default_factory=list)
+
+    def add(self, upload: Upload) -> _All:
+        self.vectors.append(upload.vector)
+        return self
+
+
+def _by_blocks(vectors: list[Tensor], cut: int) -> Float[Tensor, "n"]:
+    """The trimmed mean, some numbers at a time, so that no second copy of all updates is made."""
+    width = max(1, BLOCK // len(vectors))
+    found = torch.empty_like(vectors[0])
+    for start in range(0, len(found), width):
+        block = np.stack([vector[start : start + width].numpy() for vector in vectors])
+        found[start : start + width] = torch.from_numpy(trimmed_mean(block, cut))
+    return found
