@@ -29,7 +29,7 @@ from fedsb.evaluation.benchmark import (
 )
 from fedsb.evaluation.intervals import Measurement, Score, mean_of_shares, scores
 from fedsb.evaluation.outputs import answered, key_of
-from fedsb.evaluation.vllm_engine import vllm_engines
+from fedsb.evaluation.vllm_engine import check_vllm, vllm_engines
 from fedsb.files import write_json, write_jsonl
 from fedsb.models import load_base, load_tokenizer, pick_device
 from fedsb.prepare import make_task, read_splits
@@ -79,7 +79,7 @@ def evaluate(
     tokenizer = load_tokenizer(model)
     task = make_task(config, tokenizer, rows)
     examples = task.encode(test, config.data.test)
-    check_benchmarks(config, task)
+    _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
     scored = _Model(
         model, adapter, load_with_adapter(config, model, tokenizer, task, adapter), tokenizer, task
@@ -107,7 +107,13 @@ def check_evaluation(config: RunConfig) -> int:
         InputError: as `evaluate`.
     """
     rows, _ = read_splits(config)
-    return check_benchmarks(config, make_task(config, load_tokenizer(config.model.path), rows))
+    return _check_answers(config, make_task(config, load_tokenizer(config.model.path), rows))
+
+
+def _check_answers(config: RunConfig, task: Task) -> int:
+    if config.evaluation.benchmarks and config.evaluation.generation.engine == "vllm":
+        check_vllm()
+    return check_benchmarks(config, task)
 
 
 def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def _benchmarks(config: RunConfig, model: _Model, out: Path | None, progress: Pr
             found |= {f"{name}_{metric}": score for metric, score in scores([measured], rng).items()}
     accuracies = [score for name, score in found.items() if name.endswith("_accuracy")]
     if len(accuracies) > 1:
-        found["mean_accuracy"] = mean_of_shares(accuracies, numpy_generator(config.seed, "bootstrap"))
+        found["mean_accuracy"] = mean_of_shares(accuracies)
     return found
 
 

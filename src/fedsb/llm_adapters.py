@@ -1,8 +1,9 @@
 """The eight commonsense data sets in LLM-Adapters' form (Hu et al. 2023, arXiv 2304.01933).
 
-Rows of the hub's own data sets become `instruction`, `input`, `output` and `answer`, as in its training file
-commonsense_170k. `format` is added, which tells apart what rows do not name: the answer format, and so the
-data set but for SIQA, ARC and OpenBookQA, which share one.
+Rows of the hub's own data sets become `instruction`, `input`, `output` and `answer`, as in its training
+file commonsense_170k. SIQA's form follows the others': no file of theirs was at hand to hold it against.
+`format` is added, which tells apart what rows do not name: the answer format, and so the data set but for
+SIQA, ARC and OpenBookQA, which share one.
 """
 
 from collections.abc import Callable, Mapping, Sequence

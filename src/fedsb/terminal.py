@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -57,6 +58,7 @@ def _run_and_score(config: RunConfig, folder: Path, *, resume: bool, progress: P
     check_free(folder, config.with_absolute_paths(), resume=resume)
     check_evaluation(config)
     summary = run(config, folder, resume=resume, progress=progress).summary
+    gc.collect()  # the run's model, before another is loaded
     return summary | {"scores": evaluate_run(folder, progress)["scores"]}
 
 

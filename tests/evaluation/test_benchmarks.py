@@ -1,5 +1,6 @@
 """Benchmarks of whole runs: right answers known beforehand, a kill in the midst, wrong input, the report."""
 
+import importlib.util
 import json
 import math
 import re
@@ -296,6 +297,10 @@ def test_vllm_is_asked_of_the_merged_model(world, tmp_path, monkeypatch):
         seen.append(sorted(file.name for file in Path(path).iterdir()))
         return lambda decoding: lambda prompts, number: ["#### 2"] * len(prompts)
 
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(InputError, match=r"evaluation\.generation\.engine: vllm is not installed here"):
+            evaluate_run(tmp_path / "run")
+    monkeypatch.setattr(evaluate_module, "check_vllm", lambda: None)
     monkeypatch.setattr(evaluate_module, "vllm_engines", engines)
     assert evaluate_run(tmp_path / "run")["metrics"]["sums_accuracy"] == 0.2
     assert len(seen) == 1  # one model for all benchmarks

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedsb.errors import InputError
-from fedsb.evaluation.vllm_engine import vllm_engines
+from fedsb.evaluation.vllm_engine import check_vllm, vllm_engines
 from fedsb.tasks.generate import Decoding, cut_at, generate_texts, transformers_engine
 
 LETTERS = "abcdefghijklmnop#\n"
@@ -141,8 +141,6 @@ def test_vllm_is_asked_for_the_same_tokens(vllm):
 
 
 def test_without_vllm_there_is_a_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(
-        InputError, match=r"evaluation\.generation\.engine: vllm is not installed here; pip install"
-    ):
-        vllm_engines("folder", dtype="float32")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"engine: vllm is not installed here; pip install vllm"):
+        check_vllm()

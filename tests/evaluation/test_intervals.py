@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from fedsb.evaluation.intervals import Measurement, bootstrap, merged, scores, wilson
+from fedsb.evaluation.intervals import (
+    Measurement,
+    Score,
+    bootstrap,
+    mean_of_shares,
+    merged,
+    scores,
+    wilson,
+)
 
 
 @given(st.integers(1, 3000), st.floats(0, 1))
@@ -65,6 +73,22 @@ def test_scores_carry_count_value_and_kind(rng):
     assert (found["accuracy"].low, found["accuracy"].high) == wilson(3, 4)
     assert (found["mean"].count, found["mean"].interval) == (2, "bootstrap")
     assert found["sum"].low <= 3 <= found["sum"].high
+
+
+def test_the_interval_of_a_mean_of_shares():
+    def share(hits, count):
+        return Score(hits / count, *wilson(hits, count), count, "wilson")
+
+    one = mean_of_shares([share(3, 10)])
+    assert (one.value, one.low, one.high) == pytest.approx((0.3, *wilson(3, 10)))
+    none = mean_of_shares([share(0, 20), share(0, 30)])
+    assert (none.value, none.low, none.count) == (0, 0, 50)
+    assert 0.02 < none.high < 0.16
+    draw, held, counts, truth = np.random.default_rng(2), 0, [40, 90, 60], [0.2, 0.5, 0.8]
+    for hits in draw.binomial(counts, truth, size=(400, 3)):
+        found = mean_of_shares([share(int(h), n) for h, n in zip(hits, counts, strict=True)])
+        held += found.low <= np.mean(truth) <= found.high
+    assert 0.92 <= held / 400 <= 0.98
 
 
 def test_draws_without_a_finite_metric_are_left_out(rng):

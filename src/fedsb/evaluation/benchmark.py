@@ -17,7 +17,7 @@ from fedsb.config import BenchmarkConfig, CausalLmConfig, RunConfig
 from fedsb.evaluation.checker import Checker, checker
 from fedsb.evaluation.choices import family_of, offered
 from fedsb.evaluation.intervals import Measurement
-from fedsb.evaluation.text_scores import measure_texts
+from fedsb.evaluation.text_scores import check_libraries, measure_texts
 from fedsb.sources import benchmark_rows
 from fedsb.tasks import Example, Row, Task
 from fedsb.tasks.generate import Decoding
@@ -61,6 +61,7 @@ def questions_of(name: str, config: RunConfig, task: Task, stack: contextlib.Exi
     examples = task.encode(rows, wanted.data)
     responses = [str(example["response"]) for example in examples]
     if wanted.score == "text":
+        check_libraries()
         first, references = _grouped(examples)
         chosen = [rows[i] for i in first], [examples[i] for i in first]
         return Questions(name, wanted, *chosen, references, None)

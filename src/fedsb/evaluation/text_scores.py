@@ -25,7 +25,7 @@ def measure_texts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     Raises:
         InputError: a library is missing.
     """
-    _check_libraries()
+    check_libraries()
     tokenize = _tokenizer()
     tokens = [tokenize(text) for text in hypotheses]
     wanted = [[tokenize(text) for text in own] for own in references]
@@ -49,7 +49,8 @@ def _metrics(
     return sums | {name: float(values[indices].mean()) for name, values in means.items()}
 
 
-def _check_libraries() -> None:
+def check_libraries() -> None:
+    """InputError if one that is needed is missing."""
     missing = [
         name for name in ("nltk", "rouge_score", "sacrebleu") if importlib.util.find_spec(name) is None
     ]

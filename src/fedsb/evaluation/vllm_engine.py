@@ -1,5 +1,6 @@
 """Texts from vLLM, for those who have it installed and ask for it."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,18 +10,18 @@ from fedsb.seeding import derive
 from fedsb.tasks.generate import Decoding, Engine, Prompt, cut_at
 
 
-def vllm_engines(model: str, *, dtype: str) -> Callable[[Decoding], Engine]:
-    """Engines over one whole model (hub id, or a folder with the adapter merged in).
-
-    Raises:
-        InputError: vLLM is not installed.
-    """
-    try:
-        from vllm import LLM
-    except ImportError:
+def check_vllm() -> None:
+    """InputError if it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
         raise InputError(
             "evaluation.generation.engine: vllm is not installed here; pip install vllm, or take transformers"
-        ) from None
+        )
+
+
+def vllm_engines(model: str, *, dtype: str) -> Callable[[Decoding], Engine]:
+    """Engines over one whole model (hub id, or a folder with the adapter merged in)."""
+    from vllm import LLM
+
     llm = LLM(model=model, dtype=dtype)
     return lambda decoding: partial(_texts, llm, decoding)
 
