@@ -68,7 +68,7 @@ class LowRankLinear(nn.Module):
         self.base_update: Float[Tensor, "out in"] | None = None
         self._own_weight: list[Tensor] = []  # in a list, so that it is no parameter of this module
         device = next(base.parameters()).device
-        device = torch.device("cpu") if device.type == "meta" else device  # a base without weights
+        device = factors.B.device if device.type == "meta" else device  # a base without weights
         for name in FACTOR_NAMES:
             start = getattr(factors, name)
             value = None if start is None else start.detach().to(device, torch.float32, copy=True)
