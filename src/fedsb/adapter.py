@@ -68,10 +68,14 @@ class LowRankLinear(nn.Module):
         self.base_update: Float[Tensor, "out in"] | None = None
         self._own_weight: list[Tensor] = []  # in a list, so that it is no parameter of this module
         device = next(base.parameters()).device
-        device = torch.device("cpu") if device.type == "meta" else device  # a base without weights
         for name in FACTOR_NAMES:
             start = getattr(factors, name)
-            value = None if start is None else start.detach().to(device, torch.float32, copy=True)
+            value = None
+            if (
+                start is not None
+            ):  # over a base without weights (on the meta device) factors stay where they are
+                place = start.device if device.type == "meta" else device
+                value = start.detach().to(place, torch.float32, copy=True)
             parameter = None if value is None else nn.Parameter(value, requires_grad=name in trains)
             self.register_parameter(name, parameter)
 
