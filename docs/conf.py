@@ -84,6 +84,10 @@ def _type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_type(part) for part in get_args(annotation)))
     if get_origin(annotation) is list:
         return f"list of {_type(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "names, each with " + _type(get_args(annotation)[1])
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return ", ".join(f"`{name}`" for name in annotation.model_fields)
     names = {type(None): "null", int: "int", float: "number", str: "text", bool: "true or false"}
     return names.get(annotation, str(annotation))
 
@@ -91,6 +95,8 @@ def _type(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
+    if field.default_factory is not None:
+        return "none"
     return "null" if field.default is None else f"`{str(field.default).lower()}`"
 
 

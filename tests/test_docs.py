@@ -1,8 +1,8 @@
 """The documentation: it builds without a warning, and every command and snippet in it runs.
 
-`sh` blocks are run line by line, `fedsb` in this process; `python` blocks as programs of their own; blocks with
-a caption are written to that file; `yaml` blocks of the class keys are checked as parts of a config. What needs
-another machine, a package index or a server is fenced as `console`, and listed here.
+`sh` blocks are run line by line, `fedsb` in this process; `python` blocks as programs of their own; blocks
+with a caption are written to that file; `yaml` blocks of the class keys are checked as parts of a config.
+What needs another machine, a package index or a server is fenced as `console`, and listed here.
 """
 
 from __future__ import annotations
