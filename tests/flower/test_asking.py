@@ -20,9 +20,10 @@ class ScriptedGrid:
     script: list
     asked: list = field(default_factory=list)
 
-    def send(self, node):
-        self.asked.append(node)
-        return f"question {len(self.asked)}"
+    def send(self, nodes):
+        for node in nodes:
+            self.asked.append(node)
+            yield f"question {len(self.asked)}", node
 
     def get_node_ids(self):
         return [NODE] if self.script[0][0] else []
