@@ -4,7 +4,7 @@
     python benchmarks/simulation.py
 
 Same rows, same trained numbers, one step of 8 short texts for each client and round, no evaluation. Both
-sides are whole processes from start to end, ours with its report and adapter; Ray gets a worker for each core.
+sides are whole processes from start to end, ours with its report and adapter; Ray gets a worker a core.
 Memory is the largest proportional set size (PSS) of the process and all its children, looked at four times a
 second.
 """
