@@ -53,7 +53,7 @@ from fedsb.round_zero import BASES, begin, calibration_of, record_of, score
 from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
-from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcast
+from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcasts
 from fedsb.spill import SpilledTensors
 from fedsb.tracking import check_tracking, trackers
 from fedsb.traffic import Entry
@@ -357,8 +357,10 @@ class _Sent:
 def _cohort_outcomes(
     session: _Session, state: ServerState, parts: Mapping[int, Part], sent: _Sent
 ) -> Iterable[Outcome]:
+    message_for = broadcasts(state, session.trainable.exchange)
+
     def message_to(client: int) -> bytes:
-        message = broadcast(state, session.trainable.exchange, client, parts[client])
+        message = message_for(client, parts[client])
         sent.bytes += len(message)
         sent.parameters += wire.count(message)
         return message

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Literal
 
 import torch
@@ -97,12 +97,24 @@ class RoundReport:
         return self.loss_sum / self.num_examples if self.num_examples else None
 
 
+def broadcasts(state: ServerState, exchange: Exchange) -> Callable[[int, Part], bytes]:
+    """(client, part) -> the message that opens its next round: what it lacks of the state, at its rank.
+
+    The newest message is kept, and given to every client that lacks the same.
+    """
+    message = lru_cache(maxsize=1)(partial(_broadcast, state, exchange))
+    return lambda client, part: message(part.rank, _lacks(state, client))
+
+
 def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -> bytes:
-    """The message that opens the next round for this client: what it lacks of the state, at its rank."""
-    base_rank = _lacks(state, client)
-    layout = exchange.message(part.rank, base_rank)
+    """As `broadcasts`, for one client."""
+    return _broadcast(state, exchange, part.rank, _lacks(state, client))
+
+
+def _broadcast(state: ServerState, exchange: Exchange, rank: int, base_rank: int | None) -> bytes:
+    layout = exchange.message(rank, base_rank)
     named = exchange.down(exchange.rank).unflatten(state.vector)
-    down = exchange.down(part.rank)
+    down = exchange.down(rank)
     numbers = [down.flatten({name: named[name][_block(shape)] for name, shape in down.entries})]
     if base_rank is not None:
         update: BaseUpdate = state.base.last if base_rank else {**state.base.total}

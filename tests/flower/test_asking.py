@@ -20,9 +20,10 @@ class ScriptedGrid:
     script: list
     asked: list = field(default_factory=list)
 
-    def send(self, node):
-        self.asked.append(node)
-        return f"question {len(self.asked)}"
+    def send(self, nodes):
+        for node in nodes:
+            self.asked.append(node)
+            yield f"question {len(self.asked)}", node
 
     def get_node_ids(self):
         return [NODE] if self.script[0][0] else []
@@ -82,5 +83,5 @@ def test_where_answers_cost_privacy_none_is_asked_for_twice():
 
 
 def test_a_node_that_flower_takes_no_message_for_fails_at_once():
-    found = list(Asking(ScriptedGrid([]), lambda node: "", print, True).answers([NODE], None))
+    found = list(Asking(ScriptedGrid([]), lambda nodes: [("", n) for n in nodes], print, True).answers([NODE], None))
     assert found == [(NODE, "its node is not connected")]

@@ -33,7 +33,7 @@ class Asking:
     """One question on its way.
 
     Args:
-        send: sends it to a node; the message's id, empty if Flower takes none for that node.
+        send: sends it to nodes; (the message's id, node), the id empty if Flower takes none for that node.
         say: where a line about the nodes goes.
         again: whether a lost question may be asked once more. Not where each answer costs privacy: the first
             may have been paid for.
@@ -43,7 +43,7 @@ class Asking:
     """
 
     grid: Grid
-    send: Callable[[int], str]
+    send: Callable[[Iterable[int]], Iterable[tuple[str, int]]]
     say: Callable[[str], None]
     again: bool
     waiting: dict[str, int] = field(default_factory=dict)
@@ -52,9 +52,7 @@ class Asking:
 
     def answers(self, nodes: Iterable[int], seconds: float | None) -> Iterator[tuple[int, Answer]]:
         """(node, what came of it) for each node, until all have answered or the time is up."""
-        for node in nodes:
-            if not self._sent(node):
-                yield node, "its node is not connected"
+        yield from ((node, "its node is not connected") for node in self._lost(nodes))
         began = looked = reminded = time.monotonic()
         while self.waiting:
             yield from self._arrived()
@@ -68,13 +66,14 @@ class Asking:
             if now - reminded >= REMIND_SECONDS:
                 reminded = now
                 self._remind(now - began)
-            time.sleep(POLL_SECONDS)
+            if self.waiting:
+                time.sleep(POLL_SECONDS)
 
-    def _sent(self, node: int) -> bool:
-        name = self.send(node)
-        if name:
-            self.waiting[name] = node
-        return bool(name)
+    def _lost(self, nodes: Iterable[int]) -> list[int]:
+        """Send it to these nodes; those that Flower does not take it for."""
+        sent = list(self.send(nodes))
+        self.waiting |= {name: node for name, node in sent if name}
+        return [node for name, node in sent if not name]
 
     def _arrived(self) -> Iterator[tuple[int, Answer]]:
         waiting = list(self.waiting)
@@ -102,7 +101,7 @@ class Asking:
             return False
         self._asked_again.add(node)
         self.say(f"node {node}: {why}; asking it again")
-        return self._sent(node)
+        return not self._lost([node])
 
     def _remind(self, seconds: float) -> None:
         nodes = ", ".join(map(str, self.waiting.values()))

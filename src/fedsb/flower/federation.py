@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 from flwr.app import Message
@@ -137,17 +138,19 @@ class Federation:
         privacy = self.config.privacy
         paid = privacy is not None and privacy.unit == "example" and kind != "hello"
 
-        def send(node: int) -> str:
-            return self._push(kind, node, payload_for(node))
+        def send(nodes: Iterable[int]) -> Iterator[tuple[str, int]]:
+            for payload, alike in groupby(nodes, key=payload_for):
+                yield from self._push(kind, list(alike), payload)
 
         return Asking(self.grid, send, self.say, again=not paid).answers(nodes, seconds)
 
-    def _push(self, kind: str, node: int, payload: bytes) -> str:
+    def _push(self, kind: str, nodes: Sequence[int], payload: bytes) -> Iterator[tuple[str, int]]:
+        """(message id, node). What is the same for all of them is hashed and carried by Flower once."""
         config = json.dumps(self.config.model_dump(mode="json"))
         facts: Facts = {"kind": kind, "config": config, "run": self.run}
-        flowers = "query" if kind == "hello" else "train"
-        (sent,) = self.grid.push_messages([Message(pack(facts, payload), node, flowers, ttl=LIFE_SECONDS)])
-        return sent
+        flowers, content = "query" if kind == "hello" else "train", pack(facts, payload)
+        messages = [Message(content, node, flowers, ttl=LIFE_SECONDS) for node in nodes]
+        return zip(self.grid.push_messages(messages), nodes, strict=True)
 
     def _join(self, node: int, facts: dict[str, str | int | float]) -> None:
         found = NodeFacts(int(facts["client"]), int(facts["num_examples"]), str(facts["base_digest"]))

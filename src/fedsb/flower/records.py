@@ -1,4 +1,8 @@
-"""What travels, in Flower's records: a message of ours as one array of bytes, and named facts. No pickle."""
+"""What travels, in Flower's records: a message of ours as one array of bytes, and named facts. No pickle.
+
+`RecordDict.array_records` and its like are never used: each makes a cycle with the record (flwr 1.41), which
+keeps a message of megabytes in memory until Python next looks for cycles.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,11 @@ def pack(facts: Facts, payload: bytes = b"") -> RecordDict:
 
 def facts_of(content: RecordDict) -> dict[str, str | int | float]:
     """The facts; none if the sender is not of our kind."""
-    record = content.config_records.get("facts")
-    return {} if record is None else dict(record)  # type: ignore[arg-type]
+    record = content.get("facts")
+    return dict(record) if isinstance(record, ConfigRecord) else {}  # type: ignore[arg-type]
 
 
 def payload_of(content: RecordDict) -> bytes:
     """The bytes; none if there are none."""
-    record = content.array_records.get("payload")
-    return b"" if record is None or "message" not in record else record["message"].data
+    record = content.get("payload")
+    return record["message"].data if isinstance(record, ArrayRecord) and "message" in record else b""

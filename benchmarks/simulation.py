@@ -1,0 +1,97 @@
+"""100 simulated clients, 5 rounds, LoRA of rank 8 on a MiniLM: `fedsb run` beside Flower's simulation on Ray.
+
+    pip install 'ray==2.55.1'    # what flwr 1.41 asks for; Python 3.11 or 3.12
+    python benchmarks/simulation.py
+
+Same rows, same trained numbers, one step of 8 short texts for each client and round, no evaluation. Both
+sides are whole processes from start to end, ours with its report and adapter; Ray gets a worker a core.
+Memory is the largest proportional set size (PSS) of the process and all its children, looked at four times a
+second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+from common import MINILM, save_random_model, verdict
+
+CLIENTS, ROUNDS, EACH, RANK = 100, 5, 8, 8
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="fedsb-bench-") as name:
+        folder = Path(name)
+        save_random_model(folder / "model", MINILM)
+        _write_rows(folder / "train.jsonl", CLIENTS * EACH)
+        _write_rows(folder / "test.jsonl", 8)
+        (folder / "run.yaml").write_text(yaml.safe_dump(_config(folder)))
+        ours = [sys.executable, "-m", "fedsb.cli", "run", folder / "run.yaml", "--out", folder / "run"]
+        sides = {"fedsb": ours, "flwr on Ray": [sys.executable, HERE / "ray_clients.py"]}
+        found = {side: _watched([str(part) for part in command], folder) for side, command in sides.items()}
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    for side, (seconds, memory) in found.items():
+        print(f"{side:<12} {seconds:7.1f} s   {memory / 1e6:8.0f} MB")
+    (our_seconds, our_memory), (their_seconds, their_memory) = found.values()
+    verdict("time of fedsb / flwr on Ray", our_seconds / their_seconds, 0.2)
+    verdict("memory of fedsb / flwr on Ray", our_memory / their_memory, 0.2)
+
+
+def _write_rows(file: Path, count: int) -> None:
+    draw = random.Random(count)
+    rows = [
+        {"text": " ".join(f"w{draw.randrange(5000)}" for _ in range(16)), "label": i % 2}
+        for i in range(count)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _config(folder: Path) -> dict[str, object]:
+    return {
+        "model": {"path": str(folder / "model"), "device": "cpu"},
+        "task": {"kind": "classification", "text": ["text"], "label": "label"},
+        "data": {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")},
+        "method": {"name": "fedit", "rank": RANK, "init": {"head_warmup": None}},
+        "federation": {"clients": CLIENTS, "rounds": ROUNDS},
+        "training": {"learning_rate": 1e-3, "batch_size": EACH, "max_length": 32},
+        "evaluation": {"every": None},
+    }
+
+
+def _watched(command: list[str], folder: Path) -> tuple[float, int]:
+    """Seconds to the end, and the largest PSS on the way."""
+    settings = {"model": str(folder / "model"), "train": str(folder / "train.jsonl"), "rank": RANK}
+    settings |= {"clients": CLIENTS, "rounds": ROUNDS, "rows_per_client": EACH, "batch_size": EACH}
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    paths = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    told = {"FEDSB_BENCH": json.dumps(settings), "PYTHONPATH": paths, "FLWR_HOME": str(folder / "flwr")}
+    began, largest = time.perf_counter(), 0
+    process = psutil.Popen(command, env={**os.environ, **quiet, **told}, stdout=sys.stderr)
+    while process.poll() is None:
+        largest = max(largest, _pss(process))
+        time.sleep(0.25)
+    if process.returncode:
+        raise SystemExit(f"{command[1]} ended with status {process.returncode}")
+    return time.perf_counter() - began, largest
+
+
+def _pss(process: psutil.Popen) -> int:
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_full_info().pss
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    main()
