@@ -1,6 +1,6 @@
 """The other side of `simulation.py`: peft LoRA clients under Flower's own simulation, which runs on Ray.
 
-Each Ray worker loads the base once and keeps it, which is more than Flower's examples do.
+The base is loaded for each message, as Flower's own fine-tuning examples do, or kept by each Ray worker.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ def _settings() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
+def _kept_model() -> torch.nn.Module:
+    return _model()
+
+
 def _model() -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
@@ -55,7 +59,7 @@ def train(message: Message, context: Context) -> Message:
     """One epoch over this client's rows."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    model, each = _model(), _settings()["rows_per_client"]
+    model, each = _kept_model() if _settings()["kept"] else _model(), _settings()["rows_per_client"]
     set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
     start = int(context.node_config["partition-id"]) * each
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -67,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
         ).loss
         loss.backward()
         optimizer.step()
-    metrics = MetricRecord({"num-examples": each, "train_loss": float(loss)})
+    metrics = MetricRecord({"num-examples": each, "train_loss": loss.item()})
     arrays = ArrayRecord(get_peft_model_state_dict(model))
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
