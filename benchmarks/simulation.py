@@ -5,7 +5,7 @@
 
 Same rows, same trained numbers, one step of 4 short texts for each client and round, no evaluation. All sides
 are whole processes from start to end, ours with its report and adapter, on one thread; Ray gets a worker of
-one thread a core. Its clients load the base for each message, as in Flower's examples, or each worker keeps it.
+one thread a core. Its clients load the base for each message, as in Flower's examples, or keep it.
 Memory is the largest proportional set size (PSS) of the process and all its children, looked at four times a
 second.
 """
