@@ -59,13 +59,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dic
     Raises:
         InputError: no adapter there, or it cannot be read.
     """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: no PEFT adapter here: {missing[0]} is missing")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder}: no PEFT adapter here: {Path(str(error.filename)).name} is missing"
-        ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: this adapter cannot be read: {error}") from None
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}

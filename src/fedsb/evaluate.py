@@ -138,6 +138,13 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
     return result
 
 
+def _check_fits(adapter: Path, base: nn.Module) -> None:
+    try:
+        check_fits(adapter, base)
+    except InputError as error:
+        raise InputError(f"--adapter: {error}") from None
+
+
 # Benchmarks
 
 
@@ -268,7 +275,7 @@ def load_with_adapter(
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
     if json.loads((adapter / "adapter_config.json").read_text()).get("peft_type") == "LORA":
-        check_fits(adapter, base)
+        _check_fits(adapter, base)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
