@@ -67,17 +67,16 @@ class Own:
 
     Attributes:
         batches: batch size -> its batches.
-        num_examples, everyone: how many examples it has drawn, and all contributors together.
-        sums: where running sums are kept; None: in memory.
+        everyone: how many examples all contributors have drawn together.
         client: whose they are.
+        sums: where running sums are kept; None: in memory.
     """
 
     batches: Callable[[int], list[Batch]]
     losses: Losses
-    num_examples: int
     everyone: int
+    client: int
     sums: MutableMapping[str, Tensor] | None = None
-    client: int = 0
 
 
 class Contribution(NamedTuple):

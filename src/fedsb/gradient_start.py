@@ -111,7 +111,7 @@ def _from_contributions(
     def messages() -> Iterator[tuple[Tensors, int]]:
         for client, indices in draw.items():
             batches = partial(calibration.batches_of, indices)
-            own = Own(batches, calibration.losses, len(indices), everyone, sums, client)
+            own = Own(batches, calibration.losses, everyone, client, sums)
             message = kind.send(model, targets, start, own)
             sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
             yield message, len(indices)

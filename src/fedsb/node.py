@@ -43,8 +43,6 @@ from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.sources import labelled, renamed
 from fedsb.start_wire import unpack_start
 
-BASES = "bases.safetensors"
-
 
 @dataclass(frozen=True)
 class NodeFacts:

@@ -95,7 +95,7 @@ class NodeStart:
         everyone = sum(map(len, calibration.draw.values()))
         indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
         batches = partial(calibration.batches_of, indices)
-        own = Own(batches, calibration.losses, len(indices), everyone, client=self.client)
+        own = Own(batches, calibration.losses, everyone, self.client)
         model.eval()
         with estimating(model):
             return contribution(how).send(model, self.base.targets, how, own)
