@@ -27,6 +27,7 @@ from fedsb.methods import (
 )
 from fedsb.methods.residual import Covariance
 from fedsb.methods.stack import factors_are_smaller
+from fedsb.server import Arrived, aggregate
 
 EXACT = [m for m in ALL if m.exact]
 EXACT_WITH_MIXED_RANKS = [m for m in EXACT if m.mixed_ranks]
@@ -321,3 +322,26 @@ def test_directions_that_no_client_of_a_round_held_can_train_again(method):
     assert not layer.B[:, 1:].any()
     assert torch.equal(layer.A[1:], before[1:])
     assert relative_error(federation.whole()["l"], federation.oracle.total("l")) < 1e-5
+
+
+@pytest.mark.parametrize("cohort", [(0, 1, 2), (0, 1, 2, 3, 4)], ids=len)
+@pytest.mark.parametrize("method", ALL, ids=ids)
+def test_the_order_in_which_answers_arrive_is_without_effect(method, cohort):
+    """Layers that travel as factors, as either and dense; to the last bit, so that training goes on the same."""
+    federation = Federation(method)
+    federation.close_round(cohort)
+    before = federation.state
+    federation.close_round(cohort, weights={c: c + 1 for c in cohort})
+    answers = [Arrived(c, federation.messages[c][1]) for c in cohort]
+    for order in (answers[::-1], answers[1:] + answers[:1]):
+        state, _ = aggregate(before, order, federation.exchange, weighting="examples")
+        for name, value in base_tensors(state).items():
+            assert torch.equal(value, base_tensors(federation.state)[name])
+        assert torch.equal(state.vector, federation.state.vector)
+
+
+def base_tensors(state):
+    """What travels of the base's last change, by name."""
+    pairs = {n: v for n, v in state.base.last.items() if isinstance(v, LoraPair)}
+    dense = {n: v for n, v in state.base.last.items() if n not in pairs}
+    return dense | {f"{n}.{part}": t for n, pair in pairs.items() for part, t in pair._asdict().items()}

@@ -22,7 +22,9 @@ class MeansAndCovariances:
     def add(self, upload: Upload) -> MeansAndCovariances:
         self.sums.add(upload)
         for layer, covariance in self.covariances.items():
-            covariance.add(upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"], upload.weight)
+            covariance.add(
+                upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"], upload.weight, upload.client
+            )
         return self
 
     def means(self) -> dict[str, Tensor]:

@@ -40,7 +40,9 @@ class Stacks:
     def add(self, upload: Upload) -> Stacks:
         self.sums.add(_only(upload, self.others))
         for layer, stack in self.stacks.items():
-            stack.add(upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"], upload.weight)
+            stack.add(
+                upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"], upload.weight, upload.client
+            )
         return self
 
     @property

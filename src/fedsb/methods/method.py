@@ -72,12 +72,15 @@ class Upload(NamedTuple):
         vector: the same as one flat vector.
         weight: its weight in the mean.
         heads: which heads of the core it trained; None for all.
+        client: whose it is. What is kept apart is put in this order, so that the order of arrival is without
+            effect.
     """
 
     tensors: Named
     vector: Tensor
     weight: float
     heads: tuple[int, ...] | None = None
+    client: int = 0
 
 
 def as_one(vector: Tensor, frame: Frame) -> Upload:
@@ -109,7 +112,8 @@ class Averaged(NamedTuple):
 class Aggregation(NamedTuple):
     """A stream over the cohort's updates: `finish(add(add(start(frame), u1), u2))`.
 
-    Memory must not grow with the number of updates where the method allows it.
+    Memory must not grow with the number of updates where the method allows it. The order of the updates may
+    change the result by fp64 rounding and no more: answers come as the network has it.
     """
 
     start: Callable[[Frame], Any]

@@ -3,16 +3,19 @@
 It is the clients' covariance. Each new client adds one block of rank r (the update rule of Welford 1962):
 with weights so far W and means b, a, the sum of weighted products about the means grows by
 (W w / (W + w)) (B_i - b)(A_i - a). So no m x n matrix is formed per client, and the first client adds none.
+The blocks depend on the order, so clients wait until all are there, or until the sum is smaller dense.
 """
 
 from __future__ import annotations
+
+from operator import itemgetter
 
 from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.adapter import LoraPair
 from fedsb.methods.method import Shape
-from fedsb.methods.stack import Stack
+from fedsb.methods.stack import Stack, factors_are_smaller
 
 
 class Covariance:
@@ -20,13 +23,26 @@ class Covariance:
 
     def __init__(self, shape: Shape):
         self.stack = Stack(shape)
+        self.waiting: list[tuple[int, Tensor, Tensor, float]] = []
         self.weight = 0.0
         self.B: Tensor | None = None
         self.A: Tensor | None = None
 
-    def add(self, B: Float[Tensor, "out r"], A: Float[Tensor, "r in"], weight: float) -> None:
+    def add(
+        self, B: Float[Tensor, "out r"], A: Float[Tensor, "r in"], weight: float, client: int = 0
+    ) -> None:
         """Take in one client's factors."""
-        B, A = B.double(), A.double()
+        self.waiting.append((client, B, A, weight))
+        rank = sum(A.shape[0] for _, _, A, _ in self.waiting)
+        if self.stack.dense is not None or not factors_are_smaller(self.stack.shape, rank):
+            self._settle()
+
+    def _settle(self) -> None:
+        for _, B, A, weight in sorted(self.waiting, key=itemgetter(0)):
+            self._take(B.double(), A.double(), weight)
+        self.waiting = []
+
+    def _take(self, B: Tensor, A: Tensor, weight: float) -> None:
         if self.B is None or self.A is None:
             self.B, self.A, self.weight = B.clone(), A.clone(), weight
             return
@@ -38,12 +54,14 @@ class Covariance:
 
     def residual(self, factor: float, rank: int | None = None) -> LoraPair | Tensor:
         """factor * (mean of products - product of means), truncated to `rank` if given."""
+        self._settle()
         if rank is not None:
             return self.stack.truncated(rank, factor / self.weight)
         return self.stack.result(factor / self.weight)
 
     def squared_norms(self) -> tuple[float, float]:
         """(||residual||_F^2, ||mean of products||_F^2)."""
+        self._settle()
         assert self.B is not None
         assert self.A is not None
         means = LoraPair(self.B * self.weight, self.A)

@@ -5,6 +5,8 @@ sum(w_i B_i A_i) = [w_1 B_1, w_2 B_2, ...] @ [A_1; A_2; ...]: the rank is the su
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,27 +16,29 @@ from fedsb.methods.method import Shape
 
 
 class Stack:
-    """A growing sum of products for one (out, in) layer."""
+    """A growing sum of products for one (out, in) layer; factors lie in the order of the clients."""
 
     def __init__(self, shape: Shape):
         self.shape = shape
-        self.blocks: list[tuple[Tensor, Tensor]] = []
+        self.blocks: list[tuple[int, Tensor, Tensor]] = []
         self.dense: Float[Tensor, "out in"] | None = None
 
     @property
     def rank(self) -> int:
         """Columns stacked so far (0 once dense)."""
-        return sum(B.shape[1] for B, _ in self.blocks)
+        return sum(B.shape[1] for _, B, _ in self.blocks)
 
-    def add(self, B: Float[Tensor, "out k"], A: Float[Tensor, "k in"], weight: float) -> None:
+    def add(
+        self, B: Float[Tensor, "out k"], A: Float[Tensor, "k in"], weight: float, client: int = 0
+    ) -> None:
         """Add weight * B @ A."""
         if self.dense is not None:
             self.dense.addmm_(B.double(), A.double(), alpha=weight)
             return
-        self.blocks.append((weight * B.double(), A.double()))
+        self.blocks.append((client, weight * B.double(), A.double()))
         if not factors_are_smaller(self.shape, self.rank):
             self.dense = torch.zeros(self.shape, dtype=torch.float64)
-            for left, right in self.blocks:
+            for _, left, right in self.blocks:
                 self.dense.addmm_(left, right)
             self.blocks = []
 
@@ -42,7 +46,8 @@ class Stack:
         """The sum as one pair; only while not dense."""
         if not self.blocks:
             return LoraPair(*_nothing(self.shape))
-        return LoraPair(torch.cat([B for B, _ in self.blocks], 1), torch.cat([A for _, A in self.blocks], 0))
+        blocks = sorted(self.blocks, key=itemgetter(0))
+        return LoraPair(torch.cat([B for _, B, _ in blocks], 1), torch.cat([A for _, _, A in blocks], 0))
 
     def result(self, factor: float) -> LoraPair | Tensor:
         """factor * sum in fp32, as a pair or dense, whichever is smaller."""
