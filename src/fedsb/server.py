@@ -192,7 +192,8 @@ def aggregate(
             report.rejected.append({"client": outcome.client, "reason": str(reason)})
             continue
         weight = float(header.num_examples) if weighting == "examples" else 1.0
-        accumulator = aggregation.add(accumulator, Upload(layout.view(vector), vector, weight, part.heads, outcome.client))
+        upload = Upload(layout.view(vector), vector, weight, part.heads, outcome.client)
+        accumulator = aggregation.add(accumulator, upload)
         _note(report, outcome.client, header)
     if len(report.clients) < fewest:
         raise RunFailed(_too_few(state.round + 1, report, fewest))
