@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from fedsb.errors import InputError
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Part of a config: unknown keys are errors, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-S = TypeVar("S", bound=Section)
+from fedsb.config_file import override, read_yaml
+from fedsb.section import NonNegative, Positive, Section, checked
 
 
 class ModelConfig(Section):
@@ -474,88 +454,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def checked(kind: type[S], values: Mapping[str, Any], source: str) -> S:
-    """The section with these values.
-
-    Raises:
-        InputError: a key or a value is wrong; one line per fault.
-    """
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        faults = "\n  ".join(_explain(e, kind) for e in error.errors())
-        raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A config file as nested mappings.
-
-    Raises:
-        InputError: it cannot be read, is not YAML, or holds no keys.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected keys such as model:, task:, data:; found {type(values).__name__}")
-    return values
-
-
-def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Set `key.path=value` overrides, values read as YAML, in a nested mapping."""
-    for text in overrides:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise InputError(f"-s {text}: expected key.path=value, e.g. -s method.rank=32")
-        *parents, leaf = path.split(".")
-        target = values
-        for key in parents:
-            if not isinstance(target.get(key), dict):
-                target[key] = {}
-            target = target[key]
-        target[leaf] = _yaml_value(text, value)
-    return values
-
-
-def _yaml_value(text: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(
-            f"-s {text}: {value!r} is not a YAML value; quote text that holds []{{}}:#"
-        ) from None
-
-
-def _explain(error: Any, kind: type[Section]) -> str:
-    """One fault as `key: expected ..., found ...`."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(part for part in location if part not in _UNION_TAGS) or "config"
-    if error["type"] == "extra_forbidden":
-        close = get_close_matches(location[-1], _all_keys(kind), n=2)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        return f"{key}: unknown key.{hint}"
-    if error["type"] == "missing":
-        return f"{key}: this key is needed and missing"
-    return f"{key}: {error['msg']}, found {error['input']!r}"
-
-
-_UNION_TAGS = {"classification", "causal-lm", "iid", "dirichlet", "by-column", "shards"}
-
-
-def _all_keys(section: type[Section]) -> set[str]:
-    """Keys of the section and of all sections in it."""
-    fields = section.model_fields
-    inner = {s for field in fields.values() for s in _sections(field.annotation)}
-    return set(fields).union(*map(_all_keys, inner))
-
-
-def _sections(annotation: Any) -> set[type[Section]]:
-    """Section types that occur in a type annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return {annotation}
-    return set().union(*map(_sections, get_args(annotation)))

@@ -11,8 +11,10 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt
 
-from fedsb.config import Positive, RunConfig, Section, checked, override, read_yaml
+from fedsb.config import RunConfig
+from fedsb.config_file import override, read_yaml
 from fedsb.errors import InputError
+from fedsb.section import Positive, Section, checked
 
 
 class NodeDataConfig(Section):

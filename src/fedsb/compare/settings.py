@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from fedsb.config import Positive, override
+from fedsb.config_file import override
 from fedsb.errors import InputError
+from fedsb.section import Positive
 
 FACTORS = (1 / 3, 1.0, 3.0)
 """Of training.learning_rate: the rates that are tried where none are given."""

@@ -16,12 +16,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsb.client import ClientFailed
-from fedsb.config import RunConfig, checked
+from fedsb.config import RunConfig
 from fedsb.errors import FedsbError, UpdateRejected
 from fedsb.flower.records import facts_of, pack, payload_of
 from fedsb.held_node import HELLO, HeldNode
 from fedsb.node import Node
 from fedsb.node_config import Refused
+from fedsb.section import checked
 
 log = logging.getLogger("flwr")
 app = ClientApp()

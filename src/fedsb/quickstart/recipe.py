@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from fedsb.config import RunConfig, override
+from fedsb.config import RunConfig
+from fedsb.config_file import override
 from fedsb.files import write_jsonl
 from fedsb.quickstart import MODEL_DIR
 from fedsb.quickstart.notes import train_and_test

@@ -1,0 +1,66 @@
+"""A checked part of a config, and its faults in words: `key: expected ..., found ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsb.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Part of a config: unknown keys are errors, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def checked(kind: type[S], values: Mapping[str, Any], source: str) -> S:
+    """The section with these values.
+
+    Raises:
+        InputError: a key or a value is wrong; one line per fault.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        faults = "\n  ".join(_explain(e, kind) for e in error.errors())
+        raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
+
+
+def _explain(error: Any, kind: type[Section]) -> str:
+    """One fault as `key: expected ..., found ...`."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(part for part in location if part not in _UNION_TAGS) or "config"
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(location[-1], _all_keys(kind), n=2)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        return f"{key}: unknown key.{hint}"
+    if error["type"] == "missing":
+        return f"{key}: this key is needed and missing"
+    return f"{key}: {error['msg']}, found {error['input']!r}"
+
+
+_UNION_TAGS = {"classification", "causal-lm", "iid", "dirichlet", "by-column", "shards"}
+
+
+def _all_keys(section: type[Section]) -> set[str]:
+    """Keys of the section and of all sections in it."""
+    fields = section.model_fields
+    inner = {s for field in fields.values() for s in _sections(field.annotation)}
+    return set(fields).union(*map(_all_keys, inner))
+
+
+def _sections(annotation: Any) -> set[type[Section]]:
+    """Section types that occur in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {annotation}
+    return set().union(*map(_sections, get_args(annotation)))
