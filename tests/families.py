@@ -61,16 +61,20 @@ class Family:
 
     def save(self, folder: Path) -> Path:
         """The model and a tokenizer of one word a token, in this folder."""
-        auto = transformers.AutoModelForCausalLM if self.causal else transformers.AutoModel
-        config = getattr(transformers, self.config)(**self.arguments)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            auto.from_config(config).save_pretrained(folder)
+        self.save_model(folder)
         if self.config == "Qwen2Config":  # transformers rebuilds it as byte-level BPE, whatever is there
             save_byte_tokenizer(folder)
         else:
             save_tokenizer(folder, causal=self.causal)
         return folder
+
+    def save_model(self, folder: Path, **changes: Any) -> None:
+        """The model alone, with other arguments of its config where they are named."""
+        auto = transformers.AutoModelForCausalLM if self.causal else transformers.AutoModel
+        config = getattr(transformers, self.config)(**self.arguments | changes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            auto.from_config(config).save_pretrained(folder)
 
 
 def save_byte_tokenizer(folder: Path) -> None:

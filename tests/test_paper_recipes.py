@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from family_models import save_family
+from recipe_models import save_family
 
 from fedsb import evaluate as evaluate_module
 from fedsb.config import RunConfig

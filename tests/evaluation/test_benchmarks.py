@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_models import save_family
+from recipe_models import save_family
 from run_helpers import main_status, write_config
 
 from fedsb import evaluate as evaluate_module

@@ -1,23 +1,10 @@
-"""Tiny random models of the families that recipes name, with tokenizers of the families' kinds."""
+"""The tiny models of families that recipes name, with long positions and tokenizers of their kinds."""
 
 from pathlib import Path
-from typing import Any
 
-import torch
+from families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import PreTrainedTokenizerFast
 
 TEXT = [
     "Below is an instruction that describes a task. Write a response that completes the request.",
@@ -25,8 +12,7 @@ TEXT = [
     "the correct answer is true false solution1 solution2 answer1 answer2 ending1 option1",
 ]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
-SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 640}
+POSITIONS = 640
 
 
 def _tokenizer(folder: Path, kind: str) -> int:
@@ -56,21 +42,7 @@ def _tokenizer(folder: Path, kind: str) -> int:
 def save_family(folder: Path, family: str) -> Path:
     """A model folder of `family`: mistral, gemma2, llama, gpt2 or roberta."""
     kinds = {"mistral": "pieces", "gemma2": "pieces", "llama": "llama", "gpt2": "bytes", "roberta": "roberta"}
-    vocabulary = _tokenizer(folder, kinds[family])
-    torch.manual_seed(0)
-    _model(family, {"vocab_size": vocabulary, **ENDS}).save_pretrained(folder)
+    positions = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    size = {"vocab_size": _tokenizer(folder, kinds[family]), positions: POSITIONS}
+    FAMILIES[family].save_model(folder, pad_token_id=0, bos_token_id=1, eos_token_id=2, **size)
     return folder
-
-
-def _model(family: str, common: dict[str, Any]) -> torch.nn.Module:
-    if family == "gpt2":
-        del common["max_position_embeddings"]
-        return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=640, **common))
-    if family == "roberta":
-        return RobertaModel(RobertaConfig(**SIZE, **common))
-    grouped = {**SIZE, "num_key_value_heads": 2, **common}
-    if family == "mistral":
-        return MistralForCausalLM(MistralConfig(**grouped))
-    if family == "gemma2":
-        return Gemma2ForCausalLM(Gemma2Config(head_dim=4, query_pre_attn_scalar=4, **grouped))
-    return LlamaForCausalLM(LlamaConfig(**grouped))
