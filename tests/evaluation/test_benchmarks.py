@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from recipe_models import save_family
-from run_helpers import main_status, write_config
+from run_helpers import main_status, metrics_of, write_config
 
 from fedsb import evaluate as evaluate_module
 from fedsb.config import RunConfig
@@ -305,3 +305,77 @@ def test_vllm_is_asked_of_the_merged_model(world, tmp_path, monkeypatch):
     assert evaluate_run(tmp_path / "run")["metrics"]["sums_accuracy"] == 0.2
     assert len(seen) == 1  # one model for all benchmarks
     assert {"config.json", "model.safetensors"} <= set(seen[0])
+
+
+# In comparisons
+
+
+@pytest.fixture
+def compared(world, tmp_path, says, monkeypatch):
+    """Compare fed-sb and fedit, two rates each, with these settings: (status, folder)."""
+    says(lambda text: "#### 3" if "+" in text else "the correct answer is true")
+    folder = tmp_path / "compared"
+
+    def call(**section):
+        section = {"learning_rates": [1e-3, 3e-3], "validation": 0.25} | section
+        path = write_config(tmp_path / "c.yaml", config(world) | {"compare": section})
+        command = ("compare", path, "--methods", "fed-sb,fedit", "--seeds", "0", "--out", folder)
+        return main_status(monkeypatch, *command), folder
+
+    return call
+
+
+def test_a_comparison_is_about_the_benchmarks_and_tuned_on_held_out_rows(compared, monkeypatch):
+    status, folder = compared()
+    found = json.loads((folder / "comparison.json").read_text())
+    assert status == 0
+    assert (found["metric"], found["round_metric"], found["higher_is_better"]) == (
+        "mean_accuracy",
+        "loss",
+        True,
+    )
+    assert found["summary"]["fed-sb"]["mean"] == pytest.approx(0.35)
+    assert found["runs"][0]["metrics"]["sums_accuracy"] == 0.2
+    assert {trial["metric"] for trial in found["tuning"]} == {"loss"}
+    assert not list(folder.glob("tuning/**/evaluation"))
+    page = (folder / "report.html").read_text()
+    assert "Mean accuracy by traffic" in page
+    assert "Loss by round" in page
+    assert "loss on the held-out rows" in page
+    rounds = metrics_of(folder / "runs/fed-sb/seed-0")
+    assert "sums_accuracy" not in rounds[-1]["eval"]
+
+
+def test_another_metric_is_a_matter_of_reading_the_same_runs_anew(compared, monkeypatch):
+    assert compared()[0] == 0
+    monkeypatch.setattr("fedsb.runner.run", lambda *a, **k: pytest.fail("a run was repeated"))
+    monkeypatch.setattr("fedsb.evaluate.evaluate_run", lambda *a: pytest.fail("asked again"))
+    status, folder = compared(metric="sums_accuracy")
+    found = json.loads((folder / "comparison.json").read_text())
+    assert (status, found["metric"]) == (0, "sums_accuracy")
+    assert found["summary"]["fedit"]["mean"] == 0.2
+
+
+def test_only_the_benchmarks_are_left_of_a_comparison_stopped_while_asking(compared, monkeypatch):
+    done, real = [], evaluate_module.evaluate_run
+
+    def stopped(folder, progress=None):
+        done.append(folder)
+        raise InputError("the power went")
+
+    monkeypatch.setattr("fedsb.evaluate.evaluate_run", stopped)
+    assert compared()[0] == 1
+    assert len(done) == 2
+    monkeypatch.setattr("fedsb.evaluate.evaluate_run", real)
+    monkeypatch.setattr("fedsb.runner.run", lambda *a, **k: pytest.fail("a run was repeated"))
+    status, folder = compared()
+    assert status == 0
+    assert json.loads((folder / "comparison.json").read_text())["summary"]["fed-sb"]["seeds"] == 1
+
+
+@pytest.mark.parametrize("metric", ["blue", "gsm8k_accuracy", "mean"])
+def test_a_metric_that_nothing_measures_is_refused_before_any_run(compared, metric, capsys):
+    status, folder = compared(metric=metric)
+    assert status == 2
+    assert f"compare.metric: found {metric!r}" in capsys.readouterr().err
+    assert not folder.exists()

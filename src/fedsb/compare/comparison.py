@@ -64,7 +64,7 @@ def compare(
         _prepare(root, config, kept, arms, seeds, tuning_seed, progress)
     choices, hopeless = tuning.tune(root, arms, tuning_seed, settings.tuning_rounds, jobs, progress)
     problems = _final_runs(root, arms, choices, seeds, jobs, progress)
-    document = _document(root, methods, {**hopeless, **problems})
+    document = _document(root, methods, settings.metric, {**hopeless, **problems})
     _write(root, document)
     return Comparison(document, Path(out))
 
@@ -107,9 +107,9 @@ def _final_runs(
     return execute(left, at_once, progress) if left else {}
 
 
-def _document(root: Path, methods: Sequence[str], problems: Problems) -> dict[str, Any]:
+def _document(root: Path, methods: Sequence[str], metric: str | None, problems: Problems) -> dict[str, Any]:
     """What comparison.json holds."""
-    runs = collect(root, methods)
+    runs = collect(root, methods, metric)
     if not runs:
         raise RunFailed("not one run was finished:\n  " + "\n  ".join(_said(problems)))
     summary, better = summarize(runs), bool(runs[0]["higher_is_better"])
@@ -119,6 +119,7 @@ def _document(root: Path, methods: Sequence[str], problems: Problems) -> dict[st
         found |= {"tuned": choice is not None, "edge": bool(choice and choice.edge)}
     return {
         "metric": runs[0]["metric"],
+        "round_metric": runs[0]["round_metric"],
         "higher_is_better": better,
         "baseline": next(iter(summary)),
         "runs": runs,

@@ -15,9 +15,9 @@ from threading import Thread
 from typing import IO, Any
 
 from fedsb.compare.jobs import Job
+from fedsb.compare.perform import perform
 from fedsb.compare.watch import OneRun, Progress
 from fedsb.cores import threads
-from fedsb.errors import FedsbError
 
 Problems = dict[str, str]
 """Name of a run -> why it failed."""
@@ -30,10 +30,6 @@ def execute(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
     """
     progress.begins(len(jobs))
     return _one_by_one(jobs, progress) if at_once == 1 else _several(jobs, at_once, progress)
-
-
-def explain(error: Exception) -> str:
-    return str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
 
 
 def _one_by_one(jobs: Sequence[Job], progress: Progress) -> Problems:
@@ -49,14 +45,8 @@ def _one_by_one(jobs: Sequence[Job], progress: Progress) -> Problems:
 
 
 def _run_here(job: Job, progress: Progress) -> str | None:
-    from fedsb.runner import run
-
     watcher = OneRun(lambda share, text: progress.run_at(job.name, share, text))
-    try:
-        run(job.config, job.folder, resume=(job.folder / "config.yaml").is_file(), progress=watcher)
-    except Exception as error:
-        return explain(error)
-    return None
+    return perform(job.config, job.folder, watcher, asks=job.asks)
 
 
 def _several(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
@@ -117,7 +107,7 @@ def _start(job: Job, at_once: int, events: Queue[tuple[Job, dict[str, Any]]]) ->
 
 
 def _request(job: Job) -> dict[str, Any]:
-    return {"config": job.config.model_dump(mode="json"), "folder": str(job.folder)}
+    return {"config": job.config.model_dump(mode="json"), "folder": str(job.folder), "asks": job.asks}
 
 
 def _listen(

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from fedsb.check_method import check_method
 from fedsb.compare.arms import Arm
+from fedsb.compare.scored import check_metric
 from fedsb.compare.settings import CompareConfig
 from fedsb.compare.split import split
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.evaluate import check_evaluation
 from fedsb.prepare import make_partition, prepare_base, prepare_data
 from fedsb.sources import train_rows
 from fedsb.tasks import Row
@@ -39,6 +41,9 @@ def check_inputs(
     """
     for arm in arms:
         _check_arm(arm)
+    check_metric(settings.metric, arms[0].config)
+    if arms[0].config.evaluation.benchmarks:
+        check_evaluation(arms[0].config)
     rows, held_out = train_rows(arms[0].config), None
     for alike in _grouped(arms, OF_THE_DATA):
         config, data = alike[0].config, prepare_data(alike[0].config)

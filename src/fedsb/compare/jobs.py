@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsb.compare.arms import Arm
+from fedsb.compare.scored import is_scored
 from fedsb.compare.split import TRAIN, VALIDATION
 from fedsb.config import ColumnsConfig, LimitConfig, PrepareConfig, RunConfig, differences
 from fedsb.errors import InputError
@@ -15,11 +16,12 @@ from fedsb.run_folder import finished_summary
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the comparison."""
+    """One run of the comparison; `asks`: its benchmarks belong to it."""
 
     name: str
     config: RunConfig
     folder: Path
+    asks: bool = False
 
     def finished(self) -> bool:
         """Whether the folder holds this run whole.
@@ -35,7 +37,7 @@ class Job:
             raise InputError(
                 f"--out: {self.folder} holds a run of another config; name another folder:\n  {listed}"
             )
-        return finished_summary(self.folder) is not None
+        return finished_summary(self.folder) is not None and (not self.asks or is_scored(self.folder))
 
 
 def final_jobs(root: Path, arms: Sequence[Arm], rates: dict[str, float], seeds: Sequence[int]) -> list[Job]:
@@ -45,6 +47,7 @@ def final_jobs(root: Path, arms: Sequence[Arm], rates: dict[str, float], seeds: 
             f"{arm.name} seed {seed}",
             final_config(arm, rates[arm.name], seed),
             root / "runs" / arm.name / f"seed-{seed}",
+            asks=bool(arm.config.evaluation.benchmarks),
         )
         for seed in seeds
         for arm in arms
@@ -53,7 +56,7 @@ def final_jobs(root: Path, arms: Sequence[Arm], rates: dict[str, float], seeds: 
 
 
 def tuning_jobs(root: Path, arm: Arm, seed: int, rounds: int | None) -> dict[float, Job]:
-    """One run per rate on the split's files."""
+    """One run per rate on the split's files. Benchmarks are test data: no rate is chosen by them."""
     return {
         rate: Job(
             f"{arm.name} rate {number(rate)}",

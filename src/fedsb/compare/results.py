@@ -8,41 +8,56 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedsb.compare.pareto import Point, non_dominated
+from fedsb.compare.scored import headline, is_scored, scores_of
 from fedsb.config import RunConfig
 from fedsb.run_folder import finished_summary
 
 Record = dict[str, Any]
 
 
-def collect(root: Path, methods: Sequence[str]) -> list[Record]:
-    """One record per finished run in the folder: the methods named in order, then earlier ones by name."""
+def collect(root: Path, methods: Sequence[str], metric: str | None = None) -> list[Record]:
+    """One record per finished run in the folder: the methods named in order, then earlier ones by name.
+
+    Args:
+        metric: `compare.metric`.
+
+    Raises:
+        InputError: no run has it.
+    """
     there = sorted(path.name for path in (root / "runs").glob("*") if path.is_dir())
     order = [*methods, *(name for name in there if name not in methods)]
     found = [
-        _record(root, name, folder) for name in order for folder in (root / "runs" / name).glob("seed-*")
+        _record(root, name, folder, metric)
+        for name in order
+        for folder in (root / "runs" / name).glob("seed-*")
     ]
     return sorted((r for r in found if r), key=lambda r: (order.index(r["method"]), r["seed"]))
 
 
-def _record(root: Path, method: str, folder: Path) -> Record | None:
+def _record(root: Path, method: str, folder: Path, wanted: str | None) -> Record | None:
     summary = finished_summary(folder)
     if summary is None:
         return None
     config, sent = RunConfig.from_yaml(folder / "config.yaml"), summary["communication"]
-    metric, rounds = summary["primary_metric"], sent["upload_bytes"] + sent["download_bytes"]
+    if config.evaluation.benchmarks and not is_scored(folder):
+        return None
+    metrics, rounds = scores_of(folder, config), sent["upload_bytes"] + sent["download_bytes"]
+    about = headline(wanted, config, summary, metrics)
     cohort = config.federation.clients_per_round or config.federation.clients
     return {
         "method": method,
         "seed": config.seed,
-        "metric": metric,
-        "value": summary["final"].get(metric),
+        "metric": about.metric,
+        "value": metrics.get(about.metric),
+        "metrics": metrics,
+        "round_metric": about.by_round,
         "total_bytes": sent["init_bytes"] + rounds,
         "run": folder.relative_to(root).as_posix(),
         "learning_rate": config.training.learning_rate,
-        "base": summary["base"].get(metric),
+        "base": summary["base"].get(about.metric),
         "init_bytes": sent["init_bytes"],
         "bytes_per_round": rounds / max(1, summary["rounds"]) / cohort,
-        "higher_is_better": summary["higher_is_better"],
+        "higher_is_better": about.higher_is_better,
         "seconds": summary["seconds"],
     }
 

@@ -34,6 +34,9 @@ class CompareConfig(BaseModel):
     """Share of the training rows, or from 1 on their number, held out to choose the rate."""
     tuning_rounds: PositiveInt | None = None
     """Rounds of a tuning run; null: as the run."""
+    metric: str | None = None
+    """The score that the comparison is about, as scores.json has it (accuracy, gsm8k_accuracy); null: the
+    benchmarks' mean accuracy or their first metric, without benchmarks the task's own."""
 
     @field_validator("arms", mode="before")
     @classmethod

@@ -42,9 +42,10 @@ class OneRun:
     def __init__(self, tell: Callable[[float, str], None]):
         self._tell = tell
         self._round, self._rounds, self._cohort, self._ended = 1, 1, 1, 0
+        self._share = 0.0
 
     def stage(self, text: str) -> None:
-        self._tell(0.0, text)
+        self._tell(self._share, text)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
         self._round, self._rounds, self._cohort, self._ended = number, rounds, max(1, len(cohort)), 0
@@ -63,5 +64,5 @@ class OneRun:
     def round_ends(self, record: dict[str, Any]) -> None: ...
 
     def _at(self) -> None:
-        share = (self._round - 1 + self._ended / self._cohort) / self._rounds
-        self._tell(share, f"round {self._round} of {self._rounds}")
+        self._share = (self._round - 1 + self._ended / self._cohort) / self._rounds
+        self._tell(self._share, f"round {self._round} of {self._rounds}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from fedsb.compare.execute import explain
+from fedsb.compare.perform import explain, perform
 from fedsb.compare.watch import OneRun
 from fedsb.config import RunConfig
+from fedsb.errors import FedsbError
 
 
 def main() -> None:
@@ -29,15 +30,11 @@ def main() -> None:
 
 def _run(request: dict[str, Any], watcher: OneRun) -> str | None:
     """None, or why it failed."""
-    from fedsb.runner import run
-
-    folder = Path(request["folder"])
     try:
         config = RunConfig.from_dict(request["config"])
-        run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher)
-    except Exception as error:
+    except FedsbError as error:
         return explain(error)
-    return None
+    return perform(config, Path(request["folder"]), watcher, asks=request["asks"])
 
 
 def _end_with_parent() -> None:

@@ -27,6 +27,11 @@ class Compared:
         return str(self.content.get("metric"))
 
     @property
+    def round_metric(self) -> str:
+        """What the runs measured after each round: a benchmark is asked at the end alone."""
+        return str(self.content.get("round_metric", self.metric))
+
+    @property
     def runs(self) -> list[dict[str, Any]]:
         return [mapping(run) for run in sequence(self.content.get("runs"))]
 

@@ -61,16 +61,16 @@ def _by_round(found: Compared) -> Plot | None:
     note = "Means over the seeds; bands are one standard deviation." if banded else "Means over the seeds."
     base = _base(found)
     if first and base is not None:
-        note += f" Round 0, the model before any training, is not drawn: {show(found.metric, base)}."
-    span = Span("round", _show(found.metric), _tick(found.metric))
+        note += f" Round 0, the model before any training, is not drawn: {show(found.round_metric, base)}."
+    span = Span("round", _show(found.round_metric), _tick(found.round_metric))
     shown = [band for band in bands if band.points] if banded else []
-    title = f"{describe(found.metric).title} by round"
+    title = f"{describe(found.round_metric).title} by round"
     return curves(title, items, span, name="comparison-rounds", note=note, bands=shown)
 
 
 def _means(found: Compared, name: str) -> list[tuple[float, float, float | None]]:
     """(round, mean, deviation) over the rounds that every seed's run has."""
-    lines = [dict(facts.curve(run, found.metric)) for run in found.folders(name)]
+    lines = [dict(facts.curve(run, found.round_metric)) for run in found.folders(name)]
     common = sorted(set.intersection(*map(set, lines))) if lines else []
     values = {at: [line[at] for line in lines] for at in common}
     return [(at, mean(v), stdev(v) if len(v) > 1 else None) for at, v in values.items()]

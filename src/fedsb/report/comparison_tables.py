@@ -121,13 +121,14 @@ def tuning(found: Compared) -> str:
         trials.setdefault(str(mapping(line).get("method")), []).append(mapping(line))
     if not trials:
         return ""
-    title = f"{describe(found.metric).title.lower()} on the held-out rows, by rate"
+    metric = str(next(iter(trials.values()))[0].get("metric", found.metric))
+    title = f"{describe(metric).title.lower()} on the held-out rows, by rate"
     columns = [Column("method", False), Column(title, False), Column("chosen"), Column("", False)]
     rows = []
     for name, lines in trials.items():
         chosen = next((decimal(number(t.get("learning_rate"))) for t in lines if t.get("chosen")), DASH)
         edge = "edge of the grid" if found.summary.get(name, {}).get("edge") else ""
-        rows.append([name, Html(" · ".join(_trial(found.metric, trial) for trial in lines)), chosen, edge])
+        rows.append([name, Html(" · ".join(_trial(metric, trial) for trial in lines)), chosen, edge])
     text = "The best rate of the grid is used; of equal ones the smallest. Each rate links to its run."
     return paragraph(text) + table("Learning rates", columns, rows)
 

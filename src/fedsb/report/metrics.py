@@ -16,6 +16,7 @@ class Metric(NamedTuple):
 
 KNOWN = {
     "accuracy": Metric("Accuracy", "share"),
+    "mean_accuracy": Metric("Mean accuracy", "share"),
     "exact_match": Metric("Exact match", "share"),
     "f1": Metric("F1 of the second class", "share"),
     "macro_f1": Metric("Macro F1", "share"),

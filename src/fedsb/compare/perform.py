@@ -1,0 +1,31 @@
+"""One run of a comparison: its rounds, then its benchmarks if it is to answer them."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+from fedsb.compare.watch import OneRun
+from fedsb.config import RunConfig
+from fedsb.errors import FedsbError
+
+
+def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> str | None:
+    """Do what is not done; None, or why it failed. A started run goes on after its last finished round."""
+    from fedsb.evaluate import evaluate_run
+    from fedsb.run_folder import finished_summary
+    from fedsb.runner import run
+
+    try:
+        if finished_summary(folder) is None:
+            run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher)
+            gc.collect()  # the run's model, before another is loaded
+        if asks:
+            evaluate_run(folder, watcher)
+    except Exception as error:
+        return explain(error)
+    return None
+
+
+def explain(error: Exception) -> str:
+    return str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,85 @@
+"""The scores of a finished run, its benchmarks' included, and which of them the comparison is about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.evaluate import FOLDER, SCORES
+from fedsb.report.metrics import KNOWN, describe
+from fedsb.run_folder import finished_summary
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The metric that a comparison is about, and the one of each round that goes with it."""
+
+    metric: str
+    by_round: str
+    higher_is_better: bool
+
+
+def is_scored(folder: Path) -> bool:
+    """Whether the benchmarks of the finished run in this folder have been answered."""
+    return (folder / FOLDER / SCORES).is_file()
+
+
+def scores_of(folder: Path, config: RunConfig) -> dict[str, float]:
+    """Every final metric by name; a benchmark's is called NAME_METRIC."""
+    found = finished_summary(folder)
+    metrics = dict(found["final"]) if found else {}
+    if config.evaluation.benchmarks and is_scored(folder):
+        metrics = json.loads((folder / FOLDER / SCORES).read_text())["metrics"] | metrics
+    return metrics
+
+
+def headline(
+    wanted: str | None, config: RunConfig, summary: dict[str, Any], names: Iterable[str]
+) -> Headline:
+    """`compare.metric`; else the benchmarks' mean accuracy or first metric, else the task's own.
+
+    Args:
+        summary: of a finished run. names: metrics that it has.
+
+    Raises:
+        InputError: the metric wanted is none of them.
+    """
+    own, found = str(summary["primary_metric"]), list(names)
+    if wanted is not None and wanted not in found:
+        raise InputError(f"compare.metric: {wanted!r} was not measured; there are {', '.join(found)}")
+    metric = wanted or _of_benchmarks(config, found) or own
+    higher = bool(summary["higher_is_better"]) if metric == own else describe(metric).best is not min
+    shown = own if config.evaluation.benchmarks and metric not in summary["final"] else metric
+    return Headline(metric, shown, higher)
+
+
+def _of_benchmarks(config: RunConfig, names: list[str]) -> str | None:
+    if "mean_accuracy" in names:
+        return "mean_accuracy"
+    return next((n for b in config.evaluation.benchmarks for n in names if n.startswith(f"{b}_")), None)
+
+
+def check_metric(wanted: str | None, config: RunConfig) -> None:
+    """Refuse a metric that no run of this config can have, before any is done.
+
+    Raises:
+        InputError: with the names that can be.
+    """
+    benchmarks = list(config.evaluation.benchmarks)
+    if wanted is None or (wanted == "mean_accuracy" and len(benchmarks) > 1):
+        return
+    if describe(wanted).best is None or not _can_be(wanted, benchmarks):
+        asked = "".join(f", or {name}_METRIC" for name in benchmarks)
+        raise InputError(
+            f"compare.metric: found {wanted!r}; expected a metric such as accuracy or loss{asked}"
+        )
+
+
+def _can_be(wanted: str, benchmarks: list[str]) -> bool:
+    alone = wanted in KNOWN and wanted != "mean_accuracy"
+    return alone or any(wanted.startswith(f"{name}_") for name in benchmarks)
