@@ -42,6 +42,8 @@ NOT_RUN = {
         "cat Modelfile",
         "ollama create",
         "ollama run",
+        "pip install lm_eval",
+        "lm_eval run",
     ],
 }
 """Commands that need a package index, another machine, a running federation or a server: how they begin."""
