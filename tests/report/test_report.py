@@ -15,6 +15,7 @@ from report_runs import CONFIG, PRIVACY, SUMMARY, Make, metrics
 import fedsb.report
 from fedsb.errors import InputError
 from fedsb.report import write_report
+from fedsb.report.units import short_name
 
 EVIL = "<script>alert('x')</script>"
 
@@ -355,3 +356,16 @@ def test_a_language_models_answers_are_shown_and_escaped(make: Make, tmp_path: P
     assert "name[Alimentum]" in page
     assert "&lt;script&gt;alert" in page
     assert EVIL not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("stanfordnlp/sst2", "stanfordnlp/sst2"),
+        ("/data/here/train.jsonl", "train.jsonl"),
+        ({"boolq": "/a/train.json", "piqa": "b.json"}, "boolq, piqa"),
+        (8, "8"),
+    ],
+)
+def test_a_setting_is_said_in_a_few_words(value, said):
+    assert short_name(value) == said

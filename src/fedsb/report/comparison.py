@@ -9,7 +9,7 @@ from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import pairs, paragraph, plain, section, tag
 from fedsb.report.metrics import describe
 from fedsb.report.page import document
-from fedsb.report.units import count, plural
+from fedsb.report.units import count, plural, short_name
 
 BUDGET = (
     "federation",
@@ -60,7 +60,7 @@ def lead(found: Compared) -> str:
     """What was compared on what, how rates were chosen, who is not dominated."""
     title, seeds = describe(found.metric).title, sorted({run["seed"] for run in found.runs})
     better = "" if found.content.get("higher_is_better", True) else ", where less is better"
-    what = {key: _last_part(at(found.config, key)) for key in ("model.path", "data.train", "data.test")}
+    what = {key: short_name(at(found.config, key)) for key in ("model.path", "data.train", "data.test")}
     said = [
         f"{title} of {plural(len(found.summary), 'method')} on {what['data.test']}{better}, with "
         f"{what['model.path']} fine-tuned on {what['data.train']}: "
@@ -106,13 +106,7 @@ def _setup(found: Compared) -> list[tuple[str, str]]:
         "batch": "training.batch_size",
     }
     values = [(name, at(found.config, dotted)) for name, dotted in asked.items()]
-    return [(name, _last_part(value)) for name, value in values if value is not None]
-
-
-def _last_part(value: object) -> str:
-    """Of an absolute path its last part: the rest is in the config below."""
-    text = str(value)
-    return Path(text).name if text.startswith("/") else text
+    return [(name, short_name(value)) for name, value in values if value is not None]
 
 
 def notices(found: Compared) -> list[str]:

@@ -7,7 +7,7 @@ from fedsb.report import compare, facts, figures, tables
 from fedsb.report.load import Run, mapping, number, whole
 from fedsb.report.markup import Card, cards, pairs, paragraph, plain, plots, section, tag
 from fedsb.report.metrics import describe, show, show_change
-from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural
+from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural, short_name
 
 # Nothing is fetched and nothing is run, even if a text were to slip through unescaped.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -103,7 +103,7 @@ def _setup(run: Run) -> list[tuple[str, str]]:
         "seed": "seed",
     }
     found = [(name, facts.setting(run, dotted)) for name, dotted in asked.items()]
-    return [(name, str(value)) for name, value in found if value is not None]
+    return [(name, short_name(value)) for name, value in found if value is not None]
 
 
 def _notices(run: Run, refresh: int | None) -> list[str]:

@@ -1,7 +1,8 @@
 """Numbers as people read them. Units are decimal: 1 kB is 1000 bytes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 DASH = "—"
 THIN = "\u202f"  # narrow space that does not break, between a number and its unit
@@ -79,3 +80,11 @@ def plural(number: int, word: str) -> str:
     ('1 round', '5 rounds')
     """
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def short_name(value: object) -> str:
+    """A config value in a few words: of an absolute path the last part, of named sources the names."""
+    if isinstance(value, Mapping):
+        return ", ".join(map(str, value))
+    text = str(value)
+    return PurePath(text).name if PurePath(text).is_absolute() else text
