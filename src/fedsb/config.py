@@ -55,7 +55,7 @@ class ClassificationConfig(Section):
             return value
         names = [str(name) for name in value]
         if len(set(names)) < len(names):
-            raise ValueError("expected every class once")
+            raise ValueError(f"expected every class once, found {value}")
         return names
 
     @field_validator("text", mode="before")

@@ -23,8 +23,8 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-def checked(kind: type[S], values: Mapping[str, Any], source: str) -> S:
-    """The section with these values.
+def checked(kind: type[S], values: Mapping[str, Any], source: str, *, under: str = "") -> S:
+    """The section with these values; `under`: its own key, where it lies in a config.
 
     Raises:
         InputError: a key or a value is wrong; one line per fault.
@@ -32,20 +32,23 @@ def checked(kind: type[S], values: Mapping[str, Any], source: str) -> S:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        faults = "\n  ".join(_explain(e, kind) for e in error.errors())
+        faults = "\n  ".join(_explain(e, kind, under) for e in error.errors())
         raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
 
 
-def _explain(error: Any, kind: type[Section]) -> str:
+def _explain(error: Any, kind: type[Section], under: str) -> str:
     """One fault as `key: expected ..., found ...`."""
     location = [str(part) for part in error["loc"]]
-    key = ".".join(part for part in location if part not in _UNION_TAGS) or "config"
+    below = [part for part in location if part not in _UNION_TAGS]
+    key = ".".join([under, *below] if under else below) or "config"
     if error["type"] == "extra_forbidden":
         close = get_close_matches(location[-1], _all_keys(kind), n=2)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         return f"{key}: unknown key.{hint}"
     if error["type"] == "missing":
         return f"{key}: this key is needed and missing"
+    if error["type"] == "value_error":  # one of our own, which says what it found
+        return f"{key}: {error['msg'].removeprefix('Value error, ')}"
     return f"{key}: {error['msg']}, found {error['input']!r}"
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from fedsb.config_file import override
 from fedsb.errors import InputError
-from fedsb.section import Positive
+from fedsb.section import Positive, Section, checked
 
 FACTORS = (1 / 3, 1.0, 3.0)
 """Of training.learning_rate: the rates that are tried where none are given."""
@@ -21,14 +21,12 @@ SHARED = ("seed", "data", "task", "model", "evaluation", "compare")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(Section):
     """The section `compare`, every key optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    arms: dict[str, dict[str, Any]] = {}
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name -> dotted keys and values that set this arm apart. Named like a method: that method."""
-    learning_rates: dict[str, Annotated[list[Positive], Field(min_length=1)]] = {}
+    learning_rates: dict[str, Annotated[list[Positive], Field(min_length=1)]] = Field(default_factory=dict)
     """Rates to try, by arm or `default`; none: 1/3, 1 and 3 times training.learning_rate."""
     validation: Positive = 0.1
     """Share of the training rows, or from 1 on their number, held out to choose the rate."""
@@ -112,16 +110,4 @@ def settings_from_dict(values: Mapping[str, Any] | None, *, source: str = "confi
     """
     if values is not None and not isinstance(values, Mapping):
         raise InputError(f"{source}: compare: expected keys such as arms:, found {type(values).__name__}")
-    try:
-        return CompareConfig.model_validate(dict(values or {}))
-    except ValidationError as error:
-        faults = "\n  ".join(_explain(e) for e in error.errors())
-        raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(["compare", *map(str, error["loc"])])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; the keys are {', '.join(CompareConfig.model_fields)}"
-    found = "" if error["type"] == "value_error" else f", found {error['input']!r}"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}{found}"
+    return checked(CompareConfig, values or {}, source, under="compare")
