@@ -10,7 +10,10 @@ from latex2mathml.converter import convert
 from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 
-from fedsb.config import RunConfig, Section
+from fedsb.compare.settings import CompareConfig
+from fedsb.config import RunConfig
+from fedsb.node_config import NodeConfig
+from fedsb.section import Section
 
 project = "fedsb"
 author = "the fedsb authors"
@@ -45,9 +48,15 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 
 def _keys(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fill the page of the config with a table for each section."""
-    if docname == "reference/config":
-        source[0] = source[0].replace("<!-- keys -->", "\n\n".join(_sections(RunConfig, "")))
+    """Fill the pages of the configs with a table for each section."""
+    kinds: dict[str, tuple[type[Section], str]] = {
+        "run": (RunConfig, ""),
+        "compare": (CompareConfig, "compare."),
+        "node": (NodeConfig, ""),
+    }
+    if docname in ("reference/config", "reference/node-config"):
+        for mark, (section, prefix) in kinds.items():
+            source[0] = source[0].replace(f"<!-- {mark} -->", "\n\n".join(_sections(section, prefix)))
 
 
 def _sections(section: type[Section], prefix: str) -> Iterator[str]:
@@ -88,7 +97,14 @@ def _type(annotation: Any) -> str:
         return "names, each with " + _type(get_args(annotation)[1])
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return ", ".join(f"`{name}`" for name in annotation.model_fields)
-    names = {type(None): "null", int: "int", float: "number", str: "text", bool: "true or false"}
+    names = {
+        Any: "any value",
+        type(None): "null",
+        int: "int",
+        float: "number",
+        str: "text",
+        bool: "true or false",
+    }
     return names.get(annotation, str(annotation))
 
 
