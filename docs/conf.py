@@ -70,7 +70,7 @@ def _sections(section: type[Section], prefix: str) -> Iterator[str]:
             rows.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {text} |")
     if rows:
         kind = section.model_fields.get("kind")
-        title = f"{prefix.rstrip('.') or 'top'}" + (f", kind {_type(kind.annotation)}" if kind else "")
+        title = f"{prefix.rstrip('.') or 'top level'}" + (f", kind {_type(kind.annotation)}" if kind else "")
         table = "| key | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
         yield f"## {title}\n\n{table}"
     for part, path in inner:
