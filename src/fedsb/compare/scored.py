@@ -54,7 +54,7 @@ def headline(
         raise InputError(f"compare.metric: {wanted!r} was not measured; there are {', '.join(found)}")
     metric = wanted or _of_benchmarks(config, found) or own
     higher = bool(summary["higher_is_better"]) if metric == own else describe(metric).best is not min
-    shown = own if config.evaluation.benchmarks and metric not in summary["final"] else metric
+    shown = metric if metric in summary["final"] else own
     return Headline(metric, shown, higher)
 
 
