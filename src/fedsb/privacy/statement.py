@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,19 +21,28 @@ def statement(facts: Mapping[str, Any]) -> str:
 
 
 def _claim(facts: Mapping[str, Any]) -> str:
-    bound = f"epsilon = {facts['epsilon']:.3g} and delta = {facts['delta']:.3g}"
+    bound = f"epsilon = {_rounded_up(facts['epsilon']):.3g} and delta = {facts['delta']:.3g}"
+    rounds = f"{facts['rounds']} round{'' if facts['rounds'] == 1 else 's'}"
     if facts["unit"] == "client":
         return (
-            f"All models that this run made, over {facts['rounds']} rounds, are together (epsilon, delta)-"
+            f"All models that this run made, over {rounds}, are together (epsilon, delta)-"
             f"differentially private with {bound}, for data sets of clients that differ by adding or "
             "removing any one client with all its examples."
         )
     return (
-        f"All that left any one client in this run, over {facts['rounds']} rounds"
+        f"All that left any one client in this run, over {rounds}"
         + (" and the initialization" if _has_start(facts) else "")
         + f", is together (epsilon, delta)-differentially private with at most {bound}, for data sets that "
         "differ by adding or removing any one training example of that client."
     )
+
+
+def _rounded_up(epsilon: float) -> float:
+    """To three digits and never down: what is claimed must hold."""
+    if epsilon == 0 or not math.isfinite(epsilon):
+        return epsilon
+    unit = 10.0 ** (math.floor(math.log10(epsilon)) - 2)
+    return math.ceil(epsilon / unit * (1 - 1e-12)) * unit
 
 
 def _mechanism(facts: Mapping[str, Any]) -> str:
