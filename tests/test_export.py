@@ -26,7 +26,7 @@ from transformers import (
 
 from fedsb import RunConfig, run
 from fedsb.adapter import LoraPair
-from fedsb.adapter_folder import at_rank
+from fedsb.adapter_folder import at_rank, base_weights_of
 from fedsb.errors import InputError, RunFailed
 from fedsb.export import export_lora, export_merged
 from fedsb.serving import VLLM_RANKS, serving_rank
@@ -37,10 +37,10 @@ WIDE = {"hidden_size": 208, "intermediate_size": 224, "num_hidden_layers": 1, "n
 LOADERS = {"bert": AutoModelForSequenceClassification, "llama": AutoModelForCausalLM}
 
 
-def wide_model(folder: Path, family: str) -> Path:
+def wide_model(folder: Path, family: str, seed: int = 0) -> Path:
     size = WIDE | {"vocab_size": len(WORDS), "max_position_embeddings": 64, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         if family == "bert":
             BertModel(BertConfig(**size)).save_pretrained(folder)
         else:
@@ -192,6 +192,59 @@ def test_an_adapter_for_another_model(
     assert str(world / "llama") in err
     assert "208 x 224 in it" in err
     assert "224 x 224" in err
+
+
+def evaluated(monkeypatch: pytest.MonkeyPatch, model: Path, adapter: Path, *more: object) -> int:
+    config = adapter.parent / "config.yaml"
+    arguments = ["--model", model, "--adapter", adapter, "--config", config, *more]
+    return main_status(monkeypatch, "evaluate", *arguments)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_an_adapter_on_other_weights_of_the_same_shapes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, family: str
+) -> None:
+    other, adapter = wide_model(tmp_path / "other", family, seed=1), world / f"{family}-64" / "adapter"
+    assert evaluated(monkeypatch, world / family, adapter) == 0
+    assert evaluated(monkeypatch, other, adapter) == 2
+    err = capsys.readouterr().err
+    assert "trained on other weights" in err
+    assert str(world / family) in err
+    assert evaluated(monkeypatch, other, adapter, "-s", "model.dtype=bfloat16") == 0, "nobody can tell here"
+
+
+def test_a_run_whose_base_was_replaced_is_not_exported(world: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(world / "bert-64", tmp_path / "run")
+    other = wide_model(tmp_path / "other", "bert", seed=1)
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    config["model"]["path"] = str(other)
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    for form in (export_lora, export_merged):
+        with pytest.raises(InputError, match="trained on other weights"):
+            form(moved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["flora", "fedex-lora"])
+def test_methods_that_add_to_the_base_name_the_base_they_began_with(
+    world: Path, tmp_path: Path, method: str
+) -> None:
+    config = causal_config(
+        world / "llama",
+        world / "data",
+        method={"name": method, "rank": 4, "targets": ["q_proj"]},
+        federation={"clients": 2, "rounds": 2},
+    )
+    run(RunConfig.from_dict(config), tmp_path / "run")
+    export_merged(tmp_path / "run", tmp_path / "merged")
+    assert base_weights_of(tmp_path / "run" / "adapter") is not None
+
+
+def test_an_export_still_says_what_it_was_trained_on(world: Path, tmp_path: Path) -> None:
+    export_lora(world / "llama-64", tmp_path / "lora", rank=200)
+    own = base_weights_of(world / "llama-64" / "adapter")
+    assert own is not None
+    assert base_weights_of(tmp_path / "lora") == own
 
 
 @pytest.mark.parametrize("form", [export_lora, export_merged])

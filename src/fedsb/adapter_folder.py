@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fedsb.adapter import LoraPair, features, is_linear
+from fedsb.digest import layer_digest
 from fedsb.errors import InputError
 from fedsb.files import write_bytes, write_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
+BASE_WEIGHTS = "fedsb_base_weights"
+"""Where the weights' file says of its base what `layer_digest` said; peft does not look at it."""
 LOST = 1e-6
 """Share of a layer's update, in Frobenius norm, that a lower rank may leave out: fp32's digits."""
 
@@ -31,6 +34,7 @@ def write_adapter(
     *,
     base_model: str,
     causal: bool,
+    base_weights: str | None = None,
     fan_in_fan_out: bool = False,
     head: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -38,6 +42,7 @@ def write_adapter(
 
     Args:
         base_model: what `base_model_name_or_path` says.
+        base_weights: `layer_digest` of the adapted layers; None where nobody knows.
         fan_in_fan_out: True over GPT-2's Conv1D.
         head: trained parameters outside the base, by name in the model.
     """
@@ -49,7 +54,8 @@ def write_adapter(
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
-    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    known = {BASE_WEIGHTS: base_weights} if base_weights else {}
+    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt", **known}))
     write_json(folder / CONFIG, config)
 
 
@@ -77,11 +83,19 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dic
     return config, pairs, head
 
 
+def base_weights_of(folder: Path) -> str | None:
+    """What the folder says of its base's weights, if anything: those of peft do not."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        found: str | None = (file.metadata() or {}).get(BASE_WEIGHTS)
+    return found
+
+
 def check_fits(folder: Path, model: nn.Module) -> None:
     """Refuse a LoRA folder that was made for another model; other kinds of adapters are left to peft.
 
     Raises:
-        InputError: a layer is missing or has another shape; the message names it and the adapter's own base.
+        InputError: a layer is missing, has another shape, or has the same dtype and other numbers than the
+            one the adapter was trained on; the message names the adapter's own base.
     """
     config, pairs, _ = read_adapter(folder)
     made_for = config.get("base_model_name_or_path")
@@ -94,6 +108,18 @@ def check_fits(folder: Path, model: nn.Module) -> None:
                 f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
                 f"{shape[0]} x {shape[1]} in it, and the model here has {found}"
             )
+    trained_on, here_now = base_weights_of(folder), layer_digest({n: model.get_submodule(n) for n in pairs})
+    if trained_on and here_now and _other_numbers(trained_on, here_now):
+        raise InputError(
+            f"{folder}: this adapter was trained on other weights ({made_for}) than the model here has, in "
+            "layers of the same shapes; name the model that it was trained on"
+        )
+
+
+def _other_numbers(one: str, other: str) -> bool:
+    """Whether two digests of the same dtype differ; of different dtypes, nobody knows."""
+    (dtype, digits), (other_dtype, other_digits) = one.split(":"), other.split(":")
+    return dtype == other_dtype and digits != other_digits
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module | None:

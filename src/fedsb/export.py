@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Attached, Factors, LoraPair, attach, detach, merge
-from fedsb.adapter_folder import at_rank, check_fits, read_adapter, write_adapter
+from fedsb.adapter_folder import at_rank, base_weights_of, check_fits, read_adapter, write_adapter
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.files import write_text
@@ -54,6 +54,7 @@ def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server
             padded,
             base_model=peft_config["base_model_name_or_path"],
             causal=peft_config["task_type"] == "CAUSAL_LM",
+            base_weights=base_weights_of(run / "adapter"),
             fan_in_fan_out=peft_config["fan_in_fan_out"],
             head=head,
         )

@@ -24,6 +24,7 @@ from fedsb.check_method import check_method
 from fedsb.check_privacy import check_privacy
 from fedsb.config import RunConfig
 from fedsb.data import read_rows
+from fedsb.digest import base_digest
 from fedsb.errors import UpdateRejected
 from fedsb.files import write_bytes, write_json
 from fedsb.models import load_tokenizer
@@ -33,7 +34,6 @@ from fedsb.party import Party, party_of
 from fedsb.prepare import (
     Base,
     Data,
-    base_digest,
     check_can_deploy,
     make_task,
     prepare_base,
@@ -100,7 +100,7 @@ class Node:
     def facts(self) -> NodeFacts:
         """What the server is told; checks the privacy budget on the way."""
         assert self.private is None or self.private.epsilon() >= 0
-        return NodeFacts(self.own.client, len(self.data.train), base_digest(self.base))
+        return NodeFacts(self.own.client, len(self.data.train), base_digest(self.base.model, self.base.head))
 
     def answer(self, kind: str, message: bytes) -> bytes:
         """What this party sends back; kept in the audit folder, if wanted.

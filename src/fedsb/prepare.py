@@ -3,7 +3,6 @@ before anything expensive starts."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -264,16 +263,6 @@ def prepare_shapes(config: RunConfig, data: Data) -> Base:
         seed=config.seed,
     )
     return _base(config, data, model, torch.device("cpu"))
-
-
-def base_digest(base: Base) -> str:
-    """16 hex digits that differ when a weight of the base differs (its head aside, which is drawn)."""
-    digest, head = hashlib.sha256(), {id(p) for p in base.head.values()}
-    for name, parameter in base.model.named_parameters():
-        if id(parameter) not in head:
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().reshape(-1).cpu().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:

@@ -116,6 +116,7 @@ def finish(
     head: Mapping[str, nn.Parameter],
     saved: Saved,
     clock: float,
+    base_weights: str | None,
     privacy: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write adapter/, summary.json and report.html; summary.json marks the run as finished."""
@@ -126,6 +127,7 @@ def finish(
         folder / "adapter",
         fold(attached),
         base_model=config.model.path,
+        base_weights=base_weights,
         causal=data.task.num_labels is None,
         fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
         head=head,

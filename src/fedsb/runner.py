@@ -20,6 +20,7 @@ from fedsb import run_folder, wire
 from fedsb.adapter import Attached
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.config import RunConfig, flat_settings
+from fedsb.digest import base_digest, layer_digest
 from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Part
 from fedsb.methods import Method
@@ -28,7 +29,6 @@ from fedsb.peers import Peers, Remote, expecting, simulated
 from fedsb.prepare import (
     Base,
     Data,
-    base_digest,
     fewest_updates,
     method_of,
     needs_weights_at_server,
@@ -115,8 +115,9 @@ def run(
     if remote is None or needs_weights_at_server(config):
         base = prepare_base(config, data)
         _check_same_base(base, remote)
+        made_for = layer_digest(base.targets)
     else:
-        base = prepare_shapes(config, data)
+        base, made_for = prepare_shapes(config, data), None
     saved = load_checkpoint(folder / "checkpoint") if resume else None
     private = _prepare_privacy(config, folder, data, saved, progress)
     run_folder.open_folder(folder, config, data)
@@ -132,7 +133,7 @@ def run(
             write_samples(folder, config, data, base.model)
             privacy = private.summary(saved.state.round) if private else None
             summary = run_folder.finish(
-                folder, config, method, data, session.attached, base.head, saved, clock, privacy
+                folder, config, method, data, session.attached, base.head, saved, clock, made_for, privacy
             )
     return RunResult(summary, base.model, folder)
 
@@ -146,7 +147,7 @@ def _watchers(config: RunConfig, folder: Path, progress: Progress) -> Watchers:
 def _check_same_base(base: Base, remote: Remote | None) -> None:
     if remote is None or remote.base_digest is None:
         return
-    own = base_digest(base)
+    own = base_digest(base.model, base.head)
     if own != remote.base_digest:
         raise InputError(
             f"model.path: the server's base model has the digest {own}, the nodes' {remote.base_digest}: "
