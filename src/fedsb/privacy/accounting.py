@@ -90,7 +90,7 @@ def calibrate(
     if spent(MOST_NOISE) > target_epsilon:
         raise InputError(
             f"privacy.epsilon: {target_epsilon:g} at delta {delta:g} cannot be reached with any noise; "
-            "raise privacy.epsilon, or lower method.init.budget_share"
+            "raise privacy.epsilon, or, with bases that are paid for, lower method.init.budget_share"
         )
     high = _first_bracket(lambda noise: spent(noise, "rdp") <= target_epsilon)
     while spent(high) > target_epsilon:
