@@ -18,9 +18,11 @@ from torch import Tensor
 from fedsb.checkpoint import load_checkpoint
 from fedsb.client import autocast, to_device
 from fedsb.config import RunConfig
-from fedsb.prepare import local_training, prepare_base, prepare_data, trainable_of
+from fedsb.prepare_base import prepare_base, trainable_of
+from fedsb.prepare_data import prepare_data
 from fedsb.privacy.dp_sgd import physical_batches
 from fedsb.privacy.per_example import per_example_gradients
+from fedsb.settings import local_training
 from fedsb.trainable import Example, Trainable, adopt
 
 ROWS = 256

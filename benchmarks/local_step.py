@@ -10,8 +10,9 @@ import torch
 from common import MINILM, example_losses, random_batch, random_bert, side_by_side, verdict
 from peft import LoraConfig, get_peft_model
 
-from fedsb.adapter import attach, features, find_targets
+from fedsb.attached import attach, find_targets
 from fedsb.bases import orthonormal_bases
+from fedsb.linear import features
 
 RANK, TARGETS, REPEATS = 64, ["query", "value"], 15
 warnings.filterwarnings("ignore")

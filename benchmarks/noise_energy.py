@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsb.adapter import Factors, attach
+from fedsb.adapter import Factors
+from fedsb.attached import attach
 from fedsb.bases import orthonormal_bases
 from fedsb.client import LocalTraining, client_update
 from fedsb.exchange import Exchange

@@ -17,11 +17,12 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedsb.adapter import attach, features, find_targets
+from fedsb.attached import attach, find_targets
 from fedsb.bases import orthonormal_bases
 from fedsb.client import LocalTraining, make_optimizer, plain_step
 from fedsb.exchange import Exchange
 from fedsb.head import head_parameters
+from fedsb.linear import features
 from fedsb.methods import Shape, fed_sb
 from fedsb.privacy.dp_sgd import clipping_optimizer, private_step
 from fedsb.privacy.noise import NoiseSource

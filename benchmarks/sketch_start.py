@@ -27,7 +27,8 @@ from fedsb.gradient_start import Calibration
 from fedsb.initialize import Warmup, warm_up_head
 from fedsb.methods import Shape
 from fedsb.methods.stack import stacked_numbers
-from fedsb.prepare import Base, batches_of, prepare_base, prepare_data
+from fedsb.prepare_base import Base, prepare_base
+from fedsb.prepare_data import batches_of, prepare_data
 from fedsb.seeding import torch_generator
 from fedsb.sketch import MatrixSketch, add_sketches, draw_probes, matrix_of, sketch_of, sketched_numbers
 from fedsb.update_estimate import estimate_update

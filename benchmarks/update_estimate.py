@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from common import BERT_BASE, example_losses, random_batch, random_bert, verdict
 
-from fedsb.adapter import features, find_targets
+from fedsb.attached import find_targets
 from fedsb.bases import bases_from_update
+from fedsb.linear import features
 from fedsb.models import default_targets
 from fedsb.spill import SpilledTensors
 from fedsb.update_estimate import estimate_update

@@ -21,7 +21,16 @@ from torch import nn
 # Shapes in signatures are checked while the tests run. Modules that take in foreign bytes (wire) or any
 # callable's tensors (update_estimate) are left out: what they refuse, they refuse with their own errors.
 install_import_hook(
-    ["fedsb.adapter", "fedsb.bases", "fedsb.layout", "fedsb.methods", "fedsb.server", "fedsb.sketch"],
+    [
+        "fedsb.adapter",
+        "fedsb.attached",
+        "fedsb.bases",
+        "fedsb.layout",
+        "fedsb.linear",
+        "fedsb.methods",
+        "fedsb.server",
+        "fedsb.sketch",
+    ],
     "beartype.beartype",
 )
 

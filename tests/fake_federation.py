@@ -15,7 +15,8 @@ from torch import nn
 
 from fedsb import client as client_module
 from fedsb import wire
-from fedsb.adapter import Factors, attach
+from fedsb.adapter import Factors
+from fedsb.attached import attach
 from fedsb.client import LocalTraining, client_update
 from fedsb.exchange import Exchange, Part
 from fedsb.methods import Method, Shape

@@ -12,29 +12,25 @@ from oracles import dense_update, numbers, plain_weight, random_factors, relativ
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsb.adapter import (
-    Factors,
-    LoraPair,
-    LowRankLinear,
+from fedsb.adapter import Factors, LoraPair, LowRankLinear, leading
+from fedsb.adapter_folder import at_rank, read_adapter, write_adapter
+from fedsb.attached import (
     attach,
     check_rank,
     collect,
-    dense_weight,
     detach,
-    features,
     find_targets,
     fit,
     fold,
-    leading,
     linear_layers,
     load,
     merge,
     set_base_updates,
     set_trained,
 )
-from fedsb.adapter_folder import at_rank, read_adapter, write_adapter
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
+from fedsb.linear import dense_weight, features
 
 sizes = st.integers(1, 12)
 counts = st.integers(1, 4)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsb import wire
-from fedsb.adapter import Attached, Factors, attach
+from fedsb.adapter import Factors
+from fedsb.attached import Attached, attach
 from fedsb.client import ClientFailed, LocalTraining, batch_indices, client_update, train
 from fedsb.errors import UpdateRejected
 from fedsb.exchange import Exchange

@@ -11,16 +11,19 @@ from families import FAMILIES, Family, config_of
 from run_helpers import classification_config
 from torch import Tensor, nn
 
-from fedsb.adapter import LowRankLinear, features
+from fedsb.adapter import LowRankLinear
 from fedsb.config import RunConfig
 from fedsb.doctor import examine
 from fedsb.errors import InputError
+from fedsb.linear import features
 from fedsb.models import build_on_meta, chosen_targets
 from fedsb.party import party_of
-from fedsb.prepare import method_of, prepare_base, prepare_data, trainable_of
+from fedsb.prepare_base import prepare_base, trainable_of
+from fedsb.prepare_data import prepare_data
 from fedsb.progress import Silent
 from fedsb.round_zero import begin
 from fedsb.server import broadcast
+from fedsb.settings import method_of
 
 NAMES = list(FAMILIES)
 

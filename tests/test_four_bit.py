@@ -9,10 +9,11 @@ import pytest
 import torch
 from oracles import example_losses
 
-from fedsb.adapter import attach, dense_weight, find_targets, is_quantized, merge
+from fedsb.attached import attach, find_targets, merge
 from fedsb.bases import bases_from_update
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.linear import dense_weight, is_quantized
 from fedsb.memory import Longest, estimate_memory
 from fedsb.models import default_targets, load_base
 from fedsb.update_estimate import estimate_update

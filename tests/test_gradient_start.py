@@ -12,11 +12,12 @@ from test_initialize import _batches, _examples
 from transformers import BertConfig, BertForSequenceClassification
 
 from fedsb import contributions, gradient_start
-from fedsb.adapter import features, find_targets
+from fedsb.attached import find_targets
 from fedsb.contribution import GradientStart
 from fedsb.cost import Question, method_cost
 from fedsb.errors import RunFailed
 from fedsb.gradient_start import Calibration, bases_from_gradients
+from fedsb.linear import features
 from fedsb.methods import Shape, fed_sb
 from fedsb.seeding import scoped_global_seed
 from fedsb.sketch import sketched_numbers

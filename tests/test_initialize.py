@@ -9,13 +9,13 @@ import torch
 from oracles import example_losses
 from torch import nn
 
-from fedsb.adapter import find_targets
+from fedsb.attached import find_targets
 from fedsb.config import RunConfig
 from fedsb.head import head_parameters
 from fedsb.initialize import Calibration, Start, Warmup, draw_calibration, start_factors
 from fedsb.methods import fed_sb, fedit
 from fedsb.models import enable_checkpointing
-from fedsb.prepare import step_size
+from fedsb.settings import step_size
 
 PARTS = [list(range(0, 10)), list(range(10, 40)), [40, 41, 42]]
 

@@ -16,10 +16,12 @@ FILES = {
 }
 PURE = {
     "adapter",
+    "attached",
     "bases",
     "errors",
     "exchange",
     "layout",
+    "linear",
     "moments",
     "norm_bound",
     "partition",
@@ -191,7 +193,7 @@ METHOD_FILES = {f"methods.{method.name.replace('-', '_')}" for method in ALL}
 """What these share (the mean, stacks, ...) is no method and may be used by anyone."""
 
 
-LOOPS = (COMPOSE - {"head"}) | {"exchange", "runner", "prepare"}
+LOOPS = (COMPOSE - {"head"}) | {"exchange", "runner", "prepare_base", "prepare_data", "settings"}
 COMPARE = {name for name in FILES if name.split(".")[0] == "compare"}
 
 

@@ -17,9 +17,11 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.memory import Longest, Memory, advice, available_bytes, check_memory, estimate_memory
 from fedsb.models import load_base
-from fedsb.prepare import memory_of, method_of, prepare_base, prepare_data, trainable_of
+from fedsb.prepare_base import memory_of, prepare_base, trainable_of
+from fedsb.prepare_data import prepare_data
 from fedsb.progress import Silent
 from fedsb.round_zero import begin
+from fedsb.settings import method_of
 
 Saved = dict[str, Path]
 SMALL = Memory(weights=100, factors=20, training=30, activations=40, start=10)
@@ -128,8 +130,8 @@ def test_what_does_not_fit_is_refused_before_loading(
     def must_not(*arguments: Any, **options: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("fedsb.prepare.available_bytes", lambda device, all_gpus: 10_000)
-    monkeypatch.setattr("fedsb.prepare.load_base", must_not)
+    monkeypatch.setattr("fedsb.prepare_base.available_bytes", lambda device, all_gpus: 10_000)
+    monkeypatch.setattr("fedsb.prepare_base.load_base", must_not)
     file = tmp_path / "run.yaml"
     file.write_text(config_of(saved, "llama").to_yaml())
     for command in (("run", file, "--out", tmp_path / "out"), ("doctor", file)):

@@ -23,7 +23,8 @@ from run_helpers import (
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedsb import RunConfig, refresh, run, runner
-from fedsb.adapter import Attached, Factors, LowRankLinear, detach
+from fedsb.adapter import Factors, LowRankLinear
+from fedsb.attached import Attached, detach
 from fedsb.export import export_merged
 from fedsb.methods import ALL, Shape, by_name
 

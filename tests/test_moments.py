@@ -6,8 +6,9 @@ import torch
 from oracles import example_losses, full_gradient, numbers
 from torch import nn
 
-from fedsb.adapter import features, find_targets
+from fedsb.attached import find_targets
 from fedsb.errors import RunFailed
+from fedsb.linear import features
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
 
 

@@ -17,7 +17,7 @@ from fedsb.config import RunConfig
 from fedsb.doctor import examine
 from fedsb.evaluate import evaluate_run
 from fedsb.models import load_tokenizer
-from fedsb.prepare import make_task
+from fedsb.prepare_data import make_task
 from fedsb.runner import run
 from fedsb.sources import train_rows
 from fedsb.tasks.prompts import fill, parse_template

@@ -19,10 +19,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from fedsb.adapter import features, find_targets
+from fedsb.attached import find_targets
 from fedsb.bases import bases_from_update
 from fedsb.errors import RunFailed
 from fedsb.initialize import Calibration, Start, start_factors
+from fedsb.linear import features
 from fedsb.methods import fed_sb
 from fedsb.spill import SpilledTensors
 from fedsb.update_estimate import estimate_update

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsb.adapter import attach as attach
-    from fedsb.adapter import collect as collect
-    from fedsb.adapter import detach as detach
-    from fedsb.adapter import find_targets as find_targets
-    from fedsb.adapter import fold as fold
-    from fedsb.adapter import load as load
-    from fedsb.adapter import merge as merge
+    from fedsb.attached import attach as attach
+    from fedsb.attached import collect as collect
+    from fedsb.attached import detach as detach
+    from fedsb.attached import find_targets as find_targets
+    from fedsb.attached import fold as fold
+    from fedsb.attached import load as load
+    from fedsb.attached import merge as merge
     from fedsb.bases import bases_from_update as bases_from_update
     from fedsb.bases import bases_from_weight as bases_from_weight
     from fedsb.bases import orthonormal_bases as orthonormal_bases
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 _HOME = {
     "RunConfig": "config",
-    "attach": "adapter",
+    "attach": "attached",
     "bases_from_update": "bases",
     "bases_from_weight": "bases",
-    "collect": "adapter",
-    "detach": "adapter",
+    "collect": "attached",
+    "detach": "attached",
     "estimate_update": "update_estimate",
     "fed_sb": "methods.fed_sb",
     "fedit": "methods.fedit",
-    "find_targets": "adapter",
-    "fold": "adapter",
-    "load": "adapter",
-    "merge": "adapter",
+    "find_targets": "attached",
+    "fold": "attached",
+    "load": "attached",
+    "merge": "attached",
     "orthonormal_bases": "bases",
     "run": "runner",
 }

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fedsb.adapter import LoraPair, features, is_linear
+from fedsb.adapter import LoraPair
 from fedsb.digest import layer_digest
 from fedsb.errors import InputError
 from fedsb.files import write_bytes, write_json
+from fedsb.linear import features, is_linear
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter import Factors, LoraPair, features
+from fedsb.adapter import Factors, LoraPair
 from fedsb.bases import quick_svd
 from fedsb.contribution import (
     SENT_AS,
@@ -30,6 +30,7 @@ from fedsb.contribution import (
     reducer,
     step_rule,
 )
+from fedsb.linear import features
 from fedsb.methods.method import Shape
 from fedsb.methods.stack import Stack, factors_are_smaller
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from fedsb.adapter import check_rank, features
+from fedsb.attached import check_rank
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
+from fedsb.linear import features
 from fedsb.methods import ALL, Method, Shape, by_name
 from fedsb.methods.stack import stacked_numbers
 from fedsb.models import GROUPS, build_on_meta, chosen_targets, is_classifier

@@ -16,19 +16,11 @@ from fedsb.errors import InputError
 from fedsb.evaluation.benchmark import check_benchmarks
 from fedsb.memory import check_memory
 from fedsb.methods import Numbers
-from fedsb.prepare import (
-    Base,
-    Data,
-    exchange_of,
-    free_memory,
-    local_training,
-    memory_of,
-    method_of,
-    prepare_base,
-    prepare_data,
-)
+from fedsb.prepare_base import Base, exchange_of, free_memory, memory_of, prepare_base
+from fedsb.prepare_data import Data, prepare_data
 from fedsb.report.units import human_bytes
 from fedsb.run_folder import versions
+from fedsb.settings import local_training, method_of
 from fedsb.tracking import check_tracking
 
 

@@ -32,7 +32,7 @@ from fedsb.evaluation.outputs import answered, key_of
 from fedsb.evaluation.vllm_engine import check_vllm, vllm_engines
 from fedsb.files import write_json, write_jsonl
 from fedsb.models import load_base, load_tokenizer, pick_device
-from fedsb.prepare import make_task, read_splits
+from fedsb.prepare_data import make_task, read_splits
 from fedsb.progress import Progress, Silent
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Task

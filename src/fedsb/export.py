@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter import Attached, Factors, LoraPair, attach, detach, merge
+from fedsb.adapter import Factors, LoraPair
 from fedsb.adapter_folder import at_rank, base_weights_of, check_fits, read_adapter, write_adapter
+from fedsb.attached import Attached, attach, detach, merge
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.files import write_text

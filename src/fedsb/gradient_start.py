@@ -25,9 +25,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedsb.adapter import Factors, features
+from fedsb.adapter import Factors
 from fedsb.contribution import SENT_AS, GradientStart, Own, Tensors, reducer, step_rule
 from fedsb.contributions import contribution
+from fedsb.linear import features
 from fedsb.methods.method import Shape
 from fedsb.traffic import Entry
 from fedsb.trainable import Batch, Example, Losses

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fedsb import wire
-from fedsb.adapter import Factors, dense_weight, features
+from fedsb.adapter import Factors
 from fedsb.bases import bases_from_weight, orthonormal_bases
 from fedsb.contribution import GradientStart, PrivateStart
 from fedsb.gradient_start import Calibration, Draw, bases_from_gradients
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.layout import Layout
+from fedsb.linear import dense_weight, features
 from fedsb.methods import Frame, Method, Upload
 from fedsb.methods.mean import WeightedSum
 from fedsb.seeding import numpy_generator, torch_generator

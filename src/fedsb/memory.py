@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedsb.adapter import Factors, attach, features, linear_layers
+from fedsb.adapter import Factors
+from fedsb.attached import attach, linear_layers
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
+from fedsb.linear import features
 from fedsb.methods import Method, Shape, by_name
 from fedsb.models import build_on_meta, chosen_targets, group, visible_gpus
 from fedsb.report.units import human_bytes

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsb.adapter import find_targets, is_linear, linear_layers
+from fedsb.attached import find_targets, linear_layers
 from fedsb.errors import InputError
 from fedsb.head import head_parameters, keep_in_float32
+from fedsb.linear import is_linear
 from fedsb.seeding import scoped_global_seed
 
 ENCODER_TARGETS = {

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedsb import wire
-from fedsb.adapter import set_base_updates
+from fedsb.attached import set_base_updates
 from fedsb.check_method import check_method
 from fedsb.check_privacy import check_privacy
 from fedsb.config import RunConfig
@@ -31,14 +31,8 @@ from fedsb.models import load_tokenizer
 from fedsb.node_config import NodeConfig, check_limits
 from fedsb.node_start import NodeStart
 from fedsb.party import Party, party_of
-from fedsb.prepare import (
-    Base,
-    Data,
-    check_can_deploy,
-    make_task,
-    prepare_base,
-    trainable_of,
-)
+from fedsb.prepare_base import Base, prepare_base, trainable_of
+from fedsb.prepare_data import Data, check_can_deploy, make_task
 from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.sources import labelled, renamed
 from fedsb.start_wire import unpack_start

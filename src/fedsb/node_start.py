@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsb.adapter import Factors, features
+from fedsb.adapter import Factors
 from fedsb.client import ClientFailed
 from fedsb.config import RunConfig
 from fedsb.contribution import Own, PrivateStart
@@ -24,8 +24,11 @@ from fedsb.files import write_bytes
 from fedsb.gradient_start import Calibration, Draw, as_received, estimating, looked_at
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.initialize import Start, bases_kind, draw_calibration, gradient_start_of, start_factors
+from fedsb.linear import features
 from fedsb.peers import Kind
-from fedsb.prepare import Base, Data, batches_of, heads_of, method_of, start_of
+from fedsb.prepare_base import Base
+from fedsb.prepare_data import Data, batches_of
+from fedsb.settings import heads_of, method_of, start_of
 from fedsb.start_wire import check_start, pack_start, unpack_start
 
 BASES = "bases.safetensors"

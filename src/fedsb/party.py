@@ -13,8 +13,9 @@ from fedsb import wire
 from fedsb.client import LocalTraining, OnStep, client_update
 from fedsb.config import RunConfig
 from fedsb.exchange import Part
-from fedsb.prepare import Data, local_training, part_of
+from fedsb.prepare_data import Data
 from fedsb.private_run import PrivateRun
+from fedsb.settings import local_training, part_of
 from fedsb.trainable import Example, Trainable
 
 

@@ -14,7 +14,6 @@ from fedsb.client import ClientFailed, LocalTraining, Train, train
 from fedsb.config import PrivacyConfig, RunConfig
 from fedsb.contribution import PrivateStart
 from fedsb.errors import InputError
-from fedsb.prepare import local_training
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.dp_sgd import train_privately
@@ -25,6 +24,7 @@ from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
 from fedsb.privacy.statement import statement
 from fedsb.sampling import cohort
 from fedsb.seeding import numpy_generator
+from fedsb.settings import local_training
 
 LEDGER = "privacy.jsonl"
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsb.adapter import Factors, set_base_updates
+from fedsb.adapter import Factors
+from fedsb.attached import set_base_updates
 from fedsb.gradient_start import Calibration
 from fedsb.initialize import Start, start_factors
 from fedsb.server import ServerState, broadcast, with_base

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter import Factors, features
+from fedsb.adapter import Factors
 from fedsb.contribution import GradientStart, Tensors
 from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
@@ -35,6 +35,7 @@ from fedsb.initialize import (
     start_factors,
 )
 from fedsb.layout import Layout
+from fedsb.linear import features
 from fedsb.methods import Frame, Method, Shape, Upload
 from fedsb.methods.mean import WeightedSum
 from fedsb.peers import Kind, Remote

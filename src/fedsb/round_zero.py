@@ -18,11 +18,13 @@ from fedsb.gradient_start import Calibration
 from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
 from fedsb.methods import Method
 from fedsb.peers import Remote
-from fedsb.prepare import Base, Data, batches_of, exchange_of, start_of
+from fedsb.prepare_base import Base, exchange_of
+from fedsb.prepare_data import Data, batches_of
 from fedsb.private_run import PrivateRun
 from fedsb.progress import Progress
 from fedsb.remote_start import start_remotely
 from fedsb.server import ServerState
+from fedsb.settings import start_of
 from fedsb.spill import SpilledTensors
 from fedsb.traffic import Ledger
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsb.adapter import Attached, fold
 from fedsb.adapter_folder import write_adapter
+from fedsb.attached import Attached, fold
 from fedsb.checkpoint import Saved
 from fedsb.config import RunConfig, differences
 from fedsb.errors import InputError
 from fedsb.files import write_json, write_jsonl, write_text
 from fedsb.methods import Method
-from fedsb.prepare import Data, partition_record
+from fedsb.prepare_data import Data, partition_record
 
 PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 MAY_BE_THERE = ("data", ".config.yaml.part")

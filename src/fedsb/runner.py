@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from fedsb import run_folder, wire
-from fedsb.adapter import Attached
+from fedsb.attached import Attached
 from fedsb.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.config import RunConfig, flat_settings
 from fedsb.digest import base_digest, layer_digest
@@ -26,22 +26,8 @@ from fedsb.exchange import Part
 from fedsb.methods import Method
 from fedsb.party import party_of
 from fedsb.peers import Peers, Remote, expecting, simulated
-from fedsb.prepare import (
-    Base,
-    Data,
-    fewest_updates,
-    method_of,
-    needs_weights_at_server,
-    norm_bound,
-    part_of,
-    prepare_base,
-    prepare_data,
-    prepare_server_data,
-    prepare_shapes,
-    robust_average,
-    start_of,
-    trainable_of,
-)
+from fedsb.prepare_base import Base, prepare_base, prepare_shapes, trainable_of
+from fedsb.prepare_data import Data, prepare_data, prepare_server_data
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.private_run import PrivateRun, prepare_privacy
 from fedsb.processes import pool
@@ -54,6 +40,15 @@ from fedsb.samples import write_samples
 from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcasts
+from fedsb.settings import (
+    fewest_updates,
+    method_of,
+    needs_weights_at_server,
+    norm_bound,
+    part_of,
+    robust_average,
+    start_of,
+)
 from fedsb.spill import SpilledTensors
 from fedsb.tracking import check_tracking, trackers
 from fedsb.traffic import Entry

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedsb.config import CausalLmConfig, RunConfig
 from fedsb.files import write_jsonl
-from fedsb.prepare import Data
+from fedsb.prepare_data import Data
 from fedsb.tasks import generate_texts
 
 MOST = 8

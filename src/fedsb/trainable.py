@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsb import wire
-from fedsb.adapter import Attached, Factors, features, fit, leading, set_base_updates, set_trained
+from fedsb.adapter import Factors, leading
+from fedsb.attached import Attached, fit, set_base_updates, set_trained
 from fedsb.errors import UpdateRejected
 from fedsb.exchange import Exchange, Part
+from fedsb.linear import features
 from fedsb.seeding import torch_generator
 
 Example = dict[str, Any]

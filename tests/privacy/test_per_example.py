@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedsb.adapter import Factors, attach, features, find_targets, set_trained
+from fedsb.adapter import Factors
+from fedsb.attached import attach, find_targets, set_trained
+from fedsb.linear import features
 from fedsb.methods import ALL
 from fedsb.privacy.per_example import batch_norms, per_example_gradients
 

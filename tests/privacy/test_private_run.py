@@ -294,7 +294,7 @@ def test_a_model_with_batch_norm_is_refused(world, tmp_path, monkeypatch, capsys
         model.mixing = nn.BatchNorm1d(3)
         return model
 
-    monkeypatch.setattr("fedsb.prepare.load_base", with_batch_norm)
+    monkeypatch.setattr("fedsb.prepare_base.load_base", with_batch_norm)
     file = write_config(tmp_path / "c.yaml", private_config(world))
     assert main_status(monkeypatch, "run", file, "--out", tmp_path / "run") == 2
     assert "mixing is a batch norm" in " ".join(capsys.readouterr().err.split())

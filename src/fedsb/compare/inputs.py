@@ -14,7 +14,8 @@ from fedsb.compare.split import split
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.evaluate import check_evaluation
-from fedsb.prepare import make_partition, prepare_base, prepare_data
+from fedsb.prepare_base import prepare_base
+from fedsb.prepare_data import make_partition, prepare_data
 from fedsb.sources import train_rows
 from fedsb.tasks import Row
 

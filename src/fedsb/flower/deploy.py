@@ -12,7 +12,7 @@ from pathlib import Path
 from fedsb.config import ClassificationConfig, RunConfig
 from fedsb.errors import InputError
 from fedsb.files import write_text
-from fedsb.prepare import check_can_deploy
+from fedsb.prepare_data import check_can_deploy
 
 TEMPLATE = files("fedsb.flower") / "template"
 FIRST_NODE_PORT = 9100

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsb.adapter import features
 from fedsb.errors import RunFailed
+from fedsb.linear import features
 from fedsb.privacy.noise import NoiseSource, add_noise
 from fedsb.privacy.plan import StartPlan
 from fedsb.update_estimate import gradients_of

@@ -17,7 +17,8 @@ from fedsb.config import RunConfig
 from fedsb.errors import FedsbError, RunFailed
 from fedsb.models import visible_gpus
 from fedsb.party import Party, party_of
-from fedsb.prepare import prepare_base, prepare_data, trainable_of
+from fedsb.prepare_base import prepare_base, trainable_of
+from fedsb.prepare_data import prepare_data
 from fedsb.processes.frames import read_frame, write_frame
 from fedsb.server import Arrived
 from fedsb.simulate import simulate_cohort
