@@ -27,7 +27,7 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig, runner
-from fedsb.compare import CompareConfig, compare
+from fedsb.compare import CompareConfig, compare, tuning
 from fedsb.compare.pareto import Point, non_dominated
 from fedsb.compare.results import collect, difference, middle, pareto, spread
 from fedsb.compare.settings import settings_from_dict
@@ -75,7 +75,11 @@ def whole(world):
 
 @pytest.fixture
 def copy(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "copy")
+    """As if it had been made there: tuning runs name the split's files by their whole path."""
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    for file in folder.glob("tuning/*/*/config.yaml"):
+        file.write_text(file.read_text().replace(str(whole), str(folder)))
+    return folder
 
 
 @pytest.fixture
@@ -341,6 +345,38 @@ def test_seeds_and_variants_can_be_added_and_nothing_is_lost(config, copy, fedsb
     found = document(copy)
     assert (found["baseline"], list(found["summary"])) == ("fedit", ["fedit", "sb-w0", "fed-sb"])
     assert config_of(copy / "runs/sb-w0/seed-1").method.init.kind == "weights"
+
+
+@pytest.fixture
+def wider(config, tmp_path):
+    """The same comparison, with one more rate for FedIT."""
+    rates = {"default": RATES, "fedit": [0.02, *RATES]}
+    return write_config(tmp_path / "wider.yaml", changed(config, compare__learning_rates=rates))
+
+
+def test_rates_can_be_added_and_only_they_are_tried(copy, fedsb, runs_done, wider, monkeypatch):
+    before = document(copy)
+    chosen = before["summary"]["fedit"]["learning_rate"]
+    monkeypatch.setattr(tuning, "best_rate", lambda trials, **_: chosen)
+    assert fedsb("compare", wider, *TWO, "--out", copy)[0] == 0
+    assert runs_done == ["lr-0.02"]
+    found = document(copy)
+    assert [t["learning_rate"] for t in found["tuning"] if t["method"] == "fedit"] == [0.01, 0.02, 0.03]
+    assert found["runs"] == before["runs"]
+    assert fedsb("compare", wider, *TWO, "--out", copy)[0] == 0
+    assert runs_done == ["lr-0.02"], "the new choice stays"
+
+
+def test_where_the_added_rate_wins_runs_at_the_old_one_are_not_mixed_in(
+    copy, fedsb, runs_done, wider, monkeypatch
+):
+    monkeypatch.setattr(tuning, "best_rate", lambda trials, **_: 0.02)
+    parts = ["runs/fedit/seed-0", "remove it to do it anew", "training.learning_rate"]
+    assert_refused(fedsb("compare", wider, *TWO, "--out", copy), parts)
+    shutil.rmtree(copy / "runs/fedit")
+    assert fedsb("compare", wider, *TWO, "--out", copy)[0] == 0
+    assert runs_done == ["lr-0.02", "seed-0", "seed-1"]
+    assert config_of(copy / "runs/fedit/seed-0").training.learning_rate == 0.02
 
 
 @pytest.mark.parametrize(

@@ -61,17 +61,18 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _changed(before: CompareConfig, now: CompareConfig) -> list[str]:
-    """Settings that differ. Arms and grids that only one of the two has are no change."""
+    """Settings that differ. Arms and grids that only one of the two has are no change, nor are more rates."""
     found = [
         f"compare.{key}: {getattr(before, key)!r} -> {getattr(now, key)!r}"
         for key in ("validation", "tuning_rounds")
         if getattr(before, key) != getattr(now, key)
     ]
-    for key in ("arms", "learning_rates"):
+    kept = {"arms": lambda a, b: a == b, "learning_rates": lambda a, b: set(a) <= set(b)}
+    for key, holds in kept.items():
         a, b = getattr(before, key), getattr(now, key)
         found += [
             f"compare.{key}.{name}: {a[name]!r} -> {b[name]!r}"
             for name in a
-            if name in b and a[name] != b[name]
+            if name in b and not holds(a[name], b[name])
         ]
     return found

@@ -1,4 +1,4 @@
-"""Choose each arm's learning rate on the held-out training rows; a choice that was made stays."""
+"""Choose each arm's learning rate on the held-out training rows; a choice stays until its grid grows."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def known_choice(root: Path, arm: Arm) -> Choice | None:
     """The rate where there is nothing left to find out.
 
     Raises:
-        InputError: it was chosen from another grid.
+        InputError: it was chosen from a grid with rates that are not asked for any more.
     """
     if len(arm.rates) == 1:
         return Choice(arm.rates[0], False, None, None, ())
     choice = recorded_choice(root, arm.name)
     before = tuple(trial.learning_rate for trial in choice.trials) if choice else arm.rates
-    if before != arm.rates:
+    if not set(before) <= set(arm.rates):
         raise InputError(
             f"--out: {root} tuned {arm.name} over {_listed(before)}, now compare.learning_rates asks for "
-            f"{_listed(arm.rates)}; name another folder, or undo"
+            f"{_listed(arm.rates)}; rates can be added, not taken away: name another folder, or undo"
         )
-    return choice
+    return choice if before == arm.rates else None
 
 
 def _listed(rates: Sequence[float]) -> str:
