@@ -16,6 +16,8 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator
 
 
 class Score(NamedTuple):
@@ -71,27 +73,38 @@ def _cell(values: list[float]) -> str:
 
 
 def draw(groups: Groups, file: Path) -> None:
-    """Both figures side by side; the right one at the middle budget."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    """Both figures side by side, the right one at the middle budget.
+
+    Small points are seeds, large ones means; arms at one place stand a little apart.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
     budgets = sorted({epsilon for _, epsilon in groups})
     middle = budgets[len(budgets) // 2]
-    for at, arm in enumerate(dict.fromkeys(arm for arm, _ in groups)):
-        look = {"color": f"C{at}", "marker": "osD^vPX*<>"[at % 10], "capsize": 3}
-        here = [e for e in budgets if (arm, e) in groups]
-        left.errorbar(here, *_spread([groups[arm, e] for e in here]), label=arm, **look)
+    arms = list(dict.fromkeys(arm for arm, _ in groups))
+    for at, arm in enumerate(arms):
+        look = {"color": f"C{at}", "marker": "osD^vPX*<>"[at % 10]}
+        beside = 1.025 ** (at - (len(arms) - 1) / 2)
+        runs = {e * beside: groups[arm, e] for e in budgets if (arm, e) in groups}
+        _points(left, runs, label=arm, **look)
         if (arm, middle) in groups:
-            runs = groups[arm, middle]
-            right.errorbar([runs[0].parameters], *_spread([runs]), label=arm, linestyle="", **look)
-    left.set(xscale="log", xticks=budgets, xticklabels=[f"{e:g}" for e in budgets], xlabel="epsilon")
+            _points(right, {groups[arm, middle][0].parameters * beside: groups[arm, middle]}, **look)
+    left.set(xscale="log", xlabel="epsilon", ylabel="accuracy")
+    left.set_xticks(budgets, [f"{e:g}" for e in budgets])
+    left.minorticks_off()
     right.set(xscale="log", xlabel="trained parameters", title=f"epsilon {middle:g}")
-    left.set_ylabel("accuracy")
-    left.legend(fontsize=8)
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    right.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.minorticks_off()
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=130)
 
 
-def _spread(columns: list[list[Score]]) -> tuple[list[float], list[float]]:
-    values = [[s.value for s in column] for column in columns]
-    return [mean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
+def _points(axes: Axes, runs: dict[float, list[Score]], *, color: str, marker: str, label: str = "") -> None:
+    for x, scores_there in runs.items():
+        y = [score.value for score in scores_there]
+        axes.plot([x] * len(y), y, color=color, marker=".", linestyle="", alpha=0.45)
+    means = [mean(score.value for score in scores_there) for scores_there in runs.values()]
+    axes.plot(list(runs), means, color=color, marker=marker, label=label)
 
 
 if __name__ == "__main__":
