@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import dense_update, numbers, plain_weight, random_factors, relative_error
+from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapter import Factors, LoraPair, LowRankLinear, leading
-from fedsb.adapter_folder import at_rank, read_adapter, write_adapter
+from fedsb.adapter_folder import at_rank, base_weights_of, read_adapter, write_adapter
 from fedsb.attached import (
     attach,
     check_rank,
@@ -503,6 +504,19 @@ def test_an_adapter_folder_reads_back_equal_with_its_head(generator, tmp_path):
     assert list(read) == ["a.query"]
     assert torch.equal(read["a.query"].B @ read["a.query"].A, pairs["a.query"].B @ pairs["a.query"].A)
     assert torch.equal(read_head["classifier.weight"], head["classifier.weight"])
+
+
+def test_the_same_adapter_gives_the_same_bytes_and_names_its_base(generator, tmp_path):
+    pairs = {"q": LoraPair(torch.randn(4, 2, generator=generator), torch.randn(2, 5, generator=generator))}
+    files = []
+    for number in range(20):  # safetensors writes two metadata in any order, file by file
+        folder = tmp_path / str(number)
+        write_adapter(folder, pairs, base_model="tiny", causal=False, base_weights="float32:0123456789abcdef")
+        files.append((folder / "adapter_model.safetensors").read_bytes())
+        assert base_weights_of(folder) == "float32:0123456789abcdef"
+    assert len(set(files)) == 1
+    with safe_open(tmp_path / "0" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
 
 
 def test_reading_an_adapter_folds_its_scale_into_B(generator, tmp_path):

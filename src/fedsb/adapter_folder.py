@@ -56,8 +56,17 @@ def write_adapter(
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
     known = {BASE_WEIGHTS: base_weights} if base_weights else {}
-    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt", **known}))
+    write_bytes(folder / WEIGHTS, _saved(tensors, {"format": "pt", **known}))
     write_json(folder / CONFIG, config)
+
+
+def _saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The file's bytes, the same each time: safetensors itself writes several metadata in any order."""
+    content = save(dict(tensors))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": dict(metadata)} | json.loads(content[8:end]), separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + content[end:]
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dict[str, Tensor]]:
