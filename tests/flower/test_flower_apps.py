@@ -10,7 +10,6 @@ import yaml
 from fake_grid import FakeGrid
 from flwr.app import Context, Error, Message, RecordDict
 from run_helpers import (
-    adapter_bytes,
     changed,
     classification_config,
     metrics_of,
@@ -103,7 +102,11 @@ def test_a_server_that_does_not_evaluate_needs_no_base_weights(world, tmp_path, 
     config = changed(config, model__path=str(bare), data__test="not there.jsonl")
     serve(FakeGrid(files), config, tmp_path)
     assert_equal_runs(tmp_path)
-    assert adapter_bytes(tmp_path / "simulated") == adapter_bytes(tmp_path / "deployed")
+    simulated, deployed = (  # a server without weights cannot name the base's: the headers differ
+        load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("simulated", "deployed")
+    )
+    assert simulated.keys() == deployed.keys()
+    assert all(torch.equal(simulated[name], deployed[name]) for name in simulated)
     summary = json.loads((tmp_path / "deployed/summary.json").read_text())
     assert (summary["base"], summary["final"], summary["rounds"]) == ({}, {}, 2)
 
