@@ -615,17 +615,30 @@ def test_wrong_input_in_a_process(world, tmp_path):
 def test_ctrl_c_stops_with_130_and_a_word_on_resume(world, tmp_path):
     arguments = command("run", world / "good.yaml", "--out", tmp_path / "run", "-s", "federation.rounds=5000")
     process = subprocess.Popen(
-        arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        arguments,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
     )
-    while not (tmp_path / "run" / "checkpoint" / "state.json").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / "run" / "checkpoint" / "state.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err == f"stopped; go on with: fedsb run --out {tmp_path / 'run'} --resume\n"
+
+
+def _hear_ctrl_c():
+    """Tests started in the background inherit that SIGINT is ignored, and so would the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # On a terminal
