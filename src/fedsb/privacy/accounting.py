@@ -1,4 +1,4 @@
-"""Epsilon of Gaussian mechanisms on Poisson samples, and the noise that a target epsilon needs.
+"""Epsilon of Gaussian mechanisms on Poisson samples.
 
 Accounting is dp-accounting's: privacy loss distributions (PLD; Doroshenko et al. 2022, arXiv 2207.04380), an
 upper bound up to its grid, with Renyi DP (Mironov et al. 2019, arXiv 1908.10530) as the cross-check.
@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, reduce
 from typing import Any, Literal, NamedTuple
 
 from fedsb.errors import InputError
 
 AccountantName = Literal["pld", "rdp"]
-NOISE_TOLERANCE = 1e-3
-"""Relative error of a calibrated noise multiplier, on the side of more noise."""
-MOST_NOISE = 1e4
 ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
 """Of Renyi DP. Any set gives a bound; whole numbers have a closed form, broken ones a series that may not
 end."""
-LEAST_SHARE = 1e-12
-"""PLD rounds a tiny epsilon to 0, which has no logarithm."""
 LEAST_NOISE_OF_PLD = 0.05
 """Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper
 bound too."""
+GRID_OF_LOSSES = 1e-4
 
 
 class Mechanism(NamedTuple):
@@ -59,70 +55,43 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
         return 0.0
     if any(m.noise_multiplier <= 0 for m in mechanisms):
         return math.inf
-    if any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
-        accountant = "rdp"
-    dpa, used = _library(accountant)
-    for m in mechanisms:
-        gaussian = dpa.GaussianDpEvent(m.noise_multiplier)
-        sampled = (
-            gaussian
-            if m.sampling_probability >= 1
-            else dpa.PoissonSampledDpEvent(m.sampling_probability, gaussian)
-        )
-        used.compose(sampled, m.steps)
-    return float(used.get_epsilon(delta))
+    _check_installed()
+    if accountant == "rdp" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
+        return _renyi_epsilon(mechanisms, delta)
+    together = reduce(lambda one, other: one.compose(other), map(_losses, mechanisms))
+    return float(together.get_epsilon_for_delta(delta))
 
 
-def calibrate(
-    target_epsilon: float, delta: float, mechanisms_at: Callable[[float], Iterable[Mechanism]]
-) -> float:
-    """The smallest noise multiplier z, to NOISE_TOLERANCE, at which `mechanisms_at(z)` keep to the target.
-
-    Renyi DP, which is fast and never below PLD by much, gives the first bracket.
-
-    Raises:
-        InputError: even MOST_NOISE is not enough: what is fixed in `mechanisms_at` spends it all.
-    """
-
-    def spent(noise: float, accountant: AccountantName = "pld") -> float:
-        return epsilon(mechanisms_at(noise), delta, accountant=accountant)
-
-    if spent(MOST_NOISE) > target_epsilon:
-        raise InputError(
-            f"privacy.epsilon: {target_epsilon:g} at delta {delta:g} cannot be reached with any noise; "
-            "raise privacy.epsilon, or, with bases that are paid for, lower method.init.budget_share"
-        )
-    high = _first_bracket(lambda noise: spent(noise, "rdp") <= target_epsilon)
-    while spent(high) > target_epsilon:
-        high *= 1.5
-    low = high / 1.5
-    while spent(low) <= target_epsilon:
-        low, high = low / 1.5, low
-    return _between(low, high, lambda noise: spent(noise) / target_epsilon)
+def _losses(m: Mechanism) -> Any:
+    """The privacy loss distribution of all steps. Without sampling they are one step of less noise."""
+    if m.sampling_probability >= 1:
+        return _losses_of_one(m.noise_multiplier / math.sqrt(m.steps), 1.0)
+    return _losses_of_one(m.noise_multiplier, m.sampling_probability).self_compose(m.steps)
 
 
-def _between(low: float, high: float, share_spent: Callable[[float], float]) -> float:
-    """The noise at which the share spent is 1, or hardly less. Nearly straight on double logarithmic
-    paper."""
-    from scipy.optimize import brentq
+@lru_cache(maxsize=64)
+def _losses_of_one(noise_multiplier: float, sampling_probability: float) -> Any:
+    """Kept, because every round asks for the same one with more steps, and this is the slow part."""
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
-    root = brentq(
-        lambda log_noise: math.log(max(share_spent(math.exp(log_noise)), LEAST_SHARE)),
-        math.log(low),
-        math.log(high),
-        xtol=NOISE_TOLERANCE / 4,
+    return from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sampling_probability,
+        value_discretization_interval=GRID_OF_LOSSES,
     )
-    noise = math.exp(root)
-    while share_spent(noise) > 1:
-        noise *= 1 + NOISE_TOLERANCE / 4
-    return noise
 
 
-def _first_bracket(enough: Callable[[float], bool]) -> float:
-    noise = 0.2
-    while not enough(noise) and noise < MOST_NOISE:
-        noise *= 1.25
-    return noise
+def _renyi_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    used = RdpAccountant(ORDERS)
+    for m in mechanisms:
+        gaussian = GaussianDpEvent(m.noise_multiplier)
+        sampled = m.sampling_probability < 1
+        event = PoissonSampledDpEvent(m.sampling_probability, gaussian) if sampled else gaussian
+        used.compose(event, m.steps)
+    return float(used.get_epsilon(delta))
 
 
 def _merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
@@ -133,13 +102,10 @@ def _merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     return tuple(Mechanism(*key, count) for key, count in sorted(steps.items()) if count)
 
 
-def _library(accountant: AccountantName) -> tuple[Any, Any]:
+def _check_installed() -> None:
     try:
-        import dp_accounting as dpa
-        from dp_accounting.pld import PLDAccountant
-        from dp_accounting.rdp import RdpAccountant
+        import dp_accounting  # noqa: F401
     except ImportError:
         raise InputError(
             "privacy: the package dp-accounting is needed and missing; pip install 'fedsb[dp]'"
         ) from None
-    return dpa, PLDAccountant() if accountant == "pld" else RdpAccountant(ORDERS)

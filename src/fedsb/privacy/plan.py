@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedsb.privacy.accounting import Mechanism, calibrate
+from fedsb.privacy.accounting import Mechanism
+from fedsb.privacy.calibration import calibrate
 from fedsb.privacy.sampling import poisson_batches, poisson_sample
 
 
