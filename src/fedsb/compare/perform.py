@@ -11,13 +11,20 @@ from fedsb.errors import FedsbError
 
 
 def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> str | None:
-    """Do what is not done; None, or why it failed. A started run goes on after its last finished round."""
+    """Do what is not done; None, or why it failed.
+
+    A started run goes on after its last finished round. A private one that was stopped in a round it had paid
+    for begins anew.
+    """
+    from fedsb.compare.interrupted import set_aside
     from fedsb.evaluate import evaluate_run
     from fedsb.run_folder import finished_summary
     from fedsb.runner import run
 
     try:
         if finished_summary(folder) is None:
+            if aside := set_aside(folder):
+                watcher.stage(f"stopped in a round it had paid for: begun anew; {aside.name} is kept")
             run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher)
             gc.collect()  # the run's model, before another is loaded
         if asks:
