@@ -22,6 +22,7 @@ LEAST_NOISE_OF_PLD = 0.05
 """Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper
 bound too."""
 GRID_OF_LOSSES = 1e-4
+"""Width of PLD's grid, dp-accounting's own default; losses are rounded up to it."""
 
 
 class Mechanism(NamedTuple):
