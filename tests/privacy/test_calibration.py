@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsb.errors import InputError
-from fedsb.privacy.accounting import Mechanism, epsilon
+from fedsb.privacy.accounting import COARSE_GRID, GRID_OF_LOSSES, Mechanism, epsilon
 from fedsb.privacy.calibration import NOISE_TOLERANCE, calibrate
 
 
@@ -32,3 +32,31 @@ def test_the_authors_snli_setting_needs_the_noise_known_for_it():
     steps = 6 * math.ceil(183_122 / 32)
     noise = calibrate(1.0, 5.46e-6, lambda z: [Mechanism(z, 32 / 183_122, steps)])
     assert noise == pytest.approx(0.591, rel=0.02)
+
+
+def test_it_also_finds_noise_where_the_coarse_grid_says_nothing():
+    """A step's losses of about q / z = 4e-4 lie within one cell of it."""
+
+    def at(noise):
+        return [Mechanism(noise, 0.01, 20_000)]
+
+    noise = calibrate(0.2, 1e-6, at)
+    assert epsilon(at(noise), 1e-6) <= 0.2 < epsilon(at(noise * (1 - 2 * NOISE_TOLERANCE)), 1e-6)
+
+
+def test_the_fine_grid_is_asked_at_most_three_times_for_a_usual_setting(monkeypatch):
+    asked = []
+
+    def listened(*args, **how):
+        asked.append("grid" not in how and "accountant" not in how)
+        return epsilon(*args, **how)
+
+    monkeypatch.setattr("fedsb.privacy.calibration.epsilon", listened)
+    calibrate(3.0, 1e-5, lambda z: [Mechanism(z, 0.005, 48)])
+    assert sum(asked) <= 3, "once with the most noise, which costs nothing, then twice"
+
+
+def test_every_grid_gives_an_upper_bound():
+    mechanisms = [Mechanism(0.6, 0.002, 2000)]
+    coarse, fine = (epsilon(mechanisms, 1e-5, grid=grid) for grid in (COARSE_GRID, GRID_OF_LOSSES))
+    assert fine < coarse < 1.02 * fine

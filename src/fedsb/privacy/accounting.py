@@ -23,6 +23,8 @@ LEAST_NOISE_OF_PLD = 0.05
 bound too."""
 GRID_OF_LOSSES = 1e-4
 """Width of PLD's grid, dp-accounting's own default; losses are rounded up to it."""
+COARSE_GRID = 1e-3
+"""A sixth to a tenth of the time; epsilon is an upper bound still, further off the more steps there are."""
 
 
 class Mechanism(NamedTuple):
@@ -39,19 +41,30 @@ class Mechanism(NamedTuple):
     steps: int
 
 
-def epsilon(mechanisms: Iterable[Mechanism], delta: float, *, accountant: AccountantName = "pld") -> float:
+def epsilon(
+    mechanisms: Iterable[Mechanism],
+    delta: float,
+    *,
+    accountant: AccountantName = "pld",
+    grid: float = GRID_OF_LOSSES,
+) -> float:
     """Epsilon at delta of all these together, for neighbours that differ by adding or removing one record.
 
     0 for none; infinite without noise.
 
+    Args:
+        grid: of PLD's losses; whatever its width, the result is an upper bound.
+
     >>> round(epsilon([Mechanism(1.0, 0.01, 1000)], 1e-5), 2)
     1.92
     """
-    return _epsilon(_merged(mechanisms), delta, accountant)
+    return _epsilon(_merged(mechanisms), delta, accountant, grid)
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: AccountantName) -> float:
+def _epsilon(
+    mechanisms: tuple[Mechanism, ...], delta: float, accountant: AccountantName, grid: float
+) -> float:
     if not mechanisms:
         return 0.0
     if any(m.noise_multiplier <= 0 for m in mechanisms):
@@ -59,26 +72,26 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
     _check_installed()
     if accountant == "rdp" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
         return _renyi_epsilon(mechanisms, delta)
-    together = reduce(lambda one, other: one.compose(other), map(_losses, mechanisms))
+    together = reduce(lambda one, other: one.compose(other), (_losses(m, grid) for m in mechanisms))
     return float(together.get_epsilon_for_delta(delta))
 
 
-def _losses(m: Mechanism) -> Any:
+def _losses(m: Mechanism, grid: float) -> Any:
     """The privacy loss distribution of all steps. Without sampling they are one step of less noise."""
     if m.sampling_probability >= 1:
-        return _losses_of_one(m.noise_multiplier / math.sqrt(m.steps), 1.0)
-    return _losses_of_one(m.noise_multiplier, m.sampling_probability).self_compose(m.steps)
+        return _losses_of_one(m.noise_multiplier / math.sqrt(m.steps), 1.0, grid)
+    return _losses_of_one(m.noise_multiplier, m.sampling_probability, grid).self_compose(m.steps)
 
 
 @lru_cache(maxsize=64)
-def _losses_of_one(noise_multiplier: float, sampling_probability: float) -> Any:
+def _losses_of_one(noise_multiplier: float, sampling_probability: float, grid: float) -> Any:
     """Kept, because every round asks for the same one with more steps, and this is the slow part."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     return from_gaussian_mechanism(
         noise_multiplier,
         sampling_prob=sampling_probability,
-        value_discretization_interval=GRID_OF_LOSSES,
+        value_discretization_interval=grid,
     )
 
 

@@ -1,18 +1,31 @@
-"""The least noise that keeps to a target epsilon."""
+"""The least noise that keeps to a target epsilon.
+
+Data flow: Renyi DP -> a first guess -> the root by PLD's coarse grid -> the root by the coarse grid corrected
+by what the fine one, which has the last word, says there. Most calls ask the fine grid twice.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 from fedsb.errors import InputError
-from fedsb.privacy.accounting import AccountantName, Mechanism, epsilon
+from fedsb.privacy.accounting import COARSE_GRID, Mechanism, epsilon
 
 NOISE_TOLERANCE = 1e-3
 """Relative error of a calibrated noise multiplier, on the side of more noise."""
+AIM = 1 - NOISE_TOLERANCE / 2
+"""Share of the target to be spent."""
+MOST_CORRECTIONS = 5
+"""The coarse grid says little where a step's losses are narrower than it; then the fine one is searched."""
 MOST_NOISE = 1e4
 LEAST_SHARE = 1e-12
 """PLD rounds a tiny epsilon to 0, which has no logarithm."""
+
+Spent = Callable[[float], float]
+"""Noise multiplier -> epsilon over its target."""
 
 
 def calibrate(
@@ -20,48 +33,69 @@ def calibrate(
 ) -> float:
     """The smallest noise multiplier z, to NOISE_TOLERANCE, at which `mechanisms_at(z)` keep to the target.
 
-    Renyi DP, which is fast and never below PLD by much, gives the first bracket.
-
     Raises:
         InputError: even MOST_NOISE is not enough: what is fixed in `mechanisms_at` spends it all.
     """
 
-    def spent(noise: float, accountant: AccountantName = "pld") -> float:
-        return epsilon(mechanisms_at(noise), delta, accountant=accountant)
+    def spent(noise: float, **how: Any) -> float:
+        return epsilon(mechanisms_at(noise), delta, **how) / target_epsilon
 
-    if spent(MOST_NOISE) > target_epsilon:
+    if spent(MOST_NOISE) > 1:
         raise InputError(
             f"privacy.epsilon: {target_epsilon:g} at delta {delta:g} cannot be reached with any noise; "
             "raise privacy.epsilon, or, with bases that are paid for, lower method.init.budget_share"
         )
-    high = _first_bracket(lambda noise: spent(noise, "rdp") <= target_epsilon)
-    while spent(high) > target_epsilon:
-        high *= 1.5
-    low = high / 1.5
-    while spent(low) <= target_epsilon:
-        low, high = low / 1.5, low
-    return _between(low, high, lambda noise: spent(noise) / target_epsilon)
+    guess = _first_guess(partial(spent, accountant="rdp"))
+    return _finest(spent, partial(spent, grid=COARSE_GRID), guess)
 
 
-def _between(low: float, high: float, share_spent: Callable[[float], float]) -> float:
-    """The noise at which the share spent is 1, or hardly less. Nearly straight on double logarithmic
-    paper."""
-    from scipy.optimize import brentq
-
-    root = brentq(
-        lambda log_noise: math.log(max(share_spent(math.exp(log_noise)), LEAST_SHARE)),
-        math.log(low),
-        math.log(high),
-        xtol=NOISE_TOLERANCE / 4,
-    )
-    noise = math.exp(root)
-    while share_spent(noise) > 1:
+def _finest(fine: Spent, coarse: Spent, guess: float) -> float:
+    noise, correction = guess, 1.0
+    for _ in range(MOST_CORRECTIONS):
+        noise = _root(_times(coarse, correction / AIM), noise)
+        share = fine(noise)
+        if 2 * AIM - 1 <= share <= 1:
+            return noise
+        correction = share / coarse(noise)
+    noise = _root(_times(fine, 1 / AIM), noise)
+    while fine(noise) > 1:
         noise *= 1 + NOISE_TOLERANCE / 4
     return noise
 
 
-def _first_bracket(enough: Callable[[float], bool]) -> float:
+def _times(spent: Spent, factor: float) -> Spent:
+    return lambda noise: spent(noise) * factor
+
+
+def _first_guess(spent: Spent) -> float:
     noise = 0.2
-    while not enough(noise) and noise < MOST_NOISE:
+    while spent(noise) > 1 and noise < MOST_NOISE:
         noise *= 1.25
     return noise
+
+
+def _root(spent: Spent, near: float) -> float:
+    """The noise at which 1 is spent, or hardly less. Nearly straight on double logarithmic paper."""
+    from scipy.optimize import brentq
+
+    low, high = _bracket(spent, near)
+    return math.exp(
+        brentq(
+            lambda log_noise: math.log(max(spent(math.exp(log_noise)), LEAST_SHARE)),
+            math.log(low),
+            math.log(high),
+            xtol=NOISE_TOLERANCE / 16,
+        )
+    )
+
+
+def _bracket(spent: Spent, near: float) -> tuple[float, float]:
+    """Noise that spends more than 1, and noise that does not: in small steps at first, since little noise has
+    large losses, which take long."""
+    low = high = near
+    step = 1.05
+    while spent(high) > 1:
+        low, high, step = high, high * step, step**2
+    while spent(low) <= 1:
+        low, high, step = low / step, low, step**2
+    return low, high
