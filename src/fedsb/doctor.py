@@ -16,6 +16,7 @@ from fedsb.errors import InputError
 from fedsb.evaluation.benchmark import check_benchmarks
 from fedsb.memory import check_memory
 from fedsb.methods import Numbers
+from fedsb.precision import slow_bfloat16
 from fedsb.prepare_base import Base, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.prepare_data import Data, prepare_data
 from fedsb.report.units import human_bytes
@@ -44,6 +45,9 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     looked_at = "method"
     try:
         yield Finding("method", True, _describe_method(config))
+        looked_at = "precision"
+        if slow := slow_bfloat16(config):
+            yield Finding("precision", True, slow)
         if config.tracking:
             looked_at = "tracking"
             check_tracking(config.tracking)

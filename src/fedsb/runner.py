@@ -26,6 +26,7 @@ from fedsb.exchange import Part
 from fedsb.methods import Method
 from fedsb.party import party_of
 from fedsb.peers import Peers, Remote, expecting, simulated
+from fedsb.precision import slow_bfloat16
 from fedsb.prepare_base import Base, prepare_base, prepare_shapes, trainable_of
 from fedsb.prepare_data import Data, prepare_data, prepare_server_data
 from fedsb.privacy.client_level import ClientRelease
@@ -106,6 +107,8 @@ def run(
     method = method_of(config)
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
+    if remote is None and (slow := slow_bfloat16(config)):
+        progress.stage(slow)
     progress.stage(f"loading {Path(config.model.path).name}")
     if remote is None or needs_weights_at_server(config):
         base = prepare_base(config, data)
