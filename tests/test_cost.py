@@ -6,7 +6,7 @@ import pytest
 from run_helpers import main_status, shell
 from transformers import BertConfig, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, RobertaConfig
 
-from fedsb.config import FederationConfig, InitConfig
+from fedsb.config_sections import FederationConfig, InitConfig
 from fedsb.cost import BYTES_OF, INITS, UPLOADS
 from fedsb.methods import ALL
 from fedsb.models import build_on_meta

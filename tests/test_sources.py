@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.config import BenchmarkConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import BenchmarkConfig
 from fedsb.data import read_rows
 from fedsb.errors import InputError
 from fedsb.sources import benchmark_rows, train_name, train_rows

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from fedsb.config import PrivacyConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import PrivacyConfig
 from fedsb.errors import InputError
 from fedsb.methods import ALL, Method, by_name
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fedsb.config import RobustConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import RobustConfig
 from fedsb.methods import ALL, Method
 from fedsb.methods.robust import FEWEST
 

@@ -12,7 +12,8 @@ import torch
 from fedsb import partition
 from fedsb.check_method import check_method
 from fedsb.check_privacy import check_privacy
-from fedsb.config import ClassificationConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import ClassificationConfig
 from fedsb.data import read_rows, require_columns
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer

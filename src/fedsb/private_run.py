@@ -11,7 +11,8 @@ from typing import Any
 
 from fedsb.check_privacy import check_delta
 from fedsb.client import ClientFailed, LocalTraining, Train, train
-from fedsb.config import PrivacyConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import PrivacyConfig
 from fedsb.contribution import PrivateStart
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import Mechanism, epsilon

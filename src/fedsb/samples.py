@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fedsb.config import CausalLmConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import CausalLmConfig
 from fedsb.files import write_jsonl
 from fedsb.prepare_data import Data
 from fedsb.tasks import generate_texts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedsb.config import BenchmarkConfig, ClassificationConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import BenchmarkConfig, ClassificationConfig
 from fedsb.data import is_missing, read_rows, require_columns
 from fedsb.llm_adapters import prepare
 from fedsb.tasks import Row

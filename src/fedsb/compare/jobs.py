@@ -9,7 +9,8 @@ from pathlib import Path
 from fedsb.compare.arms import Arm
 from fedsb.compare.scored import is_scored
 from fedsb.compare.split import TRAIN, VALIDATION
-from fedsb.config import ColumnsConfig, LimitConfig, PrepareConfig, RunConfig, differences
+from fedsb.config import RunConfig, differences
+from fedsb.config_sections import ColumnsConfig, LimitConfig, PrepareConfig
 from fedsb.errors import InputError
 from fedsb.run_folder import finished_summary
 

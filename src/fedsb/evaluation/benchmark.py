@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedsb.config import BenchmarkConfig, CausalLmConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import BenchmarkConfig, CausalLmConfig
 from fedsb.evaluation.checker import Checker, checker
 from fedsb.evaluation.choices import family_of, offered
 from fedsb.evaluation.intervals import Measurement

@@ -9,7 +9,8 @@ from importlib.resources.abc import Traversable
 from ipaddress import ip_address
 from pathlib import Path
 
-from fedsb.config import ClassificationConfig, RunConfig
+from fedsb.config import RunConfig
+from fedsb.config_sections import ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.files import write_text
 from fedsb.prepare_data import check_can_deploy
