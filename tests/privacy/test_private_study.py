@@ -2,6 +2,7 @@
 
 import argparse
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ ASKED = argparse.Namespace(
 
 
 def given(command, flag):
-    return [value for key, value in zip(command, command[1:], strict=False) if key == flag]
+    return [value for key, value in pairwise(command) if key == flag]
 
 
 @pytest.mark.parametrize("name", list(STUDY["ARMS"]))
