@@ -565,6 +565,37 @@ def test_a_wrong_test_file_is_found_before_any_run(world, tmp_path, fedsb):
     assert list(tmp_path.iterdir()) == []
 
 
+PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.delta": 1e-3}
+LATER_ARMS = {
+    "raw gradients": (
+        PRIVATE | {"method.init.kind": "gradient"},
+        ["arm later", "method.init.kind", "raw gradients"],
+    ),
+    "delta": (
+        PRIVATE | {"privacy.delta": 0.5, "method.init.kind": "weights"},
+        ["arm later", "privacy.delta", "1 / "],
+    ),
+    "public rows": (
+        {"method.init.public": "none.jsonl"},
+        ["none.jsonl", "no such file"],
+    ),
+    "cohort": (
+        {"federation.clients_per_round": 99},
+        ["arm later", "federation.clients_per_round", "99"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "parts"), LATER_ARMS.values(), ids=LATER_ARMS)
+def test_what_is_wrong_with_a_later_arm_is_found_before_any_run(config, tmp_path, fedsb, changes, parts):
+    later = {"method.name": "fed-sb"} | changes
+    section = {"arms": {"fedit": {}, "later": later}, "learning_rates": [0.01], "validation": 0.25}
+    path = write_config(tmp_path / "bad.yaml", {**config, "compare": section})
+    answer = fedsb("compare", path, "--methods", "fedit,later", "--seeds", "0", "--out", tmp_path / "out")
+    assert_refused(answer, parts)
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
+
+
 def test_places_where_no_comparison_can_be(world, whole, tmp_path, fedsb):
     (tmp_path / "mine.txt").write_text("keep")
     call = ("compare", world / "good.yaml", *TWO, "--out")

@@ -10,7 +10,7 @@ import pytest
 from run_helpers import adapter_bytes, classification_config, timeless, tiny_bert, write_data
 
 from fedsb import RunConfig, run
-from fedsb.check_method import check_method
+from fedsb.check_settings import check_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.processes.frames import read_frame, write_frame
 from fedsb.processes.worker import placed
@@ -61,7 +61,7 @@ def test_a_worker_that_cannot_load_ends_the_run_with_its_reason(
 )
 def test_what_needs_one_process_is_refused(world: Path, key: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"federation\.processes: with {key}"):
-        check_method(config_of(world, federation__processes=2, **changes))
+        check_settings(config_of(world, federation__processes=2, **changes))
 
 
 def test_processes_take_the_gpus_in_turn(world: Path) -> None:

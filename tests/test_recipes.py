@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.check_method import check_method
-from fedsb.check_privacy import check_privacy
+from fedsb.check_settings import check_settings
 from fedsb.compare.arms import make_arms
 from fedsb.compare.settings import settings_from_yaml
 from fedsb.config import RunConfig
@@ -17,16 +16,14 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_a_recipe_loads_and_its_settings_belong_together(path: Path) -> None:
     config = RunConfig.from_yaml(path)
-    check_method(config)
-    check_privacy(config)
+    check_settings(config)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_the_arms_of_a_recipe_are_runs_too(path: Path) -> None:
     settings = settings_from_yaml(path)
     for arm in make_arms(RunConfig.from_yaml(path), settings, list(settings.arms) or ["fed-sb"]):
-        check_method(arm.config)
-        check_privacy(arm.config)
+        check_settings(arm.config)
 
 
 @pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from run_helpers import classification_config, main_status, metrics_of, tiny_bert, write_config, write_data
 
 from fedsb import RunConfig, run, wire
-from fedsb.check_method import check_method
+from fedsb.check_settings import check_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Exchange, Part
 from fedsb.methods import ALL, Shape, by_name, fed_sb
@@ -283,7 +283,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, changes, wanted, reason)
     }
     config = classification_config(tmp_path / "no model", tmp_path, **changes)
     with pytest.raises(InputError, match=reason):
-        check_method(RunConfig.from_dict(config))
+        check_settings(RunConfig.from_dict(config))
 
 
 def test_a_refusal_is_status_2_and_leaves_nothing(world, tmp_path, monkeypatch, capsys):

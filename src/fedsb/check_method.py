@@ -1,4 +1,4 @@
-"""Which settings a method can do: refused here, before anything is read or loaded."""
+"""Which settings a method cannot do."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Iterator
 
 from fedsb.check_robust import robust_faults
 from fedsb.config import RunConfig
-from fedsb.errors import InputError
 from fedsb.methods import ALL, Method, by_name
 
 
-def check_method(config: RunConfig) -> None:
-    """Refuse settings that do not belong together.
+def method_faults(config: RunConfig) -> Iterator[str]:
+    """What is wrong with the settings of the config's method.
 
     Raises:
-        InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, ...; the
-            first fault found.
+        InputError: the method is unknown.
     """
     method = by_name(config.method.name)
-    parts = (_heads, _only_for_some, _mixed, robust_faults)
-    for fault in (fault for part in parts for fault in part(config, method)):
-        raise InputError(fault)
+    for part in (_heads, _only_for_some, _mixed, robust_faults):
+        yield from part(config, method)
 
 
 def _heads(config: RunConfig, method: Method) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Which settings privacy rules out: refused here, before anything is read or loaded."""
+"""Which settings would leave private data unprotected, or claim what does not hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 
 from fedsb.config import RunConfig
@@ -11,20 +11,18 @@ from fedsb.errors import InputError
 from fedsb.methods import ALL, Method, by_name
 
 
-def check_privacy(config: RunConfig) -> None:
-    """Refuse what would leave private data unprotected, or claim what does not hold.
+def privacy_faults(config: RunConfig) -> Iterator[str]:
+    """What privacy rules out.
 
     Raises:
-        InputError: the first fault found.
+        InputError: the method is unknown.
     """
     method, wanted = by_name(config.method.name), config.privacy
-    for fault in _start(config, method):
-        raise InputError(fault)
-    if wanted is None:
-        return
-    faults = (_packages(wanted), _training(config), _by_unit(config, wanted, method))
-    for fault in (fault for part in faults for fault in part):
-        raise InputError(fault)
+    yield from _start(config, method)
+    if wanted is not None:
+        yield from _packages(wanted)
+        yield from _training(config)
+        yield from _by_unit(config, wanted, method)
 
 
 def _start(config: RunConfig, method: Method) -> Iterator[str]:
@@ -95,17 +93,20 @@ def _by_unit(config: RunConfig, wanted: PrivacyConfig, method: Method) -> Iterat
         yield "federation.client_ranks, client_heads: not with privacy.unit: client; leave them out"
 
 
-def check_delta(config: RunConfig, num_units: int) -> float:
+def check_delta(config: RunConfig, sizes: Collection[int]) -> float:
     """Delta of this run.
 
     Args:
-        num_units: examples of the smallest client, or clients.
+        sizes: examples of each client.
 
     Raises:
         InputError: delta is so large that publishing one whole unit at random would satisfy it.
     """
     assert config.privacy is not None
-    what = "examples of the smallest client" if config.privacy.unit == "example" else "clients"
+    by_example = config.privacy.unit == "example"
+    num_units, what = (
+        (min(sizes), "examples of the smallest client") if by_example else (len(sizes), "clients")
+    )
     delta = config.privacy.delta
     if delta is None:
         return min(1e-5, 1 / (10 * num_units))

@@ -51,7 +51,7 @@ class RunConfig(Section):
     @classmethod
     def _no_warmup_on_private_rows(cls, values: Any) -> Any:
         """The default warm-up is off with privacy, unless there are public rows for it; one that is asked for
-        is refused by `check_privacy`, with the reason."""
+        is refused by `check_settings`, with the reason."""
         if not isinstance(values, Mapping) or values.get("privacy") is None:
             return values
         method = values.get("method", {})

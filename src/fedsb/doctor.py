@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedsb.check_method import check_method
+from fedsb.check_settings import check_settings
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.evaluation.benchmark import check_benchmarks
@@ -81,7 +81,7 @@ def numbers_of_a_round(config: RunConfig, base: Base) -> Numbers:
 
 
 def _describe_method(config: RunConfig) -> str:
-    check_method(config)
+    check_settings(config)
     method = method_of(config)
     kind = "exact" if method.exact else "inexact"
     return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains(1))}"

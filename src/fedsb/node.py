@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save
 
 from fedsb import wire
 from fedsb.attached import set_base_updates
-from fedsb.check_method import check_method
-from fedsb.check_privacy import check_privacy
+from fedsb.check_settings import check_settings
 from fedsb.config import RunConfig
 from fedsb.data import read_rows
 from fedsb.digest import base_digest
@@ -63,8 +62,7 @@ class Node:
 
     def __init__(self, config: RunConfig, own: NodeConfig, run: str):
         check_limits(own, config)
-        check_method(config)
-        check_privacy(config)
+        check_settings(config)
         check_can_deploy(config)
         self.own, self.folder = own, Path(own.state) / run
         self.config = _localized(config, own)

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from fedsb import partition
-from fedsb.check_method import check_method
-from fedsb.check_privacy import check_privacy
+from fedsb.check_settings import check_settings
 from fedsb.config import RunConfig
 from fedsb.config_sections import ClassificationConfig
 from fedsb.data import read_rows, require_columns
@@ -44,16 +43,14 @@ def prepare_data(config: RunConfig) -> Data:
     Raises:
         InputError: whatever is wrong with a file, a column, a label or the partition.
     """
-    _check_cohort(config)
-    check_method(config)
-    check_privacy(config)
+    check_settings(config)
     rows, held_out = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
     train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
-    return Data(task, tokenizer, train, test, parts, labels, _public_examples(config, task))
+    return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task))
 
 
 def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
@@ -65,15 +62,13 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
     """
-    _check_cohort(config)
-    check_method(config)
-    check_privacy(config)
+    check_settings(config)
     check_can_deploy(config)
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, [])
     test = [] if rows is None else task.encode(rows, config.data.test)
-    return Data(task, tokenizer, [], test, parts, None, _public_examples(config, task))
+    return Data(task, tokenizer, [], test, parts, None, public_examples(config, task))
 
 
 def check_can_deploy(config: RunConfig) -> None:
@@ -94,21 +89,17 @@ def check_can_deploy(config: RunConfig) -> None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
 
 
-def _public_examples(config: RunConfig, task: Task) -> list[Example] | None:
+def public_examples(config: RunConfig, task: Task) -> list[Example] | None:
+    """The rows that bases may be made of, where the config names any.
+
+    Raises:
+        InputError: the file or its columns are wrong.
+    """
     source = config.method.init.public
     if source is None:
         return None
     rows = list(read_rows(source, limit=config.method.init.samples))
     return task.encode(rows, source)
-
-
-def _check_cohort(config: RunConfig) -> None:
-    wanted, clients = config.federation.clients_per_round, config.federation.clients
-    if wanted is not None and wanted > clients:
-        raise InputError(
-            f"federation.clients_per_round: expected at most {clients} (all clients), found {wanted}; "
-            "null takes all of them"
-        )
 
 
 def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:

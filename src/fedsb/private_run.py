@@ -203,7 +203,7 @@ def prepare_privacy(config: RunConfig, sizes: Mapping[int, int], folder: Path) -
     wanted = config.privacy
     if wanted is None:
         return None
-    delta = check_delta(config, min(sizes.values()) if wanted.unit == "example" else len(sizes))
+    delta = check_delta(config, sizes.values())
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon)
     noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
     if wanted.unit == "client":

@@ -280,6 +280,19 @@ def test_wrong_settings_are_refused_before_anything_starts(world, tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+def test_all_that_privacy_rules_out_is_named_at_once(world, tmp_path, monkeypatch, capsys):
+    raw = {"kind": "gradient", "head_warmup": {"rounds": 1}}
+    config = changed(private_config(world), method__init=raw, training__grad_clip=1.0)
+    assert main_status(monkeypatch, "run", write_config(tmp_path / "c.yaml", config)) == 2
+    said = capsys.readouterr().err
+    assert "config: 3 wrong" in said
+    assert [line.split(":")[0].strip() for line in said.splitlines() if line.startswith("  ")] == [
+        "method.init.kind",
+        "method.init.head_warmup",
+        "training.grad_clip",
+    ]
+
+
 def test_a_resumed_run_with_another_budget_is_refused(world, tmp_path, monkeypatch, capsys):
     config = private_config(world, federation__rounds=1)
     do(config, tmp_path / "run")

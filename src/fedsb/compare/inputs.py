@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from fedsb.check_method import check_method
+from fedsb.check_privacy import check_delta
+from fedsb.check_settings import check_settings
 from fedsb.compare.arms import Arm
 from fedsb.compare.scored import check_metric
 from fedsb.compare.settings import CompareConfig
 from fedsb.compare.split import split
-from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.evaluate import check_evaluation
 from fedsb.prepare_base import prepare_base
-from fedsb.prepare_data import make_partition, prepare_data
+from fedsb.prepare_data import make_partition, prepare_data, public_examples
 from fedsb.sources import train_rows
 from fedsb.tasks import Row
 
 OF_THE_DATA = ("federation", "training.max_length")
-OF_THE_MODEL = ("method", "training")
+OF_THE_MODEL = ("method", "training", "privacy")
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,52 @@ def check_inputs(
         check_evaluation(arms[0].config)
     rows, held_out = train_rows(arms[0].config), None
     for alike in _grouped(arms, OF_THE_DATA):
-        config, data = alike[0].config, prepare_data(alike[0].config)
-        for seed in seeds:
-            make_partition(config.model_copy(update={"seed": seed}), rows, data.labels)
+        data = prepare_data(alike[0].config)
+        _check_partitions(alike, rows, data.labels, seeds)
         if any(len(arm.rates) > 1 for arm in alike):
-            held_out = _held_out(config, rows, data.labels, settings, tuning_seed)
+            held_out = _held_out(alike, rows, data.labels, settings, tuning_seed)
         for same in _grouped(alike, OF_THE_MODEL):
-            prepare_base(same[0].config, data)
+            with _named(same[0]):
+                public = public_examples(same[0].config, data.task)
+                prepare_base(same[0].config, replace(data, public=public))
     return held_out
 
 
+def _check_partitions(
+    arms: Sequence[Arm], rows: Sequence[Row], labels: Sequence[str] | None, seeds: Sequence[int]
+) -> None:
+    """Arms whose clients are the same: every partition can be made, and suits each arm's privacy."""
+    for seed in seeds:
+        parts = make_partition(arms[0].config.model_copy(update={"seed": seed}), rows, labels)
+        for arm in arms:
+            if arm.config.privacy is not None:
+                with _named(arm):
+                    check_delta(arm.config, [len(part) for part in parts])
+
+
 def _check_arm(arm: Arm) -> None:
-    try:
-        check_method(arm.config)
+    with _named(arm):
+        check_settings(arm.config)
         if arm.config.evaluation.every is None:
             raise InputError("evaluation.every: a comparison needs scores; set it to 1 or more")
+
+
+@contextmanager
+def _named(arm: Arm) -> Iterator[None]:
+    """An error in here says whose it is."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"arm {arm.name}: {error}") from error
 
 
 def _held_out(
-    config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None, settings: CompareConfig, seed: int
+    arms: Sequence[Arm], rows: Sequence[Row], labels: Sequence[str] | None, settings: CompareConfig, seed: int
 ) -> HeldOut:
-    train, held = split(len(rows), labels, settings.validation, config.federation.clients, seed)
+    clients = arms[0].config.federation.clients
+    train, held = split(len(rows), labels, settings.validation, clients, seed)
     left, kept = [rows[i] for i in train], None if labels is None else [labels[i] for i in train]
-    make_partition(config.model_copy(update={"seed": seed}), left, kept)
+    _check_partitions(arms, left, kept, [seed])
     return HeldOut(left, [rows[i] for i in held])
 
 
