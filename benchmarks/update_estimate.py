@@ -22,8 +22,8 @@ from common import BERT_BASE, example_losses, random_batch, random_bert, verdict
 from fedsb.attached import find_targets
 from fedsb.bases import bases_from_update
 from fedsb.linear import features
-from fedsb.models import default_targets
 from fedsb.spill import SpilledTensors
+from fedsb.targets import default_targets
 from fedsb.update_estimate import estimate_update
 
 RANK, EXAMPLES, BATCH, TOKENS = 64, 64, 32, 64

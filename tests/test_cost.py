@@ -9,7 +9,7 @@ from transformers import BertConfig, Gemma2Config, GPT2Config, LlamaConfig, Mist
 from fedsb.config_sections import FederationConfig, InitConfig
 from fedsb.cost import BYTES_OF, INITS, UPLOADS
 from fedsb.methods import ALL
-from fedsb.models import build_on_meta
+from fedsb.model_shapes import build_on_meta
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODELS = {

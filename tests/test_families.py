@@ -16,7 +16,7 @@ from fedsb.config import RunConfig
 from fedsb.doctor import examine
 from fedsb.errors import InputError
 from fedsb.linear import features
-from fedsb.models import build_on_meta, chosen_targets
+from fedsb.model_shapes import build_on_meta
 from fedsb.party import party_of
 from fedsb.prepare_base import prepare_base, trainable_of
 from fedsb.prepare_data import prepare_data
@@ -24,6 +24,7 @@ from fedsb.progress import Silent
 from fedsb.round_zero import begin
 from fedsb.server import broadcast
 from fedsb.settings import method_of
+from fedsb.targets import chosen_targets
 
 NAMES = list(FAMILIES)
 

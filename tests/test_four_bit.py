@@ -15,7 +15,8 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.linear import dense_weight, is_quantized
 from fedsb.memory import Longest, estimate_memory
-from fedsb.models import default_targets, load_base
+from fedsb.models import load_base
+from fedsb.targets import default_targets
 from fedsb.update_estimate import estimate_update
 
 

@@ -8,7 +8,8 @@ from run_helpers import tiny_bert, tiny_gpt2, tiny_llama
 
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
-from fedsb.models import load_base, load_shapes
+from fedsb.model_shapes import load_shapes
+from fedsb.models import load_base
 
 MAKE = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tiny_gpt2}
 

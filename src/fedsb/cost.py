@@ -12,12 +12,13 @@ from torch import nn
 
 from fedsb.attached import check_rank
 from fedsb.errors import InputError
-from fedsb.head import head_parameters
+from fedsb.head import head_parameters, is_classifier
 from fedsb.linear import features
 from fedsb.methods import ALL, Method, Shape, by_name
 from fedsb.methods.stack import stacked_numbers
-from fedsb.models import GROUPS, build_on_meta, chosen_targets, is_classifier
+from fedsb.model_shapes import build_on_meta
 from fedsb.sketch import sketched_numbers
+from fedsb.targets import GROUPS, chosen_targets
 
 BYTES_PER_NUMBER = 4
 BYTES_PER_NUMBER_ONCE = 2
@@ -48,7 +49,7 @@ class Question:
         rank: for methods that name none in `methods`.
         rounds: None leaves out the totals.
         methods: `NAME` or `NAME:RANK`, separated by commas; None for all.
-        targets: layer names separated by commas, or one group of `models.GROUPS`; None for the family's
+        targets: layer names separated by commas, or one group of `targets.GROUPS`; None for the family's
             default.
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.

@@ -17,6 +17,7 @@ from torch import nn
 
 from fedsb.adapter_folder import check_fits
 from fedsb.config import RunConfig
+from fedsb.devices import pick_device
 from fedsb.errors import InputError
 from fedsb.evaluation.benchmark import (
     Questions,
@@ -31,7 +32,7 @@ from fedsb.evaluation.intervals import Measurement, Score, mean_of_shares, score
 from fedsb.evaluation.outputs import answered, key_of
 from fedsb.evaluation.vllm_engine import check_vllm, vllm_engines
 from fedsb.files import write_json, write_jsonl
-from fedsb.models import load_base, load_tokenizer, pick_device
+from fedsb.models import load_base, load_tokenizer
 from fedsb.prepare_data import make_task, read_splits
 from fedsb.progress import Progress, Silent
 from fedsb.seeding import numpy_generator

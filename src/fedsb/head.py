@@ -19,6 +19,14 @@ from fedsb.trainable import Batch, Losses
 Cached = tuple[Batch, Any]
 """A batch and the base model's output for it."""
 
+CLASSIFIER = "ForSequenceClassification"
+"""Ends the class names of such models, in `architectures` of a config too."""
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether the model ends in a sequence-classification head."""
+    return CLASSIFIER in type(model).__name__
+
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters outside the pretrained base (`model.base_model`), by name."""

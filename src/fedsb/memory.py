@@ -19,12 +19,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedsb.adapter import Factors
 from fedsb.attached import attach, linear_layers
 from fedsb.config import RunConfig
+from fedsb.devices import visible_gpus
 from fedsb.errors import InputError
 from fedsb.head import head_parameters
 from fedsb.linear import features
 from fedsb.methods import Method, Shape, by_name
-from fedsb.models import build_on_meta, chosen_targets, group, visible_gpus
+from fedsb.model_shapes import build_on_meta
 from fedsb.report.units import human_bytes
+from fedsb.targets import chosen_targets, group
 from fedsb.trainable import Example
 
 BYTES_IN_4_BITS = 0.5 + 4 / 64

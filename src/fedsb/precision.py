@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedsb.config import RunConfig
-from fedsb.models import pick_device
+from fedsb.devices import pick_device
 
 
 def slow_bfloat16(config: RunConfig) -> str | None:

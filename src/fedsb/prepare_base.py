@@ -11,23 +11,19 @@ from torch import nn
 from fedsb.adapter import Factors
 from fedsb.attached import attach, check_rank
 from fedsb.config import RunConfig
+from fedsb.devices import pick_device
 from fedsb.errors import InputError
 from fedsb.exchange import Exchange
 from fedsb.head import head_parameters
 from fedsb.linear import features
 from fedsb.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.methods import Shape
-from fedsb.models import (
-    chosen_targets,
-    enable_checkpointing,
-    input_device,
-    load_base,
-    load_shapes,
-    pick_device,
-)
+from fedsb.model_shapes import load_shapes
+from fedsb.models import enable_checkpointing, input_device, load_base
 from fedsb.prepare_data import Data
 from fedsb.privacy.per_example import batch_norms
 from fedsb.settings import heads_of, method_of
+from fedsb.targets import chosen_targets
 from fedsb.trainable import Trainable
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from fedsb.checkpoint import load_checkpoint
 from fedsb.config import RunConfig
+from fedsb.devices import visible_gpus
 from fedsb.errors import FedsbError, RunFailed
-from fedsb.models import visible_gpus
 from fedsb.party import Party, party_of
 from fedsb.prepare_base import prepare_base, trainable_of
 from fedsb.prepare_data import prepare_data
