@@ -400,6 +400,26 @@ def test_another_config_in_a_taken_folder_is_refused(config, copy, tmp_path, fed
     assert snapshot(copy) == before
 
 
+def test_an_arm_that_was_not_tried_can_change_in_a_taken_folder(config, copy, tmp_path, fedsb, runs_done):
+    def call(rank, rates, methods):
+        settings = {
+            "compare__arms": {
+                **config["compare"]["arms"],
+                "later": {"method.name": "fedit", "method.rank": rank},
+            },
+            "compare__learning_rates": {"default": RATES, "later": rates},
+        }
+        path = write_config(tmp_path / "later.yaml", changed(config, **settings))
+        return fedsb("compare", path, "--methods", methods, "--seeds", "0", "--out", copy)
+
+    assert call(2, [0.01, 0.02], "fedit")[0] == 0
+    assert call(3, [0.02], "fedit")[0] == 0
+    assert runs_done == []
+    assert call(3, [0.02], "fedit,later")[0] == 0
+    assert config_of(copy / "runs/later/seed-0").method.rank == 3
+    assert_refused(call(2, [0.02], "fedit,later"), ["--out", "compare.arms.later"])
+
+
 def test_several_at_a_time_give_the_same_and_say_what_failed(world, config, tmp_path, fedsb):
     slow = {"method.name": "fedit", "federation.client_timeout_seconds": 1e-6}
     path = write_config(

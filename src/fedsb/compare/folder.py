@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def check_folder(folder: Path, config: RunConfig, settings: CompareConfig) -> Co
     if not isinstance(values.get("compare"), dict):
         raise InputError(f"--out: {folder} holds a run, not a comparison; name another folder")
     before = settings_from_dict(values["compare"], source=str(file))
-    changed = [*differences(RunConfig.from_yaml(file), config), *_changed(before, settings)]
+    changed = [*differences(RunConfig.from_yaml(file), config), *_changed(before, settings, _tried(folder))]
     if changed:
         listed = "\n  ".join(changed)
         raise InputError(
@@ -60,8 +61,13 @@ def _read(file: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _changed(before: CompareConfig, now: CompareConfig) -> list[str]:
-    """Settings that differ. Arms and grids that only one of the two has are no change, nor are more rates."""
+def _tried(folder: Path) -> set[str]:
+    """Arms that have a run here, also one that only looked for a rate."""
+    return {run.name for part in ("tuning", "runs") for run in (folder / part).glob("*") if run.is_dir()}
+
+
+def _changed(before: CompareConfig, now: CompareConfig, tried: Collection[str]) -> list[str]:
+    """Settings that differ. More rates are no change, nor is anything about arms that were not tried yet."""
     found = [
         f"compare.{key}: {getattr(before, key)!r} -> {getattr(now, key)!r}"
         for key in ("validation", "tuning_rounds")
@@ -73,6 +79,6 @@ def _changed(before: CompareConfig, now: CompareConfig) -> list[str]:
         found += [
             f"compare.{key}.{name}: {a[name]!r} -> {b[name]!r}"
             for name in a
-            if name in b and not holds(a[name], b[name])
+            if name in b and name in {*tried, "default"} and not holds(a[name], b[name])
         ]
     return found
