@@ -280,6 +280,21 @@ def test_wrong_settings_are_refused_before_anything_starts(world, tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+def test_a_comparison_says_what_each_run_may_claim(world, tmp_path, monkeypatch, capsys):
+    section = {"compare": {"learning_rates": [0.01]}}
+    file = write_config(tmp_path / "c.yaml", private_config(world, federation__rounds=1) | section)
+    arguments = ("--methods", "fed-sb,fedit", "--seeds", "0", "--out", tmp_path / "c")
+    assert main_status(monkeypatch, "compare", file, *arguments) == 0
+    found = json.loads((tmp_path / "c/comparison.json").read_text())["runs"]
+    for run_ in found:
+        stated = json.loads((tmp_path / "c" / run_["run"] / "summary.json").read_text())["privacy"]
+        assert run_["privacy"] == {key: stated[key] for key in run_["privacy"]}
+        assert run_["privacy"]["epsilon"] == pytest.approx(8, rel=0.01)
+    said = "Each run alone is differentially private, with epsilon 8 and delta 0.001 for one example"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (tmp_path / "c/report.html").read_text()
+
+
 def test_all_that_privacy_rules_out_is_named_at_once(world, tmp_path, monkeypatch, capsys):
     raw = {"kind": "gradient", "head_warmup": {"rounds": 1}}
     config = changed(private_config(world), method__init=raw, training__grad_clip=1.0)

@@ -59,7 +59,15 @@ def _record(root: Path, method: str, folder: Path, wanted: str | None) -> Record
         "bytes_per_round": rounds / max(1, summary["rounds"]) / cohort,
         "higher_is_better": about.higher_is_better,
         "seconds": summary["seconds"],
+        "privacy": _privacy(summary["privacy"]),
     }
+
+
+def _privacy(stated: Mapping[str, Any] | None) -> Record | None:
+    """What the run may claim alone."""
+    if stated is None:
+        return None
+    return {key: stated[key] for key in ("unit", "private", "epsilon", "delta", "stopped_early")}
 
 
 def summarize(runs: Sequence[Record]) -> dict[str, Record]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fedsb.report.compared import Compared, at, load_comparison, settings_apart
 from fedsb.report.comparison_figures import figures
+from fedsb.report.comparison_privacy import privacy_sentence, stopped_early
 from fedsb.report.comparison_tables import config, differences, listed, result, runs, settings, tuning
 from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import pairs, paragraph, plain, section, tag
@@ -17,6 +18,7 @@ BUDGET = (
     "training.batch_size",
     "training.accumulation",
     "training.max_length",
+    "privacy",
 )
 
 
@@ -69,7 +71,8 @@ def lead(found: Compared) -> str:
         f"({', '.join(map(str, seeds[:10]))}{', ...' if len(seeds) > 10 else ''}). "
         "Under one seed every method has the same data, partition and batches."
     ]
-    return " ".join([*said, _how_tuned(found), _who_is_best(found)])
+    rest = [_how_tuned(found), _who_is_best(found), privacy_sentence(found.content)]
+    return " ".join(filter(None, [*said, *rest]))
 
 
 def _plural_of(found: Compared, dotted: str, word: str) -> str:
@@ -125,6 +128,8 @@ def notices(found: Compared) -> list[str]:
         )
     if len({whole(row.get("seeds")) for row in found.summary.values()}) > 1:
         said.append("Not every method has every seed: compare the differences seed by seed, not the means.")
+    if early := stopped_early(found.content):
+        said.append(f"Stopped early, the privacy budget used up: {listed(early)}; less was trained there.")
     for failure in sequence(found.content.get("failed")):
         said.append(f"Failed and left out: {mapping(failure).get('run')}: {mapping(failure).get('problem')}")
     return said
