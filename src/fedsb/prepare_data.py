@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fedsb import partition
+from fedsb.check_privacy import check_delta
 from fedsb.check_settings import check_settings
 from fedsb.config import RunConfig
 from fedsb.config_sections import ClassificationConfig
@@ -41,7 +42,8 @@ def prepare_data(config: RunConfig) -> Data:
     """Read, label, encode and partition.
 
     Raises:
-        InputError: whatever is wrong with a file, a column, a label or the partition.
+        InputError: whatever is wrong with a file, a column, a label or the partition, or a delta too large
+            for its clients.
     """
     check_settings(config)
     rows, held_out = read_splits(config)
@@ -49,6 +51,8 @@ def prepare_data(config: RunConfig) -> Data:
     task = make_task(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
+    if config.privacy is not None:
+        check_delta(config, [len(part) for part in parts])
     train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
     return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task))
 

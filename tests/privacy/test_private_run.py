@@ -280,6 +280,12 @@ def test_wrong_settings_are_refused_before_anything_starts(world, tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+def test_the_doctor_finds_a_delta_that_is_too_large(world, tmp_path, monkeypatch, capsys):
+    file = write_config(tmp_path / "c.yaml", changed(private_config(world), privacy__delta=0.05))
+    main_status(monkeypatch, "doctor", file)
+    assert "expected less than 1 / 30" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_comparison_says_what_each_run_may_claim(world, tmp_path, monkeypatch, capsys):
     section = {"compare": {"learning_rates": [0.01]}}
     file = write_config(tmp_path / "c.yaml", private_config(world, federation__rounds=1) | section)
