@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedsb.privacy.statement import rounded_up
 from fedsb.report.load import mapping, number, sequence
-from fedsb.report.units import plural
+from fedsb.report.units import plural, rounded_up
 
 UNITS = {"example": "one example of a client", "client": "one whole client"}
 
