@@ -28,6 +28,7 @@ from run_helpers import (
 
 from fedsb import RunConfig, runner
 from fedsb.compare import CompareConfig, compare, tuning
+from fedsb.compare.claims import privacy_sentence
 from fedsb.compare.pareto import Point, non_dominated
 from fedsb.compare.results import collect, difference, middle, pareto, spread
 from fedsb.compare.settings import settings_from_dict
@@ -614,6 +615,32 @@ def test_what_is_wrong_with_a_later_arm_is_found_before_any_run(config, tmp_path
     answer = fedsb("compare", path, "--methods", "fedit,later", "--seeds", "0", "--out", tmp_path / "out")
     assert_refused(answer, parts)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+CLAIM = {"unit": "example", "private": True, "epsilon": 2.9912, "delta": 1e-5, "stopped_early": False}
+ALONE = (
+    "Each run alone is differentially private, with epsilon 3 and delta 1e-05 for one example of a client."
+)
+TOGETHER = " All of them together, on the same data, spend more."
+CLAIMS = {
+    "none": ([None, None], None),
+    "all": ([CLAIM, CLAIM], ALONE + TOGETHER),
+    "some, unlike each other": (
+        [None, CLAIM, CLAIM | {"epsilon": 0.9991, "unit": "client"}],
+        "Of 3 runs, 2 alone are differentially private, with epsilon 1 to 3 and delta 1e-05 "
+        "for one example of a client or one whole client." + TOGETHER,
+    ),
+    "one": ([CLAIM], ALONE),
+    "noise from a seed": (
+        [CLAIM | {"private": False, "epsilon": None}],
+        "No run is private: the noise came from a fixed seed.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("claims", "said"), CLAIMS.values(), ids=CLAIMS)
+def test_what_a_comparison_says_of_privacy(claims, said):
+    assert privacy_sentence([{"privacy": claim} for claim in claims]) == said
 
 
 def test_places_where_no_comparison_can_be(world, whole, tmp_path, fedsb):

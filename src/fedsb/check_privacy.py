@@ -103,10 +103,9 @@ def check_delta(config: RunConfig, sizes: Collection[int]) -> float:
         InputError: delta is so large that publishing one whole unit at random would satisfy it.
     """
     assert config.privacy is not None
-    by_example = config.privacy.unit == "example"
-    num_units, what = (
-        (min(sizes), "examples of the smallest client") if by_example else (len(sizes), "clients")
-    )
+    num_units, what = len(sizes), "clients"
+    if config.privacy.unit == "example":
+        num_units, what = min(sizes), "examples of the smallest client"
     delta = config.privacy.delta
     if delta is None:
         return min(1e-5, 1 / (10 * num_units))

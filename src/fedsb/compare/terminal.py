@@ -20,7 +20,6 @@ from fedsb.compare.settings import settings_from_yaml
 from fedsb.compare.watch import Progress
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.report.comparison_privacy import privacy_sentence
 from fedsb.report.comparison_tables import change, value
 from fedsb.report.metrics import describe
 from fedsb.report.units import THIN, human_bytes, plural
@@ -237,8 +236,8 @@ def _remarks(document: dict[str, Any]) -> list[str]:
         "bytes up and down together: per round for each client; total of all, one-time traffic included",
         "● not dominated: no other method is both better and cheaper",
     ]
-    if private := privacy_sentence(document):
-        said.append(private)
+    if document["privacy"]:
+        said.append(document["privacy"])
     if any(row["edge"] for row in document["summary"].values()):
         said.append(
             "! the rate lies at the edge of its grid: a better one may lie beyond (compare.learning_rates)"

@@ -21,7 +21,7 @@ def statement(facts: Mapping[str, Any]) -> str:
 
 
 def _claim(facts: Mapping[str, Any]) -> str:
-    bound = f"epsilon = {_rounded_up(facts['epsilon']):.3g} and delta = {facts['delta']:.3g}"
+    bound = f"epsilon = {rounded_up(facts['epsilon']):.3g} and delta = {facts['delta']:.3g}"
     rounds = f"{facts['rounds']} round{'' if facts['rounds'] == 1 else 's'}"
     if facts["unit"] == "client":
         return (
@@ -37,7 +37,7 @@ def _claim(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _rounded_up(epsilon: float) -> float:
+def rounded_up(epsilon: float) -> float:
     """To three digits and never down: what is claimed must hold."""
     if epsilon == 0 or not math.isfinite(epsilon):
         return epsilon

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from fedsb.report.compared import Compared, at, load_comparison, settings_apart
 from fedsb.report.comparison_figures import figures
-from fedsb.report.comparison_privacy import privacy_sentence, stopped_early
 from fedsb.report.comparison_tables import config, differences, listed, result, runs, settings, tuning
 from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import pairs, paragraph, plain, section, tag
@@ -71,7 +70,7 @@ def lead(found: Compared) -> str:
         f"({', '.join(map(str, seeds[:10]))}{', ...' if len(seeds) > 10 else ''}). "
         "Under one seed every method has the same data, partition and batches."
     ]
-    rest = [_how_tuned(found), _who_is_best(found), privacy_sentence(found.content)]
+    rest = [_how_tuned(found), _who_is_best(found), str(found.content.get("privacy") or "")]
     return " ".join(filter(None, [*said, *rest]))
 
 
@@ -128,7 +127,12 @@ def notices(found: Compared) -> list[str]:
         )
     if len({whole(row.get("seeds")) for row in found.summary.values()}) > 1:
         said.append("Not every method has every seed: compare the differences seed by seed, not the means.")
-    if early := stopped_early(found.content):
+    early = [
+        f"{run.get('method')} seed {run.get('seed')}"
+        for run in found.runs
+        if mapping(run.get("privacy")).get("stopped_early")
+    ]
+    if early:
         said.append(f"Stopped early, the privacy budget used up: {listed(early)}; less was trained there.")
     for failure in sequence(found.content.get("failed")):
         said.append(f"Failed and left out: {mapping(failure).get('run')}: {mapping(failure).get('problem')}")

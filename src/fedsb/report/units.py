@@ -19,18 +19,6 @@ def decimal(value: float | None, digits: int = 4) -> str:
     return f"{value + 0.0:.{digits}g}".replace("-", MINUS)
 
 
-def rounded_up(value: float, digits: int = 3) -> float:
-    """To so many digits and never down: for bounds, which must still hold.
-
-    >>> rounded_up(2.9912), rounded_up(0.9991), rounded_up(0.0)
-    (3.0, 1.0, 0.0)
-    """
-    if value == 0 or not math.isfinite(value):
-        return value
-    unit: float = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return math.ceil(value / unit * (1 - 1e-12)) * unit
-
-
 def count(value: float | None) -> str:
     """
     >>> count(49922)
