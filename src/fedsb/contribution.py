@@ -33,18 +33,21 @@ class PrivateStart:
     """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves.
 
     Attributes:
+        repeats: how often each client's sum was paid for before; every time has a sample of its own.
         sampling_seed: of the Poisson samples; None: the start's seed, to be kept from who sees results.
     """
 
     plans: Mapping[int, StartPlan]
     noise: NoiseSource
     charge: Callable[[int], None]
+    repeats: Mapping[int, int]
     sampling_seed: int | None = None
 
     def sample(self, client: int, seed: int) -> list[int]:
         """Which of the client's own examples are looked at."""
         own_seed = seed if self.sampling_seed is None else self.sampling_seed
-        return self.plans[client].sample(numpy_generator(own_seed, "private start", client))
+        rng = numpy_generator(own_seed, "private start", client, self.repeats[client])
+        return self.plans[client].sample(rng)
 
 
 @dataclass(frozen=True, kw_only=True)

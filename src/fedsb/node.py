@@ -9,7 +9,6 @@ change for methods that have one, and, if wanted, every answer it sent.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -123,13 +122,8 @@ class Node:
         return answer
 
     def _with_secret_batches(self) -> PrivateRun | None:
-        """The plan, its batches drawn from a secret of this answer alone. The server knows the run's seed and
-        could name the examples of each batch otherwise; and a round that is asked for twice must have other
-        batches, or their amplification would not hold for both answers together."""
-        private = self.private
-        if private is None or private.noise.insecure_seed is not None:
-            return private
-        return replace(private, sampling_seed=secrets.randbits(128))
+        """The plan, its batches drawn from a secret of this answer alone, which the server cannot know."""
+        return self.private and self.private.with_secret_samples()
 
     def _restore_base(self) -> None:
         file, trainable = self.folder / "base.safetensors", self.party.trainable

@@ -58,7 +58,7 @@ class Party:
             seed=self.seed,
             part=self.part_of(number),
             on_step=on_step,
-            train_with=self.private.trainer(self.client) if self.private else None,
+            train_with=self.private.trainer(self.client, number) if self.private else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +38,8 @@ class PrivateRun:
     Attributes:
         examples, starts: plans by client (unit: example).
         clients: the server's plan (unit: client).
-        sampling_seed: of the Poisson batches; None: the run's seed, which whoever sees results must not know.
+        sampling_seed: of Poisson batches and cohorts; None: the run's seed, which whoever sees results must
+            not know.
     """
 
     wanted: PrivacyConfig
@@ -49,12 +51,28 @@ class PrivateRun:
     clients: ClientPlan | None
     sampling_seed: int | None = None
 
-    def trainer(self, client: int) -> Train:
-        """What trains this client in place of `client.train`; it declares no loss."""
+    def with_secret_samples(self) -> PrivateRun:
+        """With batches and cohorts drawn from a secret of this process; with noise for tests, from the
+        run's seed still.
+
+        Over a network server and nodes all know the run's seed. Whoever knows who took part in what he sees
+        has no amplification by sampling against him.
+        """
+        if self.noise.insecure_seed is not None:
+            return self
+        return replace(self, sampling_seed=secrets.randbits(128))
+
+    def trainer(self, client: int, number: int) -> Train:
+        """What trains this client in this round in place of `client.train`; it declares no loss."""
         if self.clients is not None:
             return _without_loss
-        plan, noise = self.examples[client], self.noise
-        return partial(train_privately, plan=plan, noise=noise, sampling_seed=self.sampling_seed)
+        return partial(
+            train_privately,
+            plan=self.examples[client],
+            noise=self.noise,
+            sampling_seed=self.sampling_seed,
+            repeat=self.guard.ledger.times(client, "round", number),
+        )
 
     def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
         """A client's answer of this round, paid for before it leaves.
@@ -96,7 +114,8 @@ class PrivateRun:
         if not self.starts:
             return None
         charge = self._count_start if elsewhere else self._charge_start
-        return PrivateStart(self.starts, self.noise, charge, self.sampling_seed)
+        repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
+        return PrivateStart(self.starts, self.noise, charge, repeats, self.sampling_seed)
 
     def _charge_start(self, client: int) -> None:
         self.guard.charge(client, "start", 0, self.starts[client].release)
@@ -106,9 +125,11 @@ class PrivateRun:
             self._charge_start(client)
 
     def cohort(self, number: int, seed: int) -> list[int]:
-        """The Poisson cohort of a round (unit: client)."""
+        """The Poisson cohort of a round (unit: client); another one if the round was paid for before."""
         assert self.clients is not None
-        return self.clients.cohort(numpy_generator(seed, "cohort", number))
+        own_seed = seed if self.sampling_seed is None else self.sampling_seed
+        repeat = self.guard.ledger.times(None, "round", number)
+        return self.clients.cohort(numpy_generator(own_seed, "cohort", number, repeat))
 
     def server_release(self, number: int, clip_norm: float) -> ClientRelease | None:
         """What clips and noises this round's mean (unit: client), paid for."""
@@ -162,6 +183,7 @@ class PrivateRun:
             "target_epsilon": self.wanted.epsilon,
             "relation": f"add or remove one {self.wanted.unit}",
             "sampling": "Poisson",
+            "sampling_secret": self.sampling_seed is not None,
             "rounds": rounds_done,
             "stopped_early": rounds_done < self.rounds,
             "per_client": per_client,

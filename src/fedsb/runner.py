@@ -118,6 +118,8 @@ def run(
         base, made_for = prepare_shapes(config, data), None
     saved = load_checkpoint(folder / "checkpoint") if resume else None
     private = _prepare_privacy(config, folder, data, saved, progress)
+    if private is not None and remote is not None:
+        private = private.with_secret_samples()
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
     saved = saved or begin(config, folder, method, data, base, private, progress, remote)

@@ -25,6 +25,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.files import alone
 from fedsb.flower import asking, client_app, federation, server_app
 from fedsb.flower.records import pack, payload_of
+from fedsb.private_run import PrivateRun
 
 CLIENTS = 3
 
@@ -129,6 +130,26 @@ def test_with_client_level_privacy(world, tmp_path):
     config = config_of(world, privacy=privacy, federation__weighting="uniform")
     serve(FakeGrid(nodes_of(config, tmp_path)), config, tmp_path)
     assert_equal_runs(tmp_path)
+
+
+def test_cohorts_are_drawn_from_a_secret_of_the_server(world, tmp_path, monkeypatch):
+    """Every node knows the run's seed, and with it could name who else took part in a model that it sees."""
+    privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5}
+    config = config_of(world, privacy=privacy, federation__weighting="uniform")
+    seeds, cohort = [], PrivateRun.cohort
+
+    def watched(self, *arguments):
+        seeds.append(self.sampling_seed)
+        return cohort(self, *arguments)
+
+    files = nodes_of(config, tmp_path)
+    monkeypatch.setattr(PrivateRun, "cohort", watched)
+    serve(FakeGrid(files), config, tmp_path)
+    assert len(seeds) == 2
+    assert not {None, RunConfig.from_dict(config).seed} & set(seeds)
+    facts = json.loads((tmp_path / "deployed/summary.json").read_text())["privacy"]
+    assert facts["sampling_secret"]
+    assert "Assumed" not in facts["statement"]
 
 
 def harmed(node, how, *, kind="train"):

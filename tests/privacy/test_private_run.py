@@ -21,7 +21,9 @@ from torch import nn
 from fedsb import RunConfig, run
 from fedsb.methods import ALL
 from fedsb.models import load_base
+from fedsb.privacy import plan
 from fedsb.privacy.accounting import Mechanism, epsilon
+from fedsb.private_run import prepare_privacy
 
 EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
 CLIENT = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5}
@@ -176,6 +178,65 @@ def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeyp
     assert steps == {"0": 9, "1": 9, "2": 6}
     assert summary["privacy"]["epsilon"] == epsilon([Mechanism(2.0, 10 / 30, 9)], 1e-3)
     assert metrics_of(tmp_path / "run")[-1]["epsilon"] == summary["privacy"]["epsilon"]
+
+
+def test_a_repeated_round_has_other_batches(world, tmp_path, monkeypatch):
+    """Composed as independent samples, they must be: one batch with half the noise energy tells more."""
+    from fedsb import party
+
+    config = private_config(world, privacy=EXAMPLE | {"noise_multiplier": 2.0, "epsilon": 50.0})
+    batches, rounds, poisson = [], [], plan.poisson_batches
+
+    def drawn(*arguments):
+        batches.append(list(poisson(*arguments)))
+        return batches[-1]
+
+    def until_killed(*arguments, **more):
+        rounds.append(1)
+        if len(rounds) == 5:
+            raise Killed
+        return client_update(*arguments, **more)
+
+    client_update = party.client_update
+    monkeypatch.setattr(plan, "poisson_batches", drawn)
+    monkeypatch.setattr(party, "client_update", until_killed)
+    with pytest.raises(Killed):
+        do(config, tmp_path / "run")
+    run(RunConfig.from_dict(config), tmp_path / "run", resume=True)
+    monkeypatch.setattr(party, "client_update", client_update)
+    do(config, tmp_path / "whole")
+    before, after, whole = batches[:4], batches[4:7], batches[7:]
+    assert before == whole[:4], "two runs of one seed have one order of data"
+    assert after[0] != before[3], "client 0 had paid for round 2"
+    assert after[1:] == whole[4:], "the others had not"
+
+
+def test_what_was_paid_for_is_sampled_anew(world, tmp_path):
+    """The cohort of a repeated round, and the sample behind bases that are made a second time."""
+    config = private_config(world, privacy=CLIENT, federation__clients=40, federation__clients_per_round=10)
+    private = prepare_privacy(RunConfig.from_dict(config), dict.fromkeys(range(40), 2), tmp_path)
+    first = private.cohort(1, seed=0)
+    assert private.cohort(1, seed=0) == first
+    private.server_release(1, 0.5)
+    assert private.cohort(1, seed=0) != first
+
+    init = {"kind": "gradient", "private": True, "budget_share": 0.25, "samples": 60}
+    config = RunConfig.from_dict(private_config(world, method__init=init))
+    private = prepare_privacy(config, dict.fromkeys(range(3), 30), tmp_path / "start")
+    start = private.private_start()
+    first = start.sample(1, seed=0)
+    start.charge(1)
+    assert private.private_start().sample(1, seed=0) != first
+    assert private.private_start().sample(2, seed=0) == start.sample(2, seed=0)
+
+
+def test_secret_samples_are_not_those_of_the_seed(world, tmp_path):
+    config = private_config(world, privacy=CLIENT, federation__clients=40, federation__clients_per_round=10)
+    private = prepare_privacy(RunConfig.from_dict(config), dict.fromkeys(range(40), 2), tmp_path)
+    cohorts = [p.cohort(1, seed=0) for p in (private, *(private.with_secret_samples() for _ in range(3)))]
+    assert len({tuple(chosen) for chosen in cohorts}) == 4
+    assert "Assumed: the run's seed" in private.summary(0)["statement"]
+    assert "Assumed" not in private.with_secret_samples().summary(0)["statement"]
 
 
 def test_a_ledger_that_lost_lines_is_refused(world, tmp_path, monkeypatch, capsys):

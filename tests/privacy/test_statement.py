@@ -17,7 +17,8 @@ FACTS = {
     "clip_norm": 5.0,
     "accountant": "PLD",
     "epsilon_rdp": 4.0,
-    "per_client": {"all": {"epsilon_start": 0.0}},
+    "sampling_secret": False,
+    "per_client": {"all": {"epsilon_start": 0.0, "noise_multiplier": 0.6}},
 }
 
 
@@ -44,3 +45,9 @@ def test_epsilon_in_three_digits(epsilon: float, said: float) -> None:
 def test_rounds_are_counted_in_words(unit: str, rounds: int, said: str) -> None:
     text = statement(FACTS | {"epsilon": 3.0, "unit": unit, "rounds": rounds})
     assert said in text
+
+
+def test_noise_that_differs_by_client_is_a_range() -> None:
+    each = {str(c): {"epsilon_start": 0.0, "noise_multiplier": z} for c, z in enumerate((0.7, 0.61234))}
+    text = statement(FACTS | {"epsilon": 3.0, "per_client": each})
+    assert "noise of 0.6123 to 0.7 times that norm" in text

@@ -47,6 +47,7 @@ def train_privately(
     client: int,
     seed: int,
     sampling_seed: int | None = None,
+    repeat: int = 0,
     on_step: OnStep = lambda num_examples: None,
 ) -> None:
     """Train the parameters in place by the plan's steps of one round.
@@ -56,6 +57,8 @@ def train_privately(
 
     Args:
         sampling_seed: of the Poisson batches; None: `seed`.
+        repeat: how often this round was paid for before. Each time has batches of its own: composed as
+            independent samples, they must be.
         masks: by parameter, 0 where it must not change (heads of the core this client does not train).
 
     Raises:
@@ -63,7 +66,7 @@ def train_privately(
     """
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
     own_seed = seed if sampling_seed is None else sampling_seed
-    rng = numpy_generator(own_seed, "poisson", round_number, client)
+    rng = numpy_generator(own_seed, "poisson", round_number, client, repeat)
     total = training.rounds * plan.steps_per_round
     done = (round_number - 1) * plan.steps_per_round
     trainable.model.train()

@@ -60,6 +60,10 @@ class PrivacyLedger:
         """What this client (or the clients as such) spent, in one phase or in all."""
         return [s.mechanism for s in self.spends if s.client == client and phase in (None, s.phase)]
 
+    def times(self, client: int | None, phase: Phase, number: int) -> int:
+        """How often this release was paid for: more than once if it was repeated after a run was killed."""
+        return sum((s.client, s.phase, s.round) == (client, phase, number) for s in self.spends)
+
 
 def _read(path: Path) -> list[Spend]:
     if not path.exists():

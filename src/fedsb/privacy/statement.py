@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+OTHER_DATA = "test data; other runs on the same data, such as those that chose the settings."
+
 
 def statement(facts: Mapping[str, Any]) -> str:
     """A paragraph to quote, from the section `privacy` of summary.json.
@@ -46,18 +48,26 @@ def rounded_up(epsilon: float) -> float:
 
 
 def _mechanism(facts: Mapping[str, Any]) -> str:
-    noise, clip = facts["noise_multiplier"], facts["clip_norm"]
+    noise, clip = _noise(facts), facts["clip_norm"]
     if facts["unit"] == "client":
         return (
             "Each client joined each round by its own coin (Poisson sampling); its update was clipped to an "
-            f"L2 norm (at first {clip:g}), and the server added Gaussian noise of {noise:.4g} times the "
+            f"L2 norm (at first {clip:g}), and the server added Gaussian noise of {noise} times the "
             "sum's sensitivity to the sum, once."
         )
     return (
         "Each example joined each step by its own coin (Poisson sampling); its gradient was clipped to the "
-        f"L2 norm {clip:g}, and the client added Gaussian noise of {noise:.4g} times that norm at most, from "
+        f"L2 norm {clip:g}, and the client added Gaussian noise of {noise} times that norm, from "
         "its operating system's entropy, to each step's sum."
     )
+
+
+def _noise(facts: Mapping[str, Any]) -> str:
+    """Of the client with the least noise, and of the one with the most."""
+    least, most = (
+        f"{pick(of['noise_multiplier'] for of in facts['per_client'].values()):.4g}" for pick in (min, max)
+    )
+    return least if least == most else f"{least} to {most}"
 
 
 def _accounting(facts: Mapping[str, Any]) -> str:
@@ -70,15 +80,19 @@ def _accounting(facts: Mapping[str, Any]) -> str:
 def _left_out(facts: Mapping[str, Any]) -> str:
     if facts["unit"] == "client":
         return (
-            "The server is trusted. Not covered: who took part and how many bytes were sent, as the run "
-            "folder lists them; test data; other runs on the same data, such as those that chose the "
-            "settings."
+            f"The server is trusted. {_assumed(facts, 'who takes part')}Not covered: who took part and how "
+            f"many bytes were sent, as the run folder lists them; {OTHER_DATA}"
         )
     return (
-        "Taken as public: how many examples each client has, and the set of labels. Assumed: the run's seed, "
-        "which decides the batches, is unknown to whoever sees the results. Not covered: test data; other "
-        "runs on the same data, such as those that chose the settings."
+        "Taken as public: how many examples each client has, and the set of labels. "
+        f"{_assumed(facts, 'the batches')}Not covered: {OTHER_DATA}"
     )
+
+
+def _assumed(facts: Mapping[str, Any], what: str) -> str:
+    if facts["sampling_secret"]:
+        return ""
+    return f"Assumed: the run's seed, which decides {what}, is unknown to whoever sees the results. "
 
 
 def _has_start(facts: Mapping[str, Any]) -> bool:
