@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from fedsb.cli_common import AsJson, Overrides, err_console, out_console, print_json
 from fedsb.cli_deploy import deploy
+from fedsb.cli_privacy import privacy
 from fedsb.errors import FedsbError, InputError
 
 app = typer.Typer(
@@ -246,34 +247,7 @@ def cost(
     terminal.show_costs(table, out_console)
 
 
-@app.command()
-def privacy(
-    examples: Annotated[int, typer.Option(help="Training examples of one client.")],
-    batch_size: Annotated[int, typer.Option(help="Examples of a batch on average (Poisson sampling).")],
-    epochs: Annotated[float, typer.Option(help="Passes over the examples per round.")],
-    delta: Annotated[float, typer.Option(help="Less than 1 / examples.")],
-    rounds: Annotated[int, typer.Option(help="Rounds of the run.")] = 1,
-    epsilon: Annotated[float | None, typer.Option(help="Find the noise for this budget.")] = None,
-    noise_multiplier: Annotated[
-        float | None, typer.Option(help="Or: find the epsilon of noise that is so many times the clip norm.")
-    ] = None,
-    json_: AsJson = False,
-) -> None:
-    """Calibrate the noise of private training to a budget, or account for a noise. Reads no data.
-
-    Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 1e-5`
-    · `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 1e-5 --json`
-    """
-    from fedsb.privacy_question import PrivacyQuestion, answer
-
-    found = answer(PrivacyQuestion(examples, batch_size, epochs, rounds, delta, epsilon, noise_multiplier))
-    if json_:
-        return print_json(found)
-    from fedsb import terminal
-
-    terminal.show_privacy(found, out_console)
-
-
+app.command()(privacy)
 app.add_typer(deploy, name="deploy")
 
 

@@ -4,43 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from fedsb.client import LocalTraining
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
-from fedsb.privacy.plan import ExamplePlan
+from fedsb.privacy.plan import ClientPlan, ExamplePlan
+
+Unit = Literal["example", "client"]
+OF_EXAMPLES = ["examples", "batch_size", "epochs"]
+OF_CLIENTS = ["clients", "cohort"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrivacyQuestion:
-    """DP-SGD of one client; one of `epsilon` and `noise_multiplier` is asked for, the other given."""
+    """One of `epsilon` and `noise_multiplier` is asked for, the other given.
 
-    examples: int
-    batch_size: int
-    epochs: float
-    rounds: int
+    Attributes:
+        examples, batch_size, epochs: of one client, for privacy.unit: example.
+        clients, cohort: all of them, and those of a round on average, for privacy.unit: client.
+    """
+
+    examples: int | None = None
+    batch_size: int | None = None
+    epochs: float | None = None
+    clients: int | None = None
+    cohort: int | None = None
+    rounds: int = 1
     delta: float
-    epsilon: float | None
-    noise_multiplier: float | None
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
 
 
 def answer(asked: PrivacyQuestion) -> dict[str, Any]:
     """What `--json` prints.
 
     Raises:
-        InputError: a number is out of range, or both or neither of epsilon and the noise are given.
+        InputError: a number is missing or out of range, or not one of epsilon and the noise is given.
     """
-    _check(asked)
-    steps = LocalTraining(epochs=asked.epochs, batch_size=asked.batch_size).steps_per_round(asked.examples)
-    plan = ExamplePlan(
-        num_examples=asked.examples,
-        expected_batch_size=asked.batch_size,
-        steps_per_round=steps,
-        rounds=asked.rounds,
-        clip_norm=1.0,
-        noise_multiplier=asked.noise_multiplier or 0.0,
-    )
+    unit = _unit(asked)
+    _check_numbers(asked)
+    plan = _example_plan(asked) if unit == "example" else _client_plan(asked)
     if asked.epsilon is not None:
         plan = plan.calibrated(asked.epsilon, asked.delta)
     spent = [plan.round] * plan.rounds
@@ -49,26 +53,79 @@ def answer(asked: PrivacyQuestion) -> dict[str, Any]:
         "epsilon": epsilon(spent, asked.delta),
         "epsilon_rdp": epsilon(spent, asked.delta, accountant="rdp"),
         "delta": asked.delta,
-        "steps": steps * asked.rounds,
+        "steps": sum(mechanism.steps for mechanism in spent),
         "sample_rate": plan.sampling_probability,
         "accountant": f"PLD (dp-accounting {version('dp-accounting')})",
-        "unit": "example",
+        "unit": unit,
     }
 
 
-def _check(asked: PrivacyQuestion) -> None:
-    for name in ("examples", "batch_size", "epochs", "rounds", "delta", "epsilon", "noise_multiplier"):
-        value = getattr(asked, name)
+def _example_plan(asked: PrivacyQuestion) -> ExamplePlan:
+    examples, batch_size, epochs = asked.examples, asked.batch_size, asked.epochs
+    assert examples is not None
+    assert batch_size is not None
+    assert epochs is not None
+    _check_share("batch-size", batch_size, examples, "examples")
+    _check_delta(asked.delta, examples, "example")
+    steps = LocalTraining(epochs=epochs, batch_size=batch_size).steps_per_round(examples)
+    return ExamplePlan(
+        num_examples=examples,
+        expected_batch_size=batch_size,
+        steps_per_round=steps,
+        rounds=asked.rounds,
+        clip_norm=1.0,
+        noise_multiplier=asked.noise_multiplier or 0.0,
+    )
+
+
+def _client_plan(asked: PrivacyQuestion) -> ClientPlan:
+    clients, cohort = asked.clients, asked.cohort
+    assert clients is not None
+    assert cohort is not None
+    _check_share("cohort", cohort, clients, "clients")
+    _check_delta(asked.delta, clients, "client")
+    return ClientPlan(
+        num_clients=clients,
+        expected_cohort=cohort,
+        rounds=asked.rounds,
+        clip_norm=1.0,
+        noise_multiplier=asked.noise_multiplier or 0.0,
+    )
+
+
+def _unit(asked: PrivacyQuestion) -> Unit:
+    """Whose privacy is asked about: that of which all numbers are given, and none of the other's."""
+    given = [name for name in (*OF_EXAMPLES, *OF_CLIENTS) if getattr(asked, name) is not None]
+    if given == OF_EXAMPLES:
+        return "example"
+    if given == OF_CLIENTS:
+        return "client"
+    raise InputError(
+        "fedsb privacy: expected --examples, --batch-size and --epochs (every example is protected) or "
+        f"--clients and --cohort (every client is), found {', '.join(map(_option, given)) or 'none of them'}"
+    )
+
+
+def _check_numbers(asked: PrivacyQuestion) -> None:
+    for name, value in vars(asked).items():
         if value is not None and not value > 0:
-            raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, found {value:g}")
+            raise InputError(f"{_option(name)}: expected a number above 0, found {value:g}")
     if (asked.epsilon is None) == (asked.noise_multiplier is None):
         raise InputError("--epsilon, --noise-multiplier: give one of the two; the other is the answer")
-    if asked.batch_size > asked.examples:
+
+
+def _check_share(option: str, part: int, whole: int, what: str) -> None:
+    if part > whole:
+        raise InputError(f"--{option}: expected at most the {whole} {what}, found {part}")
+
+
+def _check_delta(delta: float, num_units: int, unit: str) -> None:
+    if delta >= 1 / num_units:
         raise InputError(
-            f"--batch-size: expected at most the {asked.examples} examples, found {asked.batch_size}"
+            f"--delta: expected less than 1 / {num_units} (the {unit}s), found {delta:g}: at that delta, "
+            f"giving away one {unit} in full counts as private. Try {0.1 / num_units:.1g}"
         )
-    if asked.delta >= 1 / asked.examples:
-        raise InputError(
-            f"--delta: expected less than 1 / {asked.examples} (the examples), found {asked.delta:g}: at "
-            f"that delta, giving away one example in full counts as private. Try {0.1 / asked.examples:.1g}"
-        )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

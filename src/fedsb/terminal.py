@@ -222,7 +222,7 @@ def show_privacy(found: dict[str, Any], console: Console) -> None:
         "epsilon": f"{found['epsilon']:.4g}  ({found['accountant']}; Renyi: {found['epsilon_rdp']:.4g})",
         "delta": f"{found['delta']:.3g}",
         "steps": f"{found['steps']:,}, each on a Poisson sample",
-        "sample rate": f"{found['sample_rate']:.4g} of the examples a step, on average",
+        "sample rate": f"{found['sample_rate']:.4g} of the {found['unit']}s a step, on average",
         "protects": f"one {found['unit']}: add or remove one",
     }
     for name, value in rows.items():

@@ -38,6 +38,18 @@ def test_calibrating_and_accounting_agree(monkeypatch, capsys):
     assert accounted["epsilon"] == epsilon([Mechanism(noise, 0.025, 120)], 1e-4)
 
 
+def test_clients_are_the_unit_where_clients_are_given(monkeypatch, capsys):
+    """As `ClientPlan` of a run: one release a round, on a Poisson cohort."""
+    found = ask(
+        monkeypatch,
+        capsys,
+        *("--clients", 1000, "--cohort", 100, "--rounds", 50, "--epsilon", 8, "--delta", 1e-4),
+    )
+    assert (found["unit"], found["steps"], found["sample_rate"]) == ("client", 50, 0.1)
+    assert 7.95 < found["epsilon"] <= 8
+    assert found["epsilon"] == epsilon([Mechanism(found["noise_multiplier"], 0.1, 50)], 1e-4)
+
+
 def test_for_people_it_prints_a_table(monkeypatch, capsys):
     assert main_status(monkeypatch, "privacy", *SMALL, "--noise-multiplier", 1) == 0
     text = capsys.readouterr().out
@@ -57,4 +69,20 @@ def test_for_people_it_prints_a_table(monkeypatch, capsys):
 )
 def test_what_makes_no_sense_is_refused(monkeypatch, capsys, change, expected):
     assert main_status(monkeypatch, "privacy", *SMALL, *change) == 2
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], "found none of them"),
+        (["--examples", 100, "--epochs", 1], "found --examples, --epochs"),
+        (["--clients", 100], "found --clients"),
+        (["--clients", 100, "--cohort", 10, "--examples", 100], "found --examples, --clients, --cohort"),
+        (["--clients", 100, "--cohort", 101], "--cohort: expected at most the 100 clients"),
+        (["--clients", 100000, "--cohort", 10], "less than 1 / 100000 (the clients)"),
+    ],
+)
+def test_one_unit_is_asked_about_and_all_of_its_numbers_given(monkeypatch, capsys, given, expected):
+    assert main_status(monkeypatch, "privacy", *given, "--delta", 1e-4, "--epsilon", 1) == 2
     assert expected in " ".join(capsys.readouterr().err.split())
