@@ -54,7 +54,7 @@ def prepare_data(config: RunConfig) -> Data:
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
-    return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task))
+    return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task, train))
 
 
 def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
@@ -72,7 +72,7 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     tokenizer = load_tokenizer(config.model.path)
     task = make_task(config, tokenizer, [])
     test = [] if rows is None else task.encode(rows, config.data.test)
-    return Data(task, tokenizer, [], test, parts, None, public_examples(config, task))
+    return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
 
 
 def check_can_deploy(config: RunConfig) -> None:
@@ -93,17 +93,32 @@ def check_can_deploy(config: RunConfig) -> None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
 
 
-def public_examples(config: RunConfig, task: Task) -> list[Example] | None:
+def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> list[Example] | None:
     """The rows that bases may be made of, where the config names any.
 
     Raises:
-        InputError: the file or its columns are wrong.
+        InputError: the file or its columns are wrong, or privacy is to protect rows that are in it.
     """
     source = config.method.init.public
     if source is None:
         return None
     rows = list(read_rows(source, limit=config.method.init.samples))
-    return task.encode(rows, source)
+    public = task.encode(rows, source)
+    if config.privacy is not None:
+        _check_apart(public, train, source)
+    return public
+
+
+def _check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
+    """Bases would show what privacy is said to hide."""
+    shown = {tuple(example["input_ids"]) for example in public}
+    both = shown.intersection(tuple(example["input_ids"]) for example in train)
+    if both:
+        raise InputError(
+            f"method.init.public: {len(both)} of the {len(shown)} different inputs of {source} are training "
+            "rows, too, and what bases are made of has no protection. Name other rows, or take these out of "
+            "the training rows"
+        )
 
 
 def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:

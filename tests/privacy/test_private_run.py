@@ -341,6 +341,18 @@ def test_wrong_settings_are_refused_before_anything_starts(world, tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "doctor"])
+def test_public_rows_that_are_training_rows_are_refused(world, tmp_path, monkeypatch, capsys, command):
+    public = tmp_path / "public.jsonl"
+    train = (world / "data/train.jsonl").read_text().splitlines(keepends=True)
+    public.write_text(train[7] + (world / "data/test.jsonl").read_text())
+    init = {"kind": "gradient", "public": str(public), "samples": 13}
+    file = write_config(tmp_path / "c.yaml", private_config(world, method__init=init))
+    assert main_status(monkeypatch, command, file) != 0
+    told = capsys.readouterr()
+    assert "1 of the 13 different inputs" in " ".join((told.out + told.err).split())
+
+
 def test_the_doctor_finds_a_delta_that_is_too_large(world, tmp_path, monkeypatch, capsys):
     file = write_config(tmp_path / "c.yaml", changed(private_config(world), privacy__delta=0.05))
     main_status(monkeypatch, "doctor", file)

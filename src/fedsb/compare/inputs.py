@@ -54,7 +54,7 @@ def check_inputs(
             held_out = _held_out(alike, rows, data.labels, settings, tuning_seed)
         for same in _grouped(alike, OF_THE_MODEL):
             with _named(same[0]):
-                public = public_examples(same[0].config, data.task)
+                public = public_examples(same[0].config, data.task, data.train)
                 prepare_base(same[0].config, replace(data, public=public))
     return held_out
 
