@@ -222,6 +222,7 @@ def test_what_was_paid_for_is_sampled_anew(world, tmp_path):
 
     init = {"kind": "gradient", "private": True, "budget_share": 0.25, "samples": 60}
     config = RunConfig.from_dict(private_config(world, method__init=init))
+    (tmp_path / "start").mkdir()
     private = prepare_privacy(config, dict.fromkeys(range(3), 30), tmp_path / "start")
     start = private.private_start()
     first = start.sample(1, seed=0)
