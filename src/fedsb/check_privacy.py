@@ -109,9 +109,18 @@ def check_delta(config: RunConfig, sizes: Collection[int]) -> float:
     delta = config.privacy.delta
     if delta is None:
         return min(1e-5, 1 / (10 * num_units))
+    refuse_large_delta("privacy.delta", delta, num_units, what)
+    return delta
+
+
+def refuse_large_delta(key: str, delta: float, num_units: int, what: str) -> None:
+    """Of a key or an option of this name, for so many units.
+
+    Raises:
+        InputError: publishing one whole unit at random would satisfy this delta.
+    """
     if delta >= 1 / num_units:
         raise InputError(
-            f"privacy.delta: expected less than 1 / {num_units} (the {what}), found {delta:g}: at that "
+            f"{key}: expected less than 1 / {num_units} (the {what}), found {delta:g}: at that "
             f"delta, giving away one of them in full counts as private. Try {0.1 / num_units:.1g}"
         )
-    return delta

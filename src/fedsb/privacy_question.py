@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
+from fedsb.check_privacy import refuse_large_delta
 from fedsb.client import LocalTraining
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
@@ -66,7 +67,7 @@ def _example_plan(asked: PrivacyQuestion) -> ExamplePlan:
     assert batch_size is not None
     assert epochs is not None
     _check_share("batch-size", batch_size, examples, "examples")
-    _check_delta(asked.delta, examples, "example")
+    refuse_large_delta("--delta", asked.delta, examples, "examples")
     steps = LocalTraining(epochs=epochs, batch_size=batch_size).steps_per_round(examples)
     return ExamplePlan(
         num_examples=examples,
@@ -83,7 +84,7 @@ def _client_plan(asked: PrivacyQuestion) -> ClientPlan:
     assert clients is not None
     assert cohort is not None
     _check_share("cohort", cohort, clients, "clients")
-    _check_delta(asked.delta, clients, "client")
+    refuse_large_delta("--delta", asked.delta, clients, "clients")
     return ClientPlan(
         num_clients=clients,
         expected_cohort=cohort,
@@ -117,14 +118,6 @@ def _check_numbers(asked: PrivacyQuestion) -> None:
 def _check_share(option: str, part: int, whole: int, what: str) -> None:
     if part > whole:
         raise InputError(f"--{option}: expected at most the {whole} {what}, found {part}")
-
-
-def _check_delta(delta: float, num_units: int, unit: str) -> None:
-    if delta >= 1 / num_units:
-        raise InputError(
-            f"--delta: expected less than 1 / {num_units} (the {unit}s), found {delta:g}: at that delta, "
-            f"giving away one {unit} in full counts as private. Try {0.1 / num_units:.1g}"
-        )
 
 
 def _option(name: str) -> str:
