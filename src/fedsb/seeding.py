@@ -1,7 +1,9 @@
 """Randomness as an argument: generators derived from (run seed, purpose, round, client).
 
-Two different purposes, rounds or clients never share a stream. Nothing here is for privacy noise, which
-must come from the operating system's entropy and never from the run's seed.
+Two different purposes, rounds or clients do not share a stream, but for chance: torch's generators keep 32
+bits of their seed on a CPU, so that two of them agree once in four billion pairs. That is harmless for bases
+and dropout; what must not be guessed or met again, privacy noise, comes from the operating system's entropy
+and never from here.
 """
 
 from __future__ import annotations
