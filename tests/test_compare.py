@@ -596,6 +596,12 @@ LATER_ARMS = {
         PRIVATE | {"privacy.delta": 0.5, "method.init.kind": "weights"},
         ["arm later", "privacy.delta", "1 / "],
     ),
+    "epsilon out of reach": (
+        PRIVATE
+        | {"privacy.epsilon": 1e-7, "method.init.private": True, "method.init.budget_share": 0.999999}
+        | {"method.init.kind": "gradient"},
+        ["arm later", "privacy.epsilon", "cannot be reached"],
+    ),
     "public rows": (
         {"method.init.public": "none.jsonl"},
         ["none.jsonl", "no such file"],

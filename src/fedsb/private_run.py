@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -233,6 +233,29 @@ def prepare_privacy(config: RunConfig, sizes: Mapping[int, int], folder: Path) -
     starts = _start_plans(config, wanted, sizes, delta)
     plans = _example_plans(config, wanted, sizes, starts, delta)
     return PrivateRun(wanted, guard, noise, rounds, plans, starts, None)
+
+
+def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:
+    """Whether `prepare_privacy` will accept this config once its run begins.
+
+    Noise is looked for on behalf of the smallest client alone: one calibration takes seconds.
+
+    Args:
+        sizes: examples of each client.
+
+    Raises:
+        InputError: delta is too large, or epsilon cannot be reached.
+    """
+    wanted = config.privacy
+    if wanted is None:
+        return
+    delta = check_delta(config, sizes)
+    if wanted.unit == "client":
+        _client_plan(config, wanted, delta)
+        return
+    smallest = min(range(len(sizes)), key=lambda client: sizes[client])
+    alone = {smallest: sizes[smallest]}
+    _example_plans(config, wanted, alone, _start_plans(config, wanted, alone, delta), delta)
 
 
 def _client_plan(config: RunConfig, wanted: PrivacyConfig, delta: float) -> ClientPlan:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from fedsb.check_privacy import check_delta
 from fedsb.check_settings import check_settings
 from fedsb.compare.arms import Arm
 from fedsb.compare.scored import check_metric
@@ -17,6 +16,7 @@ from fedsb.errors import InputError
 from fedsb.evaluate import check_evaluation
 from fedsb.prepare_base import prepare_base
 from fedsb.prepare_data import make_partition, prepare_data, public_examples
+from fedsb.private_run import check_budget
 from fedsb.sources import train_rows
 from fedsb.tasks import Row
 
@@ -66,9 +66,8 @@ def _check_partitions(
     for seed in seeds:
         parts = make_partition(arms[0].config.model_copy(update={"seed": seed}), rows, labels)
         for arm in arms:
-            if arm.config.privacy is not None:
-                with _named(arm):
-                    check_delta(arm.config, [len(part) for part in parts])
+            with _named(arm):
+                check_budget(arm.config, [len(part) for part in parts])
 
 
 def _check_arm(arm: Arm) -> None:
