@@ -137,6 +137,16 @@ def test_one_seed_gives_one_order_of_examples_and_another_noise_each_time():
     assert moved(examples, plan, seed=1)[1] != batches
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_nothing_decays_that_was_not_told_to(optimizer):
+    """torch's AdamW takes a hundredth a step unless told otherwise, and noised cores are small."""
+    training = LocalTraining(optimizer=optimizer, learning_rate=1.0, batch_size=64)
+    quiet = replace(NOISE_ALONE, noise_multiplier=0.0)
+    assert flat(moved([], quiet, training=training)[0]).abs().max() == 0
+    decaying = replace(training, weight_decay=0.01)
+    assert flat(moved([], quiet, training=decaying)[0]).abs().max() > 0
+
+
 def test_insecure_noise_repeats_and_differs_by_client():
     def run(client):
         return flat(
