@@ -236,7 +236,7 @@ def prepare_privacy(config: RunConfig, sizes: Mapping[int, int], folder: Path) -
 
 
 def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:
-    """Whether `prepare_privacy` will accept this config once its run begins.
+    """Refuse early what `prepare_privacy` would refuse once the run begins.
 
     Noise is looked for on behalf of the smallest client alone: one calibration takes seconds.
 
