@@ -20,15 +20,13 @@ from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.dp_sgd import train_privately
 from fedsb.privacy.guard import Guard
-from fedsb.privacy.ledger import PrivacyLedger
+from fedsb.privacy.ledger import LEDGER, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
 from fedsb.privacy.statement import statement
 from fedsb.sampling import cohort
 from fedsb.seeding import numpy_generator
 from fedsb.settings import local_training
-
-LEDGER = "privacy.jsonl"
 
 
 @dataclass(frozen=True)

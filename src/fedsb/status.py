@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+from fedsb.check_privacy import check_delta
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.paid_ahead import paid_ahead
+from fedsb.privacy.accounting import epsilon
+from fedsb.privacy.ledger import LEDGER, read_spends
 
 
 def run_status(folder: Path) -> dict[str, Any]:
     """Rounds done, newest scores, bytes, epsilon, who was left out, and how old the newest line is.
+
+    `epsilon` is of all that was paid for: also of `paid_ahead` releases of a round that is not whole.
 
     Raises:
         InputError: the folder holds no run, or its lines cannot be read.
@@ -20,7 +27,7 @@ def run_status(folder: Path) -> dict[str, Any]:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: holds no run (no config.yaml)")
     config, lines = RunConfig.from_yaml(folder / "config.yaml"), _lines(folder / "metrics.jsonl")
-    newest = lines[-1] if lines else {}
+    newest, ahead = lines[-1] if lines else {}, paid_ahead(folder)
     scores: list[dict[str, float]] = [line["eval"] for line in lines if line["eval"]]
     return {
         "method": config.method.name,
@@ -29,13 +36,30 @@ def run_status(folder: Path) -> dict[str, Any]:
         "rounds": config.federation.rounds,
         "eval": scores[-1] if scores else {},
         "train_loss": newest.get("train_loss"),
-        "epsilon": newest.get("epsilon"),
+        "epsilon": _epsilon(folder, config, newest.get("epsilon"), {spend.client for spend in ahead}),
+        "paid_ahead": len(ahead),
         "upload_bytes": sum(line["upload_bytes"] for line in lines),
         "download_bytes": sum(line["download_bytes"] for line in lines),
         "clients": newest.get("clients", []),
         "rejected": newest.get("rejected", []),
         "seconds_since": _age(folder / "metrics.jsonl"),
     }
+
+
+def _epsilon(
+    folder: Path, config: RunConfig, reported: float | None, ahead: Set[int | None]
+) -> float | None:
+    """What the newest whole round reported, or more, where clients have paid for the next one."""
+    if not ahead:
+        return reported
+    spends, delta = read_spends(folder / LEDGER), _delta(folder, config)
+    each = ([spend.mechanism for spend in spends if spend.client == who] for who in ahead)
+    return max(reported or 0.0, *(epsilon(mechanisms, delta) for mechanisms in each))
+
+
+def _delta(folder: Path, config: RunConfig) -> float:
+    partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
+    return check_delta(config, [len(part) for part in partition["clients"].values()])
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

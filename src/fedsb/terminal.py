@@ -108,13 +108,20 @@ def show_status(found: dict[str, Any], console: Console) -> None:
         "run": f"{found['method']}, {began} of {found['rounds']}, {ends}",
         "last round": "-" if age is None else f"{age:.0f} s ago",
         "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in found["eval"].items()),
-        "epsilon": "" if found["epsilon"] is None else f"{found['epsilon']:.3g}",
+        "epsilon": _spent(found),
         "sent": f"up {human_bytes(found['upload_bytes'])}, down {human_bytes(found['download_bytes'])}",
         "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in found["rejected"]),
     }
     for name, text in rows.items():
         if text:
             console.print(f"{name:<11}{text}", highlight=False, markup=False)
+
+
+def _spent(found: dict[str, Any]) -> str:
+    if found["epsilon"] is None:
+        return ""
+    ahead = f", with {found['paid_ahead']} releases of an unfinished round" if found["paid_ahead"] else ""
+    return f"{found['epsilon']:.3g}{ahead}"
 
 
 def evaluate_in_terminal(

@@ -8,7 +8,10 @@ from run_helpers import classification_config, metrics_of, tiny_bert, write_data
 from fedsb import RunConfig, party
 from fedsb.compare.perform import perform
 from fedsb.compare.watch import OneRun
+from fedsb.privacy.accounting import epsilon
+from fedsb.privacy.ledger import PrivacyLedger
 from fedsb.run_folder import finished_summary
+from fedsb.status import run_status
 
 PRIVACY = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
 
@@ -44,6 +47,14 @@ def released(folder):
     return [(line["client"], line["round"]) for line in map(json.loads, lines)]
 
 
+def assert_status_counts_what_was_paid(folder):
+    ledger, bytes_before = PrivacyLedger(folder / "privacy.jsonl"), (folder / "privacy.jsonl").read_bytes()
+    found, reported = run_status(folder), metrics_of(folder)[-1]["epsilon"]
+    assert (found["round"], found["paid_ahead"]) == (1, 1)
+    assert found["epsilon"] == epsilon(ledger.mechanisms(0), PRIVACY["delta"]) > reported
+    assert (folder / "privacy.jsonl").read_bytes() == bytes_before
+
+
 def test_a_run_killed_in_a_paid_round_begins_anew_and_its_ledger_is_kept(tmp_path, config, monkeypatch):
     folder, said = tmp_path / "runs" / "fed-sb" / "seed-0", []
     kill_at(monkeypatch, 5)
@@ -53,6 +64,7 @@ def test_a_run_killed_in_a_paid_round_begins_anew_and_its_ledger_is_kept(tmp_pat
     spent = released(folder)
     assert (0, 2) in spent
     assert len(metrics_of(folder)) == 2, "the start and round 1"
+    assert_status_counts_what_was_paid(folder)
 
     assert perform(config, folder, OneRun(lambda share, text: said.append(text)), asks=False) is None
     assert released(folder.with_name("stopped-1-seed-0")) == spent
@@ -71,3 +83,6 @@ def test_a_run_stopped_between_rounds_goes_on(tmp_path, config):
     assert perform(config, folder, OneRun(lambda *_: None), asks=False) is None
     assert (folder / "privacy.jsonl").read_text() == before
     assert [path.name for path in folder.parent.iterdir()] == ["seed-0"]
+    found = run_status(folder)
+    assert found["epsilon"] == metrics_of(folder)[-1]["epsilon"]
+    assert found["paid_ahead"] == 0

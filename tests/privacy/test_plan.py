@@ -9,7 +9,7 @@ import pytest
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.guard import BudgetSpent, Guard
-from fedsb.privacy.ledger import PrivacyLedger, Spend
+from fedsb.privacy.ledger import PrivacyLedger, Spend, read_spends
 from fedsb.privacy.plan import ExamplePlan, StartPlan
 
 PLAN = ExamplePlan(num_examples=500, expected_batch_size=50, steps_per_round=10, rounds=4, clip_norm=0.3)
@@ -84,6 +84,16 @@ def test_a_line_cut_off_by_a_kill_was_never_charged(tmp_path):
     ledger = PrivacyLedger(path)
     ledger.charge(spend(2))
     assert [s.round for s in PrivacyLedger(path).spends] == [1, 2]
+
+
+def test_a_ledger_that_is_being_written_is_read_as_it_is(tmp_path):
+    path = tmp_path / "privacy.jsonl"
+    PrivacyLedger(path).charge(spend())
+    torn = path.read_text() + '{"client": 0, "pha'
+    path.write_text(torn)
+    assert [s.round for s in read_spends(path)] == [1]
+    assert path.read_text() == torn
+    assert read_spends(tmp_path / "none.jsonl") == []
 
 
 def test_a_ledger_that_cannot_be_read_is_refused(tmp_path):

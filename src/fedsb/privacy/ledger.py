@@ -16,6 +16,8 @@ from fedsb.errors import InputError
 from fedsb.privacy.accounting import Mechanism
 
 Phase = Literal["start", "round"]
+LEDGER = "privacy.jsonl"
+"""Its name in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class PrivacyLedger:
         Raises:
             InputError: a line cannot be read.
         """
+        _drop_cut_off(path)
         self.path = path
-        self.spends = _read(path)
+        self.spends = read_spends(path)
 
     def charge(self, spend: Spend) -> None:
         """Write the spend down; it is on disk when this returns."""
@@ -65,20 +68,35 @@ class PrivacyLedger:
         return sum((s.client, s.phase, s.round) == (client, phase, number) for s in self.spends)
 
 
-def _read(path: Path) -> list[Spend]:
+def read_spends(path: Path) -> list[Spend]:
+    """Those of a ledger that someone else may be writing; none if there is no file.
+
+    A last line without its end is left out: it was cut off, or is being written, and its release has not
+    left.
+
+    Raises:
+        InputError: a line cannot be read.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):  # cut off while it was written: that release never left
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text, encoding="utf-8")
     try:
-        return [_spend(json.loads(line)) for line in text.splitlines()]
+        return [_spend(json.loads(line)) for line in _whole_lines(path).splitlines()]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it "
             "nobody can say what was spent."
         ) from None
+
+
+def _whole_lines(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1]
+
+
+def _drop_cut_off(path: Path) -> None:
+    """So that the next line begins on its own."""
+    if path.exists() and (whole := _whole_lines(path)) != path.read_text(encoding="utf-8"):
+        path.write_text(whole, encoding="utf-8")
 
 
 def _spend(record: dict[str, object]) -> Spend:
