@@ -105,6 +105,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs ../shared beside the checkout; it is absent"))
 
 
+# ---------------------------------------------------------------- pages without plots
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Half of a tiny run's time goes into the plots of its page: only modules marked `plots` draw them."""
+    from fedsb.report import front, plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("plots"):
+            for module in (front, plots):
+                patch.setattr(module, "draw", lambda paint, **_: "<svg></svg>")
+        yield
+
+
 # ---------------------------------------------------------------- randomness
 
 

@@ -25,6 +25,8 @@ from run_helpers import environment, main_status, tiny_llama
 from fedsb.config import RunConfig
 from fedsb.quickstart import MODEL_DIR
 
+pytestmark = pytest.mark.plots
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ["tutorial", "method", *(f"guides/{n}" for n in ("data", "model", "privacy", "deployment", "report"))]
 PAGES += ["guides/serving", "guides/adding-a-method", "guides/adding-a-task", "reference/commands"]

@@ -10,6 +10,8 @@ import pytest
 
 from fedsb import cli
 
+pytestmark = pytest.mark.plots
+
 
 @pytest.mark.slow
 def test_the_quickstart_learns_and_says_what_to_do_next(

@@ -18,6 +18,8 @@ from fedsb.report.comparison_tables import change, value
 from fedsb.report.front import log_ticks
 from fedsb.report.labels import Box, Spot, place
 
+pytestmark = pytest.mark.plots
+
 
 def edit(folder: Path, **changes: Any) -> Path:
     file = folder / "comparison.json"

@@ -14,6 +14,8 @@ from fedsb.report.live import LivePage
 from fedsb.report.write import is_live
 from fedsb.run_folder import finished_summary
 
+pytestmark = pytest.mark.plots
+
 
 def reload_of(page: Path) -> str | None:
     outline = Outline(page.read_text(encoding="utf-8"))

@@ -17,6 +17,8 @@ from fedsb.errors import InputError
 from fedsb.report import write_report
 from fedsb.report.units import short_name
 
+pytestmark = pytest.mark.plots
+
 EVIL = "<script>alert('x')</script>"
 
 
