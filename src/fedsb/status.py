@@ -46,9 +46,7 @@ def run_status(folder: Path) -> dict[str, Any]:
     }
 
 
-def _epsilon(
-    folder: Path, config: RunConfig, reported: float | None, ahead: Set[int | None]
-) -> float | None:
+def _epsilon(folder: Path, config: RunConfig, reported: float | None, ahead: Set[int | None]) -> float | None:
     """What the newest whole round reported, or more, where clients have paid for the next one."""
     if not ahead:
         return reported

@@ -57,6 +57,11 @@ def test_a_calibrated_plan_and_its_start_spend_the_budget_together():
     assert plan.noise_multiplier > PLAN.calibrated(3.0, 1e-4).noise_multiplier
 
 
+def test_a_share_that_no_noise_reaches_is_named_as_the_start_s():
+    with pytest.raises(InputError, match=r"budget_share: 1e-09 .* raise either"):
+        StartPlan(num_examples=500, expected_samples=500).calibrated(1e-9, 1e-9)
+
+
 def spend(number=1, client=0):
     return Spend(client, "round", number, Mechanism(1.0, 0.1, 5))
 

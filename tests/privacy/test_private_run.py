@@ -316,7 +316,7 @@ REFUSALS = {
             "method__init": {"kind": "gradient", "private": True, "samples": 90, "budget_share": 0.999999},
             "privacy__epsilon": 1e-7,
         },
-        "cannot be reached",
+        "privacy.epsilon: 1e-07 at delta 0.001 cannot be reached",
     ),
     "two clips": ({"training__grad_clip": 1.0}, "grad_clip"),
     "a start without privacy": (

@@ -29,9 +29,17 @@ Spent = Callable[[float], float]
 
 
 def calibrate(
-    target_epsilon: float, delta: float, mechanisms_at: Callable[[float], Iterable[Mechanism]]
+    target_epsilon: float,
+    delta: float,
+    mechanisms_at: Callable[[float], Iterable[Mechanism]],
+    *,
+    setting: str = "privacy.epsilon",
+    cure: str = "raise it, or, with bases that are paid for, lower method.init.budget_share",
 ) -> float:
     """The smallest noise multiplier z, to NOISE_TOLERANCE, at which `mechanisms_at(z)` keep to the target.
+
+    Args:
+        setting, cure: what the error names as the target, and what it advises.
 
     Raises:
         InputError: even MOST_NOISE is not enough: what is fixed in `mechanisms_at` spends it all.
@@ -42,8 +50,7 @@ def calibrate(
 
     if spent(MOST_NOISE) > 1:
         raise InputError(
-            f"privacy.epsilon: {target_epsilon:g} at delta {delta:g} cannot be reached with any noise; "
-            "raise privacy.epsilon, or, with bases that are paid for, lower method.init.budget_share"
+            f"{setting}: {target_epsilon:g} at delta {delta:g} cannot be reached with any noise; {cure}"
         )
     guess = _first_guess(partial(spent, accountant="rdp"))
     return _finest(spent, partial(spent, grid=COARSE_GRID), guess)

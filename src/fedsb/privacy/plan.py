@@ -180,4 +180,6 @@ class StartPlan:
         def at(noise: float) -> list[Mechanism]:
             return [replace(self, noise_multiplier=noise).release]
 
-        return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
+        share = "privacy.epsilon x method.init.budget_share"
+        noise = calibrate(epsilon, delta, at, setting=share, cure="raise either")
+        return replace(self, noise_multiplier=noise)
