@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from run_helpers import classification_config, main_status, tiny_bert, write_data
+from run_helpers import classification_config, main_status, python, tiny_bert, write_data
 
 from fedsb import RunConfig, run
 from fedsb.errors import InputError
@@ -44,6 +44,12 @@ def test_it_prints_lines_or_json(folder, monkeypatch, capsys):
     assert "fed-sb, round 2 of 2, finished" in capsys.readouterr().out
     assert main_status(monkeypatch, "status", folder, "--json") == 0
     assert json.loads(capsys.readouterr().out)["round"] == 2
+
+
+def test_it_loads_no_torch():
+    """So that `watch fedsb status` costs nothing."""
+    done = python("import sys, fedsb.status; print('torch' in sys.modules)")
+    assert done.stdout.strip() == "False"
 
 
 def test_no_run_is_said(tmp_path, monkeypatch, capsys):

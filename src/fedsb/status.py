@@ -8,7 +8,6 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from fedsb.check_privacy import check_delta
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.paid_ahead import paid_ahead
@@ -56,6 +55,8 @@ def _epsilon(folder: Path, config: RunConfig, reported: float | None, ahead: Set
 
 
 def _delta(folder: Path, config: RunConfig) -> float:
+    from fedsb.check_privacy import check_delta  # loads torch, which the status of most runs can do without
+
     partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
     return check_delta(config, [len(part) for part in partition["clients"].values()])
 
