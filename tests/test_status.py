@@ -46,6 +46,13 @@ def test_it_prints_lines_or_json(folder, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["round"] == 2
 
 
+def test_a_line_that_is_not_json_is_named(folder, tmp_path):
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    (tmp_path / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl: a line is not valid JSON"):
+        run_status(tmp_path)
+
+
 def test_it_loads_no_torch():
     """So that `watch fedsb status` costs nothing."""
     done = python("import sys, fedsb.status; print('torch' in sys.modules)")

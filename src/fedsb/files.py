@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsb.errors import RunFailed
+from fedsb.errors import InputError, RunFailed
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,6 +33,20 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, values: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(finite(value), ensure_ascii=False) + "\n" for value in values))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """What `write_jsonl` wrote; nothing if there is no file.
+
+    Raises:
+        InputError: a line is not JSON.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path}: a line is not valid JSON ({error})") from None
 
 
 @contextlib.contextmanager

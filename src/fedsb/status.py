@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.paid_ahead import paid_ahead
+from fedsb.files import read_jsonl
 from fedsb.privacy.accounting import epsilon
-from fedsb.privacy.ledger import LEDGER, read_spends
+from fedsb.privacy.ledger import LEDGER, Spend, paid_after, read_spends
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -25,8 +24,9 @@ def run_status(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: holds no run (no config.yaml)")
-    config, lines = RunConfig.from_yaml(folder / "config.yaml"), _lines(folder / "metrics.jsonl")
-    newest, ahead = lines[-1] if lines else {}, paid_ahead(folder)
+    config, lines = RunConfig.from_yaml(folder / "config.yaml"), read_jsonl(folder / "metrics.jsonl")
+    newest, spends = lines[-1] if lines else {}, read_spends(folder / LEDGER)  # in this order: none is missed
+    ahead = paid_after(spends, newest.get("round", -1))
     scores: list[dict[str, float]] = [line["eval"] for line in lines if line["eval"]]
     return {
         "method": config.method.name,
@@ -35,7 +35,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "rounds": config.federation.rounds,
         "eval": scores[-1] if scores else {},
         "train_loss": newest.get("train_loss"),
-        "epsilon": _epsilon(folder, config, newest.get("epsilon"), {spend.client for spend in ahead}),
+        "epsilon": _epsilon(folder, config, newest.get("epsilon"), spends, ahead),
         "paid_ahead": len(ahead),
         "upload_bytes": sum(line["upload_bytes"] for line in lines),
         "download_bytes": sum(line["download_bytes"] for line in lines),
@@ -45,29 +45,28 @@ def run_status(folder: Path) -> dict[str, Any]:
     }
 
 
-def _epsilon(folder: Path, config: RunConfig, reported: float | None, ahead: Set[int | None]) -> float | None:
+def _epsilon(
+    folder: Path, config: RunConfig, reported: float | None, spends: list[Spend], ahead: list[Spend]
+) -> float | None:
     """What the newest whole round reported, or more, where clients have paid for the next one."""
     if not ahead:
         return reported
-    spends, delta = read_spends(folder / LEDGER), _delta(folder, config)
-    each = ([spend.mechanism for spend in spends if spend.client == who] for who in ahead)
+    delta, clients = _delta(folder, config), {spend.client for spend in ahead}
+    each = ([spend.mechanism for spend in spends if spend.client == client] for client in clients)
     return max(reported or 0.0, *(epsilon(mechanisms, delta) for mechanisms in each))
 
 
 def _delta(folder: Path, config: RunConfig) -> float:
     from fedsb.check_privacy import check_delta  # loads torch, which the status of most runs can do without
 
-    partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
-    return check_delta(config, [len(part) for part in partition["clients"].values()])
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
+    file = folder / "partition.json"
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{file}: a line is not valid JSON ({error})") from None
+        parts = json.loads(file.read_text(encoding="utf-8"))["clients"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"
+        ) from None
+    return check_delta(config, [len(part) for part in parts.values()])
 
 
 def _age(file: Path) -> float | None:

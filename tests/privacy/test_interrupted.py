@@ -1,6 +1,7 @@
 """A private run of a comparison that was stopped in a paid round begins anew, and its ledger stays."""
 
 import json
+import shutil
 
 import pytest
 from run_helpers import classification_config, metrics_of, tiny_bert, write_data
@@ -8,6 +9,7 @@ from run_helpers import classification_config, metrics_of, tiny_bert, write_data
 from fedsb import RunConfig, party
 from fedsb.compare.perform import perform
 from fedsb.compare.watch import OneRun
+from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.ledger import PrivacyLedger
 from fedsb.run_folder import finished_summary
@@ -53,6 +55,10 @@ def assert_status_counts_what_was_paid(folder):
     assert (found["round"], found["paid_ahead"]) == (1, 1)
     assert found["epsilon"] == epsilon(ledger.mechanisms(0), PRIVACY["delta"]) > reported
     assert (folder / "privacy.jsonl").read_bytes() == bytes_before
+    elsewhere = shutil.copytree(folder, folder.with_name("copy"), ignore=lambda *_: ["partition.json"])
+    with pytest.raises(InputError, match=r"partition.json: needed for the epsilon"):
+        run_status(elsewhere)
+    shutil.rmtree(elsewhere)
 
 
 def test_a_run_killed_in_a_paid_round_begins_anew_and_its_ledger_is_kept(tmp_path, config, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,6 +87,15 @@ def read_spends(path: Path) -> list[Spend]:
             f"{path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it "
             "nobody can say what was spent."
         ) from None
+
+
+def paid_after(spends: Iterable[Spend], last_round: int) -> list[Spend]:
+    """The releases of a round that is under way or was cut off, which is not among the whole ones.
+
+    Args:
+        last_round: the last whole round, 0 being the start; -1 if there is none.
+    """
+    return [spend for spend in spends if spend.round > last_round]
 
 
 def _whole_lines(path: Path) -> str:
