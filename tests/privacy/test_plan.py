@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,22 @@ def test_a_line_cut_off_by_a_kill_was_never_charged(tmp_path):
     ledger = PrivacyLedger(path)
     ledger.charge(spend(2))
     assert [s.round for s in PrivacyLedger(path).spends] == [1, 2]
+
+
+def test_dropping_a_line_cut_off_never_writes_the_others_anew(tmp_path, monkeypatch):
+    path = tmp_path / "privacy.jsonl"
+    PrivacyLedger(path).charge(spend())
+    whole = path.read_bytes()
+    with open(path, "ab") as file:
+        file.write(b'{"client": 0, "pha')
+
+    def killed(*_: object, **__: object) -> None:
+        raise AssertionError("a kill within this write would have emptied the ledger")
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    PrivacyLedger(path)
+    assert path.read_bytes() == whole
 
 
 def test_a_ledger_that_is_being_written_is_read_as_it_is(tmp_path):

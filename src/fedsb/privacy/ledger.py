@@ -104,9 +104,9 @@ def _whole_lines(path: Path) -> str:
 
 
 def _drop_cut_off(path: Path) -> None:
-    """So that the next line begins on its own."""
-    if path.exists() and (whole := _whole_lines(path)) != path.read_text(encoding="utf-8"):
-        path.write_text(whole, encoding="utf-8")
+    """So that the next line begins on its own. What stays is not written anew: a kill here loses nothing."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _spend(record: dict[str, object]) -> Spend:
