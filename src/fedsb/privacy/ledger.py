@@ -98,15 +98,15 @@ def paid_after(spends: Iterable[Spend], last_round: int) -> list[Spend]:
     return [spend for spend in spends if spend.round > last_round]
 
 
-def _whole_lines(path: Path) -> str:
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1]
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _drop_cut_off(path: Path) -> None:
     """So that the next line begins on its own. What stays is not written anew: a kill here loses nothing."""
     if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        os.truncate(path, len(_whole_lines(path)))
 
 
 def _spend(record: dict[str, object]) -> Spend:
