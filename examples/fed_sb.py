@@ -3,9 +3,9 @@
     python examples/fed_sb.py recipe.yaml out        the same adapter as `fedsb run recipe.yaml --out ...`
 
 Every target layer computes W0 x + B R A x. W0 (out, in) is the base model's weight; B (out, r) and A (r, in)
-are orthonormal and frozen; each client trains its own copy of the small core R (r, r), and the server averages
-the cores. B and A are the same everywhere, so B mean(R_i) A is exactly the mean of the clients' updates
-B R_i A, and r^2 numbers travel per layer, whatever the number of clients.
+are orthonormal and frozen; each client trains a copy of the small core R (r, r), and the server averages the
+cores. B and A are the same everywhere, so B mean(R_i) A is exactly the mean of the clients' updates B R_i A,
+and r^2 numbers travel per layer, whatever the number of clients.
 
 What `fedsb run` adds is left out: messages as bytes and what is refused of them, privacy, checkpoints,
 reports, sampled cohorts, other methods. Source: Singhal et al. 2025, arXiv 2502.15436; the start is that of
@@ -52,15 +52,13 @@ def fed_sb(config: RunConfig, folder: Path) -> dict[str, float]:
     trained = {f"{name}.R": layer.R for name, layer in local.attached.layers.items()} | base.head
     shared: Numbers = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
-    training = local_training(config)
+    training, seed = local_training(config), config.seed
     for number in range(1, config.federation.rounds + 1):
         total: Numbers = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in shared.items()}
         for client, indices in enumerate(data.parts):
             load(trained, shared)  # broadcast
             examples = [data.train[i] for i in indices]
-            loss = train(
-                local, trained, examples, training, round_number=number, client=client, seed=config.seed
-            )
+            loss = train(local, trained, examples, training, round_number=number, client=client, seed=seed)
             for name, parameter in trained.items():  # upload and average: a running weighted sum
                 total[name].add_(parameter.detach(), alpha=len(examples))
             print(f"round {number}, client {client}: {len(examples)} examples, loss {loss:.4f}")
