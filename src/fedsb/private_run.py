@@ -19,8 +19,8 @@ from fedsb.errors import InputError
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
-from fedsb.privacy.dp_sgd import train_privately
 from fedsb.privacy.data_ledger import DataLedger, place_beside
+from fedsb.privacy.dp_sgd import train_privately
 from fedsb.privacy.guard import BudgetSpent, Guard
 from fedsb.privacy.ledger import LEDGER, Phase, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
