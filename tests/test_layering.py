@@ -42,7 +42,10 @@ PURE = {
     "evaluation.text_scores",
 } | {name for name in FILES if name.split(".")[0] in ("methods", "privacy")} - {
     "privacy.dp_sgd",
+    "privacy.account",
+    "privacy.data_ledger",
     "privacy.ledger",
+    "privacy.lines",
     "privacy.guard",
 }
 COMPOSE = {

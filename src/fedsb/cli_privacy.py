@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedsb.cli_common import AsJson, out_console, print_json
+from fedsb.errors import InputError
 
 
 def privacy(
-    delta: Annotated[float, typer.Option(help="Less than 1 / examples, or 1 / clients.")],
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="Instead: what was spent, by a node.yaml or a ledger's .jsonl."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Less than 1 / examples, or 1 / clients.")] = None,
     examples: Annotated[int | None, typer.Option(help="Training examples of one client.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples of a batch on average (Poisson sampling).")
@@ -29,12 +35,17 @@ def privacy(
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """Calibrate the noise of private training to a budget, or account for a noise. Reads no data.
+    """Calibrate the noise of private training to a budget, account for a noise, or show what rows have spent.
 
     Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 1e-5`
     · `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 1e-5 --json`
     · `fedsb privacy --clients 1000 --cohort 100 --rounds 50 --epsilon 8 --delta 1e-4`
+    · `fedsb privacy --ledger node.yaml`
     """
+    if ledger is not None:
+        return _ledger(ledger, delta, json_)
+    if delta is None:
+        raise InputError("--delta: needed; expected less than 1 / examples, or 1 / clients")
     from fedsb.privacy_question import PrivacyQuestion, answer
 
     asked = PrivacyQuestion(
@@ -54,3 +65,14 @@ def privacy(
     from fedsb import terminal
 
     terminal.show_privacy(found, out_console)
+
+
+def _ledger(file: Path, delta: float | None, json_: bool) -> None:
+    from fedsb.ledger_report import ledger_report
+
+    found = ledger_report(file, delta)
+    if json_:
+        return print_json(found)
+    from fedsb import terminal
+
+    terminal.show_ledger(found, out_console)

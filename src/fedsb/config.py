@@ -113,8 +113,17 @@ class RunConfig(Section):
         init = self.method.init
         public = init.model_copy(update={"public": absolute(init.public) if init.public else None})
         method = self.method.model_copy(update={"init": public})
+        privacy = self.privacy
+        if privacy is not None and privacy.ledger is not None:  # it may be made by this run
+            privacy = privacy.model_copy(update={"ledger": str(Path(privacy.ledger).resolve())})
         return self.model_copy(
-            update={"model": model, "data": data, "method": method, "evaluation": evaluation}
+            update={
+                "model": model,
+                "data": data,
+                "method": method,
+                "evaluation": evaluation,
+                "privacy": privacy,
+            }
         )
 
 

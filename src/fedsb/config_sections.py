@@ -273,6 +273,9 @@ class PrivacyConfig(Section):
     """client: let the clip norm follow this quantile of the updates' norms; null: fixed."""
     insecure_seed: int | None = None
     """For tests alone: noise that repeats. The run is then marked as not private."""
+    ledger: str | None = None
+    """Simulated runs: a .jsonl file that all private runs on these rows share; each is charged there too, and
+    `fedsb privacy --ledger FILE` says what they cost together. null: the run's own ledger alone."""
 
     @model_validator(mode="after")
     def _some_noise(self) -> PrivacyConfig:

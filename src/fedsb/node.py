@@ -26,6 +26,7 @@ from fedsb.digest import base_digest
 from fedsb.errors import UpdateRejected
 from fedsb.files import write_bytes, write_json
 from fedsb.models import load_tokenizer
+from fedsb.node_account import node_account
 from fedsb.node_config import NodeConfig, check_limits
 from fedsb.node_start import NodeStart
 from fedsb.party import Party, party_of
@@ -74,8 +75,12 @@ class Node:
 
     @cached_property
     def private(self) -> PrivateRun | None:
-        """This party's plan and ledger."""
-        return prepare_privacy(self.config, {self.own.client: len(self.data.train)}, self.folder)
+        """This party's plan, and its ledgers: of this run, and of its rows over all runs."""
+        privacy, account = self.config.privacy, None
+        if privacy is not None and privacy.unit == "example":
+            secret = privacy.insecure_seed is None
+            account = node_account(self.own, self.folder.name, secret_noise=secret)
+        return prepare_privacy(self.config, {self.own.client: len(self.data.train)}, self.folder, account)
 
     @cached_property
     def start(self) -> NodeStart:

@@ -22,6 +22,9 @@ class NodeDataConfig(Section):
     """File of this party's training rows."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of the run's config -> what this party's file calls it."""
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
+    """Names these rows in the privacy ledger, `state/ledgers/ID.jsonl`, which all runs on them share. Keep it
+    when rows are added or the file is moved. null: made of the file's name and place."""
 
 
 class NodeModelConfig(Section):
@@ -36,11 +39,24 @@ class LimitsConfig(Section):
 
     largest_epsilon: Positive | None = None
     """Runs must protect single examples (privacy.unit: example) with at most this epsilon over all rounds.
-    null: runs without such privacy are accepted too."""
+    null: lifetime_epsilon, if that is set; else runs without such privacy are accepted too."""
+    lifetime_epsilon: Positive | None = None
+    """All runs on these rows together may spend this epsilon, at largest_delta or else at the largest delta
+    that one of them had. null: largest_epsilon, so that one run may spend it all."""
     largest_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """null: below one over the number of examples, as always."""
     smallest_clip_norm: Positive | None = None
     """Below it, noise and rounding would be all that is sent. null: any."""
+
+    @property
+    def of_a_run(self) -> float | None:
+        """The largest epsilon of one run."""
+        return self.lifetime_epsilon if self.largest_epsilon is None else self.largest_epsilon
+
+    @property
+    def of_all_runs(self) -> float | None:
+        """The largest epsilon of all runs together."""
+        return self.largest_epsilon if self.lifetime_epsilon is None else self.lifetime_epsilon
 
 
 class NodeConfig(Section):
@@ -83,8 +99,12 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
             f"client: this party is number {node.client}, the run has {config.federation.clients} clients "
             f"(0 to {config.federation.clients - 1}); mend client here or federation.clients at the server"
         )
-    if limits.largest_epsilon is not None:
-        _check_epsilon(limits.largest_epsilon, config)
+    if limits.of_a_run is not None:
+        _check_epsilon(limits.of_a_run, config)
+    if wanted is not None and wanted.ledger is not None:
+        raise Refused(
+            "privacy.ledger: for simulated runs; this party keeps its own. Leave it out at the server"
+        )
     delta = wanted.delta if wanted else None
     if limits.largest_delta is not None and (delta is None or delta > limits.largest_delta):
         raise Refused(_refusal("delta", f"at most {limits.largest_delta:g}", "largest_delta", delta))

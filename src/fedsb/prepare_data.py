@@ -91,6 +91,8 @@ def check_can_deploy(config: RunConfig) -> None:
         raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
+    if config.privacy is not None and config.privacy.ledger is not None:
+        raise InputError("privacy.ledger: for simulated runs; each node keeps its own. Leave it out")
 
 
 def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> list[Example] | None:

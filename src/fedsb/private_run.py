@@ -16,11 +16,13 @@ from fedsb.config import RunConfig
 from fedsb.config_sections import PrivacyConfig
 from fedsb.contribution import PrivateStart
 from fedsb.errors import InputError
+from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
+from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.dp_sgd import train_privately
-from fedsb.privacy.guard import Guard
-from fedsb.privacy.ledger import LEDGER, PrivacyLedger
+from fedsb.privacy.guard import BudgetSpent, Guard
+from fedsb.privacy.ledger import LEDGER, Phase, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
 from fedsb.privacy.statement import statement
@@ -73,19 +75,25 @@ class PrivateRun:
         )
 
     def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
-        """A client's answer of this round, paid for before it leaves.
+        """A client's answer of this round, charged before it leaves.
 
         Raises:
-            ClientFailed: the budget has no room; nothing was trained.
+            ClientFailed: the budget has no room, found before training if it can be; nothing leaves.
         """
         if self.clients is not None:
             return make()
         mechanism = self.examples[client].round
-        if not self.guard.affords(client, mechanism):
-            raise ClientFailed(self.used_up)
-        answer = make()
-        self.guard.charge(client, "round", number, mechanism)
+        try:
+            self.guard.check(client, mechanism)
+            answer = make()
+            self.guard.charge(client, "round", number, mechanism)
+        except BudgetSpent as spent:
+            raise ClientFailed(str(spent)) from None
         return answer
+
+    def times_charged(self, client: int, phase: Phase, number: int) -> int:
+        """How often the ledger on disk was charged for this release of this client (start: number 0)."""
+        return self.guard.ledger.times(client, phase, number)
 
     @property
     def used_up(self) -> str:
@@ -93,14 +101,15 @@ class PrivateRun:
         return f"its privacy budget of epsilon {self.guard.ceiling:g} is used up"
 
     def expect(self, client: int, number: int) -> bool:
-        """Count a round that a client elsewhere is about to be asked for as paid; False if it cannot pay.
+        """Charge a round that a client elsewhere is about to be asked for; False if there is no room for it.
 
         The client keeps its own account; this is the server's, which takes every question as answered.
         """
-        mechanism = self.examples[client].round
-        if affordable := self.guard.affords(client, mechanism):
-            self.guard.charge(client, "round", number, mechanism)
-        return affordable
+        try:
+            self.guard.charge(client, "round", number, self.examples[client].round)
+        except BudgetSpent:
+            return False
+        return True
 
     def private_start(self, *, elsewhere: bool = False) -> PrivateStart | None:
         """How clients protect their part of private bases; None where the start looks at no private rows.
@@ -210,27 +219,47 @@ def _without_loss(*args: Any, **more: Any) -> None:
     train(*args, **more)
 
 
-def prepare_privacy(config: RunConfig, sizes: Mapping[int, int], folder: Path) -> PrivateRun | None:
-    """Plans with their noise calibrated, and the ledger as far as it was written; None without privacy.
+def prepare_privacy(
+    config: RunConfig, sizes: Mapping[int, int], folder: Path, account: Account | None = None
+) -> PrivateRun | None:
+    """Plans with their noise calibrated, and the ledgers as far as they were written; None without privacy.
 
     Args:
         sizes: how many examples each of the clients has whose privacy is accounted for here: of all in a
             simulated run, of itself on a node.
+        account: a node's, of its rows over all runs.
 
     Raises:
-        InputError: delta is too large, epsilon cannot be reached, the ledger cannot be read.
+        InputError: delta is too large, epsilon cannot be reached, a ledger is not what it was.
+        BudgetSpent: this run has not begun, and the account has no room for all of it.
     """
     wanted = config.privacy
     if wanted is None:
         return None
     delta = check_delta(config, sizes.values())
-    guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon)
+    account = account or _account(wanted, folder)
+    guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon, account)
     noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
     if wanted.unit == "client":
         return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta))
     starts = _start_plans(config, wanted, sizes, delta)
     plans = _example_plans(config, wanted, sizes, starts, delta)
-    return PrivateRun(wanted, guard, noise, rounds, plans, starts, None)
+    private = PrivateRun(wanted, guard, noise, rounds, plans, starts, None)
+    for client, plan in plans.items():
+        start = [starts[client].release] if client in starts else []
+        guard.check_plan([*start, *[plan.round] * plan.rounds])
+    return private
+
+
+def _account(wanted: PrivacyConfig, folder: Path) -> Account | None:
+    """Of a simulated data set, if one is asked for; it is checked before the run begins."""
+    if wanted.ledger is None:
+        return None
+    ledger = DataLedger(place_beside(Path(wanted.ledger)))
+    secret = wanted.insecure_seed is None
+    account = Account(ledger, str(folder.resolve()), wanted.unit, secret_noise=secret)
+    account.check()
+    return account
 
 
 def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:

@@ -237,6 +237,21 @@ def show_privacy(found: dict[str, Any], console: Console) -> None:
     console.print(grid, highlight=False)
 
 
+def show_ledger(found: dict[str, Any], console: Console) -> None:
+    """What rows have spent: each run alone, and all together in words."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "releases", "epsilon alone", "first", "last"):
+        table.add_column(name, justify="right" if name in ("releases", "epsilon alone") else "left")
+    for run in found["runs"]:
+        cells = run["run"], str(run["releases"]), f"{run['epsilon']:.4g}", run["first"], run["last"]
+        table.add_row(*map(escape, cells))
+    if found["runs"]:
+        console.print(table, highlight=False)
+    console.print(
+        f"{found['statement']}\nThe ledger is whole: {found['ledger']}", highlight=False, markup=False
+    )
+
+
 def _cost_title(table: CostTable) -> str:
     head = f", head of {plural(table.head_parameters, 'number')}" if table.head_parameters else ""
     layers = plural(table.target_layers, "target layer")

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsb.compare import tuning
 from fedsb.compare.arms import Arm, check_seeds, make_arms
-from fedsb.compare.claims import privacy_sentence
+from fedsb.compare.claims import privacy_sentence, privacy_together
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.folder import check_folder, write_config
 from fedsb.compare.inputs import check_inputs
@@ -118,6 +118,7 @@ def _document(root: Path, methods: Sequence[str], metric: str | None, problems: 
     for method, found in summary.items():
         choice = choices[method]
         found |= {"tuned": choice is not None, "edge": bool(choice and choice.edge)}
+    together = privacy_together(root, runs)
     return {
         "metric": runs[0]["metric"],
         "round_metric": runs[0]["round_metric"],
@@ -128,7 +129,8 @@ def _document(root: Path, methods: Sequence[str], metric: str | None, problems: 
         "pareto": pareto(summary, higher_is_better=better),
         "split": recorded_split(root / "tuning"),
         "tuning": [line for m, choice in choices.items() if choice for line in tuning.as_json(m, choice)],
-        "privacy": privacy_sentence(runs),
+        "privacy": privacy_sentence(runs, together),
+        "privacy_together": together,
         "failed": [{"run": name, "problem": problem} for name, problem in problems.items()],
     }
 

@@ -1,20 +1,22 @@
-"""What was spent of the privacy budget: one line per release, on disk before the release leaves.
+"""What one run spent of its privacy budget: one line per release, on disk before the release leaves.
 
-Nothing is ever taken back. A run that was killed and goes on repeats a round with new noise, and that round
-is then in here twice, as it should be: two results of it may have been seen.
+Nothing is ever taken back. A run that was killed and is resumed repeats a round with new noise, and that
+round is then in here twice, as it should be: two results of it may have been seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import Mechanism
+from fedsb.privacy.lines import GrowingLines, locked, whole_lines
 
 Phase = Literal["start", "round"]
 LEDGER = "privacy.jsonl"
@@ -37,56 +39,62 @@ class Spend:
 
 
 class PrivacyLedger:
-    """Spends in the order they were made, kept in a file of JSON lines."""
+    """Spends in the order they were made, kept in a file of JSON lines that other processes may write too."""
 
     def __init__(self, path: Path):
-        """Open the file, or begin one.
+        """Open the file; the first charge begins one.
 
         Raises:
             InputError: a line cannot be read.
         """
-        _drop_cut_off(path)
         self.path = path
-        self.spends = read_spends(path)
+        self._lines = GrowingLines(path, lambda line, before: _spend(json.loads(line)))
+        if path.exists():
+            with self.held():
+                os.truncate(path, len(whole_lines(path)))
+
+    @property
+    def spends(self) -> list[Spend]:
+        """All so far, whoever made them.
+
+        Raises:
+            InputError: a line cannot be read.
+        """
+        return _readable(self._lines)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block nobody else charges this ledger, whose every byte was read again."""
+        self.path.touch(mode=0o600)
+        with locked([self.path]):
+            _readable(self._lines, every_byte=True)
+            yield
 
     def charge(self, spend: Spend) -> None:
         """Write the spend down; it is on disk when this returns."""
-        fresh = not self.path.exists()
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(spend) | {"mechanism": spend.mechanism._asdict()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if fresh:
-            _sync_folder(self.path.parent)
-        self.spends.append(spend)
+        with self.held():
+            self.append(spend)
+
+    def append(self, spend: Spend) -> None:
+        """As `charge`, inside `held`."""
+        self._lines.append(json.dumps(asdict(spend) | {"mechanism": spend.mechanism._asdict()}))
 
     def mechanisms(self, client: int | None, phase: Phase | None = None) -> list[Mechanism]:
         """What this client (or the clients as such) spent, in one phase or in all."""
         return [s.mechanism for s in self.spends if s.client == client and phase in (None, s.phase)]
 
     def times(self, client: int | None, phase: Phase, number: int) -> int:
-        """How often this release was paid for: more than once if it was repeated after a run was killed."""
+        """How often this release was charged: more than once if it was repeated after a run was killed."""
         return sum((s.client, s.phase, s.round) == (client, phase, number) for s in self.spends)
 
 
 def read_spends(path: Path) -> list[Spend]:
     """Those of a ledger that someone else may be writing; none if there is no file.
 
-    A last line without its end is left out: it was cut off, or is being written, and its release has not
-    left.
-
     Raises:
         InputError: a line cannot be read.
     """
-    if not path.exists():
-        return []
-    try:
-        return [_spend(json.loads(line)) for line in _whole_lines(path).splitlines()]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it "
-            "nobody can say what was spent."
-        ) from None
+    return _readable(GrowingLines(path, lambda line, before: _spend(json.loads(line))))
 
 
 def paid_after(spends: Iterable[Spend], last_round: int) -> list[Spend]:
@@ -98,24 +106,15 @@ def paid_after(spends: Iterable[Spend], last_round: int) -> list[Spend]:
     return [spend for spend in spends if spend.round > last_round]
 
 
-def _whole_lines(path: Path) -> bytes:
-    content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _drop_cut_off(path: Path) -> None:
-    """So that the next line begins on its own. What stays is not written anew: a kill here loses nothing."""
-    if path.exists():
-        os.truncate(path, len(_whole_lines(path)))
+def _readable(lines: GrowingLines[Spend], *, every_byte: bool = False) -> list[Spend]:
+    try:
+        return lines.read(every_byte=every_byte)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{lines.path}: this privacy ledger cannot be read ({error}). Restore it from a copy: without it "
+            "nobody can say what was spent."
+        ) from None
 
 
 def _spend(record: dict[str, object]) -> Spend:
     return Spend(**record | {"mechanism": Mechanism(**record["mechanism"])})  # type: ignore[arg-type]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
