@@ -90,6 +90,8 @@ class Door:
             return disclosure.message
         if isinstance(disclosure, NoisedRelease):
             return self._noised(disclosure)
+        if not isinstance(disclosure, UnprotectedUpdate):
+            raise TypeError(f"no disclosure, so nothing leaves: {type(disclosure).__name__}")
         if self.unprotected is not None:
             raise Refused(self.unprotected)
         return disclosure.make()
@@ -105,10 +107,10 @@ class Door:
         before = 0 if release.again else self._times(private, charge)
         try:
             message = release.make()
-        except UpdateRejected:
-            raise
         except BudgetSpent as spent:
             raise ClientFailed(str(spent)) from None
+        except UpdateRejected:
+            raise
         except BaseException:
             self._charge_failure(private, charge, before)
             raise

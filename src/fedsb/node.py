@@ -1,6 +1,6 @@
 """A party on its own machine: opened from the run's config and its own, it answers the server's messages.
 
-    run config + node config -> sizes, limits, columns, approval checked -> own rows -> model, factors -> party
+    run config + node config -> sizes, limits, columns, approval -> own rows -> model, factors -> party
     question -> QUESTIONS -> disclosure -> the door -> answer, kept in the audit folder
 
 What a node keeps lies in one folder for each run: its privacy ledger, its start factors, its base weights'
@@ -70,7 +70,7 @@ class Node:
         check_can_deploy(config)
         self.config = _localized(config, own)
         self.data = _own_data(self.config, own)
-        check_steps(config, len(self.data.train))
+        check_steps(config, self.registered)
 
     @property
     def registered(self) -> int:
@@ -218,8 +218,8 @@ def _over_rows(private: PrivateRun, rows: int) -> PrivateRun:
 
 
 def _localized(config: RunConfig, own: NodeConfig) -> RunConfig:
-    """The run's config with this machine's paths and device. Rows without a label are this party's to take out:
-    a run must not ask how many there are."""
+    """The run's config with this machine's paths and device. Rows without a label are this party's to take
+    out: a run must not ask how many there are."""
     here = {key: value for key, value in own.model.model_dump().items() if value is not None}
     limit = config.data.limit.model_copy(update={"train": None})
     here_alone = {"train": own.data.train, "limit": limit, "drop_unlabelled": False}
@@ -257,7 +257,7 @@ def _encoded(config: RunConfig, own: NodeConfig) -> Data:
 
 
 def _given_rows(file: str, own: NodeConfig) -> list[Row]:
-    """The file's rows with the columns that this party gives, under the run's names; all, if it lists none."""
+    """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
     columns = own.data.columns
     if not columns:
         return list(read_rows(file))

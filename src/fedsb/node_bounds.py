@@ -1,4 +1,4 @@
-"""Sizes beyond which a node takes no part: a config from elsewhere must not keep it busy or fill its memory."""
+"""Sizes beyond which a node takes no part: a config from elsewhere must not keep it busy for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedsb.settings import local_training
 
 MOST = {
     "federation.clients": 100_000,
-    "federation.rounds": 100_000,
+    "federation.rounds": 20_000,
     "method.rank": 65_536,
     "method.heads": 1_024,
     "method.init.samples": 10_000_000,
@@ -25,8 +25,9 @@ MOST = {
 """The largest value of each."""
 MOST_CLIENT_ROUNDS = 10_000_000
 """Rounds x clients: cohorts are drawn for every round where not all take part."""
-MOST_STEPS = 1_000_000
-"""Rounds x optimizer steps of one round: the noise for them is sought before the first."""
+MOST_STEPS = 10_000_000
+MOST_PRIVATE_STEPS = 250_000
+"""Rounds x optimizer steps of one round; with privacy, noise for all of them is sought before the first."""
 MOST_LABELS = 10_000
 LONGEST_PROMPT = 100_000
 """Characters of a prompt's template, which every row fills."""
@@ -52,7 +53,8 @@ def check_bounds(config: RunConfig) -> None:
 def check_steps(config: RunConfig, num_examples: int) -> None:
     """As `check_bounds`, once it is known how many examples there are."""
     steps = config.federation.rounds * local_training(config).steps_per_round(num_examples)
-    _check("federation.rounds x training.epochs (optimizer steps)", steps, MOST_STEPS)
+    most = MOST_STEPS if config.privacy is None else MOST_PRIVATE_STEPS
+    _check("federation.rounds x training.epochs (optimizer steps)", steps, most)
 
 
 def _check(what: str, found: float | None, most: float) -> None:

@@ -155,7 +155,8 @@ def unprotected_refusal(node: NodeConfig) -> str:
     within = "" if largest is None else f" with epsilon {largest:g} or less"
     return (
         f"{key}: this party takes part in runs that protect its examples{within}; the run has no such "
-        "privacy. Set privacy.unit: example and privacy.epsilon at the server, or allow_unprotected: true here"
+        "privacy. Set privacy.unit: example and privacy.epsilon at the server, or allow_unprotected: true "
+        "here"
     )
 
 

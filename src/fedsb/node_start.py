@@ -136,12 +136,12 @@ class NodeStart:
         return PublicFacts(self._pack("bases", 0, {}))
 
     def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
-        """The draw of all parties, of which this one's examples alone are here, or its own public rows; the head
-        is put in place."""
+        """The draw of all parties, of which this one's examples alone are here, or its own public rows; the
+        head is put in place."""
         if self.config.method.init.public is not None and self.data.public is None:
             raise Refused(
-                "method.init.public: this party has declared no rows public, so it looks at none for the start; "
-                "the server looks at its own, or name a file of public rows in data.public here"
+                "method.init.public: this party has declared no rows public, so it looks at none for the "
+                "start; the server looks at its own, or name a file of public rows in data.public here"
             )
         facts, tensors = unpack_start(question)
         sizes = self._checked_sizes(tensors.pop("sizes", None))
@@ -177,8 +177,8 @@ class NodeStart:
         return counts
 
     def _draw(self, sizes: Sequence[int]) -> Draw:
-        """Of everybody, or, under privacy, all of this party's; its own as indices of its rows, of which there
-        may be fewer than registered."""
+        """Of everybody, or, under privacy, all of this party's; its own as indices of its rows, of which
+        there may be fewer than registered."""
         client = self.client
         if self.private is not None:
             return {client: [*range(len(self.data.train))]}

@@ -150,7 +150,7 @@ class StartPlan:
     """One noisy sum of clipped per-example gradients over a Poisson sample, for private bases.
 
     Every layer's gradient of an example is scaled to the norm 1 / sqrt(num_layers), so that all layers
-    together have the norm 1: directions are all that is wanted. `num_examples` and `rows` as in `ExamplePlan`.
+    together have the norm 1: directions are all that is wanted. `num_examples`, `rows` as in `ExamplePlan`.
     """
 
     num_examples: int
