@@ -16,6 +16,7 @@ from fedsb.peers import Remote
 from fedsb.simulate import simulate_cohort
 
 CLIENTS = 2
+RUN, OTHER_RUN = "1" * 32, "2" * 32
 EXAMPLE = {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-3, "clip_norm": 0.5}
 
 
@@ -47,7 +48,7 @@ def node_files(config, parts, folder):
     return files
 
 
-def asked(config, files, helds, run_name="r1"):
+def asked(config, files, helds, run_name=RUN):
     """Peers that each keep one `HeldNode`."""
 
     def ask(kind, cohort, message_to):
@@ -103,7 +104,7 @@ def test_a_second_run_inherits_nothing_from_the_first(world, tmp_path, method):
     parts = simulated_parts(config, tmp_path)
     files, helds = node_files(config, parts, tmp_path), [HeldNode() for _ in range(CLIENTS)]
     other = changed(config, seed=9, training__learning_rate=0.1, federation__rounds=1)
-    run_with(other, tmp_path, "first", parts, asked(other, files, helds, "r0"))
+    run_with(other, tmp_path, "first", parts, asked(other, files, helds, OTHER_RUN))
     run_with(config, tmp_path, "deployed", parts, asked(config, files, helds))
     assert_equal(tmp_path)
 
@@ -114,13 +115,13 @@ def test_what_is_asked_after_training_meets_an_untrained_model(world, tmp_path):
     parts = simulated_parts(config, tmp_path)
     files, helds = node_files(config, parts, tmp_path), [HeldNode() for _ in range(CLIENTS)]
     whole = RunConfig.from_dict(config)
-    before = helds[0].opened("hello", whole, files[0], "r1").facts()
+    before = helds[0].opened("hello", whole, files[0], RUN).facts()
     run_with(config, tmp_path, "deployed", parts, asked(config, files, helds))
     assert helds[0].trained
-    assert helds[0].opened("hello", whole, files[0], "r1").facts() == before
+    assert helds[0].opened("hello", whole, files[0], RUN).facts() == before
 
 
-def opened_twice(config, file, change=lambda: None, kinds=("hello", "train"), runs=("r1", "r1")):
+def opened_twice(config, file, change=lambda: None, kinds=("hello", "train"), runs=(RUN, RUN)):
     """Whether the same node answers before and after the change."""
     held, whole = HeldNode(), RunConfig.from_dict(config)
     first = held.opened(kinds[0], whole, file, runs[0])
@@ -134,7 +135,7 @@ def test_a_node_is_kept_only_where_that_changes_nothing(world, tmp_path):
     assert opened_twice(config, file)
     assert opened_twice(config, file, kinds=("train", "train"))
     assert not opened_twice(config, file, kinds=("train", "contribute"))
-    assert not opened_twice(config, file, runs=("r1", "r2"))
+    assert not opened_twice(config, file, runs=(RUN, OTHER_RUN))
     assert not opened_twice(config, file, lambda: (tmp_path / "0.jsonl").write_text(ROW * 7))
     own = yaml.safe_load(Path(file).read_text()) | {"audit": True}
     assert not opened_twice(config, file, lambda: write_config(file, own))
@@ -147,17 +148,17 @@ def test_a_limit_that_was_lowered_counts_at_once(world, tmp_path):
     config = config_of(world)
     file, _ = node_files(config, [range(20), range(20, 40)], tmp_path)
     held, whole = HeldNode(), RunConfig.from_dict(config)
-    held.opened("train", whole, file, "r1")
+    held.opened("train", whole, file, RUN)
     write_config(file, yaml.safe_load(Path(file).read_text()) | {"limits": {"largest_epsilon": 1.0}})
     with pytest.raises(InputError, match=r"limits.largest_epsilon"):
-        held.opened("train", whole, file, "r1")
+        held.opened("train", whole, file, RUN)
     assert held.node is None
 
 
 def test_a_private_round_asked_for_twice_has_other_batches(world, tmp_path):
     config = config_of(world, privacy=EXAMPLE)
     file, _ = node_files(config, [range(20), range(20, 40)], tmp_path)
-    node = HeldNode().opened("train", RunConfig.from_dict(config), file, "r1")
+    node = HeldNode().opened("train", RunConfig.from_dict(config), file, RUN)
     seeds = {node._with_secret_batches().sampling_seed for _ in range(3)}
     assert len(seeds) == 3
     assert RunConfig.from_dict(config).seed not in seeds

@@ -20,6 +20,7 @@ from fedsb.simulate import simulate_cohort
 from fedsb.start_wire import pack_start
 
 CLIENTS = 3
+RUN = "1" * 32
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,10 @@ def node_files(world, config, parts, folder):
         nodes.append(
             {
                 "client": client,
-                "data": {"train": str(folder / f"{client}.jsonl"), "columns": {"text": "note"}},
+                "data": {
+                    "train": str(folder / f"{client}.jsonl"),
+                    "columns": {"text": "note", "label": "label"},
+                },
                 "state": str(folder / f"state-{client}"),
             }
         )
@@ -67,7 +71,7 @@ def in_one_process(config, nodes, *, fresh=False):
 
     def answer(kind, client, message):
         if fresh or client not in opened:
-            opened[client] = Node(RunConfig.from_dict(config), NodeConfig(**nodes[client]), "r1")
+            opened[client] = Node(RunConfig.from_dict(config), NodeConfig(**nodes[client]), RUN)
         return opened[client].answer(kind, message)
 
     def ask(kind, cohort, message_to):
@@ -161,7 +165,7 @@ def test_a_node_answers_no_question_its_config_does_not_ask_for(world, tmp_path,
     """A server cannot get gradients or a head from a run that says it takes none."""
     config = config_of(world)
     (own,) = node_files(world, config, [range(30)], tmp_path)
-    node = Node(RunConfig.from_dict(config), NodeConfig(**own), "r1")
+    node = Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
     with pytest.raises(UpdateRejected, match="this run's config"):
         node.answer(kind, pack_start({"kind": kind, "round": 1}, {}))
     with pytest.raises(UpdateRejected, match="unknown question"):
@@ -173,7 +177,7 @@ def test_raw_gradients_under_privacy_are_refused_by_the_node_too(world, tmp_path
     config = config_of(world, privacy=privacy, method__init={"kind": "gradient", "head_warmup": None})
     (own,) = node_files(world, config, [range(30)], tmp_path)
     with pytest.raises(InputError, match="raw gradients"):
-        Node(RunConfig.from_dict(config), NodeConfig(**own), "r1")
+        Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
 
 
 def test_with_client_level_privacy_of_a_fixed_seed(world, tmp_path):
@@ -202,7 +206,7 @@ def test_private_bases_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path, f
 def test_private_bases_are_paid_for_at_the_node_and_at_the_server(world, tmp_path):
     config = config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID)
     _, deployed = both(world, config, tmp_path)
-    own = lines_of(tmp_path / "state-1" / "r1" / "privacy.jsonl")
+    own = lines_of(tmp_path / "state-1" / RUN / "privacy.jsonl")
     servers = lines_of(tmp_path / "deployed" / "privacy.jsonl")
     assert [spend for spend in servers if spend["client"] == 1] == own
     assert [spend["phase"] for spend in own] == ["start", "round", "round", "round"]
@@ -215,7 +219,7 @@ def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(worl
     """The server knows the run's seed and could name the examples otherwise."""
     config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
     (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
-    seeds = {Node(config, NodeConfig(**own), "r1").start.private.sampling_seed for _ in range(3)}
+    seeds = {Node(config, NodeConfig(**own), RUN).start.private.sampling_seed for _ in range(3)}
     assert len(seeds - {None, config.seed}) == 3
 
 
@@ -225,19 +229,19 @@ def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
     (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
     answers = []
     for number in range(3):
-        node = Node(config, NodeConfig(**own), "r1")
+        node = Node(config, NodeConfig(**own), RUN)
         head = {f"head.{name}": parameter + number for name, parameter in node.base.head.items()}
         question = pack_start({"kind": "contribute", "round": 0}, head | {"sizes": torch.tensor([30, 9, 9])})
         answers.append(node.answer("contribute", question))
     assert answers[0] == answers[1] == answers[2]
-    assert len(lines_of(tmp_path / "state-0" / "r1" / "privacy.jsonl")) == 1
+    assert len(lines_of(tmp_path / "state-0" / RUN / "privacy.jsonl")) == 1
 
 
 def test_a_nodes_ledger_and_the_servers_agree(world, tmp_path):
     privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
     _, deployed = both(world, config_of(world, privacy=privacy), tmp_path)
     servers = lines_of(tmp_path / "deployed" / "privacy.jsonl")
-    own = lines_of(tmp_path / "state-1" / "r1" / "privacy.jsonl")
+    own = lines_of(tmp_path / "state-1" / RUN / "privacy.jsonl")
     assert [spend for spend in servers if spend["client"] == 1] == own
     assert deployed.summary["privacy"]["epsilon"] == pytest.approx(8.0, rel=0.01)
 
@@ -275,7 +279,7 @@ def test_base_weights_of_a_later_round_are_not_trained_on(world, tmp_path):
 
 def test_every_answer_is_kept_if_wanted(world, tmp_path):
     both(world, config_of(world, federation__rounds=2), tmp_path, audit=True)
-    sent = sorted((tmp_path / "state-0" / "r1" / "sent").glob("*.json"))
+    sent = sorted((tmp_path / "state-0" / RUN / "sent").glob("*.json"))
     said = [json.loads(file.read_text()) for file in sent]
     assert [(each["kind"], each["round"]) for each in said] == [("train", 1), ("train", 2)]
     lines = metrics_of(tmp_path / "deployed")
@@ -287,7 +291,7 @@ def test_parties_must_agree_on_classes(world, tmp_path):
     config = config_of(world, task__labels=None)
     (own,) = node_files(world, config, [range(30)], tmp_path)
     with pytest.raises(InputError, match=r"task.labels: .*list them"):
-        Node(RunConfig.from_dict(config), NodeConfig(**own), "r1")
+        Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
     with pytest.raises(InputError, match=r"task.labels"):
         run(RunConfig.from_dict(config), tmp_path / "run", remote=Remote([30], lambda *a: []))
 
@@ -296,7 +300,7 @@ def test_the_digest_tells_other_weights_and_not_another_head(world, tmp_path):
     def digest(**changes):
         config = changed(config_of(world), **changes)
         (own,) = node_files(world, config, [range(30)], tmp_path)
-        return Node(RunConfig.from_dict(config), NodeConfig(**own), "r1").facts().base_digest
+        return Node(RunConfig.from_dict(config), NodeConfig(**own), RUN).facts().base_digest
 
     tiny_bert(tmp_path / "bert")
     first = digest()

@@ -18,7 +18,7 @@ PRIVATE = {"unit": "example", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 0.5}
 
 def node(tmp_path, **limits):
     file = tmp_path / "node.yaml"
-    file.write_text("client: 1\ndata: {train: notes.csv, columns: {note: text}}\nstate: kept\n")
+    file.write_text("client: 1\ndata: {train: notes.csv, columns: {note: text, label: label}}\nstate: kept\n")
     return NodeConfig.from_yaml(file, [f"limits.{key}={value}" for key, value in limits.items()])
 
 

@@ -40,21 +40,26 @@ def deploy_check(
     json_: AsJson = False,
 ) -> None:
     """At a node: read its data, its model and the server's ca.crt as a run would, and print what the server
-    would be told.
+    would be told, and the digest by which `approved` in node.yaml names this config.
 
     Example: `fedsb deploy check node.yaml run.yaml`
     """
+    import secrets
     from dataclasses import asdict
 
     from fedsb.config import RunConfig
     from fedsb.flower.preflight import check_certificate
     from fedsb.node import Node
-    from fedsb.node_config import NodeConfig
+    from fedsb.node_config import NodeConfig, approves, config_digest
 
     authority = node.resolve().parent / "ca.crt"
     if authority.exists() and (warning := check_certificate(authority)):
         err_console.print(warning, style="yellow", highlight=False, markup=False)
-    facts = asdict(Node(RunConfig.from_yaml(config), NodeConfig.from_yaml(node), "check").facts())
+    run, own = RunConfig.from_yaml(config), NodeConfig.from_yaml(node)
+    digest = config_digest(run)
+    as_if_approved = own.model_copy(update={"approved": [digest], "audit": False})
+    facts = asdict(Node(run, as_if_approved, secrets.token_hex(16)).facts())
+    facts |= {"config_digest": digest, "approved": approves(own, digest)}
     if json_:
         return print_json(facts)
     for name, value in facts.items():

@@ -81,12 +81,14 @@ def client_update(
     client: int,
     seed: int,
     part: Part | None = None,
+    registered: int | None = None,
     on_step: OnStep = lambda num_examples: None,
     train_with: Train | None = None,
 ) -> bytes:
     """One client's part of one round.
 
     Args:
+        registered: the count of examples that the answer declares; None: of these.
         train_with: what trains in place of `train`; if it returns None, no loss is declared.
 
     Raises:
@@ -116,8 +118,9 @@ def client_update(
         on_step=on_step,
     )
     layout = exchange.up(header.round, part)
+    count = len(examples) if registered is None else registered
     answer = wire.Header(
-        header.method, header.round, layout.digest, client, num_examples=len(examples), train_loss=mean_loss
+        header.method, header.round, layout.digest, client, num_examples=count, train_loss=mean_loss
     )
     vector = layout.flatten(_answer(exchange, parameters, part))
     try:

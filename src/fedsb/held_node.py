@@ -1,6 +1,6 @@
 """The open node of a process that lasts: kept from one message to the next where that changes no answer.
 
-A node is opened anew, as a fresh process would open it, when the run, its config, this party's config or its
+A node is opened again, as a fresh process would open it, when the run, its config, this party's config or its
 rows have changed, when a node that has trained is asked anything else than to train, and after a failure.
 Nothing of a former node is left in memory then.
 """
@@ -42,7 +42,8 @@ class HeldNode:
             InputError: as `NodeConfig.from_yaml` and `Node`.
         """
         own = NodeConfig.from_yaml(own_file)
-        wanted = (config.model_dump_json(), own.model_dump_json(), run, _stamp(own.data.train))
+        stamps = [_stamp(file) for file in (own.data.train, own.data.public) if file is not None]
+        wanted = (config.model_dump_json(), own.model_dump_json(), run, stamps)
         if self.node is None or wanted != self._opened_from or (self.trained and kind != "train"):
             self.drop()
             self.node, self._opened_from = Node(config, own, run), wanted
@@ -58,7 +59,7 @@ class HeldNode:
 
 
 def _stamp(file: str) -> tuple[int, ...]:
-    """Differs when the file was written anew; empty if there is no such file."""
+    """Differs when the file was written again; empty if there is no such file."""
     try:
         found = Path(file).stat()
     except OSError:

@@ -5,7 +5,7 @@ See `remote_start` for the server's side and the order of the questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -17,14 +17,16 @@ from torch import Tensor
 from fedsb.adapter import Factors
 from fedsb.client import ClientFailed
 from fedsb.config import RunConfig
-from fedsb.contribution import Own, PrivateStart
+from fedsb.contribution import SENT_AS, Own, PrivateStart
 from fedsb.contributions import contribution
+from fedsb.door import Charge, Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.errors import UpdateRejected
-from fedsb.files import write_bytes
 from fedsb.gradient_start import Calibration, Draw, as_received, estimating, looked_at
 from fedsb.head import cache_base_outputs, train_head
-from fedsb.initialize import Start, bases_kind, draw_calibration, gradient_start_of, start_factors
+from fedsb.initialize import Start, Warmup, bases_kind, draw_calibration, gradient_start_of, start_factors
 from fedsb.linear import features
+from fedsb.node_config import Refused
+from fedsb.node_folder import keep
 from fedsb.peers import Kind
 from fedsb.prepare_base import Base
 from fedsb.prepare_data import Data, batches_of
@@ -32,8 +34,16 @@ from fedsb.settings import heads_of, method_of, start_of
 from fedsb.start_wire import check_start, pack_start, unpack_start
 
 BASES = "bases.safetensors"
+MOST_EXAMPLES = 100_000_000
+"""Of all parties together: calibration examples are drawn from as many."""
+MOST_WARM_UPS = 1_000
 SENT = "noised-sums.safetensors"
-"""What this party sent for private bases, to be sent again: a second sum would have to be paid for."""
+"""What this party sent for private bases, to be sent again: a second sum would have to be charged."""
+
+
+def _disclosure(calibration: Calibration, make: Callable[[], bytes]) -> Disclosure:
+    """What an answer made of these examples is, no noise being added."""
+    return PublicFacts(make()) if calibration.public else UnprotectedUpdate(make)
 
 
 @dataclass
@@ -41,12 +51,14 @@ class NodeStart:
     """One party's start.
 
     Attributes:
+        registered: how many examples this party says it has.
         folder: where the bases are kept that the server sends, and a noised sum that was sent.
         private: how this party protects its part of the bases; None: it does not.
     """
 
     config: RunConfig
     client: int
+    registered: int
     data: Data
     base: Base
     folder: Path
@@ -62,12 +74,15 @@ class NodeStart:
         method = method_of(self.config)
         return method.draw is None and bases_kind(self.start, method) == "gradient"
 
-    def warm_up(self, question: bytes) -> bytes:
+    def warm_up(self, question: bytes) -> Disclosure:
         """The head after a few steps on this party's calibration examples, the base model frozen."""
-        warmup, model, head = self.start.head_warmup, self.base.model, self.base.head
-        if warmup is None:
+        if self.start.head_warmup is None:
             raise UpdateRejected("this run's config has no head warm-up")
         calibration, number = self._calibration(question, "warm-up")
+        return _disclosure(calibration, partial(self._warmed_up, self.start.head_warmup, calibration, number))
+
+    def _warmed_up(self, warmup: Warmup, calibration: Calibration, number: int) -> bytes:
+        model, head = self.base.model, self.base.head
         indices = calibration.draw[self.client]
         cached = cache_base_outputs(model, calibration.batches_of(indices, self.start.batch_size))
         train_head(
@@ -80,20 +95,28 @@ class NodeStart:
         )
         return self._pack("warm-up", number, {f"head.{n}": p.detach() for n, p in head.items()})
 
-    def contribute(self, question: bytes) -> bytes:
+    def contribute(self, question: bytes) -> Disclosure:
         """This party's factors, sketches or noised sum of its gradient at the head it was sent."""
+        self._check_from_gradients()
+        calibration, _ = self._calibration(question, "contribute")
+        if self.private is None:
+            return _disclosure(calibration, partial(self._contribution, calibration))
+        charge = Charge("start", 0, self.private.plans[self.client].release)
+        sent = self.folder / SENT
+        if sent.exists():
+            return NoisedRelease(sent.read_bytes, charge, again=True)
+        return NoisedRelease(partial(self._kept_contribution, calibration), charge)
+
+    def _check_from_gradients(self) -> None:
         if not self.from_gradients:
             raise UpdateRejected("this run's config takes no bases from gradients")
-        calibration, _ = self._calibration(question, "contribute")
-        sent = self.folder / SENT
-        if self.private is not None and sent.exists():
-            return sent.read_bytes()
-        answer = self._pack("contribute", 0, self._contribution(calibration))
-        if self.private is not None:
-            write_bytes(sent, answer)
+
+    def _kept_contribution(self, calibration: Calibration) -> bytes:
+        answer = self._contribution(calibration)
+        keep(self.folder / SENT, answer)
         return answer
 
-    def _contribution(self, calibration: Calibration) -> dict[str, Tensor]:
+    def _contribution(self, calibration: Calibration) -> bytes:
         how, model = gradient_start_of(self.start), self.base.model
         everyone = sum(map(len, calibration.draw.values()))
         indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
@@ -101,40 +124,71 @@ class NodeStart:
         own = Own(batches, calibration.losses, everyone, self.client)
         model.eval()
         with estimating(model):
-            return contribution(how).send(model, self.base.targets, how, own)
+            return self._pack("contribute", 0, contribution(how).send(model, self.base.targets, how, own))
 
-    def take_bases(self, message: bytes) -> bytes:
+    def take_bases(self, message: bytes) -> Disclosure:
+        """Keep the bases that the server made; what else its message says is not written down."""
+        self._check_from_gradients()
         facts, tensors = unpack_start(message)
         check_start(facts, tensors, wanted={"kind": "bases"}, like=self._bases_like())
-        write_bytes(self.folder / BASES, message)
-        return self._pack("bases", 0, {})
+        bases = {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
+        keep(self.folder / BASES, pack_start({"kind": "bases", "round": 0}, bases))
+        return PublicFacts(self._pack("bases", 0, {}))
 
     def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
-        """The draw of all parties, of which this one's examples alone are here; the head is put in place."""
+        """The draw of all parties, of which this one's examples alone are here, or its own public rows; the
+        head is put in place."""
+        if self.config.method.init.public is not None and self.data.public is None:
+            raise Refused(
+                "method.init.public: this party has declared no rows public, so it looks at none for the "
+                "start; the server looks at its own, or name a file of public rows in data.public here"
+            )
         facts, tensors = unpack_start(question)
-        sizes = [int(n) for n in tensors.pop("sizes", torch.tensor([]))]
+        sizes = self._checked_sizes(tensors.pop("sizes", None))
         head = self.base.head
         like = {f"head.{name}": parameter for name, parameter in head.items()}
         check_start(facts, tensors, wanted={"kind": kind}, like=like)
-        client, count = self.client, len(self.data.train)
-        if len(sizes) != len(self.data.parts) or sizes[client] != count:
-            raise UpdateRejected(f"wrong sizes: this party has {count} examples, the server says {sizes}")
+        number = facts.get("round")
+        if not (type(number) is int and 0 <= number <= MOST_WARM_UPS):
+            raise UpdateRejected(f"wrong round: expected a count, found {str(number)[:40]!r}")
         with torch.no_grad():
             for name, parameter in head.items():
                 parameter.copy_(tensors[f"head.{name}"])
+        batches, losses = batches_of(self.data, self.base.device), self.data.task.losses
+        if self.data.public is not None:
+            looked_at_all = {self.client: [*range(len(self.data.public))]}
+            return Calibration(looked_at_all, self.data.public, batches, losses, public=True), number
+        return Calibration(self._draw(sizes), self.data.train, batches, losses), number
+
+    def _checked_sizes(self, sizes: Tensor | None) -> list[int]:
+        """How many examples each party has, as the server says.
+
+        Raises:
+            UpdateRejected: they are not one count for each, or not this party's count.
+        """
+        clients = len(self.data.parts)
+        if sizes is None or sizes.dtype != torch.int64 or tuple(sizes.shape) != (clients,):
+            raise UpdateRejected(f"wrong sizes: expected {clients} whole numbers")
+        counts: list[int] = sizes.tolist()
+        if min(counts) < 0 or sum(counts) > MOST_EXAMPLES or counts[self.client] != self.registered:
+            raise UpdateRejected(
+                f"wrong sizes: this party has {self.registered} examples, the server says {str(counts)[:100]}"
+            )
+        return counts
+
+    def _draw(self, sizes: Sequence[int]) -> Draw:
+        """Of everybody, or, under privacy, all of this party's; its own as indices of its rows, of which
+        there may be fewer than registered."""
+        client = self.client
+        if self.private is not None:
+            return {client: [*range(len(self.data.train))]}
         ends = list(accumulate(sizes, initial=0))
         parts = [range(start, end) for start, end in pairwise(ends)]
-        draw = self._draw(parts)
-        if client not in draw:
+        draw = draw_calibration(parts, self.start.samples, seed=self.start.seed)
+        own = [i - ends[client] for i in draw.get(client, [])]
+        if not (usable := [i for i in own if i < len(self.data.train)]):
             raise UpdateRejected(f"client {client} has no part in the start")
-        draw[client] = [i - ends[client] for i in draw[client]]
-        batches = batches_of(self.data, self.base.device)
-        return Calibration(draw, self.data.train, batches, self.data.task.losses), int(facts["round"])
-
-    def _draw(self, parts: Sequence[Sequence[int]]) -> Draw:
-        if self.private is not None:
-            return {client: list(part) for client, part in enumerate(parts)}
-        return draw_calibration(parts, self.start.samples, seed=self.start.seed)
+        return draw | {client: usable}
 
     def _pack(self, kind: Kind, number: int, tensors: Mapping[str, Tensor]) -> bytes:
         return pack_start({"kind": kind, "round": number, "client": self.client}, tensors)

@@ -26,6 +26,7 @@ class Party:
     Attributes:
         part_of: round -> this client's rank, and the heads it trains.
         private: its plan and its ledger; None without privacy.
+        registered: how many examples it says it has, where that is a rounded count; None: as many as it has.
     """
 
     client: int
@@ -35,6 +36,7 @@ class Party:
     seed: int
     part_of: Callable[[int], Part]
     private: PrivateRun | None = None
+    registered: int | None = None
 
     def answer(self, broadcast: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
         """Train as the broadcast asks; the update, paid for where it costs privacy.
@@ -57,6 +59,7 @@ class Party:
             client=self.client,
             seed=self.seed,
             part=self.part_of(number),
+            registered=self.registered,
             on_step=on_step,
             train_with=self.private.trainer(self.client, number) if self.private else None,
         )

@@ -17,9 +17,10 @@ MessageTo = Callable[[int], bytes]
 """Client -> its message, made when it is about to be sent."""
 Peers = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
-Kind = Literal["warm-up", "contribute", "bases", "train"]
+Kind = Literal["hello", "warm-up", "contribute", "bases", "train"]
+"""Every question that a node answers; `node.QUESTIONS` has the answer of each."""
 Ask = Callable[[Kind, Sequence[int], MessageTo], Iterable[Outcome]]
-"""As `Peers`, for every kind of question that `node.Node` answers."""
+"""As `Peers`, for every kind of question."""
 
 
 @dataclass(frozen=True)

@@ -107,12 +107,12 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
     rows = list(read_rows(source, limit=config.method.init.samples))
     public = task.encode(rows, source)
     if config.privacy is not None:
-        _check_apart(public, train, source)
+        check_apart(public, train, source)
     return public
 
 
-def _check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
-    """Bases would show what privacy is said to hide."""
+def check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
+    """Refuse public rows that are private ones too: bases would show what privacy is said to hide."""
     shown = {tuple(example["input_ids"]) for example in public}
     both = shown.intersection(tuple(example["input_ids"]) for example in train)
     if both:

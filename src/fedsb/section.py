@@ -17,7 +17,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """Part of a config: unknown keys are errors, values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

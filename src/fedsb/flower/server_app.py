@@ -75,5 +75,5 @@ def _run_name(out: Path, *, resume: bool) -> str:
     file = _beside(out, "run_name")
     if not (resume and file.exists()):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, secrets.token_hex(8))
+        write_text(file, secrets.token_hex(16))
     return file.read_text(encoding="utf-8")

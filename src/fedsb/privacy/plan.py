@@ -23,6 +23,7 @@ class ExamplePlan:
 
     Attributes:
         num_examples: of this client; taken as public.
+        rows: how many there really are, where `num_examples` is a rounded count; None: as many.
         expected_batch_size: of Poisson batches; also what sums are divided by.
         steps_per_round, rounds: noisy steps of one round, and rounds in which the client is to take part.
         clip_norm: largest L2 norm of one example's gradient, all trained numbers together.
@@ -35,6 +36,7 @@ class ExamplePlan:
     rounds: int
     clip_norm: float
     noise_multiplier: float = 0.0
+    rows: int | None = None
 
     @property
     def sampling_probability(self) -> float:
@@ -57,7 +59,8 @@ class ExamplePlan:
 
     def batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
         """The batches of one round."""
-        return poisson_batches(self.num_examples, self.sampling_probability, self.steps_per_round, rng)
+        rows = self.num_examples if self.rows is None else self.rows
+        return poisson_batches(rows, self.sampling_probability, self.steps_per_round, rng)
 
     def calibrated(self, epsilon: float, delta: float, *, before: Sequence[Mechanism] = ()) -> ExamplePlan:
         """With the least noise that keeps all rounds, and `before`, within epsilon at delta.
@@ -147,12 +150,13 @@ class StartPlan:
     """One noisy sum of clipped per-example gradients over a Poisson sample, for private bases.
 
     Every layer's gradient of an example is scaled to the norm 1 / sqrt(num_layers), so that all layers
-    together have the norm 1: directions are all that is wanted.
+    together have the norm 1: directions are all that is wanted. `num_examples`, `rows` as in `ExamplePlan`.
     """
 
     num_examples: int
     expected_samples: int
     noise_multiplier: float = 0.0
+    rows: int | None = None
 
     @property
     def sampling_probability(self) -> float:
@@ -172,7 +176,8 @@ class StartPlan:
         return Mechanism(self.noise_multiplier, self.sampling_probability, 1)
 
     def sample(self, rng: np.random.Generator) -> list[int]:
-        return poisson_sample(self.num_examples, self.sampling_probability, rng)
+        rows = self.num_examples if self.rows is None else self.rows
+        return poisson_sample(rows, self.sampling_probability, rng)
 
     def calibrated(self, epsilon: float, delta: float) -> StartPlan:
         """With the least noise that keeps the start alone within epsilon at delta."""
