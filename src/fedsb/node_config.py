@@ -49,6 +49,9 @@ class NodeConfig(Section):
     data: NodeDataConfig
     state: str
     """Folder this party keeps: its privacy ledger, its start factors, its audit file."""
+    key: str | None = None
+    """File of this party's private key, whose public part the server registered; it signs every answer. null:
+    answers are not signed, which servers with registered keys refuse."""
     model: NodeModelConfig = NodeModelConfig()
     limits: LimitsConfig = LimitsConfig()
     audit: bool = False
@@ -64,7 +67,8 @@ class NodeConfig(Section):
         own = checked(NodeConfig, override(read_yaml(Path(path)), overrides), str(path))
         folder = Path(path).resolve().parent
         data = own.data.model_copy(update={"train": str(folder / own.data.train)})
-        return own.model_copy(update={"data": data, "state": str(folder / own.state)})
+        key = own.key and str(folder / own.key)
+        return own.model_copy(update={"data": data, "state": str(folder / own.state), "key": key})
 
 
 class Refused(InputError):
