@@ -3,9 +3,9 @@
 Flower tells of a client process that died (about a minute later), and of a node that went away. Of a node
 that came back before anybody looked, with the question forgotten, it tells nothing.
 
-Answers are fetched one at a time, each in a thread: Flower makes objects of what a node sent while it fetches,
-so a hostile answer may raise there, name another's question, or have an upload that never ends. Each of these
-is the failure of the node that was asked, and holds up nobody else.
+Answers are fetched one at a time, each in a thread: Flower makes objects of what a node sent while it fetches
+it, so a hostile answer may raise there, name another's question, or have an upload that never ends. Each of
+these is the failure of the node that was asked, and holds up nobody else.
 """
 
 from __future__ import annotations

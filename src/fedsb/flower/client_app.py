@@ -79,5 +79,5 @@ def _signature(own: NodeConfig, question: Question, facts: Facts, payload: bytes
     """By which the server knows whose answer this is; none if this party has no key."""
     if own.key is None:
         return {}
-    text = statement(question.run, question.kind, question.nonce, own.client, facts, payload)
-    return {"signature": sign(own.key, text)}
+    asked = question.run, question.kind, question.nonce, question.node
+    return {"signature": sign(own.key, statement(*asked, own.client, facts, payload))}

@@ -43,8 +43,8 @@ HELLO_SECONDS = 300.0
 MOST_LINES = 5
 """About one node that cannot take part: its reasons are its own to choose."""
 UNSIGNED = (
-    "WARNING: no keys are registered for this run (clients in the run config): nodes are taken at their word, "
-    "and whoever may connect can answer as any client"
+    "WARNING: no keys are registered for this run (clients in the run config): nodes are taken at their "
+    "word, and whoever may connect can answer as any client"
 )
 
 Nonces = dict[str, str]
@@ -145,7 +145,7 @@ class Federation:
         said, nonce = _heard(answer, self._hello_nonces)
         facts = node_facts(said.facts, self.config.federation.clients)
         client = facts.client
-        self._check_signed("hello", nonce, client, said)
+        self._check_signed("hello", nonce, node, client, said)
         before, former = self.facts.get(client), self.nodes.get(client)
         if before is not None and before != facts:
             raise UpdateRejected(f"says {facts}, but client {client} was {before}: left out")
@@ -155,8 +155,8 @@ class Federation:
         self.nodes[client], self.facts[client] = node, facts
         self.say(f"client {client} is node {node}, with {facts.num_examples} examples")
 
-    def _check_signed(self, kind: str, nonce: str, client: int, said: Said) -> None:
-        """Refuse an answer that the holder of this client's key did not sign, to this question, as it came."""
+    def _check_signed(self, kind: str, nonce: str, node: int, client: int, said: Said) -> None:
+        """Refuse an answer that the holder of this client's key did not sign as it came."""
         if self.keys is None:
             return
         key = self.registered.get(client)
@@ -164,7 +164,7 @@ class Federation:
             raise UpdateRejected(f"no key is registered for client {client}; ./register.sh does that")
         if not said.signature:
             raise UpdateRejected("its answer is not signed; set `key` in its node config")
-        text = statement(self.run, kind, nonce, client, said.facts, said.payload)
+        text = statement(self.run, kind, nonce, node, client, said.facts, said.payload)
         if not verify(key, said.signature, text):
             raise UpdateRejected(
                 f"its answer is not signed with the key registered for client {client}, or it was altered or "
@@ -202,7 +202,9 @@ class Federation:
             client = client_of[node]
             try:
                 said, nonce = _heard(answer, nonces)
-                self._check_signed(kind, nonce, client, said)
+                self._check_signed(kind, nonce, node, client, said)
+                if not said.payload:
+                    raise UpdateRejected("its answer is empty")
             except UpdateRejected as reason:
                 yield Failed(client, str(reason))
                 continue

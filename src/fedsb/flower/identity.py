@@ -1,9 +1,9 @@
 """Who a node is: a key of its own, registered at the server under its client number, signs all its answers.
 
-This does not rest on Flower's registration, which tells who may connect, not who is which client. The same key
+This does not rest on Flower's registration, which tells who may connect, not who is which client. One key
 serves both: EC P-384, as OpenSSH writes it.
 
-    node:    statement(run, kind, nonce, client, facts, payload) -> sign
+    node:    statement(run, kind, nonce, node, client, facts, payload) -> sign
     server:  the same statement of what it asked and what came -> verify with the key of that client
 """
 
@@ -38,7 +38,7 @@ WRITABLE_BY_OTHERS, OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH, stat.S_IRWXG |
 
 
 def read_registered(folder: str | Path) -> dict[int, PublicKey]:
-    """The keys that may answer, by client: of each file `client-K.pub` in the folder. Others are not looked at.
+    """The keys that may answer, by client: of each file `client-K.pub` in the folder; others are passed over.
 
     Raises:
         InputError: there is no such folder, others may write to it, a file holds no such key, or two clients
@@ -61,15 +61,16 @@ def read_registered(folder: str | Path) -> dict[int, PublicKey]:
     return keys
 
 
-def statement(run: str, kind: str, nonce: str, client: int, facts: Facts, payload: bytes) -> bytes:
+def statement(run: str, kind: str, nonce: str, node: int, client: int, facts: Facts, payload: bytes) -> bytes:
     """What is signed of one answer: whose it is, to which question, and all that it says.
 
     Args:
-        nonce: from the question; no two questions have the same.
+        nonce: from the question; only questions that were sent together have the same.
+        node: Flower's id of the node that was asked.
         facts: those of the answer, without its signature.
     """
     said = hashlib.sha256(json.dumps(sorted(facts.items())).encode()).hexdigest()
-    parts = [DOMAIN, run, kind, nonce, client, said, hashlib.sha256(payload).hexdigest()]
+    parts = [DOMAIN, run, kind, nonce, node, client, said, hashlib.sha256(payload).hexdigest()]
     return json.dumps(parts).encode()
 
 
@@ -119,12 +120,14 @@ def _content(file: Path, forbidden: int) -> bytes:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise InputError(f"{file}: cannot read this key ({error.strerror})") from None
-    with open(descriptor, "rb") as stream:
+    try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise InputError(f"{file}: expected a key file, found no plain file")
         _check_mode(file, mode, forbidden)
-        return stream.read(LARGEST_FILE)
+        return os.read(descriptor, LARGEST_FILE)
+    finally:
+        os.close(descriptor)
 
 
 def _check_mode(path: Path, mode: int, forbidden: int) -> None:

@@ -17,6 +17,8 @@ from fedsb.section import checked
 LARGEST_CONFIG = 1_000_000
 """Characters of a run's config as it travels."""
 LONGEST_FACT = 200
+LARGEST_INTEGER, MOST_CLIENTS = 2**128, 100_000
+"""Of a config: a node makes lists of all clients."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,14 @@ class Question:
     """What a server asks.
 
     Attributes:
-        nonce: to be signed with the answer; empty from a server that gave none.
+        nonce, node: to be signed with the answer: empty from a server that gave none, and this node's id.
     """
 
     kind: str
     config: RunConfig
     run: str
     nonce: str
+    node: int
     payload: bytes
 
 
@@ -46,7 +49,8 @@ def read_question(message: Message, kind: str | None = None) -> Question:
     facts = facts_of(message.content)
     config = _config(_text(facts, "config", LARGEST_CONFIG))
     run, nonce = _text(facts, "run"), _text(facts, "nonce") if "nonce" in facts else ""
-    return Question(kind or _text(facts, "kind"), config, run, nonce, payload_of(message.content))
+    kind, node = kind or _text(facts, "kind"), message.metadata.dst_node_id
+    return Question(kind, config, run, nonce, node, payload_of(message.content))
 
 
 def _text(facts: dict[str, object], name: str, longest: int = LONGEST_FACT) -> str:
@@ -60,16 +64,24 @@ def _text(facts: dict[str, object], name: str, longest: int = LONGEST_FACT) -> s
 
 def _config(text: str) -> RunConfig:
     try:
-        values = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        values = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_integer)
         if not isinstance(values, dict):
             raise Refused("the server's config: expected keys and their values, found something else")
-        return checked(RunConfig, values, "the server's config")
+        config = checked(RunConfig, values, "the server's config")
     except InputError as reason:
         raise Refused(printable(str(reason))) from None
-    except (
-        Exception
-    ) as error:  # nothing of this party's is looked at here: whatever fails is the config's fault
+    except Exception as error:  # nothing of this party's is looked at here
         raise Refused(f"the server's config is not JSON of our kind ({type(error).__name__})") from None
+    if config.federation.clients > MOST_CLIENTS:
+        raise Refused(f"federation.clients: a node takes part with at most {MOST_CLIENTS} clients")
+    return config
+
+
+def _integer(text: str) -> int:
+    number = int(text)
+    if abs(number) >= LARGEST_INTEGER:
+        raise ValueError(text)
+    return number
 
 
 def _finite(text: str) -> float:
