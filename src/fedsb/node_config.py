@@ -77,6 +77,9 @@ class NodeConfig(Section):
     data: NodeDataConfig
     state: str
     """Folder this party keeps: its privacy ledger, its start factors, its audit file."""
+    key: str | None = None
+    """File of this party's private key, whose public part the server registered; it signs every answer. null:
+    answers are not signed, which servers with registered keys refuse."""
     model: NodeModelConfig = NodeModelConfig()
     limits: LimitsConfig = LimitsConfig()
     allow_unprotected: bool | None = None
@@ -100,8 +103,8 @@ class NodeConfig(Section):
         files = {"train": str(folder / own.data.train)}
         if own.data.public is not None:
             files["public"] = str(folder / own.data.public)
-        data = own.data.model_copy(update=files)
-        return own.model_copy(update={"data": data, "state": str(folder / own.state)})
+        data, key = own.data.model_copy(update=files), own.key and str(folder / own.key)
+        return own.model_copy(update={"data": data, "state": str(folder / own.state), "key": key})
 
     @property
     def limited(self) -> bool:

@@ -12,6 +12,8 @@ from fedsb.errors import InputError
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+MOST_FAULTS = 20
+"""Explained of one config: each takes a search for the key that was meant."""
 
 
 class Section(BaseModel):
@@ -32,7 +34,7 @@ def checked(kind: type[S], values: Mapping[str, Any], source: str, *, under: str
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        faults = "\n  ".join(_explain(e, kind, under) for e in error.errors())
+        faults = "\n  ".join(_explain(e, kind, under) for e in error.errors()[:MOST_FAULTS])
         raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
 
 

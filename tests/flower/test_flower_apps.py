@@ -9,6 +9,7 @@ import torch
 import yaml
 from fake_grid import FakeGrid
 from flwr.app import Context, Error, Message, RecordDict
+from keys import make_key, register
 from run_helpers import (
     changed,
     classification_config,
@@ -24,7 +25,9 @@ from fedsb.checkpoint import load_checkpoint
 from fedsb.errors import InputError, RunFailed
 from fedsb.files import alone
 from fedsb.flower import asking, client_app, federation, server_app
+from fedsb.flower.federation import Federation
 from fedsb.flower.records import pack, payload_of
+from fedsb.peers import Remote
 from fedsb.private_run import PrivateRun
 
 CLIENTS = 3
@@ -362,6 +365,31 @@ def test_a_run_begun_anew_in_the_same_place_finds_new_nodes(world, tmp_path):
     serve(FakeGrid(grid.node_configs), config, tmp_path)
     assert_equal_runs(tmp_path)
     assert len(list((tmp_path / "state0").iterdir())) == 2
+
+
+def test_a_run_whose_nodes_sign_equals_the_simulated_run(world, tmp_path):
+    """With a start, so that every kind of question is asked; a stranger says it is client 0."""
+    init = {"samples": 24, "head_warmup": {"rounds": 1, "steps": 5}}
+    config, clients = config_of(world, method__init=init, federation__rounds=1), tmp_path / "clients"
+    files = nodes_of(config, tmp_path)
+    for client, file in enumerate([*files.values()]):
+        key = make_key(tmp_path / f"client-{client}")
+        register(key, client, clients)
+        own = yaml.safe_load(Path(file).read_text())
+        write_config(Path(file), own | {"key": key.name})
+    stranger = {"key": make_key(tmp_path / "stranger").name, "state": str(tmp_path / "elsewhere")}
+    own = yaml.safe_load(Path(files[100]).read_text()) | stranger
+    said, grid = [], FakeGrid({99: str(write_config(tmp_path / "stranger.yaml", own)), **files})
+    parsed = RunConfig.from_dict(config)
+    nodes = Federation(grid, parsed, "0" * 32, said.append, keys=clients)
+    nodes.gather(0.0)
+    facts = [nodes.facts[client] for client in range(CLIENTS)]
+    remote = Remote([f.num_examples for f in facts], nodes.ask, facts[0].base_digest)
+    run(parsed, tmp_path / "deployed", remote=remote)
+    assert_equal_runs(tmp_path)
+    assert (99, "train") not in grid.pushed
+    (refused,) = [line for line in said if "node 99" in line]
+    assert "not signed with the key registered for client 0" in refused
 
 
 def test_two_servers_do_not_work_on_one_run(world, tmp_path):

@@ -7,22 +7,19 @@ The node's own config file is named by the SuperNode: `--node-config 'fedsb="/pa
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsb.client import ClientFailed
-from fedsb.config import RunConfig
 from fedsb.errors import FedsbError, UpdateRejected
-from fedsb.flower.records import facts_of, pack, payload_of
+from fedsb.flower.identity import sign, statement
+from fedsb.flower.questions import Question, read_question
+from fedsb.flower.records import Facts, pack, printable
 from fedsb.held_node import HELLO, HeldNode
-from fedsb.node import Node
-from fedsb.node_config import Refused
-from fedsb.section import checked
+from fedsb.node_config import NodeConfig, Refused
 
 log = logging.getLogger("flwr")
 app = ClientApp()
@@ -33,22 +30,21 @@ held = HeldNode()
 @app.query()
 def hello(message: Message, context: Context) -> Message:
     """Open the party; its number, its count of examples and its base model's digest."""
-    return _reply(message, context, HELLO, lambda node: pack(asdict(node.facts())))
+    return _reply(message, context, HELLO)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Do what the question asks: train, or a step of the start."""
-    kind, question = str(facts_of(message.content).get("kind")), payload_of(message.content)
-    return _reply(message, context, kind, lambda node: pack({}, node.answer(kind, question)))
+    return _reply(message, context, None)
 
 
-def _reply(message: Message, context: Context, kind: str, work: Callable[[Node], RecordDict]) -> Message:
+def _reply(message: Message, context: Context, kind: str | None) -> Message:
     try:
-        content = work(_node(message, context, kind))
+        content = _answer(read_question(message, kind), context)
     except (Refused, UpdateRejected) as refusal:
-        log.error("fedsb: %s", refusal)
-        content = pack({"refusal": str(refusal)})
+        log.error("fedsb: %s", printable(str(refusal)))
+        content = pack({"refusal": printable(str(refusal))})
     except Exception as error:
         foreseen = isinstance(error, FedsbError | ClientFailed)
         log.error("fedsb: %s", error, exc_info=not foreseen)
@@ -61,16 +57,27 @@ def _reply(message: Message, context: Context, kind: str, work: Callable[[Node],
 def _told(error: Exception) -> str:
     """What the server may know of a failure."""
     if isinstance(error, ClientFailed):
-        return str(error)
+        return printable(str(error))
     return f"this node failed ({type(error).__name__}); its own log says why"
 
 
-def _node(message: Message, context: Context, kind: str) -> Node:
-    own = context.node_config.get("fedsb")
-    if not own:
+def _answer(question: Question, context: Context) -> RecordDict:
+    own_file = context.node_config.get("fedsb")
+    if not own_file:
         raise Refused(
             "this SuperNode names no node config; start it with --node-config 'fedsb=\"/path/node.yaml\"'"
         )
-    facts = facts_of(message.content)
-    config = checked(RunConfig, json.loads(str(facts["config"])), "the server's config")
-    return held.opened(kind, config, str(own), str(facts["run"]))
+    node = held.opened(question.kind, question.config, str(own_file), question.run)
+    if question.kind == HELLO:
+        facts, payload = asdict(node.facts()), b""
+    else:
+        facts, payload = {}, node.answer(question.kind, question.payload)
+    return pack(facts | _signature(node.own, question, facts, payload), payload)
+
+
+def _signature(own: NodeConfig, question: Question, facts: Facts, payload: bytes) -> dict[str, bytes]:
+    """By which the server knows whose answer this is; none if this party has no key."""
+    if own.key is None:
+        return {}
+    asked = question.run, question.kind, question.nonce, question.node
+    return {"signature": sign(own.key, statement(*asked, own.client, facts, payload))}

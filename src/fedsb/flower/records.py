@@ -6,11 +6,16 @@ keeps a message of megabytes in memory until Python next looks for cycles.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-Facts = Mapping[str, str | int | float]
+from fedsb.errors import UpdateRejected
+
+Facts = Mapping[str, str | int | float | bytes]
+LARGEST_PAYLOAD = 2**32
+"""Bytes. What a message holds in detail is checked by whoever reads it."""
 
 
 def pack(facts: Facts, payload: bytes = b"") -> RecordDict:
@@ -22,13 +27,31 @@ def pack(facts: Facts, payload: bytes = b"") -> RecordDict:
     return content
 
 
-def facts_of(content: RecordDict) -> dict[str, str | int | float]:
-    """The facts; none if the sender is not of our kind."""
+def facts_of(content: RecordDict) -> dict[str, object]:
+    """The facts, of any kind and size; none if the sender is not of our kind."""
     record = content.get("facts")
-    return dict(record) if isinstance(record, ConfigRecord) else {}  # type: ignore[arg-type]
+    return dict(record) if isinstance(record, ConfigRecord) else {}
 
 
 def payload_of(content: RecordDict) -> bytes:
-    """The bytes; none if there are none."""
+    """The bytes, as they came; none if there are none.
+
+    Raises:
+        UpdateRejected: there is something else than one array of bytes, as `pack` makes it.
+    """
     record = content.get("payload")
-    return record["message"].data if isinstance(record, ArrayRecord) and "message" in record else b""
+    if record is None:
+        return b""
+    array = record.get("message") if isinstance(record, ArrayRecord) and len(record) == 1 else None
+    if array is None or not isinstance(array.data, bytes) or len(array.data) > LARGEST_PAYLOAD:
+        raise UpdateRejected("not a message of fedsb: its payload is not one array of bytes")
+    if (array.dtype, tuple(array.shape), array.stype) != ("uint8", (len(array.data),), "fedsb"):
+        raise UpdateRejected("not a message of fedsb: its payload is not one array of bytes")
+    return array.data
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """The text in one line of at most that many characters, without those that steer a terminal."""
+    cut = text[:limit]
+    shown = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in cut)
+    return shown + "..." if len(text) > limit else shown
