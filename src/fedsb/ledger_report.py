@@ -102,8 +102,8 @@ def _sentences(facts: dict[str, Any]) -> Iterable[str]:
         yield "Nothing was released from these rows."
     else:
         yield (
-            f"{plural(runs, 'run')} made {plural(facts['releases'], 'release')} from these rows. Together they "
-            f"cost {_epsilon(spent)} at delta {facts['delta']:.3g} for any one {facts['unit']}, added or removed."
+            f"{plural(runs, 'run')} made {plural(facts['releases'], 'release')} from these rows. Together "
+            f"they cost {_epsilon(spent)} at delta {facts['delta']:.3g} for any one {facts['unit']}."
         )
     if limit is None:
         yield "No limit over all runs is set."

@@ -1,4 +1,4 @@
-"""The privacy ledger of a node's rows: where it lies, what it is called, what its owner allows over all runs."""
+"""The privacy ledger of a node's rows: where it lies, its name, what its owner allows over all runs."""
 
 from __future__ import annotations
 

@@ -102,9 +102,7 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
     if limits.of_a_run is not None:
         _check_epsilon(limits.of_a_run, config)
     if wanted is not None and wanted.ledger is not None:
-        raise Refused(
-            "privacy.ledger: for simulated runs; this party keeps its own. Leave it out at the server"
-        )
+        raise Refused("privacy.ledger: this party keeps its own; leave it out at the server")
     delta = wanted.delta if wanted else None
     if limits.largest_delta is not None and (delta is None or delta > limits.largest_delta):
         raise Refused(_refusal("delta", f"at most {limits.largest_delta:g}", "largest_delta", delta))

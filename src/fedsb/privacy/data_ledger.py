@@ -1,9 +1,9 @@
 """The ledger of one data set: every release about its rows, in a file that cannot shrink or change unseen.
 
-A line holds the SHA-256 of itself and of the chain before it. Where the chain ends is kept in other files too,
-its heads: a ledger that does not reach one of them was cut, removed, or put back from a copy. One that goes
-beyond a head was charged by a process that was killed before it could write the head. What cannot be seen: a
-ledger that was put back together with all of its heads.
+A line holds the SHA-256 of itself and of the chain before it. Where the chain ends is kept in other files
+too, its heads: a ledger that does not reach one of them was cut, removed, or put back from a copy. One that
+goes beyond a head was charged by a process that was killed before it could write the head. What cannot be
+seen: a ledger that was put back together with all of its heads.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class DataLedger:
         if len(charges) > 1 and not heads:
             beside = " and ".join(map(str, self.place.heads))
             raise InputError(
-                f"{self.place.ledger}: the files that say where this privacy ledger ends are gone ({beside}): "
-                f"it cannot be told whether it is whole. {CURE}"
+                f"{self.place.ledger}: the files that say where this privacy ledger ends are gone "
+                f"({beside}): it cannot be told whether it is whole. {CURE}"
             )
         return charges
 
@@ -170,8 +170,9 @@ class DataLedger:
         if count < head.releases:
             what = f"holds {count} releases" if count else "is gone or empty"
             raise InputError(
-                f"{ledger}: this privacy ledger {what}, and {file} knows of {head.releases} (in {head.ledger}): "
-                f"it was cut or removed, or an older copy or another state folder was put in its place. {CURE}"
+                f"{ledger}: this privacy ledger {what}, and {file} knows of {head.releases} (in "
+                f"{head.ledger}): it was cut or removed, or an older copy or another state folder took its "
+                f"place. {CURE}"
             )
         if head.releases and charges[head.releases - 1].chain != head.chain:
             raise InputError(
