@@ -41,7 +41,8 @@ def ledger_report(file: Path, delta: float | None = None) -> dict[str, Any]:
 
 
 def _report(place: Place, delta: float | None, limit: float | None) -> dict[str, Any]:
-    return _said(place.ledger, DataLedger(place).charges(), delta, limit) | {"id": place.id}
+    charges = DataLedger(place, only=limit is not None).charges()
+    return _said(place.ledger, charges, delta, limit) | {"id": place.id}
 
 
 def _place_of(file: Path) -> Place:

@@ -214,6 +214,20 @@ def test_two_state_folders_for_one_file_are_one_budget(tmp_path):
     answers = at_once(lambda number: release(owners[number]), 2)
     assert answers.count(True) == 1
     assert "another state folder" in str(next(answer for answer in answers if answer is not True))
+    assert release(owner(tmp_path, state="state-3")), "without a limit each folder accounts for itself"
+    for own in owners:
+        with pytest.raises(InputError, match="another state folder"):
+            release(own, number=2)
+
+
+def test_a_state_folder_may_be_moved(tmp_path):
+    own = owner(tmp_path, limit=TWO)
+    release(own)
+    (tmp_path / "state").rename(tmp_path / "moved")
+    moved = owner(tmp_path, limit=TWO, state="moved")
+    assert [release(moved, number=number) for number in (2, 3)] == [True, False]
+    with pytest.raises(InputError, match="is gone or empty"):
+        release(own, number=4)
 
 
 # ---------------------------------------------------------------- what happened to the file
@@ -326,7 +340,8 @@ def test_a_process_killed_before_it_wrote_the_heads_leaves_a_ledger_that_is_ahea
         file.write_bytes(content)
     assert len(charges(own)) == 2
     assert release(own, number=3)
-    assert {json.loads(file.read_text())[place.id]["releases"] for file in place.heads} == {3}
+    heads = [json.loads(file.read_text())[str(place.ledger)] for file in place.heads]
+    assert [head["releases"] for head in heads] == [3, 3]
 
 
 def test_a_process_killed_at_its_first_charge_leaves_one_line_and_no_head(tmp_path):
