@@ -41,7 +41,8 @@ def ledger_report(file: Path, delta: float | None = None) -> dict[str, Any]:
 
 
 def _report(place: Place, delta: float | None, limit: float | None) -> dict[str, Any]:
-    return _said(place.ledger, DataLedger(place).charges(), delta, limit) | {"id": place.id}
+    charges = DataLedger(place, only=limit is not None).charges()
+    return _said(place.ledger, charges, delta, limit) | {"id": place.id}
 
 
 def _place_of(file: Path) -> Place:
@@ -102,8 +103,8 @@ def _sentences(facts: dict[str, Any]) -> Iterable[str]:
         yield "Nothing was released from these rows."
     else:
         yield (
-            f"{plural(runs, 'run')} made {plural(facts['releases'], 'release')} from these rows. Together they "
-            f"cost {_epsilon(spent)} at delta {facts['delta']:.3g} for any one {facts['unit']}, added or removed."
+            f"{plural(runs, 'run')} made {plural(facts['releases'], 'release')} from these rows. Together "
+            f"they cost {_epsilon(spent)} at delta {facts['delta']:.3g} for any one {facts['unit']}."
         )
     if limit is None:
         yield "No limit over all runs is set."

@@ -24,7 +24,7 @@ def node_account(own: NodeConfig, run: str, *, secret_noise: bool) -> Account:
         InputError: the rows' file cannot be read.
     """
     return Account(
-        DataLedger(node_place(own)),
+        DataLedger(node_place(own), only=own.limits.of_all_runs is not None),
         run,
         "example",
         rows=_digest(Path(own.data.train)),

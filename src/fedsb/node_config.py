@@ -152,9 +152,7 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
     if privacy is None:
         return
     if privacy.ledger is not None:
-        raise Refused(
-            "privacy.ledger: for simulated runs; this party keeps its own. Leave it out at the server"
-        )
+        raise Refused("privacy.ledger: this party keeps its own; leave it out at the server")
     if node.limited:
         _check_epsilon(node, privacy.epsilon)
     delta, largest = privacy.delta, limits.largest_delta

@@ -92,7 +92,7 @@ def check_can_deploy(config: RunConfig) -> None:
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
-        raise InputError("privacy.ledger: for simulated runs; each node keeps its own. Leave it out")
+        raise InputError("privacy.ledger: for simulated runs, and each node keeps its own; leave it out")
 
 
 def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> list[Example] | None:

@@ -21,9 +21,7 @@ def privacy_together(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[dict
     and those that were stopped, and what they cost together, at the largest delta of the runs named."""
     deltas = [claim["delta"] for run in runs if (claim := run["privacy"]) and claim["private"]]
     files = [file for part in ("tuning", "runs") for file in (root / part).glob(f"*/*/{LEDGER}")]
-    ledgers = [
-        read_spends(file) for file in files if deltas and _noise_is_secret(file.with_name("config.yaml"))
-    ]
+    ledgers = [read_spends(file) for file in files if deltas and _noise_is_secret(file.parent)]
     found = []
     for unit in ("example", "client"):
         of_unit = [releases for spends in ledgers if (releases := _releases(spends, unit))]
@@ -33,8 +31,8 @@ def privacy_together(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[dict
     return found
 
 
-def _noise_is_secret(config: Path) -> bool:
-    privacy = RunConfig.from_yaml(config).privacy
+def _noise_is_secret(run: Path) -> bool:
+    privacy = RunConfig.from_yaml(run / "config.yaml").privacy
     return privacy is not None and privacy.insecure_seed is None
 
 
@@ -71,9 +69,9 @@ def _total(found: Mapping[str, Any]) -> str:
     """One sentence. Client numbers mean other rows in other runs, so that no client is named."""
     who = "any one example" if found["unit"] == "example" else "a client that is the same in all of them"
     return (
-        f"{plural(found['runs'], 'private run')} on the same rows, with those that chose learning rates or were "
-        f"stopped, together cost epsilon {rounded_up(found['epsilon']):.3g} at delta {found['delta']:.3g} for "
-        f"{who}."
+        f"{plural(found['runs'], 'private run')} on the same rows, with those that chose learning rates or "
+        f"were stopped, together cost epsilon {rounded_up(found['epsilon']):.3g} at delta "
+        f"{found['delta']:.3g} for {who}."
     )
 
 

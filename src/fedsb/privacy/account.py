@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from fedsb.errors import InputError
-from fedsb.privacy.accounting import Mechanism
+from fedsb.privacy.accounting import COARSE_GRID, GRID_OF_LOSSES, Mechanism
 from fedsb.privacy.composition import epsilon_over_runs
 from fedsb.privacy.data_ledger import Charge, DataLedger
 from fedsb.privacy.ledger import Spend
@@ -64,7 +64,7 @@ class Account:
         False if there is no room for it: nothing was charged.
 
         Raises:
-            InputError: the ledger is not what it was, is about another unit, or has these rows under another id.
+            InputError: the ledger is not what it was, or about another unit, or these rows have another id.
         """
         with self.ledger.held() as charges:
             charge = self._charge(spend, delta)
@@ -91,7 +91,12 @@ class Account:
     def _room(self, charges: Sequence[Charge], more: Sequence[Charge]) -> bool:
         if self.largest_epsilon is None:
             return True
-        return epsilon_of([*charges, *more], self.largest_delta) <= self.largest_epsilon
+        grids, everything = (
+            (COARSE_GRID, GRID_OF_LOSSES),
+            [*charges, *more],
+        )  # both bound it, the first is fast
+        spent = (epsilon_of(everything, self.largest_delta, grid=grid) for grid in grids)
+        return any(each <= self.largest_epsilon for each in spent)
 
     def _known(self, charges: list[Charge]) -> list[Charge]:
         """These, once it is clear that they are about the same rows and the same unit."""
@@ -104,17 +109,20 @@ class Account:
             )
         if self.rows and (names := self.ledger.other_names(self.rows)):
             raise InputError(
-                f"data.id: {place.id!r} is new, and its rows were charged as {names[0]!r} before: a new name is "
+                f"data.id: the rows of {place.id!r} were charged as {names[0]!r} before, and a new name is "
                 f"no new budget. Set data.id: {names[0]}"
             )
         return charges
 
 
-def epsilon_of(charges: Sequence[Charge], delta: float | None = None) -> float:
+def epsilon_of(
+    charges: Sequence[Charge], delta: float | None = None, *, grid: float = GRID_OF_LOSSES
+) -> float:
     """Of any one row (or client) over all these, at delta; None: at the largest that a run had. 0 of none."""
     if not charges:
         return 0.0
     sessions: dict[str, dict[int | None, list[Mechanism]]] = {}
     for charge in charges:
         sessions.setdefault(charge.session, {}).setdefault(charge.client, []).append(charge.mechanism)
-    return epsilon_over_runs([*sessions.values()], delta or max(charge.delta for charge in charges))
+    delta = delta or max(charge.delta for charge in charges)
+    return epsilon_over_runs([*sessions.values()], delta, grid=grid)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedsb.privacy.accounting import Mechanism, epsilon
+from fedsb.privacy.accounting import GRID_OF_LOSSES, Mechanism, epsilon
 
 Releases = Mapping[int | None, Sequence[Mechanism]]
 """Of one run: client -> what it released. None: every row had a part in it, or the clients are the unit."""
 
 
-def epsilon_over_runs(runs: Sequence[Releases], delta: float) -> float:
+def epsilon_over_runs(runs: Sequence[Releases], delta: float, *, grid: float = GRID_OF_LOSSES) -> float:
     """An upper bound at delta; exact for one run, and where all clients of a run released alike.
 
     Who held a row may differ from run to run. Two bounds hold then, and the smaller is taken: releases that
     dominate those of every client of a run, composed; and the sum of each run's largest epsilon at a share of
     delta.
+
+    Args:
+        grid: as of `accounting.epsilon`.
     """
     runs = [run for run in runs if run]
     if all(len(_different(run)) == 1 for run in runs):
-        return epsilon([m for run in runs for m in _different(run)[0]], delta)
-    shares = sum(max(epsilon(own, delta / len(runs)) for own in _different(run)) for run in runs)
+        return epsilon([m for run in runs for m in _different(run)[0]], delta, grid=grid)
+    shares = sum(max(epsilon(own, delta / len(runs), grid=grid) for own in _different(run)) for run in runs)
     if len(runs) == 1:
         return shares
-    return min(epsilon([m for run in runs for m in _dominating(_different(run))], delta), shares)
+    dominating = [m for run in runs for m in _dominating(_different(run))]
+    return min(epsilon(dominating, delta, grid=grid), shares)
 
 
 def _different(run: Releases) -> list[tuple[Mechanism, ...]]:

@@ -1,9 +1,9 @@
 """The ledger of one data set: every release about its rows, in a file that cannot shrink or change unseen.
 
-A line holds the SHA-256 of itself and of the chain before it. Where the chain ends is kept in other files too,
-its heads: a ledger that does not reach one of them was cut, removed, or put back from a copy. One that goes
-beyond a head was charged by a process that was killed before it could write the head. What cannot be seen: a
-ledger that was put back together with all of its heads.
+A line holds the SHA-256 of itself and of the chain before it. Where the chain ends is kept in other files
+too, its heads: a ledger that does not reach one of them was cut, removed, or put back from a copy. One that
+goes beyond a head was charged by a process that was killed before it could write the head. What cannot be
+seen: a ledger that was put back together with all of its heads.
 """
 
 from __future__ import annotations
@@ -62,12 +62,16 @@ class Charge:
 
 @dataclass(frozen=True)
 class Head:
-    """Where a chain ended: its releases and its last hash; the rows' file then; where the ledger lies."""
+    """Where a chain ended: its releases and its last hash; the data set's id, and the rows' file then."""
 
+    id: str
     releases: int
     chain: str
     rows: str
-    ledger: str
+
+
+Heads = dict[str, Head]
+"""Ledger's file -> its head. A ledger that was moved has one under its former place too."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,14 @@ def place_at_node(state: Path, name: str, rows: Path) -> Place:
 
 
 class DataLedger:
-    """Reads and charges the ledger at a place."""
+    """Reads and charges the ledger at a place.
 
-    def __init__(self, place: Place):
-        self.place = place
+    Args:
+        only: refuse rows that were charged in a ledger elsewhere too: this one would not say it all.
+    """
+
+    def __init__(self, place: Place, *, only: bool = True):
+        self.place, self._only = place, only
         self._lines = GrowingLines(place.ledger, self._parse)
 
     def charges(self, *, every_byte: bool = False) -> list[Charge]:
@@ -116,18 +124,18 @@ class DataLedger:
         Raises:
             InputError: the ledger is not what it was: which file knows more, and what can be done.
         """
-        heads = self._heads()  # before the ledger, which another process may be charging
+        heads = self._own_heads()  # before the ledger, which another process may be charging
         try:
             charges = self._lines.read(every_byte=every_byte)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{self.place.ledger}: this privacy ledger is broken: {error}. {CURE}") from None
-        for file, head in heads.items():
-            self._check_reaches(charges, file, head)
+        for file, ledger, head in heads:
+            self._check_reaches(charges, file, ledger, head)
         if len(charges) > 1 and not heads:
             beside = " and ".join(map(str, self.place.heads))
             raise InputError(
-                f"{self.place.ledger}: the files that say where this privacy ledger ends are gone ({beside}): "
-                f"it cannot be told whether it is whole. {CURE}"
+                f"{self.place.ledger}: the files that say where this privacy ledger ends are gone "
+                f"({beside}): it cannot be told whether it is whole. {CURE}"
             )
         return charges
 
@@ -144,39 +152,46 @@ class DataLedger:
         """One more, inside `held`; it and the heads are on disk when this returns."""
         charge = replace(charge, chain=_chain(self._end(before), charge.line()))
         self._lines.append(json.dumps(charge.line()))
-        head = Head(len(before) + 1, charge.chain, charge.rows, str(self.place.ledger))
+        own = {str(self.place.ledger): Head(self.place.id, len(before) + 1, charge.chain, charge.rows)}
         first, *others = self.place.heads
-        _write_head(first, self.place.id, head)
+        _write_heads(first, _read_heads(first) | own)
         for file in others:
             with suppress(OSError):  # rows that may only be read
-                _write_head(file, self.place.id, head)
+                _write_heads(file, _read_heads(file) | own)
 
     def other_names(self, rows: str) -> list[str]:
         """Other ids under which the file of this digest was charged, as far as is known here."""
         folder = self.place.ledger.parent
         heads = [*folder.glob(".*.head"), *self.place.heads]
-        known = {(name, head.rows) for file in heads for name, head in _read_heads(file).items()}
+        known = {(head.id, head.rows) for file in heads for head in _read_heads(file).values()}
         for file in folder.glob("*.jsonl"):
             lines = GrowingLines(file, lambda line, before: str(json.loads(line)["rows"]))
             known |= {(file.stem, digest) for digest in lines.read()}
         return sorted({name for name, digest in known if digest == rows and name != self.place.id})
 
-    def _heads(self) -> dict[Path, Head]:
-        found = {file: _read_heads(file).get(self.place.id) for file in self.place.heads}
-        return {file: head for file, head in found.items() if head is not None}
+    def _own_heads(self) -> list[tuple[Path, Path, Head]]:
+        """(file, ledger, head) of all that are about this data set."""
+        found = [
+            (file, Path(ledger), h) for file in self.place.heads for ledger, h in _read_heads(file).items()
+        ]
+        return [each for each in found if each[2].id == self.place.id]
 
-    def _check_reaches(self, charges: list[Charge], file: Path, head: Head) -> None:
-        ledger, count = self.place.ledger, len(charges)
+    def _check_reaches(self, charges: list[Charge], file: Path, ledger: Path, head: Head) -> None:
+        own, count = self.place.ledger, len(charges)
+        elsewhere = ledger != own and file != self.place.heads[0]
+        if elsewhere and not self._only:
+            return
+        where = f" (in {ledger}, another state folder)" if elsewhere else ""
         if count < head.releases:
             what = f"holds {count} releases" if count else "is gone or empty"
             raise InputError(
-                f"{ledger}: this privacy ledger {what}, and {file} knows of {head.releases} (in {head.ledger}): "
-                f"it was cut or removed, or an older copy or another state folder was put in its place. {CURE}"
+                f"{own}: this privacy ledger {what}, and {file} knows of {head.releases}{where}: it was cut "
+                f"or removed, or another copy or state folder took its place. {CURE}"
             )
         if head.releases and charges[head.releases - 1].chain != head.chain:
             raise InputError(
-                f"{ledger}: line {head.releases} of this privacy ledger is not the one that {file} knows (in "
-                f"{head.ledger}): another ledger was put in its place. {CURE}"
+                f"{own}: line {head.releases} of this privacy ledger is not the one that {file} knows"
+                f"{where}: another ledger took its place. {CURE}"
             )
 
     def _parse(self, line: bytes, before: list[Charge]) -> Charge:
@@ -195,23 +210,22 @@ def _chain(before: str, line: dict[str, Any]) -> str:
     return hashlib.sha256(f"{before} {content}".encode()).hexdigest()
 
 
-def _read_heads(file: Path) -> dict[str, Head]:
-    """id -> head; none if there is no file."""
+def _read_heads(file: Path) -> Heads:
+    """None if there is no file."""
     try:
-        return {name: Head(**head) for name, head in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {ledger: Head(**head) for ledger, head in json.loads(file.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: the head of a privacy ledger cannot be read: {error}. {CURE}") from None
 
 
-def _write_head(file: Path, name: str, head: Head) -> None:
+def _write_heads(file: Path, heads: Heads) -> None:
     """Whole or not at all, for this user alone."""
-    heads = {other: asdict(known) for other, known in _read_heads(file).items()} | {name: asdict(head)}
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as part:
-            part.write(json.dumps(heads, indent=2) + "\n")
+            part.write(json.dumps({ledger: asdict(head) for ledger, head in heads.items()}, indent=2) + "\n")
             part.flush()
             os.fsync(part.fileno())
         os.replace(temporary, file)
