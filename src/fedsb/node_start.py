@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsb.adapter import Factors
 from fedsb.client import ClientFailed
 from fedsb.config import RunConfig
-from fedsb.contribution import Own, PrivateStart
+from fedsb.contribution import Own, PrivateStart, empty
 from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
 from fedsb.files import write_bytes
@@ -32,6 +32,8 @@ from fedsb.settings import heads_of, method_of, start_of
 from fedsb.start_wire import check_start, pack_start, unpack_start
 
 BASES = "bases.safetensors"
+LARGEST_PART = 2**40
+"""Examples of one party: more are a server's lie."""
 SENT = "noised-sums.safetensors"
 """What this party sent for private bases, to be sent again: a second sum would have to be paid for."""
 
@@ -104,21 +106,24 @@ class NodeStart:
             return contribution(how).send(model, self.base.targets, how, own)
 
     def take_bases(self, message: bytes) -> bytes:
-        facts, tensors = unpack_start(message)
-        check_start(facts, tensors, wanted={"kind": "bases"}, like=self._bases_like())
+        facts, tensors = unpack_start(message, like := self._bases_like())
+        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, like=like)
         write_bytes(self.folder / BASES, message)
         return self._pack("bases", 0, {})
 
     def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
         """The draw of all parties, of which this one's examples alone are here; the head is put in place."""
-        facts, tensors = unpack_start(question)
-        sizes = [int(n) for n in tensors.pop("sizes", torch.tensor([]))]
         head = self.base.head
         like = {f"head.{name}": parameter for name, parameter in head.items()}
+        like |= {"sizes": torch.empty(len(self.data.parts), dtype=torch.int64)}
+        facts, tensors = unpack_start(question, like)
         check_start(facts, tensors, wanted={"kind": kind}, like=like)
+        sizes, number = tensors["sizes"].tolist(), facts.get("round")
         client, count = self.client, len(self.data.train)
-        if len(sizes) != len(self.data.parts) or sizes[client] != count:
-            raise UpdateRejected(f"wrong sizes: this party has {count} examples, the server says {sizes}")
+        if type(number) is not int:
+            raise UpdateRejected("wrong round: expected a number")
+        if sizes[client] != count or not all(0 <= size < LARGEST_PART for size in sizes):
+            raise UpdateRejected(f"wrong sizes: this party has {count} examples, the server says {sizes[:20]}")
         with torch.no_grad():
             for name, parameter in head.items():
                 parameter.copy_(tensors[f"head.{name}"])
@@ -129,11 +134,11 @@ class NodeStart:
             raise UpdateRejected(f"client {client} has no part in the start")
         draw[client] = [i - ends[client] for i in draw[client]]
         batches = batches_of(self.data, self.base.device)
-        return Calibration(draw, self.data.train, batches, self.data.task.losses), int(facts["round"])
+        return Calibration(draw, self.data.train, batches, self.data.task.losses), number
 
     def _draw(self, parts: Sequence[Sequence[int]]) -> Draw:
         if self.private is not None:
-            return {client: list(part) for client, part in enumerate(parts)}
+            return {self.client: list(parts[self.client])}  # each looks at its own alone
         return draw_calibration(parts, self.start.samples, seed=self.start.seed)
 
     def _pack(self, kind: Kind, number: int, tensors: Mapping[str, Tensor]) -> bytes:
@@ -143,7 +148,7 @@ class NodeStart:
         rank, found = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
         for name, layer in self.base.targets.items():
             out, n_in = features(layer)
-            found |= {f"{name}.B": torch.empty(out, rank), f"{name}.A": torch.empty(rank, n_in)}
+            found |= {f"{name}.B": empty(out, rank), f"{name}.A": empty(rank, n_in)}
         return found
 
     def factors(self) -> dict[str, Factors]:

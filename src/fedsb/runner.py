@@ -260,6 +260,7 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         aggregation=release.around(exchange.method.aggregation) if release else robust_average(config),
         fewest=0 if release else fewest_updates(config),
         bound=norm_bound(config),
+        registered={client: len(session.data.parts[client]) for client in chosen},
     )
     if release is None:
         _check_enough(config, report, number)

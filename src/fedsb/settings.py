@@ -10,6 +10,7 @@ from fedsb.initialize import Start, Warmup, bases_kind
 from fedsb.methods import Aggregation, Method, by_name
 from fedsb.methods.robust import FEWEST, robust
 from fedsb.norm_bound import NormBound
+from fedsb.robust_start import Robust
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
 
@@ -79,7 +80,13 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         heads=heads_of(config),
         step_size=step_size(config, parts),
         seed=config.seed,
+        robust=_robust_start(config),
     )
+
+
+def _robust_start(config: RunConfig) -> Robust | None:
+    wanted = config.federation.robust
+    return None if wanted is None else Robust(wanted.average, wanted.trim, norm_bound(config))
 
 
 def step_size(config: RunConfig, parts: partition.Parts) -> float:
