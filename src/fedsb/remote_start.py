@@ -192,7 +192,7 @@ def _usable(
     like: Mapping[str, Tensor],
     progress: Progress,
     *,
-    asked: Container[int],
+    asked: Container[int] | None = None,
     largest: float = LARGEST,
 ) -> Iterator[Usable]:
     """Every answer that can be used, one of each client; the others are told of and left out."""
@@ -201,7 +201,7 @@ def _usable(
         try:
             if isinstance(answer, Failed):
                 raise UpdateRejected(answer.reason)
-            if answer.client in heard or answer.client not in asked:
+            if answer.client in heard or (asked is not None and answer.client not in asked):
                 raise UpdateRejected("it was not asked, or answered before")
             heard.add(answer.client)
             facts, tensors = unpack_start(answer.message, like)

@@ -8,7 +8,7 @@ from fedsb.config import RunConfig
 from fedsb.exchange import Part
 from fedsb.initialize import Start, Warmup, bases_kind
 from fedsb.methods import Aggregation, Method, by_name
-from fedsb.methods.robust import FEWEST, robust
+from fedsb.methods.robust import robust
 from fedsb.norm_bound import NormBound
 from fedsb.robust_start import Robust
 from fedsb.sampling import trained_heads
@@ -40,12 +40,6 @@ def robust_average(config: RunConfig) -> Aggregation:
     """The method's aggregation, over the average that federation.robust asks for."""
     own, wanted = method_of(config).aggregation, config.federation.robust
     return own if wanted is None else robust(own, wanted.average, wanted.trim)
-
-
-def fewest_updates(config: RunConfig) -> int:
-    """Updates without which a round's average would not be what federation.robust asks for."""
-    wanted = config.federation.robust
-    return 1 if wanted is None or wanted.average == "mean" else FEWEST
 
 
 def norm_bound(config: RunConfig) -> NormBound | None:
