@@ -243,7 +243,11 @@ def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
 
 
 FACTORS = Contribution(
-    "gradients of the target layers, as factors", _send_factors, _combine_factors, _factors_like, _factor_sizes
+    "gradients of the target layers, as factors",
+    _send_factors,
+    _combine_factors,
+    _factors_like,
+    _factor_sizes,
 )
 SKETCH = Contribution(
     "sketches of gradients", _send_sketch, _combine_sketches, _sketch_like, norms_of(*MatrixSketch._fields)

@@ -123,7 +123,9 @@ class NodeStart:
         if type(number) is not int:
             raise UpdateRejected("wrong round: expected a number")
         if sizes[client] != count or not all(0 <= size < LARGEST_PART for size in sizes):
-            raise UpdateRejected(f"wrong sizes: this party has {count} examples, the server says {sizes[:20]}")
+            raise UpdateRejected(
+                f"wrong sizes: this party has {count} examples, the server says {sizes[:20]}"
+            )
         with torch.no_grad():
             for name, parameter in head.items():
                 parameter.copy_(tensors[f"head.{name}"])

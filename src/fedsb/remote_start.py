@@ -40,8 +40,8 @@ from fedsb.methods import Method, Shape
 from fedsb.peers import Kind, Remote
 from fedsb.printable import printable
 from fedsb.progress import Progress
-from fedsb.server import Failed, Outcome
 from fedsb.robust_start import Head, Robust, average_heads
+from fedsb.server import Failed, Outcome
 from fedsb.start_wire import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.traffic import Entry
 

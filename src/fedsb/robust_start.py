@@ -90,7 +90,9 @@ def evened(messages: Iterable[tuple[Counted, Measured]]) -> Iterator[Counted]:
         messages: each with its sizes by layer.
     """
     held = list(messages)
-    medians = {layer: _medians([sizes[layer].norms for _, sizes in held]) for layer in (held[0][1] if held else ())}
+    medians = {
+        layer: _medians([sizes[layer].norms for _, sizes in held]) for layer in (held[0][1] if held else ())
+    }
     for (tensors, examples), sizes in held:
         scaled = dict(tensors)
         for layer, (norms, names) in sizes.items():
