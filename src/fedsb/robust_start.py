@@ -4,10 +4,9 @@ Heads are averaged as a round's updates are: by the same average, each within th
 was sent. One beyond it is always scaled back: so early there is nobody to spare, and a head moves further in
 its warm-up than in a round.
 
-Contributions are sums of which only the directions matter. Layer by layer each is scaled back to the median
-size of all contributions that are not zero (of an even number the smaller middle one): nobody's own can make up
-the sum, as nobody's can whose size alone is changed. What a few clients can still do is turn the bases as far as
-their share of the clients goes.
+Of contributions, which are summed, the directions matter. Layer by layer each is scaled back to the median
+size of all that are not zero (of an even number the smaller middle one), so that nobody's own makes up the sum.
+What a few clients can still do is turn the bases as far as their share of the clients goes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Consoles whose terminal no text can command, and text that is no markup: the one door to what is printed."""
+"""What is printed goes through here: a console whose terminal no text commands, text that is no markup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsb.printable import LONGEST, printable
 
 
 class Screen(Console):
-    """A console on which control characters, and what cannot be seen, are shown as escapes wherever they are."""
+    """A console that shows control characters, and what cannot be seen, as escapes wherever they are."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):

@@ -43,8 +43,8 @@ def unpack_start(message: bytes, like: Mapping[str, Tensor] | None = None) -> tu
     """Facts and tensors.
 
     Args:
-        like: tensors of the names, types and shapes that are expected; a message that must be of others by its
-            length is not looked at. None: any.
+        like: tensors of the names, types and shapes that are expected; a message too long for them is not
+            looked at. None: any.
 
     Raises:
         UpdateRejected: the bytes are no message of this format, or hold a number that is not finite.

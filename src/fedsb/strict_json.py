@@ -15,7 +15,7 @@ TOO_DEEP = "objects and lists in each other too deep to be read"
 
 
 def strict_json(text: str | bytes, most: int) -> Any:
-    """The document: at most `most` bytes or characters of UTF-8, shallow, every key once, every number finite.
+    """The document: at most `most` bytes of UTF-8 or characters, shallow, each key once, each number finite.
 
     Raises:
         ValueError: it is not such a document. Nothing else is raised, whatever it holds.

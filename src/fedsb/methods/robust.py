@@ -8,8 +8,8 @@ accumulator. They count clients equally: a count of examples is a client's own c
 through the method's own aggregation as if one client had sent it.
 
 Where fewer updates than FEWEST can be used, what was broadcast takes the places of the others: each number
-then moves as far as two clients agree, and one that is refused, or stays away, neither ends the run nor leaves
-the rest to another's mercy.
+then moves as far as two clients agree, and one that is refused, or stays away, neither ends the run nor
+leaves the rest to another's mercy.
 """
 
 from __future__ import annotations
