@@ -5,8 +5,8 @@ was sent. One beyond it is always scaled back: so early there is nobody to spare
 its warm-up than in a round.
 
 Of contributions, which are summed, the directions matter. Layer by layer each is scaled back to the median
-size of all that are not zero (of an even number the smaller middle one), so that nobody's own makes up the sum.
-What a few clients can still do is turn the bases as far as their share of the clients goes.
+size of all that are not zero (of an even number the smaller middle one): nobody's own makes up the sum. What
+a few clients can still do is turn the bases as far as their share of the clients goes.
 """
 
 from __future__ import annotations

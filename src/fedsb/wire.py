@@ -3,9 +3,9 @@
 Numbers travel as fp32, or as 16 bits where both sides agreed on that. A received fp32 vector is a read-only
 view of the message: nothing is copied, and nothing may write to it. 16 bits are widened to fp32.
 
-Whatever the bytes are, a message is read or refused (UpdateRejected): when it is too long for what is expected,
-not safetensors of one vector, of another method, round or layout, or holds a number that is not finite. Lengths,
-counts and texts are looked at before anything is allocated.
+Whatever the bytes are, a message is read or refused (UpdateRejected): when it is too long for what is
+expected, not safetensors of one vector, of another method, round or layout, or holds a number that is not
+finite. Lengths, counts and texts are looked at before anything is allocated.
 """
 
 from __future__ import annotations
