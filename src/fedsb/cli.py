@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fedsb.cli_common import AsJson, Overrides, err_console, out_console, print_json
 from fedsb.cli_deploy import deploy
 from fedsb.cli_privacy import privacy
 from fedsb.errors import FedsbError, InputError
+from fedsb.screen import shown
 
 app = typer.Typer(
     name="fedsb",
@@ -304,13 +304,18 @@ def main() -> None:
 
 def _explain(error: Exception) -> None:
     if isinstance(error, FedsbError):
-        err_console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        err_console.print(f"[bold red]error:[/] {_short(error)}", highlight=False)
         return
     text = f"{type(error).__name__}: {error}"
     err_console.print(
-        f"[bold red]error:[/] {escape(text)}\nThis was not expected; add --debug to see where it happened.",
+        f"[bold red]error:[/] {_short(text)}\nThis was not expected; add --debug to see where it happened.",
         highlight=False,
     )
+
+
+def _short(text: object) -> str:
+    """Of several lines, and not without end: it may quote a file."""
+    return shown(text, 8000, keep="\n")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-out_console, err_console = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+from fedsb.printable import printable
+from fedsb.screen import Screen
+
+out_console, err_console = Screen(soft_wrap=True), Screen(stderr=True, soft_wrap=True)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="key.path=value; repeat for more.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -19,4 +21,4 @@ def print_json(value: Any) -> None:
 
     from fedsb.files import finite
 
-    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+    print(printable(json.dumps(finite(value), indent=2, ensure_ascii=False), None, keep="\n"))

@@ -30,7 +30,9 @@ def deploy_init(
     from fedsb.flower.deploy import write_deployment
 
     written = write_deployment(folder, RunConfig.from_yaml(config, set_ or []), host=host, port=port)
-    out_console.print(f"{len(written)} files in {folder}; go on with {folder / 'README.md'}", highlight=False)
+    out_console.print(
+        f"{len(written)} files in {folder}; go on with {folder / 'README.md'}", highlight=False, markup=False
+    )
 
 
 @deploy.command("check")
@@ -63,7 +65,7 @@ def deploy_check(
     if json_:
         return print_json(facts)
     for name, value in facts.items():
-        out_console.print(f"{name:<14} {value}", highlight=False)
+        out_console.print(f"{name:<14} {value}", highlight=False, markup=False)
 
 
 @deploy.command("preflight")

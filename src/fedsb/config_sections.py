@@ -191,7 +191,8 @@ PartitionConfig = Annotated[
 
 
 class RobustConfig(Section):
-    """Against poisoned updates. Needs `weighting: uniform`: a count of examples is a client's own claim."""
+    """Against poisoned updates, in the start too. Needs `weighting: uniform`: a count of examples is a client's
+    own claim."""
 
     average: Literal["mean", "median", "trimmed-mean"] = "mean"
     """In place of the mean, number by number (Yin et al. 2018, arXiv 1803.01498), for methods that average
@@ -199,7 +200,8 @@ class RobustConfig(Section):
     trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """trimmed-mean: share of the updates left out at each end, one at least."""
     norm_bound: Positive | None = None
-    """Largest L2 norm of update minus broadcast, over all its numbers; null: any."""
+    """Largest L2 norm of update minus broadcast, over all its numbers; null: any. In the start's head warm-up
+    what lies further off is scaled back."""
     over_bound: Literal["reject", "scale"] = "reject"
     """What is done with a larger one: left out with the reason, or scaled back to the bound."""
 
@@ -227,9 +229,10 @@ class FederationConfig(Section):
     robust: RobustConfig | None = None
     """Checks against poisoned updates; null: none."""
     client_timeout_seconds: Positive | None = None
-    """A client whose local training takes longer is left out of the round."""
-    deadline_seconds: Positive | None = None
-    """Clients on other machines: a round waits no longer than this for answers; null: until all have come."""
+    """A client whose local training takes longer is left out of the round; null: no limit of its own."""
+    deadline_seconds: Positive | None = 3600.0
+    """Clients on other machines or in other processes: a round waits no longer than this for an answer; null:
+    until all have come."""
     min_updates: PositiveInt = 1
     """With fewer usable updates in a round the run stops, and can be resumed."""
 

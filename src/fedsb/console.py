@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsb.report.units import human_bytes, plural
+from fedsb.screen import shown
+
+LONGEST_STAGE = 1000
+"""Characters of a line about what comes next."""
 
 
 class PlainLines:
@@ -33,7 +36,7 @@ class PlainLines:
         self._began = 0.0
 
     def stage(self, text: str) -> None:
-        self.console.print(f"[dim]·[/] {escape(text)}", highlight=False)
+        self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
         self.rounds = rounds
@@ -46,7 +49,7 @@ class PlainLines:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(f"[yellow]client {client} left out:[/] {escape(problem)}", highlight=False)
+            self.console.print(f"[yellow]client {client} left out:[/] {shown(problem)}", highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
         seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
@@ -106,7 +109,7 @@ class LiveBars:
 
     def stage(self, text: str) -> None:
         self._clear()
-        self._bars.console.print(f"[dim]·[/] {escape(text)}", highlight=False)
+        self._bars.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
         self._replace_work("", None)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
@@ -127,7 +130,7 @@ class LiveBars:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            text = f"[yellow]client {client} left out:[/] {escape(problem)}"
+            text = f"[yellow]client {client} left out:[/] {shown(problem)}"
             self._bars.console.print(text, highlight=False)
         self._ended += 1
         if self._round is not None:
@@ -168,7 +171,8 @@ def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None)
     Where that is wider than `width`, the metrics between the first and the last go, then the clients.
     """
     scores = [
-        f"{key.replace('_', ' ')} {_number(value) or 'not finite'}" for key, value in record["eval"].items()
+        f"{shown(key.replace('_', ' '))} {_number(value) or 'not finite'}"
+        for key, value in record["eval"].items()
     ]
     forms = [_round_parts(record, rounds, scores)]
     forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
@@ -202,7 +206,7 @@ def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
         f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
     )
     return (
-        f"epsilon, per {privacy['unit']}",
+        f"epsilon, per {shown(privacy['unit'])}",
         "",
         f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}",
     )
@@ -210,13 +214,14 @@ def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Base and final metrics, traffic, time and memory."""
-    table = Table(title=f"{summary['method']}, {plural(summary['rounds'], 'round')}", title_justify="left")
+    title = f"{shown(summary['method'])}, {plural(summary['rounds'], 'round')}"
+    table = Table(title=title, title_justify="left")
     for column in ("", "base model", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for name, value in summary["final"].items():
         style = "bold" if name == summary["primary_metric"] else ""
         before = summary["base"].get(name)
-        table.add_row(name.replace("_", " "), _number(before), _number(value), style=style)
+        table.add_row(shown(name.replace("_", " ")), _number(before), _number(value), style=style)
     table.add_section()
     sent = summary["communication"]
     table.add_row("sent once (start)", "", human_bytes(sent["init_bytes"]))

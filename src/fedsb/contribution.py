@@ -18,6 +18,7 @@ from fedsb.errors import RunFailed
 from fedsb.methods.method import Shape
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import StartPlan
+from fedsb.robust_start import Sizes, evened
 from fedsb.seeding import numpy_generator, torch_generator
 from fedsb.trainable import Batch, Losses
 from fedsb.update_estimate import Rule
@@ -62,6 +63,8 @@ class GradientStart:
     step_size: float
     seed: int
     private: PrivateStart | None = None
+    robust: bool = False
+    """Whether contributions are brought to the median's size (`robust_start`)."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,24 @@ class Contribution(NamedTuple):
         what: its name in the ledger.
         send: (model, target layers, start, own examples) -> the message.
         combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
-        like: (layer shapes, start) -> tensors of a message's names and shapes, without numbers.
+        like: (layer shapes, start) -> tensors of a message's names, shapes and types, without numbers.
+    sizes: (message, layer) -> how large it is there.
     """
 
     what: str
     send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
     combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
     like: Callable[[Shapes, GradientStart], Tensors]
+    sizes: Callable[[Tensors, str], Sizes]
+
+    def bases(
+        self, shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+    ) -> dict[str, Factors]:
+        """Start factors of messages as they come; no client's dominates where the start is to be robust."""
+        if start.robust:
+            sizes = self.sizes
+            messages = evened(((m, n), {name: sizes(m, name) for name in shapes}) for m, n in messages)
+        return self.combine(shapes, start, messages)
 
 
 def step_rule(start: GradientStart) -> Rule:
@@ -121,4 +135,15 @@ def check_some(count: int) -> None:
 
 
 def empty(*shape: int) -> Tensor:
-    return torch.empty(shape, device="meta")
+    """As it travels, without numbers."""
+    return torch.empty(shape, dtype=SENT_AS, device="meta")
+
+
+def norms_of(*parts: str) -> Callable[[Tensors, str], Sizes]:
+    """Sizes of messages that are linear in each of these tensors of a layer: their norms."""
+
+    def sizes(message: Tensors, layer: str) -> Sizes:
+        names = tuple(f"{layer}.{part}" for part in parts)
+        return Sizes(tuple(float(message[name].double().norm()) for name in names), names)
+
+    return sizes

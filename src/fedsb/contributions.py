@@ -27,14 +27,16 @@ from fedsb.contribution import (
     Tensors,
     check_some,
     empty,
+    norms_of,
     reducer,
     step_rule,
 )
 from fedsb.linear import features
 from fedsb.methods.method import Shape
-from fedsb.methods.stack import Stack, factors_are_smaller
+from fedsb.methods.stack import Stack, factors_are_smaller, product_squared_norm
 from fedsb.moments import Sketch, add, leading_directions, probes, sketch_moments
 from fedsb.noised_sums import NOISED_SUMS
+from fedsb.robust_start import Sizes
 from fedsb.seeding import torch_generator
 from fedsb.sketch import (
     COLUMNS_PER_DIRECTION,
@@ -113,6 +115,12 @@ def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
         return {"B": (U * S).cpu().contiguous(), "A": Vh.cpu().contiguous()}
 
     return cut
+
+
+def _factor_sizes(message: Tensors, layer: str) -> Sizes:
+    """B alone is scaled: the size is that of the product."""
+    pair = LoraPair(message[f"{layer}.B"], message[f"{layer}.A"])
+    return Sizes((product_squared_norm(pair) ** 0.5,), (f"{layer}.B",))
 
 
 def _factors_like(shapes: Shapes, start: GradientStart) -> Tensors:
@@ -235,7 +243,15 @@ def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
 
 
 FACTORS = Contribution(
-    "gradients of the target layers, as factors", _send_factors, _combine_factors, _factors_like
+    "gradients of the target layers, as factors",
+    _send_factors,
+    _combine_factors,
+    _factors_like,
+    _factor_sizes,
 )
-SKETCH = Contribution("sketches of gradients", _send_sketch, _combine_sketches, _sketch_like)
-MOMENTS = Contribution("sketches of gradient moments", _send_moments, _combine_moments, _moments_like)
+SKETCH = Contribution(
+    "sketches of gradients", _send_sketch, _combine_sketches, _sketch_like, norms_of(*MatrixSketch._fields)
+)
+MOMENTS = Contribution(
+    "sketches of gradient moments", _send_moments, _combine_moments, _moments_like, norms_of(*Sketch._fields)
+)

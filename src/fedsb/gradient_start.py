@@ -118,7 +118,7 @@ def _from_contributions(
             yield message, len(indices)
 
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
-    factors = kind.combine(shapes, start, messages())
+    factors = kind.bases(shapes, start, messages())
     size, numbers = (sum(column) for column in zip(*sizes, strict=True))
     return factors, Entry(0, kind.what, "up", len(sizes), size, numbers)
 

@@ -5,7 +5,7 @@ Data flow: partition -> equal draw per client -> (head trained on them) -> first
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from fedsb.gradient_start import Calibration, Draw, bases_from_gradients
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.layout import Layout
 from fedsb.linear import dense_weight, features
-from fedsb.methods import Frame, Method, Upload
-from fedsb.methods.mean import WeightedSum
+from fedsb.methods import Method
+from fedsb.robust_start import Head, Robust, average_heads
 from fedsb.seeding import numpy_generator, torch_generator
 from fedsb.traffic import Entry
 from fedsb.update_estimate import Rule
@@ -52,6 +52,8 @@ class Start:
     """Learning rate of the estimated update: the size of R0."""
     seed: int
     private: PrivateStart | None = None
+    robust: Robust | None = None
+    """What is done against clients that want to spoil the start; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def draw_calibration(parts: Sequence[Sequence[int]], samples: int, *, seed: int)
     draw = {}
     for place, client in enumerate(clients):
         wanted = min(each + (place < rest), len(parts[client]))
-        draw[client] = sorted(rng.choice(parts[client], wanted, replace=False).tolist())
+        chosen = rng.choice(len(parts[client]), wanted, replace=False)
+        draw[client] = sorted(parts[client][place] for place in chosen.tolist())
     return draw
 
 
@@ -110,7 +113,7 @@ def start_factors(
     model.eval()
     traffic: list[Entry] = []
     if head and start.head_warmup is not None:
-        traffic += warm_up_head(model, head, start.head_warmup, start.batch_size, calibration)
+        traffic += warm_up_head(model, head, start.head_warmup, start.batch_size, calibration, start.robust)
     factors, sent = _factors(model, targets, method, start, calibration, num_clients, sums)
     if "s" in method.trains(1):
         factors = {name: part._replace(s=torch.ones(start.heads)) for name, part in factors.items()}
@@ -123,29 +126,32 @@ def warm_up_head(
     warmup: Warmup,
     batch_size: int,
     calibration: Calibration,
+    robust: Robust | None = None,
 ) -> list[Entry]:
     """Federated averaging of the head alone over cached base outputs; its measured traffic."""
     layout = Layout.of(head)
-    frame = Frame({}, dict(layout.entries), {}, 1.0)
     cached = {
         client: cache_base_outputs(model, calibration.batches_of(indices, batch_size))
         for client, indices in calibration.draw.items()
     }
     message_bytes = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
     for _ in range(warmup.rounds):
-        broadcast, total = layout.flatten(head), WeightedSum(frame)
-        for client, outputs in cached.items():
-            layout.copy_into(head, broadcast)
-            train_head(
-                model,
-                head,
-                outputs,
-                calibration.losses,
-                steps=warmup.steps,
-                learning_rate=warmup.learning_rate,
-            )
-            total.add(Upload({}, layout.flatten(head), float(len(calibration.draw[client]))))
-        layout.copy_into(head, layout.flatten(total.mean()))
+        broadcast = layout.flatten(head)
+
+        def warmed_up(before: Tensor = broadcast) -> Iterator[Head]:
+            for client, outputs in cached.items():
+                layout.copy_into(head, before)
+                train_head(
+                    model,
+                    head,
+                    outputs,
+                    calibration.losses,
+                    steps=warmup.steps,
+                    learning_rate=warmup.learning_rate,
+                )
+                yield Head(client, layout.flatten(head), len(calibration.draw[client]))
+
+        layout.copy_into(head, average_heads(warmed_up(), broadcast, layout, robust))
     if calibration.public:
         return []
     return [
@@ -194,6 +200,7 @@ def gradient_start_of(start: Start) -> GradientStart:
         step_size=start.step_size,
         seed=start.seed,
         private=start.private,
+        robust=start.robust is not None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from fedsb.config import RunConfig
+from fedsb.printable import printable
 from fedsb.report.units import human_bytes, plural
 from fedsb.serving import VLLM_RANKS, serving_rank
 
@@ -32,7 +33,7 @@ def model_card(run: Path, *, rank: int | None) -> str:
         "## Use\n\n" + _use(config, summary, rank),
         "## Made with\n\n" + ", ".join(f"{n} {v}" for n, v in summary["versions"].items()) + ".",
     ]
-    return "\n\n".join(sections) + "\n"
+    return printable("\n\n".join(sections), None, keep="\n") + "\n"
 
 
 def _name(path: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsb.adapter import Factors
 from fedsb.client import ClientFailed
 from fedsb.config import RunConfig
-from fedsb.contribution import SENT_AS, Own, PrivateStart
+from fedsb.contribution import SENT_AS, Own, PrivateStart, empty
 from fedsb.contributions import contribution
 from fedsb.door import Charge, Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.errors import UpdateRejected
@@ -129,8 +129,8 @@ class NodeStart:
     def take_bases(self, message: bytes) -> Disclosure:
         """Keep the bases that the server made; what else its message says is not written down."""
         self._check_from_gradients()
-        facts, tensors = unpack_start(message)
-        check_start(facts, tensors, wanted={"kind": "bases"}, like=self._bases_like())
+        facts, tensors = unpack_start(message, like := self._bases_like())
+        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, like=like)
         bases = {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
         keep(self.folder / BASES, pack_start({"kind": "bases", "round": 0}, bases))
         return PublicFacts(self._pack("bases", 0, {}))
@@ -143,12 +143,12 @@ class NodeStart:
                 "method.init.public: this party has declared no rows public, so it looks at none for the "
                 "start; the server looks at its own, or name a file of public rows in data.public here"
             )
-        facts, tensors = unpack_start(question)
-        sizes = self._checked_sizes(tensors.pop("sizes", None))
         head = self.base.head
         like = {f"head.{name}": parameter for name, parameter in head.items()}
+        like |= {"sizes": torch.empty(len(self.data.parts), dtype=torch.int64)}
+        facts, tensors = unpack_start(question, like)
         check_start(facts, tensors, wanted={"kind": kind}, like=like)
-        number = facts.get("round")
+        sizes, number = self._checked_sizes(tensors.pop("sizes")), facts.get("round")
         if not (type(number) is int and 0 <= number <= MOST_WARM_UPS):
             raise UpdateRejected(f"wrong round: expected a count, found {str(number)[:40]!r}")
         with torch.no_grad():
@@ -160,14 +160,14 @@ class NodeStart:
             return Calibration(looked_at_all, self.data.public, batches, losses, public=True), number
         return Calibration(self._draw(sizes), self.data.train, batches, losses), number
 
-    def _checked_sizes(self, sizes: Tensor | None) -> list[int]:
+    def _checked_sizes(self, sizes: Tensor) -> list[int]:
         """How many examples each party has, as the server says.
 
         Raises:
             UpdateRejected: they are not one count for each, or not this party's count.
         """
         clients = len(self.data.parts)
-        if sizes is None or sizes.dtype != torch.int64 or tuple(sizes.shape) != (clients,):
+        if sizes.dtype != torch.int64 or tuple(sizes.shape) != (clients,):
             raise UpdateRejected(f"wrong sizes: expected {clients} whole numbers")
         counts: list[int] = sizes.tolist()
         if min(counts) < 0 or sum(counts) > MOST_EXAMPLES or counts[self.client] != self.registered:
@@ -197,7 +197,7 @@ class NodeStart:
         rank, found = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
         for name, layer in self.base.targets.items():
             out, n_in = features(layer)
-            found |= {f"{name}.B": torch.empty(out, rank), f"{name}.A": torch.empty(rank, n_in)}
+            found |= {f"{name}.B": empty(out, rank), f"{name}.A": empty(rank, n_in)}
         return found
 
     def factors(self) -> dict[str, Factors]:

@@ -21,6 +21,7 @@ from fedsb.contribution import (
     Tensors,
     check_some,
     empty,
+    norms_of,
     reducer,
 )
 from fedsb.privacy.private_start import noised_gradient_sums
@@ -64,4 +65,4 @@ def _like(shapes: Shapes, start: GradientStart) -> dict[str, Tensor]:
     return {f"{name}.sum": empty(*shape) for name, shape in shapes.items()}
 
 
-NOISED_SUMS = Contribution("noised sums of clipped gradients", _send, _combine, _like)
+NOISED_SUMS = Contribution("noised sums of clipped gradients", _send, _combine, _like, norms_of("sum"))

@@ -6,12 +6,12 @@
 
 Sizes are everybody's numbers of examples: from them each party draws its calibration examples as a simulated
 run would. Under privacy it draws them from a secret of its own, and the server counts its contribution as
-paid for before it asks. A contributor that fails is left out.
+paid for before it asks. A contributor that fails, or whose answer is of no use, is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,19 @@ from fedsb.initialize import (
 )
 from fedsb.layout import Layout
 from fedsb.linear import features
-from fedsb.methods import Frame, Method, Shape, Upload
-from fedsb.methods.mean import WeightedSum
+from fedsb.methods import Method, Shape
 from fedsb.peers import Kind, Remote
+from fedsb.printable import printable
 from fedsb.progress import Progress
+from fedsb.robust_start import Head, Robust, average_heads
 from fedsb.server import Failed, Outcome
-from fedsb.start_wire import Facts, check_start, pack_start, unpack_start
+from fedsb.start_wire import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.traffic import Entry
+
+LARGEST_SUM = 1e12
+"""Magnitude of a number of a contribution that is absurd; a product of two such is still finite in fp32."""
+Usable = tuple[int, dict[str, Tensor], int]
+"""(client, its tensors, bytes of its message)."""
 
 
 def start_remotely(
@@ -75,7 +81,7 @@ def start_remotely(
         )
     draw, traffic = calibration.draw, list[Entry]()
     if head and start.head_warmup is not None:
-        traffic = _warm_up(head, start.head_warmup, remote, draw, progress)
+        traffic = _warm_up(head, start.head_warmup, remote, draw, progress, start.robust)
     if needs_data(replace(start, head_warmup=None), method, head):
         factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
         write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
@@ -122,20 +128,28 @@ class _Measured:
 
 
 def _warm_up(
-    head: Mapping[str, nn.Parameter], warmup: Warmup, remote: Remote, draw: Draw, progress: Progress
+    head: Mapping[str, nn.Parameter],
+    warmup: Warmup,
+    remote: Remote,
+    draw: Draw,
+    progress: Progress,
+    robust: Robust | None,
 ) -> list[Entry]:
     layout, sent, received = Layout.of(head), _Measured(), _Measured()
     like = {f"head.{name}": parameter for name, parameter in head.items()}
     for number in range(1, warmup.rounds + 1):
-        total = WeightedSum(Frame({}, dict(layout.entries), {}, 1.0))
         question = _question("warm-up", number, head, remote)
         sent.add(len(draw), len(question), layout.size)
         answers = remote.ask("warm-up", list(draw), partial(_same, question))
-        for client, tensors, size in _usable("warm-up", number, answers, like, progress):
-            received.add(1, size, layout.size)
-            named = {name: tensors[f"head.{name}"] for name in head}
-            total.add(Upload({}, layout.flatten(named), float(len(draw[client]))))
-        layout.copy_into(head, layout.flatten(total.mean()))
+        usable = _usable("warm-up", number, answers, like, progress, asked=draw)
+
+        def warmed_up(usable: Iterator[Usable] = usable) -> Iterator[Head]:
+            for client, tensors, size in usable:
+                received.add(1, size, layout.size)
+                named = {name: tensors[f"head.{name}"] for name in head}
+                yield Head(client, layout.flatten(named), len(draw[client]))
+
+        layout.copy_into(head, average_heads(warmed_up(), layout.flatten(head), layout, robust))
     clients = len(draw)
     return [sent.entry("head warm-up", "down", clients), received.entry("head warm-up", "up", clients)]
 
@@ -161,26 +175,39 @@ def _gather(
     answers = remote.ask("contribute", list(draw), partial(_same, question))
 
     def messages() -> Iterator[tuple[Tensors, int]]:
-        for client, tensors, size in _usable("contribute", 0, answers, kind.like(shapes, how), progress):
+        like = kind.like(shapes, how)
+        usable = _usable("contribute", 0, answers, like, progress, asked=draw, largest=LARGEST_SUM)
+        for client, tensors, size in usable:
             received.add(1, size, sum(t.numel() for t in tensors.values()))
             yield tensors, len(draw[client])
 
-    factors = kind.combine(shapes, how, messages())
+    factors = kind.bases(shapes, how, messages())
     return factors, received.entry(kind.what, "up", received.messages)
 
 
 def _usable(
-    kind: Kind, number: int, answers: Iterable[Outcome], like: Mapping[str, Tensor], progress: Progress
-) -> Iterator[tuple[int, dict[str, Tensor], int]]:
-    """(client, tensors, bytes) of every answer that can be used; the others are told of and left out."""
+    kind: Kind,
+    number: int,
+    answers: Iterable[Outcome],
+    like: Mapping[str, Tensor],
+    progress: Progress,
+    *,
+    asked: Container[int] | None = None,
+    largest: float = LARGEST,
+) -> Iterator[Usable]:
+    """Every answer that can be used, one of each client; the others are told of and left out."""
+    heard: set[int] = set()
     for answer in answers:
         try:
             if isinstance(answer, Failed):
                 raise UpdateRejected(answer.reason)
-            facts, tensors = unpack_start(answer.message)
+            if answer.client in heard or (asked is not None and answer.client not in asked):
+                raise UpdateRejected("it was not asked, or answered before")
+            heard.add(answer.client)
+            facts, tensors = unpack_start(answer.message, like)
             wanted: Facts = {"kind": kind, "round": number, "client": answer.client}
-            check_start(facts, tensors, wanted=wanted, like=like)
+            check_start(facts, tensors, wanted=wanted, like=like, largest=largest)
         except UpdateRejected as reason:
-            progress.client_ends(answer.client, str(reason))
+            progress.client_ends(answer.client, printable(reason))
             continue
         yield answer.client, tensors, len(answer.message)

@@ -42,7 +42,6 @@ from fedsb.sampling import cohort
 from fedsb.seeding import derive, numpy_generator
 from fedsb.server import Outcome, RoundReport, ServerState, aggregate, broadcasts
 from fedsb.settings import (
-    fewest_updates,
     method_of,
     needs_weights_at_server,
     norm_bound,
@@ -258,8 +257,9 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         weighting=federation.weighting,
         part_of=parts.__getitem__,
         aggregation=release.around(exchange.method.aggregation) if release else robust_average(config),
-        fewest=0 if release else fewest_updates(config),
+        fewest=0 if release else 1,
         bound=norm_bound(config),
+        registered={client: len(session.data.parts[client]) for client in chosen},
     )
     if release is None:
         _check_enough(config, report, number)

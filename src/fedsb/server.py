@@ -24,6 +24,7 @@ from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.mean import region
 from fedsb.methods.stack import factors_are_smaller
 from fedsb.norm_bound import NormBound
+from fedsb.printable import printable
 
 Weighting = Literal["examples", "uniform"]
 PartOf = Callable[[int], Part]
@@ -67,10 +68,13 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Failed:
-    """A client that did not answer, and why."""
+    """A client that did not answer, and why: whatever it said, a short text that can be printed."""
 
     client: int
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 Outcome = Arrived | Failed
@@ -164,15 +168,19 @@ def aggregate(
     aggregation: Aggregation | None = None,
     fewest: int = 1,
     bound: NormBound | None = None,
+    registered: Mapping[int, int] | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
-    A client that failed, or whose update is refused, is left out and named in the report.
+    A client that failed, or whose update is refused, is left out and named in the report. Of several answers
+    of one client the first counts.
 
     Args:
         aggregation: in place of the method's own.
         fewest: usable updates without which the round fails; 0 if the aggregation can do without any.
         bound: on how far an update may lie from the broadcast; the method must send all that it trains.
+        registered: the examples of each client of the cohort, as they were before the run: nobody else is
+            listened to, and an update that counts others is refused. None: anybody, and any count.
 
     Raises:
         RunFailed: no update could be used, or too few; the state given is still the current one.
@@ -181,18 +189,19 @@ def aggregate(
     accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
     layout_of = cache(partial(exchange.up, state.round + 1))
     before_of = cache(partial(_before, state, exchange))
+    heard: set[int] = set()
     for outcome in outcomes:
-        part = part_of(outcome.client) if part_of else exchange.whole
-        layout = layout_of(part)
         try:
-            header, vector = _accept(outcome, state, exchange, layout, report)
+            _check_sender(outcome.client, heard, registered)
+            part = part_of(outcome.client) if part_of else exchange.whole
+            header, vector = _accept(outcome, state, exchange, layout_of(part), report, registered)
             if bound is not None:
                 vector = _bounded(outcome.client, vector, before_of(part), bound, report)
         except UpdateRejected as reason:
-            report.rejected.append({"client": outcome.client, "reason": str(reason)})
+            report.rejected.append({"client": outcome.client, "reason": printable(reason)})
             continue
         weight = float(header.num_examples) if weighting == "examples" else 1.0
-        upload = Upload(layout.view(vector), vector, weight, part.heads, outcome.client)
+        upload = Upload(layout_of(part).view(vector), vector, weight, part.heads, outcome.client)
         accumulator = aggregation.add(accumulator, upload)
         _note(report, outcome.client, header)
     if len(report.clients) < fewest:
@@ -231,18 +240,36 @@ def _rank_beyond_all(exchange: Exchange) -> int:
     return max(min(shape) for shape in exchange.layers.values())
 
 
+def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | None) -> None:
+    if registered is not None and client not in registered:
+        raise UpdateRejected("it was not asked in this round")
+    if client in heard:
+        raise UpdateRejected("it answered before in this round")
+    heard.add(client)
+
+
 def _accept(
-    outcome: Outcome, state: ServerState, exchange: Exchange, layout: Layout, report: RoundReport
+    outcome: Outcome,
+    state: ServerState,
+    exchange: Exchange,
+    layout: Layout,
+    report: RoundReport,
+    registered: Mapping[int, int] | None,
 ) -> tuple[wire.Header, Tensor]:
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
     report.upload_bytes += len(outcome.message)
-    header, vector = wire.unpack(outcome.message, exchange.upload_dtype)
+    header, vector = wire.unpack(outcome.message, exchange.upload_dtype, layout.size)
     report.upload_parameters += vector.numel()
     expected = wire.Header(exchange.method.name, state.round + 1, layout.digest, outcome.client)
     wire.check(header, vector, expected=expected, size=layout.size)
     if header.num_examples < 1:
         raise UpdateRejected(f"wrong num_examples: expected at least 1, found {header.num_examples}")
+    if registered is not None and header.num_examples != (known := registered[outcome.client]):
+        raise UpdateRejected(
+            f"wrong num_examples: this client registered {known} examples, its update counts "
+            f"{header.num_examples}"
+        )
     return header, vector
 
 

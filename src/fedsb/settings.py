@@ -8,8 +8,9 @@ from fedsb.config import RunConfig
 from fedsb.exchange import Part
 from fedsb.initialize import Start, Warmup, bases_kind
 from fedsb.methods import Aggregation, Method, by_name
-from fedsb.methods.robust import FEWEST, robust
+from fedsb.methods.robust import robust
 from fedsb.norm_bound import NormBound
+from fedsb.robust_start import Robust
 from fedsb.sampling import trained_heads
 from fedsb.seeding import numpy_generator
 
@@ -39,12 +40,6 @@ def robust_average(config: RunConfig) -> Aggregation:
     """The method's aggregation, over the average that federation.robust asks for."""
     own, wanted = method_of(config).aggregation, config.federation.robust
     return own if wanted is None else robust(own, wanted.average, wanted.trim)
-
-
-def fewest_updates(config: RunConfig) -> int:
-    """Updates without which a round's average would not be what federation.robust asks for."""
-    wanted = config.federation.robust
-    return 1 if wanted is None or wanted.average == "mean" else FEWEST
 
 
 def norm_bound(config: RunConfig) -> NormBound | None:
@@ -79,7 +74,13 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         heads=heads_of(config),
         step_size=step_size(config, parts),
         seed=config.seed,
+        robust=_robust_start(config),
     )
+
+
+def _robust_start(config: RunConfig) -> Robust | None:
+    wanted = config.federation.robust
+    return None if wanted is None else Robust(wanted.average, wanted.trim, norm_bound(config))
 
 
 def step_size(config: RunConfig, parts: partition.Parts) -> float:

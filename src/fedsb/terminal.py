@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedsb.config import RunConfig
@@ -17,6 +16,7 @@ from fedsb.console import LiveBars, PlainLines, summary_table
 from fedsb.errors import InputError
 from fedsb.progress import Progress, Silent
 from fedsb.report.units import count, human_bytes, human_count, plural
+from fedsb.screen import shown
 
 if TYPE_CHECKING:  # slow to import, and only one command needs each
     from fedsb.cost import CostTable, MethodCost
@@ -171,7 +171,7 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
         table.add_column(column, justify="right")
     for name, score in scores.items():
         ends = " to ".join("-" if end is None else f"{end:.4f}" for end in (score["low"], score["high"]))
-        table.add_row(name.replace("_", " "), f"{score['value']:.4f}", ends, str(score["count"]))
+        table.add_row(shown(name.replace("_", " ")), f"{score['value']:.4f}", ends, str(score["count"]))
     return table
 
 
@@ -180,7 +180,7 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 1))
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]wrong[/]"
-        table.add_row(mark, finding.what, escape(finding.detail))
+        table.add_row(mark, shown(finding.what), shown(finding.detail, None))
     console.print(table)
 
 
@@ -233,7 +233,7 @@ def show_privacy(found: dict[str, Any], console: Console) -> None:
         "protects": f"one {found['unit']}: add or remove one",
     }
     for name, value in rows.items():
-        grid.add_row(name, value)
+        grid.add_row(name, shown(value))
     console.print(grid, highlight=False)
 
 
@@ -255,7 +255,7 @@ def show_ledger(found: dict[str, Any], console: Console) -> None:
 def _cost_title(table: CostTable) -> str:
     head = f", head of {plural(table.head_parameters, 'number')}" if table.head_parameters else ""
     layers = plural(table.target_layers, "target layer")
-    return escape(f"{table.model}: {layers}{head}; {plural(table.clients, 'client')}")
+    return shown(f"{table.model}: {layers}{head}; {plural(table.clients, 'client')}")
 
 
 def _cost_cells(cost: MethodCost) -> list[str]:

@@ -3,15 +3,18 @@
 Numbers travel as fp32, or as 16 bits where both sides agreed on that. A received fp32 vector is a read-only
 view of the message: nothing is copied, and nothing may write to it. 16 bits are widened to fp32.
 
-A message is refused (UpdateRejected) when it is not safetensors, belongs to another method, round or
-layout, has the wrong length, or holds a number that is not finite.
+Whatever the bytes are, a message is read or refused (UpdateRejected): when it is too long for what is
+expected, not safetensors of one vector, of another method, round or layout, or holds a number that is not
+finite. Lengths, counts and texts are looked at before anything is allocated.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedsb.errors import UpdateRejected
+from fedsb.printable import printable
+from fedsb.strict_json import strict_json
 
 FORMAT = "fedsb-1"
 warnings.filterwarnings("ignore", message="The given buffer is not writable")  # a view for reading only
@@ -26,6 +31,12 @@ CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Types that numbers may travel as, and what safetensors calls them."""
 LARGEST_COUNT = 2**53
 """Counts up to this are exact as weights in fp64."""
+LARGEST_LOSS = 1e12
+LONGEST_TEXT = 300
+HEADER_BYTES = 8 * 1024
+"""Most bytes of a header, many times what `pack` writes."""
+BLOCK = 2**18
+"""Numbers looked at together: a check of all of them needs little memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -86,38 +97,74 @@ def _check_overflow(vector: Tensor, sent: Tensor) -> None:
         )
 
 
-def unpack(message: bytes, dtype: torch.dtype = torch.float32) -> tuple[Header, Float[Tensor, "size"]]:
-    """Header and vector, in fp32; `dtype` is what the numbers must have travelled as.
+def unpack(
+    message: bytes, dtype: torch.dtype = torch.float32, size: int | None = None
+) -> tuple[Header, Float[Tensor, "size"]]:
+    """Header and vector, in fp32.
+
+    Args:
+        dtype: what the numbers must have travelled as.
+        size: how many there can be at most; a longer message is not looked at.
 
     Raises:
         UpdateRejected: the bytes are no message of this format.
     """
-    try:
-        start = 8 + int.from_bytes(message[:8], "little")
-        described = json.loads(message[8:start])
-        header = Header(**json.loads(described.pop("__metadata__")[FORMAT]))
-        _check_numbers(described, numbers_bytes := len(message) - start, dtype)
-    except (AttributeError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UpdateRejected(f"not a {FORMAT} message: {error}") from error
-    _check_kinds(header)
+    if size is not None and len(message) > (most := 8 + HEADER_BYTES + size * dtype.itemsize):
+        raise UpdateRejected(f"message too long: {len(message)} bytes, {most} is the most")
+    header, described, start = _opened(message)
+    numbers_bytes = len(message) - start
+    if _written(described) != _written({"v": _whole(numbers_bytes, dtype)}):
+        name, found = str(dtype).removeprefix("torch."), printable(described, 200)
+        raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {found}")
     if not numbers_bytes:
         return header, torch.zeros(0)
     return header, torch.frombuffer(message, dtype=dtype, offset=start).float()
 
 
 def header_of(message: bytes) -> Header:
-    """The header of a message made by `pack`, whatever type its numbers have."""
-    described = json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])
-    return Header(**json.loads(described["__metadata__"][FORMAT]))
+    """The header of a message, whatever type its numbers have.
+
+    Raises:
+        UpdateRejected: it has none.
+    """
+    return _opened(message)[0]
 
 
-def _check_numbers(described: dict[str, object], numbers_bytes: int, dtype: torch.dtype) -> None:
-    """Refuse anything but one vector "v" of this type that fills the rest of the message."""
+def _opened(message: bytes) -> tuple[Header, dict[str, Any], int]:
+    """The header, what safetensors is told of the tensors, and where the numbers start."""
+    try:
+        start = header_end(message, HEADER_BYTES)
+        described = strict_json(message[8:start], HEADER_BYTES)
+        header = Header(**strict_json(described.pop("__metadata__")[FORMAT], HEADER_BYTES))
+    except Exception as error:  # whatever hostile bytes lead to: they are this sender's alone
+        raise UpdateRejected(f"not a {FORMAT} message: {printable(error, 200)}") from None
+    _check_kinds(header)
+    return header, described, start
+
+
+def header_end(message: bytes, most: int) -> int:
+    """Where a safetensors header ends, if it is whole and has at most so many bytes.
+
+    Raises:
+        ValueError: it is not.
+    """
+    length = int.from_bytes(message[:8], "little")
+    if len(message) < 8 or length > len(message) - 8:
+        raise ValueError(f"a header of {length} bytes in a message of {len(message)}")
+    if length > most:
+        raise ValueError(f"a header of {length} bytes, {most} is the most")
+    return 8 + length
+
+
+def _written(described: dict[str, Any]) -> str:
+    """Where 1, 1.0 and true differ."""
+    return json.dumps(described, sort_keys=True)
+
+
+def _whole(numbers_bytes: int, dtype: torch.dtype) -> dict[str, object]:
+    """One vector that fills the rest of the message; of part of a number: nothing that could be found."""
     size, rest = divmod(numbers_bytes, dtype.itemsize)
-    whole = {"dtype": CODES[dtype], "shape": [size], "data_offsets": [0, numbers_bytes]}
-    if rest or described != {"v": whole}:
-        name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"expected one {name} vector and no more, found {str(described)[:200]}")
+    return {"dtype": CODES[dtype], "shape": [size if not rest else None], "data_offsets": [0, numbers_bytes]}
 
 
 def count(message: bytes) -> int:
@@ -126,13 +173,20 @@ def count(message: bytes) -> int:
 
 
 def _check_kinds(header: Header) -> None:
-    """Refuse a header whose fields are not of the kinds they are declared as."""
+    """Refuse a header whose fields are not of the kinds and sizes they are declared as."""
+    for name in ("method", "layout"):
+        text = getattr(header, name)
+        if type(text) is not str or len(text) > LONGEST_TEXT:
+            raise UpdateRejected(f"wrong {name}: expected a short text, found {printable(text, 40)!r}")
     for name in ("round", "num_examples", "client", "base", "needs"):
         number, may_lack = getattr(header, name), name in ("client", "base", "needs")
         if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
-            raise UpdateRejected(f"wrong {name}: expected a count, found {str(number)[:40]!r}")
-    if not (header.train_loss is None or type(header.train_loss) in (int, float)):
-        raise UpdateRejected(f"wrong train_loss: expected a number, found {header.train_loss!r}")
+            raise UpdateRejected(f"wrong {name}: expected a count, found {printable(number, 40)!r}")
+    loss = header.train_loss
+    if not (loss is None or (type(loss) in (int, float) and abs(loss) <= LARGEST_LOSS)):
+        raise UpdateRejected(
+            f"wrong train_loss: expected a number up to {LARGEST_LOSS:g}, found {printable(loss, 40)!r}"
+        )
 
 
 def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> None:
@@ -144,13 +198,21 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
     for name in ("method", "round", "layout", "client"):
         wanted, found = getattr(expected, name), getattr(header, name)
         if wanted != found:
-            raise UpdateRejected(f"wrong {name}: expected {wanted!r}, found {found!r}")
+            raise UpdateRejected(f"wrong {name}: expected {wanted!r}, found {printable(found, 100)!r}")
     if vector.dtype != torch.float32 or tuple(vector.shape) != (size,):
         raise UpdateRejected(
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"
         )
-    if (
-        not torch.dot(vector, vector).isfinite() and not torch.isfinite(vector).all()
-    ):  # the dot is one fast pass
-        bad = int((~torch.isfinite(vector)).sum())
+    if not torch.dot(vector, vector).isfinite() and (bad := not_finite(vector)):
+        # the dot is one fast pass, and too large where no number is
         raise UpdateRejected(f"update is not finite: {bad} of {size} numbers are NaN or infinite")
+
+
+def not_finite(tensor: Tensor) -> int:
+    """How many of its numbers are NaN or infinite."""
+    return sum(int((~torch.isfinite(block)).sum()) for block in blocks(tensor))
+
+
+def blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """Its numbers, some at a time."""
+    return iter(tensor.reshape(-1).split(BLOCK))

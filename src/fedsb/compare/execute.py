@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import IO, Any
 
@@ -19,6 +19,8 @@ from fedsb.compare.perform import perform
 from fedsb.compare.watch import OneRun, Progress
 from fedsb.cores import threads
 
+SILENT_SECONDS = 1800.0
+"""Without a word of any run, after which that is said."""
 Problems = dict[str, str]
 """Name of a run -> why it failed."""
 
@@ -59,7 +61,7 @@ def _several(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
                 job = waiting.pop()
                 progress.run_begins(job.name)
                 children[job.name] = _start(job, at_once, events)
-            job, event = events.get()
+            job, event = _next(events, children, progress)
             if "ended" not in event:
                 progress.run_at(job.name, event["share"], event["text"])
                 continue
@@ -68,6 +70,18 @@ def _several(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
                 problems[job.name] = str(event["ended"])
             progress.run_ends(job.name, event["ended"])
     return problems
+
+
+def _next(
+    events: Queue[tuple[Job, dict[str, Any]]], running: Iterable[str], progress: Progress
+) -> tuple[Job, dict[str, Any]]:
+    """The next event; a line at times while there is none. What a run may take cannot be known here."""
+    while True:
+        try:
+            return events.get(timeout=SILENT_SECONDS)
+        except Empty:
+            names = ", ".join(running)
+            progress.stage(f"nothing new of {names} for {SILENT_SECONDS / 60:g} minutes; Ctrl-C stops")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -23,6 +22,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.report.comparison_tables import change, value
 from fedsb.report.metrics import describe
 from fedsb.report.units import THIN, human_bytes, plural
+from fedsb.screen import shown
 from fedsb.terminal import default_folder
 
 
@@ -97,18 +97,18 @@ class PlainLines:
         self._said: dict[str, str] = {}
 
     def stage(self, text: str) -> None:
-        self.console.print(f"[dim]·[/] {escape(text)}", highlight=False)
+        self.console.print(f"[dim]·[/] {shown(text, 1000)}", highlight=False)
 
     def begins(self, runs: int) -> None:
         self._runs, self._begun = runs, 0
 
     def run_begins(self, name: str) -> None:
         self._begun += 1
-        self.console.print(f"[dim]·[/] run {self._begun} of {self._runs}: {escape(name)}", highlight=False)
+        self.console.print(f"[dim]·[/] run {self._begun} of {self._runs}: {shown(name)}", highlight=False)
 
     def run_at(self, name: str, share: float, text: str) -> None:
         if text.startswith("round ") and self._said.get(name) != text:
-            self.console.print(f"  {escape(name)}: {escape(text)}", highlight=False)
+            self.console.print(f"  {shown(name)}: {shown(text)}", highlight=False)
         self._said[name] = text
 
     def run_ends(self, name: str, problem: str | None) -> None:
@@ -140,7 +140,7 @@ class LiveBars:
         self._bars.stop()
 
     def stage(self, text: str) -> None:
-        self._bars.console.print(f"[dim]·[/] {escape(text)}", highlight=False)
+        self._bars.console.print(f"[dim]·[/] {shown(text, 1000)}", highlight=False)
 
     def begins(self, runs: int) -> None:
         if self._all is not None:
@@ -149,13 +149,13 @@ class LiveBars:
         self._all = self._bars.add_task("all runs", total=runs, text=f"0 of {runs}")
 
     def run_begins(self, name: str) -> None:
-        task = self._bars.add_task(f"  {escape(_short(name))}", total=1.0, text="")
+        task = self._bars.add_task(f"  {shown(_short(name))}", total=1.0, text="")
         self._going[name] = (task, 0.0)
 
     def run_at(self, name: str, share: float, text: str) -> None:
         task, _ = self._going[name]
         self._going[name] = (task, share)
-        self._bars.update(task, completed=share, text=text)
+        self._bars.update(task, completed=share, text=shown(text))
         self._move()
 
     def run_ends(self, name: str, problem: str | None) -> None:
@@ -176,8 +176,8 @@ def _short(name: str, most: int = 26) -> str:
 
 def _ended(name: str, problem: str | None) -> str:
     if problem is None:
-        return f"[green]done[/]    {escape(name)}"
-    return f"[yellow]failed[/]  {escape(name)}: {escape(problem)}"
+        return f"[green]done[/]    {shown(name)}"
+    return f"[yellow]failed[/]  {shown(name)}: {shown(problem, 1000)}"
 
 
 def show_comparison(found: Comparison, console: Console) -> None:
@@ -213,7 +213,7 @@ def comparison_table(document: dict[str, Any]) -> Table:
     for column in (metric, "difference", "per round", "total", "rate", "●"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in document["summary"].items():
-        table.add_row(escape(name), *_cells(document, name, row))
+        table.add_row(shown(name), *_cells(document, name, row))
     return table
 
 

@@ -23,6 +23,7 @@ from fedsb.files import alone, write_text
 from fedsb.flower.federation import Federation
 from fedsb.peers import Remote
 from fedsb.runner import run
+from fedsb.screen import Screen
 
 app = ServerApp()
 
@@ -30,7 +31,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Gather the nodes and do the run, or what is left of it."""
-    console = Console(width=110)
+    console = Screen(width=110)
     try:
         _serve(grid, context, console)
     except FedsbError as error:
@@ -53,7 +54,7 @@ def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig
     facts = [federation.facts[client] for client in range(config.federation.clients)]
     remote = Remote([f.num_examples for f in facts], federation.ask, facts[0].base_digest)
     result = run(config, out, resume=resume, progress=progress, remote=remote)
-    console.print(f"report   {result.folder / 'report.html'}", highlight=False)
+    console.print(f"report   {result.folder / 'report.html'}", highlight=False, markup=False)
 
 
 def _setting(context: Context, name: str) -> str:

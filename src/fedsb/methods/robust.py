@@ -6,6 +6,10 @@
 Both need all updates of the round at once, cohort x numbers x 4 bytes, where the weighted mean keeps one
 accumulator. They count clients equally: a count of examples is a client's own claim. What they give goes
 through the method's own aggregation as if one client had sent it.
+
+Where fewer updates than FEWEST can be used, what was broadcast takes the places of the others: each number
+then moves as far as two clients agree, and one that is refused, or stays away, neither ends the run nor
+leaves the rest to another's mercy.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
 
 Average = Literal["mean", "median", "trimmed-mean"]
 FEWEST = 3
-"""With fewer updates a median or a trimmed mean is the mean."""
+"""Of fewer updates a median or a trimmed mean would be the mean."""
 BLOCK = 2**20
 """Numbers sorted at a time, over all clients together."""
 
@@ -46,7 +50,8 @@ def robust(own: Aggregation, average: Average, trim: float) -> Aggregation:
     """
 
     def finish(updates: _All) -> Averaged:
-        vector = _by_blocks(updates.vectors, cut_of(average, trim, len(updates.vectors)))
+        vectors = updates.vectors + [_broadcast(updates.frame)] * (FEWEST - len(updates.vectors))
+        vector = _by_blocks(vectors, cut_of(average, trim, len(vectors)))
         found = own.finish(own.add(own.start(updates.frame), as_one(vector, updates.frame)))
         return found._replace(deviation=None)
 
@@ -63,6 +68,10 @@ class _All:
     def add(self, upload: Upload) -> _All:
         self.vectors.append(upload.vector)
         return self
+
+
+def _broadcast(frame: Frame) -> Float[Tensor, "n"]:
+    return torch.cat([frame.current[name].reshape(-1) for name in frame.answer])
 
 
 def _by_blocks(vectors: list[Tensor], cut: int) -> Float[Tensor, "n"]:

@@ -1,7 +1,8 @@
 """One worker process: loads the model once, then trains the clients it is asked for, one after the other.
 
-A request frame names the config, the run folder and the process's number; each frame after it holds a client
-and its broadcast, and is answered by one frame with the client's update or the reason why there is none.
+A request frame names the config, the run folder and the process's number; a frame answers that the model is
+there. Each frame after it holds a client and its broadcast, and is answered by one frame with the client's
+update or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fedsb.prepare_data import prepare_data
 from fedsb.processes.frames import read_frame, write_frame
 from fedsb.server import Arrived
 from fedsb.simulate import simulate_cohort
+from fedsb.trainable import adopt
 
 
 def main() -> None:
@@ -36,18 +38,22 @@ def main() -> None:
     except Exception as error:
         text = str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
         return write_frame(answers, {"broken": text})
+    write_frame(answers, {"ready": True})
     while (frame := read_frame(sys.stdin.buffer)) is not None:
         write_frame(answers, *_answer(party, int(frame[0]["client"]), frame[1]))
 
 
 def open_run(request: dict[str, Any]) -> Callable[[int], Party]:
-    """Client -> its party, over one model with the run's start factors."""
+    """Client -> its party, over one model with the run's start factors. Base weights are those of its last
+    finished round, for a process that takes another's place."""
     config = placed(RunConfig.from_dict(request["config"]), int(request["number"]), len(visible_gpus()))
     data = prepare_data(config)
     saved = load_checkpoint(Path(request["folder"]) / "checkpoint")
     if saved is None:
         raise RunFailed(f"found no checkpoint of the run in {request['folder']}")
     trainable = trainable_of(config, data, prepare_base(config, data), saved.factors)
+    state = saved.state
+    adopt(trainable, state.vector, state.base.total, round_number=state.round, seed=config.seed)
     return lambda client: party_of(config, data, trainable, None, client)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from fedsb.printable import printable
 from fedsb.report.canvas import Plot
 
 
@@ -24,9 +25,14 @@ class Card(NamedTuple):
 def tag(name: str, *children: str, **attributes: str) -> str:
     """An element. `class_` stands for class, `aria_label` for aria-label."""
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"' for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"' for key, value in attributes.items()
     )
     return f"<{name}{written}>{''.join(children)}</{name}>"
+
+
+def _escaped(text: str) -> str:
+    """Neither HTML nor what turns the direction of writing or cannot be seen."""
+    return html.escape(printable(text, None, keep="\n\t"))
 
 
 class Html(str):
@@ -34,7 +40,7 @@ class Html(str):
 
 
 def plain(text: object) -> str:
-    return text if isinstance(text, Html) else html.escape(str(text))
+    return text if isinstance(text, Html) else _escaped(str(text))
 
 
 def link(text: str, path: str) -> Html:

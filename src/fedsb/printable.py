@@ -1,0 +1,40 @@
+"""Text that came from elsewhere, fit to be printed, stored and put on a page. Imports nothing of ours.
+
+What a terminal would obey, what turns the direction of writing and what cannot be seen is shown as its JSON
+escape: an escape sequence does nothing, and JSON text stays JSON with the same value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+LONGEST = 300
+"""Characters kept of a reason."""
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+"""C0, DEL, C1; bidirectional marks, overrides and isolates; zero-width and filler characters; separators of
+lines and paragraphs; lone surrogates; tags and variation selectors."""
+
+
+def printable(text: object, limit: int | None = LONGEST, *, keep: str = "") -> str:
+    """The text with such characters escaped, cut to `limit` characters.
+
+    Args:
+        limit: None: as long as it is.
+        keep: characters let through all the same, such as the newlines of a text of several lines.
+
+    >>> printable("red \x1b[31m")
+    'red \\\\u001b[31m'
+    """
+    written = text if isinstance(text, str) else str(text)
+    if limit is None:
+        return _escaped(written, keep)
+    whole = _escaped(written[: limit + 1], keep)
+    return whole if len(whole) <= limit else whole[: limit - 1] + "…"
+
+
+def _escaped(text: str, keep: str) -> str:
+    return UNSEEN.sub(lambda found: found[0] if found[0] in keep else json.dumps(found[0])[1:-1], text)
