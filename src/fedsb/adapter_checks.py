@@ -43,8 +43,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
         raise InputError(
-            f"{folder}: adapter_model.bin is a pickle, which is not opened; save the adapter again with peft's "
-            f"save_pretrained, which writes {WEIGHTS}"
+            f"{folder}: adapter_model.bin is a pickle, which is not opened; save the adapter again with "
+            f"peft's save_pretrained, which writes {WEIGHTS}"
         )
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
@@ -71,7 +71,7 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
         raise InputError(f"{folder}: this adapter cannot be read: {error}") from None
     for name, value in tensors.items():
         if value.is_floating_point() and not value.float().isfinite().all():
-            raise InputError(f"{folder}: {name[:200]} has numbers that are not finite; write the adapter again")
+            raise InputError(f"{folder}: {name[:200]} has numbers that are not finite; write it again")
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     if config["peft_type"] == "LORA":
         _check_pairs(folder, config, tensors)
@@ -145,8 +145,8 @@ def _check_pairs(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
         if not whole or (A.shape[0] != config["r"] and not config.get("rank_pattern")):  # type: ignore[union-attr]
             found = [tuple(one.shape) if one is not None else "nothing" for one in (B, A)]
             raise InputError(
-                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {config['r']}, found {found[0]} and "
-                f"{found[1]}; write the adapter again"
+                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {config['r']}, found {found[0]} "
+                f"and {found[1]}; write the adapter again"
             )
 
 

@@ -304,13 +304,18 @@ def main() -> None:
 
 def _explain(error: Exception) -> None:
     if isinstance(error, FedsbError):
-        err_console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        err_console.print(f"[bold red]error:[/] {escape(_as_text(error))}", highlight=False)
         return
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {_as_text(error)}"
     err_console.print(
         f"[bold red]error:[/] {escape(text)}\nThis was not expected; add --debug to see where it happened.",
         highlight=False,
     )
+
+
+def _as_text(error: Exception) -> str:
+    """The message, with what no terminal can be given (half a surrogate pair) escaped."""
+    return str(error).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             raise InputError(f"-s {text[:200]}: expected key.path=value, e.g. -s method.rank=32")
         *parents, leaf = path.split(".")
         if len(parents) >= LEVELS:
-            raise InputError(f"-s {path[:80]}...: a key of {len(parents) + 1} parts; there are none of so many")
+            raise InputError(f"-s {path[:80]}...: a key of {len(parents) + 1} parts; there is none")
         target = values
         for key in parents:
             if not isinstance(target.get(key), dict):

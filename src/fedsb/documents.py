@@ -1,4 +1,4 @@
-"""JSON and YAML from files, whoever wrote them: plain values, or a ValueError that shows no value of theirs."""
+"""JSON and YAML, whoever wrote them: plain values, or a ValueError that shows no value of theirs."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
         config.model.path,
         tokenizer=tokenizer,
         num_labels=_num_labels(run),
-        label_names=summary["label_names"],
+        label_names=summary.get("label_names"),
         dtype=config.model.dtype,
     )
     check_fits(run / "adapter", model)
@@ -158,7 +158,7 @@ def _num_labels(run: Path) -> int | None:
     config = RunConfig.from_yaml(run / "config.yaml")
     if config.task.kind == "causal-lm":
         return None
-    names = read_json(run / "summary.json")["label_names"]
+    names = read_json(run / "summary.json").get("label_names")
     return len(names) if names else 1
 
 

@@ -123,9 +123,8 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def alone(lock: Path, what: str) -> Iterator[None]:
-    """Inside the block no other process is in such a block of the same lock file, which is removed at its end.
-    The lock goes with the process, whatever ends it. Where there are no such locks (Windows), nothing is
-    checked.
+    """Inside the block no other process is in such a block of the same lock file, removed at its end. The lock
+    goes with the process, whatever ends it. Where there are no such locks (Windows), nothing is checked.
 
     Raises:
         RunFailed: another process is.
@@ -139,7 +138,9 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     with open(_opened(lock), "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.path.samestat(os.fstat(file.fileno()), os.lstat(lock))  # not removed since it was opened
+            there = os.path.samestat(
+                os.fstat(file.fileno()), os.lstat(lock)
+            )  # not removed since it was opened
         except OSError:
             there = False
         if not there:

@@ -13,7 +13,11 @@ from fedsb.files import read_json
 CONFIG = "config.json"
 LARGEST = 1 << 24
 """Any whole number but those below: sizes of vocabularies, layers, positions."""
-LIMITS = {r"(layers?|blocks?|depths?|groups?|stages?)$": 1000, r"experts(?!.*size)": 4096, r"labels$": 1 << 20}
+LIMITS = {
+    r"(layers?|blocks?|depths?|groups?|stages?)$": 1000,
+    r"experts(?!.*size)": 4096,
+    r"labels$": 1 << 20,
+}
 """Pattern of a key -> the largest number there."""
 BUILDS_NOTHING = re.compile(r"theta|base|scal|factor|length|window|token|seed|param|flop|version")
 MOST_EXPERTS = 1 << 18

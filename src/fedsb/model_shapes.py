@@ -95,4 +95,3 @@ def _load_config(path: str, options: Mapping[str, Any]) -> Any:
             f"{cause(error).rstrip(' .:')}; "
             "expected a folder with a Hugging Face config.json, or the id of a model on the hub"
         ) from error
-

@@ -199,8 +199,8 @@ def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
         )
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"model.path: {path!r} holds an adapter beside the model (adapter_config.json), which would be put "
-            "on it unasked; move it away, or merge it first"
+            f"model.path: {path!r} holds an adapter beside the model (adapter_config.json), which would be "
+            "put on it unasked; move it away, or merge it first"
         )
     check_config(path)
 
@@ -227,8 +227,8 @@ def cause(error: BaseException) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return (
-            "it needs code of its own, and no code from a model's folder is run; take a model of a family that "
-            "transformers has, or remove auto_map from its files"
+            "it needs code of its own, and no code from a model's folder is run; take a model of a family "
+            "that transformers has, or remove auto_map from its files"
         )
     if "weights_only" in text or "Weights only" in text:
         return (

@@ -20,16 +20,16 @@ class Section(BaseModel):
     """Part of a config: unknown keys are errors, values cannot be changed, numbers are finite and whole ones
     fit into 64 bits."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
     def _fits_into_64_bits(cls, value: Any) -> Any:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) >= 1 << 63:
-                raise ValueError(f"expected a whole number below 2^63, found one of {number.bit_length()} bits")
+                raise ValueError(
+                    f"expected less than 2^63, found a whole number of {number.bit_length()} bits"
+                )
         return value
 
 
