@@ -112,13 +112,16 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
     if config["peft_type"] == "LORA":
         _check_layers(folder, model, config, tensors)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft's use of transformers, and keys that it does not know yet
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             how = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
-            return PeftModel.from_pretrained(model, folder, config=how).eval()
+            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=how).eval()
     except Exception as error:
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(f"{folder} cannot be put on this model: {said[:300]}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in told):
+        raise InputError(f"{folder}: {WEIGHTS} lacks tensors that {CONFIG} asks for; write the adapter again")
+    return adapted
 
 
 def base_weights_of(folder: Path) -> str | None:

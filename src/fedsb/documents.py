@@ -81,8 +81,8 @@ _JSON = json.JSONDecoder(parse_int=_whole, parse_float=_number)
 
 def _levels(value: Any) -> int:
     level, depth = [value], 0
-    while level := [item for one in level if isinstance(one, dict | list) for item in _items(one)]:
-        depth += 1
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth, level = depth + 1, [item for one in level for item in _items(one)]
     return depth
 
 

@@ -123,8 +123,10 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def alone(lock: Path, what: str) -> Iterator[None]:
-    """Inside the block no other process is in such a block of the same lock file, removed at its end. The lock
-    goes with the process, whatever ends it. Where there are no such locks (Windows), nothing is checked.
+    """Inside the block no other process is in such a block of the same lock file, removed at its end.
+
+    The lock goes with the process, whatever ends it. Where there are no such locks (Windows), nothing is
+    checked.
 
     Raises:
         RunFailed: another process is.

@@ -82,6 +82,6 @@ def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _check_number(path: str, key: str, value: float, largest: int) -> None:
     if not abs(value) <= largest:
         raise InputError(
-            f"model.path: {CONFIG} of {path!r} has {key[:80]}: {value:.6g}; at most {largest:,} is accepted. "
-            "No model is of this size: restore the file"
+            f"model.path: {CONFIG} of {path!r} has {key[:80]}: {str(value)[:40]}; at most {largest:,} is "
+            "accepted. No model is of this size: restore the file"
         )

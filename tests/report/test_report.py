@@ -333,14 +333,17 @@ def test_an_old_page_is_replaced_and_no_scrap_is_left(make: Make, tmp_path: Path
 
 
 def test_imports_are_light() -> None:
-    """No module imports matplotlib on loading, torch ever, or of fedsb more than errors and report."""
+    """No module imports matplotlib on loading, torch ever, or of fedsb more than errors, files and
+    report."""
     for path in Path(fedsb.report.__path__[0]).glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert not [name for name in _imported(tree.body) if name.startswith("matplotlib")]
         everywhere = _imported(list(ast.walk(tree)))
         assert "torch" not in {name.split(".")[0] for name in everywhere}
         assert all(
-            n.startswith(("fedsb.report", "fedsb.errors")) for n in everywhere if n.startswith("fedsb")
+            n.startswith(("fedsb.report", "fedsb.errors", "fedsb.files", "fedsb.documents"))
+            for n in everywhere
+            if n.startswith("fedsb")
         )
 
 

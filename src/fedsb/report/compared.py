@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsb.config_file import read_yaml
+from fedsb.documents import parse_yaml
 from fedsb.errors import InputError
 from fedsb.files import read_json
 from fedsb.report.load import Run, load_run, mapping, sequence
@@ -58,8 +58,9 @@ class Compared:
 def load_comparison(folder: Path) -> Compared:
     try:
         content = read_json(folder / "comparison.json")
-        config, text = read_yaml(folder / "config.yaml"), (folder / "config.yaml").read_text(encoding="utf-8")
-    except InputError as error:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        config = parse_yaml(text)
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"{folder}: expected a comparison, found: {error}") from error
     paths = [str(mapping(run).get("run")) for run in sequence(content.get("runs"))]
     loaded = {path: load_run(folder / path) for path in paths}
