@@ -173,7 +173,8 @@ def hub(monkeypatch):
     )
     content = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, -1, 1]}, features=features)
 
-    def load_dataset(name, config, *, split):
+    def load_dataset(name, config, *, split, trust_remote_code):
+        assert trust_remote_code is False
         asked.append((name, config, split))
         if name == "owner/missing":
             raise ConnectionError("cannot reach it\nsecond line")

@@ -318,3 +318,188 @@ def test_a_state_file_that_is_no_state_is_refused(copy, content):
     (copy / "checkpoint" / "state.json").write_text(content)
     with pytest.raises(InputError, match=r"state\.json: cannot read this checkpoint.*another --out"):
         run(RunConfig.from_yaml(copy / "config.yaml"), copy, resume=True)
+
+
+# What a run was started on
+
+
+@pytest.fixture
+def started(world, config, tmp_path, monkeypatch):
+    """A run on copies of the inputs, killed in its second round; and its config."""
+    shutil.copytree(world / "bert", tmp_path / "bert")
+    shutil.copytree(world / "data", tmp_path / "data")
+    own = changed(
+        config,
+        model__path=str(tmp_path / "bert"),
+        data__train=str(tmp_path / "data" / "train.jsonl"),
+        data__test=str(tmp_path / "data" / "test.jsonl"),
+    )
+    die_in_round_two(own, tmp_path / "run", monkeypatch)
+    return own, tmp_path
+
+
+def die_in_round_two(config, folder, monkeypatch):
+    save = checkpoint.save_checkpoint
+
+    def killed(place, saved):
+        if saved.state.round == 2:
+            raise Killed
+        save(place, saved)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsb.runner.save_checkpoint", killed)
+        with pytest.raises(Killed):
+            start(config, folder)
+
+
+def edited(path, change):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(change(lines)))
+
+
+def relabelled(lines):
+    return [line.replace('"pos"', '"x"').replace('"neg"', '"pos"').replace('"x"', '"neg"') for line in lines]
+
+
+OTHER_INPUTS = {
+    "reversed": ("train.jsonl", lambda lines: lines[::-1], "training rows"),
+    "halved": ("train.jsonl", lambda lines: lines[: len(lines) // 2], "training rows"),
+    "one more": ("train.jsonl", lambda lines: [*lines, lines[0]], "training rows"),
+    "relabelled": ("train.jsonl", relabelled, "training rows"),
+    "one word": ("train.jsonl", lambda lines: [lines[0].replace("good", "bad"), *lines[1:]], "training rows"),
+    "tests halved": ("test.jsonl", lambda lines: lines[: len(lines) // 2], "test rows"),
+    "tests relabelled": ("test.jsonl", relabelled, "test rows"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "named"), OTHER_INPUTS.values(), ids=OTHER_INPUTS)
+def test_other_rows_are_refused_and_nothing_is_changed(started, name, change, named):
+    config, folder = started
+    edited(folder / "data" / name, change)
+    before = snapshot(folder / "run")
+    with pytest.raises(InputError, match=rf"(?s)--resume: .* started on others.*the {named}") as caught:
+        start(config, folder / "run", resume=True)
+    assert snapshot(folder / "run") == before
+    assert ("training rows" in str(caught.value)) == ("training rows" in named)
+    assert "w1" not in str(caught.value)
+
+
+def test_other_base_weights_are_refused(started):
+    from safetensors.torch import load_file, save_file
+
+    config, folder = started
+    file = folder / "bert" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "attention.self.query.weight" in name)
+    save_file(weights | {name: weights[name] + 1e-3}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"(?s)started on others.*the weights of the base model") as caught:
+        start(config, folder / "run", resume=True)
+    assert "rows" not in str(caught.value)
+
+
+def test_a_config_that_was_changed_in_the_folder_is_refused(started):
+    config, folder = started
+    other = RunConfig.from_dict(changed(config, training__learning_rate=0.5))
+    (folder / "run" / "config.yaml").write_text(other.to_yaml())
+    with pytest.raises(InputError, match=r"(?s)not the one.*training.learning_rate: 0.02 -> 0.5"):
+        run(other, folder / "run", resume=True)
+
+
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self):
+        self.stages = []
+
+    def stage(self, text):
+        self.stages.append(text)
+
+    def __getattr__(self, name):
+        return lambda *arguments, **options: None
+
+
+def test_other_versions_are_named_and_the_run_is_resumed(started, monkeypatch):
+    config, folder = started
+    from fedsb import run_folder
+
+    now = run_folder.versions()
+    monkeypatch.setattr(run_folder, "versions", lambda: now | {"torch": "0.0", "peft": "none"})
+    told = Told()
+    start(config, folder / "run", resume=True, progress=told)
+    said = [text for text in told.stages if "other versions" in text]
+    assert said == [
+        "resumed with other versions than at the start: "
+        f"torch {now['torch']} -> 0.0, peft {now['peft']} -> none"
+    ]
+    assert len(metrics_of(folder / "run")) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"round": 0}, {"round": 10**9}, {"metrics": []}, {"ledger": []}, {"x": 1}]
+)
+def test_a_state_file_with_another_value_in_it_is_refused(copy, change):
+    file = copy / "checkpoint" / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=r"state\.json: cannot read this checkpoint .*changed or cut off"):
+        run(RunConfig.from_yaml(copy / "config.yaml"), copy, resume=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.json", "partition.json"])
+@pytest.mark.parametrize("content", [None, "", "{", "[" * 100_000])
+def test_files_that_follow_from_the_checkpoint_are_written_again(copy, unbroken, name, content):
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content)
+    run(RunConfig.from_yaml(copy / "config.yaml"), copy, resume=True)
+    assert (copy / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_what_a_kill_left_half_written_is_removed(started):
+    config, folder = started
+    parts = [folder / "run" / name for name in (".config.yaml.0.part", "checkpoint/.state.json.1.part")]
+    for part in parts:
+        part.write_text("half")
+    start(config, folder / "run", resume=True)
+    assert not list((folder / "run").rglob("*.part"))
+
+
+# Two at once
+
+
+def test_a_second_process_on_a_folder_is_refused_and_damages_nothing(started, unbroken, monkeypatch, capsys):
+    config, folder = started
+    out = folder / "run"
+    with files.alone(out / files.LOCK, "another process"):
+        before = snapshot(out)
+        code, err = status(monkeypatch, capsys, "run", "--out", out, "--resume")
+        assert (code, snapshot(out)) == (1, before)
+        assert f"{out}: another process works on it" in " ".join(err.split())
+    start(config, out, resume=True)
+    assert adapter_bytes(out) == adapter_bytes(unbroken)
+
+
+def test_of_two_that_resume_at_once_one_does_it(started, unbroken):
+    _, folder = started
+    calls = [
+        subprocess.Popen(
+            command("run", "--out", folder / "run", "--resume"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [call.communicate(timeout=300)[0] for call in calls]
+    codes = [call.returncode for call in calls]
+    assert 0 in codes, said
+    assert all(
+        code == 0 or "another process works on it" in text for code, text in zip(codes, said, strict=True)
+    )
+    assert adapter_bytes(folder / "run") == adapter_bytes(unbroken)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path, config):
+    with pytest.raises(InputError, match="no such file"):
+        start(changed(config, data__train=str(tmp_path / "none.jsonl")), tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()

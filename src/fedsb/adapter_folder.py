@@ -6,23 +6,32 @@ peft alone can load it. A trained head is stored as peft stores `modules_to_save
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedsb.adapter import LoraPair
+from fedsb.adapter_checks import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    adapted_layers,
+    arguments_for_peft,
+    read_config,
+    read_tensors,
+)
 from fedsb.digest import layer_digest
 from fedsb.errors import InputError
 from fedsb.files import write_bytes, write_json
 from fedsb.linear import features, is_linear
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."
 BASE_WEIGHTS = "fedsb_base_weights"
 """Where the weights' file says of its base what `layer_digest` said; peft does not look at it."""
 LOST = 1e-6
@@ -73,24 +82,46 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dic
     """(peft config, LoRA pairs with the scale folded into B, other tensors such as a head).
 
     Raises:
-        InputError: no adapter there, or it cannot be read.
+        InputError: no LoRA adapter there with one rank and one scale, or it cannot be read.
     """
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder}: no PEFT adapter here: {missing[0]} is missing")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: this adapter cannot be read: {error}") from None
-    tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
-    scale = config["lora_alpha"] / config["r"]
-    layers = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    layers = adapted_layers(tensors)
+    names = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
+    if config["peft_type"] != "LORA" or config.get("alpha_pattern") or not names <= tensors.keys():
+        raise InputError(f"{folder}: expected plain LoRA over linear layers, with one scale for all of them")
+    if any(".lora_" in name for name in tensors.keys() - names):
+        raise InputError(f"{folder}: expected plain LoRA; found more than B and A of a layer")
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     pairs = {
         n: LoraPair(scale * tensors[f"{n}.lora_B.weight"], tensors[f"{n}.lora_A.weight"]) for n in layers
     }
-    head = {name: value for name, value in tensors.items() if ".lora_" not in name}
-    return config, pairs, head
+    return config, pairs, {name: value for name, value in tensors.items() if name not in names}
+
+
+def put_on(model: nn.Module, folder: Path) -> nn.Module:
+    """The model in eval mode with the adapter on it, by peft.
+
+    Raises:
+        InputError: the adapter is damaged, of another model, or of a kind that is not read.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    if config["peft_type"] == "LORA":
+        _check_layers(folder, model, config, tensors)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            how = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
+            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=how).eval()
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{folder} cannot be put on this model: {said[:300]}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in told):
+        raise InputError(f"{folder}: {WEIGHTS} lacks tensors that {CONFIG} asks for; write the adapter again")
+    return adapted
 
 
 def base_weights_of(folder: Path) -> str | None:
@@ -101,16 +132,23 @@ def base_weights_of(folder: Path) -> str | None:
 
 
 def check_fits(folder: Path, model: nn.Module) -> None:
-    """Refuse a LoRA folder that was made for another model; other kinds of adapters are left to peft.
+    """Refuse a LoRA folder that was made for another model.
 
     Raises:
         InputError: a layer is missing, has another shape, or has the same dtype and other numbers than the
             one the adapter was trained on; the message names the adapter's own base.
     """
-    config, pairs, _ = read_adapter(folder)
-    made_for = config.get("base_model_name_or_path")
-    for name, pair in pairs.items():
-        shape = (pair.B.shape[0], pair.A.shape[1])
+    config = read_config(folder)
+    _check_layers(folder, model, config, read_tensors(folder, config))
+
+
+def _check_layers(
+    folder: Path, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    made_for = str(config.get("base_model_name_or_path"))[:200]
+    linear = [name for name in adapted_layers(tensors) if f"{name}.lora_A.weight" in tensors]
+    for name in linear:
+        shape = (tensors[f"{name}.lora_B.weight"].shape[0], tensors[f"{name}.lora_A.weight"].shape[1])
         here = features(layer) if (layer := _layer(model, name)) is not None else None
         if here != shape:
             found = "no such layer" if here is None else f"{here[0]} x {here[1]}"
@@ -118,7 +156,7 @@ def check_fits(folder: Path, model: nn.Module) -> None:
                 f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
                 f"{shape[0]} x {shape[1]} in it, and the model here has {found}"
             )
-    trained_on, here_now = base_weights_of(folder), layer_digest({n: model.get_submodule(n) for n in pairs})
+    trained_on, here_now = base_weights_of(folder), layer_digest({n: model.get_submodule(n) for n in linear})
     if trained_on and here_now and _other_numbers(trained_on, here_now):
         raise InputError(
             f"{folder}: this adapter was trained on other weights ({made_for}) than the model here has, in "
@@ -128,7 +166,7 @@ def check_fits(folder: Path, model: nn.Module) -> None:
 
 def _other_numbers(one: str, other: str) -> bool:
     """Whether two digests of the same dtype differ; of different dtypes, nobody knows."""
-    (dtype, digits), (other_dtype, other_digits) = one.split(":"), other.split(":")
+    (dtype, _, digits), (other_dtype, _, other_digits) = one.partition(":"), other.partition(":")
     return dtype == other_dtype and digits != other_digits
 
 

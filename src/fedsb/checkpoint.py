@@ -4,7 +4,9 @@
     checkpoint/factors-00000.safetensors  the factors as they started (anew after each refresh of the bases)
     checkpoint/round-00002.safetensors  the vector to broadcast next, and what was added to base weights
 
-`state.json` is replaced last, so that whatever moment a run is killed at, it names whole files.
+`state.json` is replaced last, so that whatever moment a run is killed at, it names whole files. It has a
+digest of itself, and of what the run was started on: a run is resumed on the same rows and weights or not at
+all.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
+from fedsb.documents import parse_json
 from fedsb.errors import InputError
-from fedsb.files import write_bytes, write_json
+from fedsb.files import finite, write_bytes, write_json
 from fedsb.methods import BaseUpdate
 from fedsb.server import BaseChange, ServerState
 from fedsb.traffic import Ledger
@@ -41,6 +44,8 @@ class Saved:
     factors_round: int = 0
     """The round after which the factors started."""
     hashes: dict[str, str] = field(default_factory=dict)
+    started_on: dict[str, Any] = field(default_factory=dict)
+    """What `started_on.Inputs` says of the config, rows, weights and versions of the start."""
 
 
 def save_checkpoint(folder: Path, saved: Saved) -> None:
@@ -67,8 +72,9 @@ def save_checkpoint(folder: Path, saved: Saved) -> None:
         "ledger": saved.ledger.to_json(),
         "metrics": saved.metrics,
         "layers": list(saved.factors),
+        "started_on": saved.started_on,
     }
-    write_json(folder / STATE, record)
+    write_json(folder / STATE, record | {"digest": _digest(record)})
     for old in folder.glob("*-?????.safetensors"):
         if old.name not in saved.hashes:
             old.unlink()
@@ -107,7 +113,9 @@ def load_checkpoint(folder: Path) -> Saved | None:
     if not (folder / STATE).exists():
         return None
     try:
-        record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        record = parse_json((folder / STATE).read_text(encoding="utf-8"))
+        if record.pop("digest") != _digest(record):
+            raise ValueError("it was changed or cut off")
         tensors = {name: _read(folder / name, digest) for name, digest in record["files"].items()}
         start = _start_name(record["factors_round"])
         state = _state_of(next(t for name, t in tensors.items() if name != start), record)
@@ -123,6 +131,7 @@ def load_checkpoint(folder: Path) -> Saved | None:
             record["seconds"],
             record["factors_round"],
             record["files"],
+            record["started_on"],
         )
     except InputError:
         raise
@@ -131,6 +140,11 @@ def load_checkpoint(folder: Path) -> Saved | None:
             f"{folder / STATE}: cannot read this checkpoint ({type(error).__name__}: {error}). Restore the "
             "folder from a copy, or start anew with another --out."
         ) from error
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Of the state as JSON, which has the order of its keys and text for every key."""
+    return hashlib.sha256(json.dumps(finite(record)).encode()).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> str:

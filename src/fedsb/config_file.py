@@ -6,23 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedsb.documents import YAML_CHARACTERS, Unreadable, parse_yaml
 from fedsb.errors import InputError
+
+LEVELS = 20
+"""Of a dotted key."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A config file as nested mappings.
 
     Raises:
-        InputError: it cannot be read, is not YAML, or holds no keys.
+        InputError: it cannot be read, is not YAML, is beyond all bounds of a config, or holds no keys.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            values = parse_yaml(file.read(YAML_CHARACTERS + 1))
     except OSError as error:
         raise InputError(f"{path}: cannot read this config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid YAML: bytes that are not UTF-8; save it as UTF-8") from None
+    except Unreadable as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys such as model:, task:, data:; found {type(values).__name__}")
     return values
@@ -33,8 +38,10 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path:
-            raise InputError(f"-s {text}: expected key.path=value, e.g. -s method.rank=32")
+            raise InputError(f"-s {text[:200]}: expected key.path=value, e.g. -s method.rank=32")
         *parents, leaf = path.split(".")
+        if len(parents) >= LEVELS:
+            raise InputError(f"-s {path[:80]}...: a key of {len(parents) + 1} parts; there is none")
         target = values
         for key in parents:
             if not isinstance(target.get(key), dict):
@@ -46,8 +53,8 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 def _yaml_value(text: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return parse_yaml(value)
+    except Unreadable as error:
         raise InputError(
-            f"-s {text}: {value!r} is not a YAML value; quote text that holds []{{}}:#"
+            f"-s {text[:200]}: {value[:200]!r} is not a YAML value; quote text that holds []{{}}:# ({error})"
         ) from None

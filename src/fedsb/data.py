@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from fedsb.documents import parse_json
 from fedsb.errors import InputError
 
 Rows = list[dict[str, object]]
@@ -30,6 +31,8 @@ Rows = list[dict[str, object]]
 _HUB_ID = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<config>[^@:/]+))?(?:@(?P<split>[^@/]+))?", re.ASCII
 )
+LONGEST_LINE = 1 << 24
+"""Characters of one row in a file of JSON lines."""
 _HUB_FORM = "owner/name, owner/name:config or owner/name:config@split"
 
 
@@ -144,25 +147,36 @@ def _read_file(path: Path, source: str, limit: int | None) -> Rows:
         raise InputError(f"{source}: expected UTF-8 text, found {error.reason}; save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{source}: cannot be read: {error}; check the file and its permissions") from error
+    except MemoryError:
+        raise InputError(f"{source}: more than fits into memory; split the file or set data.limit") from None
 
 
 def _read_json_lines(path: Path, source: str, limit: int | None) -> Rows:
-    with _open_text(path) as lines:
-        return list(itertools.islice(_objects_by_line(lines, source), limit))
+    with _open_text(path) as file:
+        return list(itertools.islice(_objects_by_line(file, source), limit))
 
 
-def _objects_by_line(lines: Iterable[str], source: str) -> Iterator[dict[str, object]]:
-    for number, line in enumerate(lines, start=1):
+def _objects_by_line(file: IO[str], source: str) -> Iterator[dict[str, object]]:
+    for number, line in enumerate(_lines(file), start=1):
+        if len(line) > LONGEST_LINE:
+            raise InputError(f"{source}: line {number} has more than {LONGEST_LINE:,} characters; cut it")
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{source}: line {number} is not valid JSON: {error.msg} at column {error.colno}; "
                 "expected one object per line"
             ) from error
+        except ValueError as error:
+            raise InputError(f"{source}: line {number} holds {error}; mend the row") from None
         yield _as_object(value, f"{source}: line {number}")
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    """Its lines, of one that is too long only so much that this can be seen."""
+    return iter(lambda: file.readline(LONGEST_LINE + 1), "")
 
 
 def _read_json(path: Path, source: str, limit: int | None) -> Rows:
@@ -181,12 +195,14 @@ def _parse_document(text: str, source: str) -> Any:
     if not text.strip():
         return []
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         cure = "; for one object per line use the extension .jsonl" if error.msg == "Extra data" else ""
         raise InputError(
             f"{source}: line {error.lineno} is not valid JSON: {error.msg} at column {error.colno}{cure}"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{source}: the document holds {error}; mend it") from None
 
 
 def _read_delimited(path: Path, source: str, limit: int | None, *, delimiter: str) -> Rows:
@@ -299,11 +315,11 @@ def _from_hub(name: str, config: str | None, split: str) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split, trust_remote_code=False)
     except RuntimeError as error:
         if "script" not in str(error).lower():
             raise
-        return datasets.load_dataset(name, config, split=split, revision=_TABLES)
+        return datasets.load_dataset(name, config, split=split, revision=_TABLES, trust_remote_code=False)
 
 
 _TABLES = "refs/convert/parquet"

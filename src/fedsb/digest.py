@@ -1,9 +1,10 @@
-"""Short names for weights: two models with the same one have the same numbers."""
+"""Short names for weights and for rows: two that have the same one are the same."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ def layer_digest(layers: Mapping[str, nn.Module]) -> str | None:
         return None
     dtypes = sorted({str(w.dtype).removeprefix("torch.") for w in weights.values()})
     return f"{'+'.join(dtypes)}:{_digest(weights)}"
+
+
+def examples_digest(examples: Iterable[Mapping[str, Any]]) -> str:
+    """64 hex digits that differ when an example, its label or its place differs."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(example, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

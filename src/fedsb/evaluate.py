@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from fedsb.adapter_folder import check_fits
+from fedsb.adapter_folder import put_on
 from fedsb.config import RunConfig
 from fedsb.devices import pick_device
 from fedsb.errors import InputError
@@ -137,13 +134,6 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
     )
     write_report([folder], folder / "report.html")
     return result
-
-
-def _check_fits(adapter: Path, base: nn.Module) -> None:
-    try:
-        check_fits(adapter, base)
-    except InputError as error:
-        raise InputError(f"--adapter: {error}") from None
 
 
 # Benchmarks
@@ -271,16 +261,7 @@ def load_with_adapter(
     )
     if adapter is None:
         return base
-    from peft import PeftModel
-
-    if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
-    if json.loads((adapter / "adapter_config.json").read_text()).get("peft_type") == "LORA":
-        _check_fits(adapter, base)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
-            return PeftModel.from_pretrained(base, adapter).eval()
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"--adapter: {adapter} cannot be put on {model}: {first}") from error
+        return put_on(base, adapter)
+    except InputError as error:
+        raise InputError(f"--adapter: {error}") from None

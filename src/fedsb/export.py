@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors, LoraPair
-from fedsb.adapter_folder import at_rank, base_weights_of, check_fits, read_adapter, write_adapter
+from fedsb.adapter_folder import at_rank, base_weights_of, check_fits, put_on, read_adapter, write_adapter
 from fedsb.attached import Attached, attach, detach, merge
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.files import write_text
+from fedsb.files import read_json, write_text
 from fedsb.model_card import model_card
 from fedsb.models import load_base, load_tokenizer
 from fedsb.run_folder import check_place
@@ -124,27 +122,22 @@ def _expected(run: Path) -> tuple[nn.Module, Tensor]:
 
 def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Module:
     """The folder put on the model by peft; the head must come from there too."""
-    from peft import PeftModel
-
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in head:
             parameters[name].zero_()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not ours to mend
-        loaded: nn.Module = PeftModel.from_pretrained(model, folder).eval()
-    return loaded
+    return put_on(model, folder)
 
 
 def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
     """The base model with the run's adapter and head on it."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     tokenizer = load_tokenizer(config.model.path)
     model = load_base(
         config.model.path,
         tokenizer=tokenizer,
         num_labels=_num_labels(run),
-        label_names=summary["label_names"],
+        label_names=summary.get("label_names"),
         dtype=config.model.dtype,
     )
     check_fits(run / "adapter", model)
@@ -165,7 +158,7 @@ def _num_labels(run: Path) -> int | None:
     config = RunConfig.from_yaml(run / "config.yaml")
     if config.task.kind == "causal-lm":
         return None
-    names = json.loads((run / "summary.json").read_text())["label_names"]
+    names = read_json(run / "summary.json").get("label_names")
     return len(names) if names else 1
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedsb.config import RunConfig
+from fedsb.files import read_json
 from fedsb.printable import printable
 from fedsb.report.units import human_bytes, plural
 from fedsb.serving import VLLM_RANKS, serving_rank
@@ -22,7 +22,7 @@ def model_card(run: Path, *, rank: int | None) -> str:
     Names of data and models are file or hub names, never paths of this machine.
     """
     config = RunConfig.from_yaml(run / "config.yaml")
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(run / "summary.json")
     sections = [
         _front_matter(config, rank),
         f"# {_name(config.model.path)}, fine-tuned with {summary['method']}",

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsb.errors import InputError
 from fedsb.head import CLASSIFIER, head_parameters, keep_in_float32
-from fedsb.models import check_folder, head_options, quiet_loading
+from fedsb.models import cause, check_folder, head_options, quiet_loading
 from fedsb.seeding import scoped_global_seed
 from fedsb.targets import ENCODER_TARGETS
 
@@ -75,7 +75,8 @@ def _on_meta(path: str, config: Any, *, classifies: bool) -> nn.Module:
     except Exception as error:
         kind = "sequence classifier" if classifies else "causal language model"
         raise InputError(
-            f"model.path: no {kind} can be built from the config.json of {path!r}: {_one_line(error)}; "
+            f"model.path: no {kind} can be built from the config.json of {path!r}: "
+            f"{cause(error).rstrip(' .:')}; "
             "expected the config of a decoder, or of an encoder with a classification head"
         ) from error
     return model
@@ -90,10 +91,7 @@ def _load_config(path: str, options: Mapping[str, Any]) -> Any:
             return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:
         raise InputError(
-            f"model.path: no config could be read from {path!r}: {_one_line(error)}; "
+            f"model.path: no config could be read from {path!r}: "
+            f"{cause(error).rstrip(' .:')}; "
             "expected a folder with a Hugging Face config.json, or the id of a model on the hub"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(" .:") or type(error).__name__

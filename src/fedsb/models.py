@@ -13,6 +13,7 @@ from torch import nn
 from fedsb.devices import visible_gpus
 from fedsb.errors import InputError
 from fedsb.head import keep_in_float32
+from fedsb.model_config import check_config
 from fedsb.seeding import scoped_global_seed
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
@@ -29,11 +30,11 @@ def load_tokenizer(path: str) -> Any:
 
     check_folder(path, files=TOKENIZER_FILES, what="tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:
-        raise InputError(
-            f"model.path: no tokenizer could be loaded from {path!r}: {_first_line(error)}"
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in tokenizers' Rust is no Exception
+        raise InputError(f"model.path: no tokenizer could be loaded from {path!r}: {cause(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -127,13 +128,15 @@ def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any
 
     loader: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     try:
-        model, report = loader.from_pretrained(path, output_loading_info=True, **options)
+        model, report = loader.from_pretrained(
+            path, output_loading_info=True, trust_remote_code=False, weights_only=True, **options
+        )
     except SafetensorError as error:
         raise InputError(
             f"model.path: the weights in {path!r} are corrupt ({error}); fetch them again"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model.path: {path!r} could not be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        raise InputError(f"model.path: {path!r} could not be loaded: {cause(error)}") from error
     _check_belongs(path, model, report["missing_keys"])
     return model
 
@@ -177,16 +180,16 @@ def _four_bit(dtype: str, device: torch.device) -> dict[str, Any]:
 
 
 def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
-    """A folder that is named must be there and hold a model's config and some of `files`.
+    """A folder that is named must be there and hold a model's config and some of `files`, and no adapter.
 
     Raises:
-        InputError: it does not; an id on the hub passes.
+        InputError: it does not, or the config is of no model; an id on the hub needs no files here.
     """
     folder = Path(path)
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise InputError(f"model.path: the folder {path!r} does not exist")
-        return
+        return check_config(path)
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {path!r} has no config.json; expected a Hugging Face model folder")
     if not any(found for pattern in files for found in folder.glob(pattern)):
@@ -194,6 +197,12 @@ def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
             f"model.path: {path!r} has no {what} (looked for {', '.join(files)}); "
             "copy the model's files there"
         )
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"model.path: {path!r} holds an adapter beside the model (adapter_config.json), which would be "
+            "put on it unasked; move it away, or merge it first"
+        )
+    check_config(path)
 
 
 @contextlib.contextmanager
@@ -211,6 +220,22 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def cause(error: BaseException) -> str:
+    """Why a library could not load something, in a line."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            "it needs code of its own, and no code from a model's folder is run; take a model of a family "
+            "that transformers has, or remove auto_map from its files"
+        )
+    if "weights_only" in text or "Weights only" in text:
+        return (
+            "its weights are a pickle with more than tensors in it, which is not opened; take the model's "
+            "safetensors file"
+        )
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,34 @@ from fedsb.attached import Attached, fold
 from fedsb.checkpoint import Saved
 from fedsb.config import RunConfig, differences
 from fedsb.errors import InputError
-from fedsb.files import write_json, write_jsonl, write_text
+from fedsb.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
 from fedsb.methods import Method
 from fedsb.prepare_data import Data, partition_record
 
 PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
-MAY_BE_THERE = ("data", ".config.yaml.part")
-"""In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves."""
+MAY_BE_THERE = ("data", LOCK)
+"""In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves, such as
+`.config.yaml.*.part`."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Inside the block no other process works on the run or comparison in this folder. Folders that were made
+    for the lock are gone again where nothing was written.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+        RunFailed: another process works on it.
+    """
+    check_place(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with alone(folder / LOCK, str(folder)):
+            yield
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
@@ -62,8 +83,12 @@ def check_new(folder: Path) -> None:
         InputError: it cannot be made or written, or holds something else than what a run may find there.
     """
     check_place(folder)
-    if folder.exists() and any(p.name not in MAY_BE_THERE for p in folder.iterdir()):
+    if folder.exists() and not all(_may_be_there(path.name) for path in folder.iterdir()):
         raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
+
+
+def _may_be_there(name: str) -> bool:
+    return name in MAY_BE_THERE or (name.startswith(".config.yaml.") and name.endswith(".part"))
 
 
 def check_place(folder: Path) -> None:
@@ -81,8 +106,10 @@ def check_place(folder: Path) -> None:
 
 
 def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Create the folder with the resolved config and the partition."""
+    """Create the folder with the resolved config and the partition; what a kill left half written goes."""
     folder.mkdir(parents=True, exist_ok=True)
+    for inner in (folder, folder / "checkpoint", folder / "adapter"):
+        remove_parts(inner)
     write_text(folder / "config.yaml", config.to_yaml())
     write_json(folder / "partition.json", partition_record(config, data))
 
@@ -100,11 +127,7 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
     page = folder / "report.html"
     if not (folder / "summary.json").is_file() or not page.is_file() or is_live(page):
         return None
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / 'summary.json'}: not valid JSON ({error}); remove it") from None
-    return summary
+    return read_json(folder / "summary.json")
 
 
 def finish(

@@ -50,6 +50,7 @@ from fedsb.settings import (
     start_of,
 )
 from fedsb.spill import SpilledTensors
+from fedsb.started_on import check_same, started_on
 from fedsb.tracking import check_tracking, trackers
 from fedsb.traffic import Entry
 from fedsb.trainable import Trainable, adopt
@@ -97,11 +98,18 @@ def run(
 
     Raises:
         InputError: the config, the data, the model or the folder is wrong; nothing was started.
-        RunFailed: the run could not go on; its last finished round is saved in `out`.
+        RunFailed: the run could not go on, its last finished round is saved in `out`; or another process
+            works on this folder.
     """
-    progress = progress or Silent()
     config, folder = config.with_absolute_paths(), Path(out)
     check_tracking(config.tracking)
+    with run_folder.held(folder):
+        return _run_alone(config, folder, resume, progress or Silent(), remote)
+
+
+def _run_alone(
+    config: RunConfig, folder: Path, resume: bool, progress: Progress, remote: Remote | None
+) -> RunResult:
     run_folder.check_free(folder, config, resume=resume)
     method = method_of(config)
     progress.stage("reading data")
@@ -111,17 +119,22 @@ def run(
     progress.stage(f"loading {Path(config.model.path).name}")
     if remote is None or needs_weights_at_server(config):
         base = prepare_base(config, data)
-        _check_same_base(base, remote)
-        made_for = layer_digest(base.targets)
+        weights, made_for = base_digest(base.model, base.head), layer_digest(base.targets)
+        _check_same_base(weights, remote)
     else:
         base, made_for = prepare_shapes(config, data), None
+        weights = remote.base_digest
     saved = load_checkpoint(folder / "checkpoint") if resume else None
+    inputs = started_on(config, data, weights, run_folder.versions())
+    if saved is not None and (other := check_same(saved.started_on, inputs, config)):
+        progress.stage(other)
     private = _prepare_privacy(config, folder, data, saved, progress)
     if private is not None and remote is not None:
         private = private.with_secret_samples()
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
     saved = saved or begin(config, folder, method, data, base, private, progress, remote)
+    saved.started_on = saved.started_on or inputs
     if remote is not None:
         share_bases(folder / BASES, remote, progress)
     with pool(config, folder, progress) as spread, _watchers(config, folder, progress) as watchers:
@@ -143,11 +156,8 @@ def _watchers(config: RunConfig, folder: Path, progress: Progress) -> Watchers:
     return Watchers({"the live report": LivePage(folder, config.federation.rounds), **named}, progress.stage)
 
 
-def _check_same_base(base: Base, remote: Remote | None) -> None:
-    if remote is None or remote.base_digest is None:
-        return
-    own = base_digest(base.model, base.head)
-    if own != remote.base_digest:
+def _check_same_base(own: str, remote: Remote | None) -> None:
+    if remote is not None and remote.base_digest not in (None, own):
         raise InputError(
             f"model.path: the server's base model has the digest {own}, the nodes' {remote.base_digest}: "
             "not the same weights. Give the server or the nodes the other's model folder"

@@ -6,20 +6,31 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedsb.errors import InputError
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MOST_FAULTS = 20
-"""Explained of one config: each takes a search for the key that was meant."""
+"""Shown of one config."""
 
 
 class Section(BaseModel):
-    """Part of a config: unknown keys are errors, values cannot be changed."""
+    """Part of a config: unknown keys are errors, values cannot be changed, numbers are finite and whole ones
+    fit into 64 bits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _fits_into_64_bits(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) >= 1 << 63:
+                raise ValueError(
+                    f"expected less than 2^63, found a whole number of {number.bit_length()} bits"
+                )
+        return value
 
 
 S = TypeVar("S", bound=Section)
@@ -36,13 +47,15 @@ def checked(kind: type[S], values: Mapping[str, Any], source: str, *, under: str
     except ValidationError as error:
         faults = "\n  ".join(_explain(e, kind, under) for e in error.errors()[:MOST_FAULTS])
         raise InputError(f"{source}: {error.error_count()} wrong\n  {faults}") from None
+    except RecursionError:
+        raise InputError(f"{source}: more lists and mappings within each other than a config has") from None
 
 
 def _explain(error: Any, kind: type[Section], under: str) -> str:
     """One fault as `key: expected ..., found ...`."""
     location = [str(part) for part in error["loc"]]
     below = [part for part in location if part not in _UNION_TAGS]
-    key = ".".join([under, *below] if under else below) or "config"
+    key = ".".join([under, *below] if under else below)[:200] or "config"
     if error["type"] == "extra_forbidden":
         close = get_close_matches(location[-1], _all_keys(kind), n=2)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -51,7 +64,16 @@ def _explain(error: Any, kind: type[Section], under: str) -> str:
         return f"{key}: this key is needed and missing"
     if error["type"] == "value_error":  # one of our own, which says what it found
         return f"{key}: {error['msg'].removeprefix('Value error, ')}"
-    return f"{key}: {error['msg']}, found {error['input']!r}"
+    return f"{key}: {error['msg']}, found {_shown(error['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """The value as Python writes it, cut to a line."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # a whole number of more than 4,300 digits has no text
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
 
 
 _UNION_TAGS = {"classification", "causal-lm", "iid", "dirichlet", "by-column", "shards"}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.files import read_jsonl
+from fedsb.files import read_json, read_jsonl
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.ledger import LEDGER, Spend, paid_after, read_spends
 
@@ -61,12 +60,12 @@ def _delta(folder: Path, config: RunConfig) -> float:
 
     file = folder / "partition.json"
     try:
-        parts = json.loads(file.read_text(encoding="utf-8"))["clients"]
-    except (OSError, ValueError, KeyError) as error:
+        sizes = [len(part) for part in read_json(file)["clients"].values()]
+    except (InputError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
             f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"
         ) from None
-    return check_delta(config, [len(part) for part in parts.values()])
+    return check_delta(config, sizes)
 
 
 def _age(file: Path) -> float | None:

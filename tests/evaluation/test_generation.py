@@ -132,7 +132,7 @@ def test_vllm_is_asked_for_the_same_tokens(vllm):
         Decoding(max_new_tokens=7, stop=("#",), temperature=0.5)
     )
     assert engine(PROMPTS[:2], 0) == ["3 tokens", "1 tokens"]
-    assert vllm["model"] == {"model": "folder", "dtype": "bfloat16"}
+    assert vllm["model"] == {"model": "folder", "dtype": "bfloat16", "trust_remote_code": False}
     assert vllm["prompts"] == [{"prompt_token_ids": [0, 1, 2]}, {"prompt_token_ids": [3]}]
     asked = vllm["parameters"]
     assert (asked["max_tokens"], asked["temperature"], asked["stop"], asked["top_k"]) == (7, 0.5, ["#"], -1)

@@ -21,6 +21,7 @@ from fedsb.compare.watch import Progress, Silent
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.files import write_bytes, write_json
+from fedsb.run_folder import held
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,28 @@ def compare(
 
     Raises:
         InputError: the config, the lists, the data, the model or the folder is wrong; nothing was started.
-        RunFailed: not one run could be finished.
+        RunFailed: not one run could be finished, or another process works on the folder.
     """
-    progress, root, config = progress or Silent(), Path(out).resolve(), config.with_absolute_paths()
+    config = config.with_absolute_paths()
     if jobs < 1:
         raise InputError(f"--jobs: expected 1 or more, found {jobs}")
     check_seeds(seeds)
     arms = make_arms(config, settings, methods)
+    with held(Path(out)):
+        return _compare_alone(config, settings, methods, arms, seeds, out, jobs, progress or Silent())
+
+
+def _compare_alone(
+    config: RunConfig,
+    settings: CompareConfig,
+    methods: Sequence[str],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    out: str | Path,
+    jobs: int,
+    progress: Progress,
+) -> Comparison:
+    root = Path(out).resolve()
     kept = check_folder(Path(out), config, settings)
     tuning_seed = recorded_seed(root / "tuning")
     tuning_seed = seeds[0] if tuning_seed is None else tuning_seed

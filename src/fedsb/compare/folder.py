@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from fedsb.compare.settings import CompareConfig, settings_from_dict
 from fedsb.config import RunConfig, differences
+from fedsb.config_file import read_yaml
 from fedsb.errors import InputError
 from fedsb.files import write_text
 from fedsb.run_folder import check_new, check_place
@@ -26,7 +26,7 @@ def check_folder(folder: Path, config: RunConfig, settings: CompareConfig) -> Co
     if not file.exists():
         check_new(folder)
         return settings
-    values = _read(file)
+    values = read_yaml(file)
     if not isinstance(values.get("compare"), dict):
         raise InputError(f"--out: {folder} holds a run, not a comparison; name another folder")
     before = settings_from_dict(values["compare"], source=str(file))
@@ -51,14 +51,6 @@ def write_config(folder: Path, config: RunConfig, settings: CompareConfig) -> No
         {"compare": settings.model_dump(mode="json")}, sort_keys=False, allow_unicode=True
     )
     write_text(folder / "config.yaml", config.to_yaml() + section)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}; restore it") from None
-    return values if isinstance(values, dict) else {}
 
 
 def _tried(folder: Path) -> set[str]:

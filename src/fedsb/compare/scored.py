@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.evaluate import FOLDER, SCORES
+from fedsb.files import read_json
 from fedsb.report.metrics import KNOWN, describe
 from fedsb.run_folder import finished_summary
 
@@ -34,7 +34,7 @@ def scores_of(folder: Path, config: RunConfig) -> dict[str, float]:
     found = finished_summary(folder)
     metrics = dict(found["final"]) if found else {}
     if config.evaluation.benchmarks and is_scored(folder):
-        metrics = json.loads((folder / FOLDER / SCORES).read_text())["metrics"] | metrics
+        metrics = read_json(folder / FOLDER / SCORES).get("metrics", {}) | metrics
     return metrics
 
 

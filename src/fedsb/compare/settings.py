@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, PositiveInt, field_validator
 
-from fedsb.config_file import override
+from fedsb.config_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.section import Positive, Section, checked
 
@@ -98,7 +97,7 @@ def _round(rate: float) -> float:
 
 def settings_from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:
     """The section of a file that `RunConfig.from_yaml` has read without a fault; defaults if absent."""
-    values = override(yaml.safe_load(Path(path).read_text(encoding="utf-8")), overrides)
+    values = override(read_yaml(Path(path)), overrides)
     return settings_from_dict(values.get("compare"), source=str(path))
 
 

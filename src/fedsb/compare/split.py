@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedsb.errors import InputError
-from fedsb.files import finite, write_json, write_text
+from fedsb.files import finite, read_json, write_json, write_text
 from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row
 
@@ -52,7 +52,9 @@ def recorded_split(folder: Path) -> dict[str, int] | None:
     """Seed and sizes of the split in this folder, None if there is no whole one."""
     if not all((folder / name).is_file() for name in (TRAIN, VALIDATION, RECORD)):
         return None
-    record: dict[str, int] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = read_json(folder / RECORD)
+    if not all(type(record.get(key)) is int for key in ("seed", "train", "validation")):
+        raise InputError(f"{folder / RECORD}: expected seed, train and validation; remove the folder")
     return record
 
 

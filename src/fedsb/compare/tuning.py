@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from fedsb.compare.execute import Problems, execute
 from fedsb.compare.jobs import Job, number, tuning_jobs
 from fedsb.compare.watch import Progress
 from fedsb.errors import InputError
-from fedsb.files import write_json
+from fedsb.files import read_json, write_json
 from fedsb.run_folder import finished_summary
 
 RECORD = "tuning.json"
@@ -46,8 +45,11 @@ def recorded_choice(root: Path, arm: str) -> Choice | None:
     file = root / "tuning" / arm / RECORD
     if not file.is_file():
         return None
-    values = json.loads(file.read_text(encoding="utf-8"))
-    return Choice(**{**values, "trials": tuple(Trial(**trial) for trial in values["trials"])})
+    values = read_json(file)
+    try:
+        return Choice(**{**values, "trials": tuple(Trial(**trial) for trial in values["trials"])})
+    except (KeyError, TypeError):
+        raise InputError(f"{file}: this is no record of a choice; remove it") from None
 
 
 def known_choice(root: Path, arm: Arm) -> Choice | None:

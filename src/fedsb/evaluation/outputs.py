@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsb.documents import parse_json
+from fedsb.errors import InputError
 from fedsb.tasks.generate import Engine, Prompt, batches
 
 
@@ -50,7 +52,7 @@ def _kept(path: Path, key: str) -> dict[int, str]:
     """What was answered under this key; the file is left open to more, without a torn last line."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     whole = lines[:-1]  # what follows the last newline was cut off, or is empty
-    if not whole or json.loads(whole[0]) != {"key": key}:
+    if not whole or whole[0] != json.dumps({"key": key}).encode():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         _append(path, [{"key": key}])
@@ -58,8 +60,11 @@ def _kept(path: Path, key: str) -> dict[int, str]:
     if lines[-1]:
         with open(path, "r+b") as file:
             file.truncate(sum(len(line) + 1 for line in whole))
-    entries = [json.loads(line) for line in whole[1:]]
-    return {int(entry["index"]): str(entry["output"]) for entry in entries}
+    try:
+        entries = [parse_json(line.decode()) for line in whole[1:]]
+        return {int(entry["index"]): str(entry["output"]) for entry in entries}
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: a line is no answer; remove the file to ask again") from None
 
 
 def _append(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ def vllm_engines(model: str, *, dtype: str) -> Callable[[Decoding], Engine]:
     """Engines over one whole model (hub id, or a folder with the adapter merged in)."""
     from vllm import LLM
 
-    llm = LLM(model=model, dtype=dtype)
+    llm = LLM(model=model, dtype=dtype, trust_remote_code=False)
     return lambda decoding: partial(_texts, llm, decoding)
 
 

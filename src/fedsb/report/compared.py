@@ -1,13 +1,12 @@
 """A comparison's files as one frozen value."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedsb.documents import parse_yaml
 from fedsb.errors import InputError
+from fedsb.files import read_json
 from fedsb.report.load import Run, load_run, mapping, sequence
 from fedsb.report.units import DASH
 
@@ -58,10 +57,10 @@ class Compared:
 
 def load_comparison(folder: Path) -> Compared:
     try:
-        content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "comparison.json")
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = parse_yaml(text)
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"{folder}: expected a comparison, found: {error}") from error
     paths = [str(mapping(run).get("run")) for run in sequence(content.get("runs"))]
     loaded = {path: load_run(folder / path) for path in paths}

@@ -1,13 +1,11 @@
 """Read a run folder into one frozen value."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedsb.documents import parse_json, parse_yaml
 from fedsb.errors import InputError
 
 NEEDED = ("config.yaml", "metrics.jsonl")
@@ -107,8 +105,8 @@ def _text(path: Path) -> str:
 
 def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
     try:
-        return _as_object(path, yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
+        return _as_object(path, parse_yaml(text) or {})
+    except ValueError as error:
         raise InputError(f"{path}: expected YAML, found: {error}; restore the file or run again") from error
 
 
@@ -118,8 +116,8 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
 
 def _parse_json(path: Path | str, text: str) -> dict[str, Any]:
     try:
-        return _as_object(path, json.loads(text))
-    except json.JSONDecodeError as error:
+        return _as_object(path, parse_json(text))
+    except ValueError as error:
         raise InputError(f"{path}: expected JSON, found: {error}; restore the file or run again") from error
 
 
@@ -149,8 +147,8 @@ def _samples(path: Path) -> tuple[dict[str, str], ...]:
 def _without_torn_end(lines: list[str]) -> list[str]:
     """A run that was cut off can leave half a last line: drop it."""
     try:
-        json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):
+        parse_json(lines[-1])
+    except (IndexError, ValueError):
         return lines[:-1]
     return lines
 

@@ -1,10 +1,10 @@
 """Write the page, whole or not at all."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedsb.errors import InputError
+from fedsb.files import write_bytes
 from fedsb.report.load import load_run
 from fedsb.report.page import REFRESH, build_page
 
@@ -29,7 +29,8 @@ def write_report(runs: Sequence[Path], out: Path, *, live: bool = False) -> Path
             f"{out}: expected a file name for the page, found a folder; use {out / 'report.html'}"
         )
     page = build_page([load_run(Path(folder)) for folder in runs], refresh=LIVE_SECONDS if live else None)
-    _replace(out, page.encode("utf-8", errors="replace"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, page.encode("utf-8", errors="replace"))
     return out
 
 
@@ -37,13 +38,3 @@ def is_live(page: Path) -> bool:
     """Whether the file was written with `live`."""
     with open(page, encoding="utf-8", errors="replace") as file:
         return REFRESH in file.read(2000)
-
-
-def _replace(out: Path, content: bytes) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)

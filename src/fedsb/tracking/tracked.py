@@ -6,7 +6,6 @@ killed in between leaves a gap there rather than a number twice.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fedsb.files import write_json
+from fedsb.files import read_json, write_json
 
 
 class Tracker(Protocol):
@@ -74,8 +73,7 @@ class Tracked:
     def _given(self) -> dict[str, Any]:
         file = self.folder / "given.json"
         if file.exists():
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return found
+            return read_json(file)
         return {"id": secrets.token_hex(4), "round": -1, "names": []}
 
     @cached_property

@@ -1,0 +1,180 @@
+"""JSON and YAML, whoever wrote them: plain values, or a ValueError that shows no value of theirs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+DEEPEST = 100
+"""Lists and mappings within each other."""
+DIGITS = 300
+"""Of one whole number."""
+YAML_CHARACTERS = 1 << 18
+"""Of a YAML file; with its aliases written out it may have four times as many."""
+
+
+class Unreadable(ValueError):
+    """What was wrong, in words fit for a message."""
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON document. NaN and Infinity, as Python writes them, are read.
+
+    Raises:
+        ValueError: it is not JSON (a `json.JSONDecodeError`), or too deep, or holds a number or a text that
+            cannot be worked with.
+    """
+    try:
+        value = _JSON.decode(text)
+    except RecursionError:
+        raise Unreadable(_TOO_DEEP) from None
+    if text.count("[") + text.count("{") > DEEPEST and _levels(value) > DEEPEST:
+        raise Unreadable(_TOO_DEEP)
+    if _HALF.search(text) and not _is_text(json.dumps(value, ensure_ascii=False)):
+        raise Unreadable(_NO_TEXT)
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document of plain values: every key once, aliases within bounds.
+
+    Raises:
+        ValueError: it is not such a document.
+    """
+    if len(text) > YAML_CHARACTERS:
+        raise Unreadable(f"more than {YAML_CHARACTERS:,} characters")
+    try:
+        return _Loader(text).document()
+    except Unreadable:
+        raise
+    except yaml.YAMLError as error:
+        raise Unreadable(_in_words(error)) from None
+    except Exception as error:  # what PyYAML's constructors raise of a tag with a value that it cannot have
+        raise Unreadable(f"a value that its type cannot have ({type(error).__name__})") from None
+
+
+_TOO_DEEP = f"more than {DEEPEST} lists and objects within each other"
+_NO_TEXT = "half a surrogate pair (\\ud800 to \\udfff alone), which is no text"
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise Unreadable(f"a whole number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise Unreadable("a number beyond 1.8e308")
+    return number
+
+
+_JSON = json.JSONDecoder(parse_int=_whole, parse_float=_number)
+
+
+def _levels(value: Any) -> int:
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth, level = depth + 1, [item for one in level for item in _items(one)]
+    return depth
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
+    return iter(value.values() if isinstance(value, dict) else value)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with bounds."""
+
+    depth = 0
+
+    def document(self) -> Any:
+        try:
+            node = self.get_single_node()
+            if node is None:
+                return None
+            _measure(node, "", {})
+            return self.construct_document(node)
+        finally:
+            self.dispose()
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise Unreadable(_TOO_DEEP)
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node: MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, ScalarNode) and (key.tag, key.value) in seen:
+                raise Unreadable(f"line {key.start_mark.line + 1}: the key {key.value[:80]!r} is there twice")
+            seen.add((key.tag, str(key.value)))
+        return node
+
+
+def _measure(node: Node, key: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """(characters, levels) of a value with its aliases written out.
+
+    Args:
+        key: its dotted place.
+        known: those of nodes seen before; None of one that is being measured.
+    """
+    if id(node) in known:
+        if (size := known[id(node)]) is None:
+            raise Unreadable(f"{key}: an alias of what it stands in")
+        return size
+    known[id(node)] = None
+    if isinstance(node, ScalarNode):
+        _check_scalar(node, key)
+        sizes = [(len(node.value), 0)]
+    else:
+        sizes = [_measure(inner, name, known) for name, inner in _inside(node, key)]
+    characters, levels = 1 + sum(size[0] for size in sizes), 1 + max((size[1] for size in sizes), default=0)
+    if characters > 4 * YAML_CHARACTERS or levels > DEEPEST + 1:
+        raise Unreadable(f"{key}: with its aliases written out, more than a config can hold")
+    known[id(node)] = characters, levels
+    return characters, levels
+
+
+def _inside(node: Node, key: str) -> Iterator[tuple[str, Node]]:
+    if not isinstance(node, MappingNode):
+        yield from ((key, inner) for inner in node.value)
+        return
+    for name, value in node.value:
+        below = f"{name.value[:80]}" if isinstance(name, ScalarNode) else "?"
+        yield key, name
+        yield f"{key}.{below}" if key else below, value
+
+
+def _check_scalar(node: ScalarNode, key: str) -> None:
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > DIGITS:
+        raise Unreadable(f"{key or 'value'}: a whole number of {len(node.value):,} digits")
+    if not _is_text(node.value):
+        raise Unreadable(f"{key or 'value'}: {_NO_TEXT}")
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    """PyYAML's message without the piece of the file that it shows."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    said = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+    return f"{where}{said}"[:300]
