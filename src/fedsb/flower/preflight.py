@@ -6,14 +6,38 @@ A SuperLink starts with an expired certificate and says nothing: nodes are refus
 from __future__ import annotations
 
 import socket
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 
+from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.node import Node
+from fedsb.node_config import NodeConfig, config_digest
 
 SOON = timedelta(days=14)
+
+
+def checked_node(config: RunConfig, own: NodeConfig, file: Path) -> tuple[dict[str, Any], list[str]]:
+    """What this node would tell the server of this run and the digest of the run's config; and what its owner
+    should look at.
+
+    Args:
+        file: where `own` was read from.
+
+    Raises:
+        InputError: the node would not take part, its approval of the config aside.
+    """
+    authority, digest = file.resolve().parent / "ca.crt", config_digest(config)
+    warnings = [check_certificate(authority) if authority.exists() else None]
+    if digest not in own.approved:
+        warnings.append(f"not approved yet: once you have read the config, add {digest} to approved: in {file}")
+    approving = own.model_copy(update={"approved": [*own.approved, digest]})
+    facts = asdict(Node(config, approving, "0" * 32).facts())
+    return facts | {"config_digest": digest}, [warning for warning in warnings if warning]
 
 
 def check_certificate(file: Path, now: datetime | None = None) -> str | None:
