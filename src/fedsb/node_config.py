@@ -5,7 +5,9 @@ Nothing of it is sent to the server but the client's number and how many example
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,8 @@ class NodeDataConfig(Section):
     """File of this party's training rows."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of the run's config -> what this party's file calls it."""
+    public: str | None = None
+    id: str | None = None
 
 
 class NodeModelConfig(Section):
@@ -41,6 +45,7 @@ class LimitsConfig(Section):
     """null: below one over the number of examples, as always."""
     smallest_clip_norm: Positive | None = None
     """Below it, noise and rounding would be all that is sent. null: any."""
+    lifetime_epsilon: Positive | None = None
 
 
 class NodeConfig(Section):
@@ -51,6 +56,9 @@ class NodeConfig(Section):
     """Folder this party keeps: its privacy ledger, its start factors, its audit file."""
     model: NodeModelConfig = NodeModelConfig()
     limits: LimitsConfig = LimitsConfig()
+    key: str | None = None
+    approved: list[str] = Field(default_factory=list)
+    allow_unprotected: bool | None = None
     audit: bool = False
     """Write every byte that leaves to `sent/` in the state folder."""
 
@@ -65,6 +73,10 @@ class NodeConfig(Section):
         folder = Path(path).resolve().parent
         data = own.data.model_copy(update={"train": str(folder / own.data.train)})
         return own.model_copy(update={"data": data, "state": str(folder / own.state)})
+
+
+def config_digest(config: RunConfig) -> str:
+    return sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 class Refused(InputError):

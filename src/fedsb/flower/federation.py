@@ -51,6 +51,7 @@ class Federation:
     config: RunConfig
     run: str
     say: Callable[[str], None]
+    keys: str | None = None
     nodes: dict[int, int] = field(default_factory=dict)
     facts: dict[int, NodeFacts] = field(default_factory=dict)
     hello_at: dict[int, float] = field(default_factory=dict)
