@@ -5,6 +5,7 @@ A SuperLink starts with an expired certificate and says nothing: nodes are refus
 
 from __future__ import annotations
 
+import secrets
 import socket
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -33,11 +34,14 @@ def checked_node(config: RunConfig, own: NodeConfig, file: Path) -> tuple[dict[s
     """
     authority, digest = file.resolve().parent / "ca.crt", config_digest(config)
     warnings = [check_certificate(authority) if authority.exists() else None]
-    if digest not in own.approved:
-        warnings.append(f"not approved yet: once you have read the config, add {digest} to approved: in {file}")
-    approving = own.model_copy(update={"approved": [*own.approved, digest]})
-    facts = asdict(Node(config, approving, "0" * 32).facts())
-    return facts | {"config_digest": digest}, [warning for warning in warnings if warning]
+    approved = digest in (own.approved or [])
+    if not approved:
+        warnings.append(
+            f"not approved yet: when you have read the config, add {digest} to approved: in {file}"
+        )
+    as_if_approved = own.model_copy(update={"approved": [digest], "audit": False})
+    facts = asdict(Node(config, as_if_approved, secrets.token_hex(16)).facts())
+    return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
 
 def check_certificate(file: Path, now: datetime | None = None) -> str | None:

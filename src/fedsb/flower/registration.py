@@ -27,7 +27,7 @@ def register(clients: Path, file: Path, client: int | None, control: Control) ->
         InputError: no such key, no number, the number has another key, or the key another number.
     """
     client = _number_in(file.name) if client is None else client
-    line, pem = _read(file)
+    line, pem = read_public_key(file)
     for other in sorted(clients.glob("client-*.pub")):
         if (other.name == f"client-{client}.pub") != (other.read_text(encoding="ascii").strip() == line):
             raise InputError(_taken(file, client, other))
@@ -47,15 +47,17 @@ def revoke(clients: Path, client: int, control: Control) -> None:
     if not file.exists():
         known = ", ".join(sorted(other.stem for other in clients.glob("client-*.pub"))) or "none"
         raise InputError(f"client {client}: has no registered key here; registered: {known}")
-    _, pem = _read(file)
+    _, pem = read_public_key(file)
     file.unlink()
     control.unregister(pem)
 
 
 def _number_in(name: str) -> int:
-    found = re.fullmatch(r"client-(\d{1,9})\.pub", name)
+    found = re.fullmatch(r"client-(0|[1-9]\d{0,8})\.pub", name)
     if found is None:
-        raise InputError(f"{name}: which client's key is it? Expected client-K.pub, or K as the second argument")
+        raise InputError(
+            f"{name}: which client's key is it? Expected client-K.pub, or K as the second argument"
+        )
     return int(found[1])
 
 
@@ -69,8 +71,12 @@ def _taken(file: Path, client: int, other: Path) -> str:
     return f"{file}: this key is registered for client {number} and cannot be client {client}'s too"
 
 
-def _read(file: Path) -> tuple[str, bytes]:
-    """The key as one line without its comment, and in PEM form."""
+def read_public_key(file: Path) -> tuple[str, bytes]:
+    """A node's key as one line without its comment, and in PEM form.
+
+    Raises:
+        InputError: there is none in this file.
+    """
     try:
         with open(file, "rb") as source:
             key = serialization.load_ssh_public_key(source.read(LARGEST_KEY))
@@ -78,8 +84,10 @@ def _read(file: Path) -> tuple[str, bytes]:
         raise InputError(f"{file}: cannot read it ({error.strerror})") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in ("secp256r1", "secp384r1"):
-        raise InputError(f"{file}: expected a public key of the node's ./make-key.sh (ecdsa-sha2-nistp384 ...)")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
+        raise InputError(
+            f"{file}: expected a public key of the node's ./make-key.sh (ecdsa-sha2-nistp384 ...)"
+        )
     encoding, form = serialization.Encoding, serialization.PublicFormat
     line = key.public_bytes(encoding.OpenSSH, form.OpenSSH).decode("ascii")
     return line, key.public_bytes(encoding.PEM, form.SubjectPublicKeyInfo)

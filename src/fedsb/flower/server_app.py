@@ -4,7 +4,7 @@ Its settings, which `fedsb deploy submit` takes from this machine alone:
 
     config          the run's YAML file
     out             its run folder
-    clients         folder of the clients' public keys
+    clients         folder of the clients' public keys; left out: nodes are taken at their word
     wait-seconds    how long to wait for the nodes
 """
 
@@ -49,7 +49,8 @@ def _serve(grid: Grid, context: Context, console: Console) -> None:
 def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig, out: Path) -> None:
     resume, progress = (out / "config.yaml").exists(), PlainLines(console)
     progress.stage("going on with the run in its folder" if resume else "waiting for the nodes")
-    federation = Federation(grid, config, _run_name(out, resume=resume), progress.stage)
+    name, keys = _run_name(out, resume=resume), context.run_config.get("clients")
+    federation = Federation(grid, config, name, progress.stage, keys=str(keys) if keys else None)
     federation.gather(float(context.run_config.get("wait-seconds", 600)))
     facts = [federation.facts[client] for client in range(config.federation.clients)]
     remote = Remote([f.num_examples for f in facts], federation.ask, facts[0].base_digest)
@@ -60,9 +61,7 @@ def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig
 def _setting(context: Context, name: str) -> str:
     value = context.run_config.get(name)
     if not value:
-        raise InputError(
-            f"{name}: missing in the run config; give it with fedsb deploy submit --{name} ..."
-        )
+        raise InputError(f"{name}: missing in the run config; give it with fedsb deploy submit --{name} ...")
     return str(value)
 
 

@@ -28,7 +28,9 @@ log = logging.getLogger("flwr")
 FLEET = "/v1/fleet/"
 LARGEST_BODY = 64 * 2**20
 """Bytes of one request from elsewhere. Flower cuts what nodes send into pieces of 5 MiB."""
-FROM_AFAR = "Only nodes are answered here from other machines; ./submit.sh and ./register.sh run at the server."
+FROM_AFAR = (
+    "Only nodes are answered here from other machines; ./submit.sh and ./register.sh run at the server."
+)
 BY_OTHER_WAYS = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API", "FLWR_OIDC_ENABLED")
 """Variables that would have Flower listen elsewhere too, or ask somebody else who may come in."""
 
@@ -83,13 +85,13 @@ def _run(arguments: Sequence[str], key: str) -> None:
     import uvicorn
     from flwr.supercore.http_logging import get_uvicorn_log_config
     from flwr.supercore.logger import console_handler
-    from flwr.superlink.cli import flower_superlink as flower
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
 
     sys.argv = ["flower-superlink", *arguments]
-    config = replace(flower._parse_superlink_lifespan_config(), authn_plugin=KeyHolder(key))
+    config = replace(_parse_superlink_lifespan_config(), authn_plugin=KeyHolder(key))
     uvicorn.run(
-        guarded(create_app(config, flower.SuperLinkLifespan)),
+        guarded(create_app(config, SuperLinkLifespan)),
         host=config.host,
         port=config.port,
         ssl_certfile=config.ssl_certfile,
