@@ -75,9 +75,7 @@ def deploy_superlink(port: ServerPort, host: str = "127.0.0.1", server: ServerFo
 def deploy_register(
     key: Annotated[Path, typer.Argument(help="The node's public key, client-K.pub.")],
     port: ServerPort,
-    client: Annotated[
-        int | None, typer.Argument(min=0, help="K, if the file's name does not say it.")
-    ] = None,
+    client: Annotated[int | None, typer.Argument(min=0, help="K, where the file's name is another.")] = None,
     server: ServerFolder = HERE,
 ) -> None:
     """At the server: let in the node with this key, as client K and no other. `register.sh` calls it."""

@@ -1,4 +1,4 @@
-"""What the server's operator asks of the SuperLink: a run, a node let in, a node sent away. Needs the submit key.
+"""What the operator asks of the SuperLink: a run, a node let in, a node sent away. Needs the submit key.
 
 Like `superexec.py`, this file uses the inside of Flower.
 """

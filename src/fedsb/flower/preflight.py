@@ -36,9 +36,7 @@ def checked_node(config: RunConfig, own: NodeConfig, file: Path) -> tuple[dict[s
     warnings = [check_certificate(authority) if authority.exists() else None]
     approved = digest in (own.approved or [])
     if not approved:
-        warnings.append(
-            f"not approved yet: when you have read the config, add {digest} to approved: in {file}"
-        )
+        warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
     as_if_approved = own.model_copy(update={"approved": [digest], "audit": False})
     facts = asdict(Node(config, as_if_approved, secrets.token_hex(16)).facts())
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]

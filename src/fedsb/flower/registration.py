@@ -1,4 +1,4 @@
-"""Which key is which client's: `server/clients/client-K.pub`, written when a node is registered and nowhere else."""
+"""Which key is which client's: `server/clients/client-K.pub`, written when a node is registered."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def revoke(clients: Path, client: int, control: Control) -> None:
 def _number_in(name: str) -> int:
     found = re.fullmatch(r"client-(0|[1-9]\d{0,8})\.pub", name)
     if found is None:
-        raise InputError(
-            f"{name}: which client's key is it? Expected client-K.pub, or K as the second argument"
-        )
+        raise InputError(f"{name}: which client's key? Expected client-K.pub, or K as the second argument")
     return int(found[1])
 
 
@@ -85,9 +83,7 @@ def read_public_key(file: Path) -> tuple[str, bytes]:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-        raise InputError(
-            f"{file}: expected a public key of the node's ./make-key.sh (ecdsa-sha2-nistp384 ...)"
-        )
+        raise InputError(f"{file}: expected the public key that a node's ./make-key.sh made (EC P-384)")
     encoding, form = serialization.Encoding, serialization.PublicFormat
     line = key.public_bytes(encoding.OpenSSH, form.OpenSSH).decode("ascii")
     return line, key.public_bytes(encoding.PEM, form.SubjectPublicKeyInfo)

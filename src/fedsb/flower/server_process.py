@@ -1,7 +1,7 @@
-"""The server's part of a run, in this process: `fedsb deploy submit` starts a run at the SuperLink and serves it.
+"""The server's part of a run: `fedsb deploy submit` starts it at the SuperLink and serves it, in its process.
 
 The installed fedsb alone runs here, with the config and the folders that the operator named on this machine.
-What came with a run, its app and its settings, is never looked at: whoever could make a run would gain nothing.
+What came with a run, its app and its settings, is never looked at: who could make a run would gain nothing.
 Like `superexec.py`, this file uses the inside of Flower.
 """
 
@@ -65,7 +65,7 @@ def submit(link: Link, settings: Settings) -> None:
 
 
 def _taken_up(tasks: Tasks, run: int) -> str:
-    """The token of the run that waits longest: this one, or what a stopped submit left behind. Which one it is
+    """The token of the run that waits longest: this one, or what a stopped submit left behind. Which of them
     makes no difference, as all is named here."""
     deadline = time.monotonic() + TAKE_UP_SECONDS
     while (token := tasks.acquire()) is None:

@@ -45,7 +45,7 @@ class Tasks:
     Args:
         address: host:port of its Runtime API.
         secret: what its `--superexec-auth-secret-file` holds.
-        authority: the certificate (PEM) that signed its own; None: it is reached without TLS, on this machine.
+        authority: the certificate (PEM) that signed its own; None: it is on this machine, without TLS.
         kind: the name of Flower's type of task.
     """
 

@@ -1,9 +1,9 @@
 """The SuperLink behind two doors: nodes reach Flower's Fleet API from anywhere, all else needs this machine
 and the submit key.
 
-Flower alone lets whoever reaches the port register nodes, submit apps, stop runs and read their logs. Here a
-request for anything but the Fleet API is answered only if it comes from this machine, and Flower's Control API
-only if it carries the key of `submit.key`. Like `superexec.py`, this file uses the inside of Flower.
+Flower alone lets whoever reaches the port register nodes, submit apps, stop runs and read their logs. Here
+requests for all but the Fleet API are answered only if they come from this machine, and those for the Control
+API only if they carry the key of `submit.key`. Like `superexec.py`, this file uses the inside of Flower.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ log = logging.getLogger("flwr")
 FLEET = "/v1/fleet/"
 LARGEST_BODY = 64 * 2**20
 """Bytes of one request from elsewhere. Flower cuts what nodes send into pieces of 5 MiB."""
-FROM_AFAR = (
-    "Only nodes are answered here from other machines; ./submit.sh and ./register.sh run at the server."
-)
+FROM_AFAR = "Other machines are answered as nodes alone; ./submit.sh and ./register.sh run at the server."
 BY_OTHER_WAYS = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API", "FLWR_OIDC_ENABLED")
 """Variables that would have Flower listen elsewhere too, or ask somebody else who may come in."""
 
