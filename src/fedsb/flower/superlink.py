@@ -60,43 +60,43 @@ def serve(server: Path, host: str, port: int) -> None:
     Raises:
         InputError: another Flower than tested, or no submit key.
     """
-    check_flower()
-    key = read_key(server / "submit.key")
-    for name in BY_OTHER_WAYS:
-        os.environ.pop(name, None)
-    os.umask(0o077)
-    _run(_arguments(server, host, port), key)
-
-
-def _arguments(server: Path, host: str, port: int) -> list[str]:
-    files = {"ca": "ca.crt", "cert": "server.crt", "key": "server.key"}
-    tls = [part for kind, name in files.items() for part in (f"--ssl-{kind}file", str(server / name))]
-    tls[0] = "--ssl-ca-certfile"
-    return [
-        *("--host", host, "--port", str(port), *tls, "--enable-supernode-auth"),
-        *("--isolation", "process", "--superexec-auth-secret-file", str(server / "submit.key")),
-        *("--disable-runtime-dependency-installation", "--database", str(server / "flower" / "superlink.db")),
-    ]
-
-
-def _run(arguments: Sequence[str], key: str) -> None:
     import uvicorn
+
+    check_flower()
+    app, config = superlink(_arguments(server, host, port), read_key(server / "submit.key"))
+    os.umask(0o077)
+    uvicorn.run(app, **config)
+
+
+def superlink(arguments: Sequence[str], key: str) -> tuple[AsgiApp, dict[str, Any]]:
+    """Flower's SuperLink behind the doors, and how uvicorn is to serve it.
+
+    Args:
+        arguments: of `flower-superlink`.
+    """
     from flwr.supercore.http_logging import get_uvicorn_log_config
     from flwr.supercore.logger import console_handler
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
 
+    for name in BY_OTHER_WAYS:
+        os.environ.pop(name, None)
     sys.argv = ["flower-superlink", *arguments]
     config = replace(_parse_superlink_lifespan_config(), authn_plugin=KeyHolder(key))
-    uvicorn.run(
-        guarded(create_app(config, SuperLinkLifespan)),
-        host=config.host,
-        port=config.port,
-        ssl_certfile=config.ssl_certfile,
-        ssl_keyfile=config.ssl_keyfile,
-        log_config=get_uvicorn_log_config(console_handler.level),
-        proxy_headers=False,
-    )
+    app = guarded(create_app(config, SuperLinkLifespan))
+    tls = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
+    logs = get_uvicorn_log_config(console_handler.level)
+    return app, {"host": config.host, "port": config.port, **tls, "log_config": logs, "proxy_headers": False}
+
+
+def _arguments(server: Path, host: str, port: int) -> list[str]:
+    return [
+        *("--host", host, "--port", str(port), "--enable-supernode-auth"),
+        *("--ssl-ca-certfile", str(server / "ca.crt")),
+        *("--ssl-certfile", str(server / "server.crt"), "--ssl-keyfile", str(server / "server.key")),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(server / "submit.key")),
+        *("--disable-runtime-dependency-installation", "--database", str(server / "flower" / "superlink.db")),
+    ]
 
 
 class KeyHolder(NoOpControlAuthnPlugin):
