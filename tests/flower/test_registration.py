@@ -93,7 +93,7 @@ def test_a_name_without_a_number_needs_one(tmp_path, clients, name):
 )
 def test_another_kind_of_key_is_refused(tmp_path, clients, kind):
     with pytest.raises(InputError, match=r"client-0.pub: expected the public key .*make-key.sh"):
-        register(clients, key_file(tmp_path, "client-0", *kind), None, Flower())
+        register(clients, key_file(tmp_path, "client-0", "-t", *kind.split()), None, Flower())
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10_000, b"\xff\xfe", b"ecdsa-sha2-nistp384 AAAA"])

@@ -1,12 +1,14 @@
 """The server's part of a run: the installed code with this machine's settings, whatever came with the run."""
 
+import io
+import zipfile
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.common.constant import SubStatus
-from flwr.common.serde import context_to_proto, run_to_proto, user_config_to_proto
+from flwr.common.serde import context_to_proto, run_to_proto
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import PullTaskInputResponse
 from flwr.supercore.run import Run
@@ -55,7 +57,6 @@ def grid_of(client, monkeypatch):
 
 
 def test_the_settings_of_a_run_are_those_of_this_machine(monkeypatch):
-    assert user_config_to_proto(THEIRS)
     given = []
     monkeypatch.setattr(server_app, "app", lambda grid, context: given.append(context.run_config))
     _run(grid_of(Client(), monkeypatch), SETTINGS)
@@ -123,9 +124,6 @@ def test_the_app_that_flower_wants_has_no_code():
     control = Control("localhost:9", b"", "k" * 64)
     control.__dict__["_client"] = Takes()
     assert control.start_run() == 4
-    import io
-    import zipfile
-
     names = zipfile.ZipFile(io.BytesIO(sent[0])).namelist()
     assert not [name for name in names if name.endswith(".py")]
 
