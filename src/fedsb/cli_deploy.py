@@ -12,6 +12,9 @@ from fedsb.cli_common import AsJson, Overrides, err_console, out_console, print_
 deploy = typer.Typer(
     help="Run across machines, over Flower (needs the extra fedsb[flower]).", no_args_is_help=True
 )
+ServerFolder = Annotated[Path, typer.Option("--server", help="The deployment's folder `server`.")]
+ServerPort = Annotated[int, typer.Option("--port", help="Port of the SuperLink.")]
+HERE = Path()
 
 
 @deploy.command("init")
@@ -22,7 +25,7 @@ def deploy_init(
     port: Annotated[int, typer.Option(help="Port of the server.")] = 9092,
     set_: Overrides = None,
 ) -> None:
-    """Write a Flower app, scripts for certificates, keys and starting, node configs, and a guide.
+    """Write scripts for certificates, keys, starting and letting in, node configs, and a guide.
 
     Example: `fedsb deploy init hospitals run.yaml --host fl.example.org`, then follow hospitals/README.md
     """
@@ -42,30 +45,77 @@ def deploy_check(
     json_: AsJson = False,
 ) -> None:
     """At a node: read its data, its model and the server's ca.crt as a run would, and print what the server
-    would be told, and the digest by which `approved` in node.yaml names this config.
+    would be told, and the digest by which its owner approves of this config.
 
     Example: `fedsb deploy check node.yaml run.yaml`
     """
-    import secrets
-    from dataclasses import asdict
-
     from fedsb.config import RunConfig
-    from fedsb.flower.preflight import check_certificate
-    from fedsb.node import Node
-    from fedsb.node_config import NodeConfig, approves, config_digest
+    from fedsb.flower.preflight import checked_node
+    from fedsb.node_config import NodeConfig
 
-    authority = node.resolve().parent / "ca.crt"
-    if authority.exists() and (warning := check_certificate(authority)):
-        err_console.print(warning, style="yellow", highlight=False, markup=False)
-    run, own = RunConfig.from_yaml(config), NodeConfig.from_yaml(node)
-    digest = config_digest(run)
-    as_if_approved = own.model_copy(update={"approved": [digest], "audit": False})
-    facts = asdict(Node(run, as_if_approved, secrets.token_hex(16)).facts())
-    facts |= {"config_digest": digest, "approved": approves(own, digest)}
+    facts, warnings = checked_node(RunConfig.from_yaml(config), NodeConfig.from_yaml(node), node)
+    for warning in warnings:
+        err_console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if json_:
         return print_json(facts)
     for name, value in facts.items():
-        out_console.print(f"{name:<14} {value}", highlight=False, markup=False)
+        out_console.print(f"{name:<14} {value}", highlight=False, soft_wrap=True)
+
+
+@deploy.command("superlink")
+def deploy_superlink(port: ServerPort, host: str = "127.0.0.1", server: ServerFolder = HERE) -> None:
+    """At the server: what nodes connect to. `start.sh` calls it.
+
+    From other machines it answers registered nodes alone; on this one, whoever holds submit.key.
+    """
+    from fedsb.flower.superlink import serve
+
+    serve(server.resolve(), host, port)
+
+
+@deploy.command("register")
+def deploy_register(
+    key: Annotated[Path, typer.Argument(help="The node's public key, client-K.pub.")],
+    port: ServerPort,
+    client: Annotated[int | None, typer.Argument(min=0, help="K, where the file's name is another.")] = None,
+    server: ServerFolder = HERE,
+) -> None:
+    """At the server: let in the node with this key, as client K and no other. `register.sh` calls it."""
+    from fedsb.flower.registration import register
+    from fedsb.flower.server_process import Link
+
+    number = register(server / "clients", key, client, Link(server, port).control())
+    out_console.print(f"client {number} is who has the other half of {key.name}", highlight=False)
+
+
+@deploy.command("revoke")
+def deploy_revoke(
+    client: Annotated[int, typer.Argument(min=0, help="K of client-K.")],
+    port: ServerPort,
+    server: ServerFolder = HERE,
+) -> None:
+    """At the server: let client K's node in no more. `revoke.sh` calls it."""
+    from fedsb.flower.registration import revoke
+    from fedsb.flower.server_process import Link
+
+    revoke(server / "clients", client, Link(server, port).control())
+    out_console.print(f"client {client}: its key is let in no more", highlight=False)
+
+
+@deploy.command("submit")
+def deploy_submit(
+    port: ServerPort,
+    config: Annotated[Path, typer.Option(help="YAML file of the run.")],
+    out: Annotated[Path, typer.Option(help="Its run folder; a run that stopped there goes on.")],
+    wait_seconds: Annotated[float, typer.Option(help="How long to wait for the nodes.")] = 600.0,
+    server: ServerFolder = HERE,
+) -> None:
+    """At the server: start a run over the SuperLink and do the server's part of it. `submit.sh` calls it."""
+    from fedsb.flower.server_process import Link, submit
+
+    folders = {"config": config, "out": out, "clients": server / "clients"}
+    settings = {name: str(folder.resolve()) for name, folder in folders.items()}
+    submit(Link(server, port), settings | {"wait-seconds": wait_seconds})
 
 
 @deploy.command("preflight")

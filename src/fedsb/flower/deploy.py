@@ -35,8 +35,7 @@ def write_deployment(folder: Path, config: RunConfig, *, host: str, port: int) -
     folder = folder.resolve()
     values = _values(folder, config.with_absolute_paths(), host, port)
     written = [_write(folder / "run.yaml", config.with_absolute_paths().to_yaml())]
-    for part in ("app", "server"):
-        written += _copy(TEMPLATE / part, folder / part, values)
+    written += _copy(TEMPLATE / "server", folder / "server", values)
     for client in range(config.federation.clients):
         own = values | {"CLIENT": str(client), "NODE_PORT": str(FIRST_NODE_PORT + client)}
         written += _copy(TEMPLATE / "node", folder / "nodes" / f"client-{client}", own)
@@ -91,6 +90,8 @@ def _alternative_name(host: str) -> str:
 
 
 def _copy(source: Traversable, target: Path, values: dict[str, str]) -> list[Path]:
+    """A folder for its owner's eyes: keys, databases and state come to lie in it."""
+    target.mkdir(parents=True, mode=0o700)
     return [_fill(file, target / file.name, values) for file in source.iterdir() if file.is_file()]
 
 

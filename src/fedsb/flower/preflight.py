@@ -5,15 +5,41 @@ A SuperLink starts with an expired certificate and says nothing: nodes are refus
 
 from __future__ import annotations
 
+import secrets
 import socket
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 
+from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.node import Node
+from fedsb.node_config import NodeConfig, config_digest
 
 SOON = timedelta(days=14)
+
+
+def checked_node(config: RunConfig, own: NodeConfig, file: Path) -> tuple[dict[str, Any], list[str]]:
+    """What this node would tell the server of this run and the digest of the run's config; and what its owner
+    should look at.
+
+    Args:
+        file: where `own` was read from.
+
+    Raises:
+        InputError: the node would not take part, its approval of the config aside.
+    """
+    authority, digest = file.resolve().parent / "ca.crt", config_digest(config)
+    warnings = [check_certificate(authority) if authority.exists() else None]
+    approved = digest in (own.approved or [])
+    if not approved:
+        warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
+    as_if_approved = own.model_copy(update={"approved": [digest], "audit": False})
+    facts = asdict(Node(config, as_if_approved, secrets.token_hex(16)).facts())
+    return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
 
 def check_certificate(file: Path, now: datetime | None = None) -> str | None:

@@ -1,9 +1,10 @@
 """A Flower ServerApp around `runner.run`. Started again with the same `out`, it goes on with that run.
 
-Its run config (`[tool.flwr.app.config]` of the app folder, or `flwr run --run-config`):
+Its settings, which `fedsb deploy submit` takes from this machine alone:
 
-    config          the run's YAML file, on the server
+    config          the run's YAML file
     out             its run folder
+    clients         folder of the clients' public keys; left out: nodes are taken at their word
     wait-seconds    how long to wait for the nodes
 """
 
@@ -42,14 +43,15 @@ def main(grid: Grid, context: Context) -> None:
 def _serve(grid: Grid, context: Context, console: Console) -> None:
     config = RunConfig.from_yaml(_setting(context, "config"))
     out = Path(_setting(context, "out"))
-    with alone(_beside(out, "lock"), f"the run in {out}"):
+    with alone(_for_own_eyes(_beside(out, "lock")), f"the run in {out}"):
         _run_alone(grid, context, console, config, out)
 
 
 def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig, out: Path) -> None:
     resume, progress = (out / "config.yaml").exists(), PlainLines(console)
     progress.stage("going on with the run in its folder" if resume else "waiting for the nodes")
-    federation = Federation(grid, config, _run_name(out, resume=resume), progress.stage)
+    name, keys = _run_name(out, resume=resume), context.run_config.get("clients")
+    federation = Federation(grid, config, name, progress.stage, keys=str(keys) if keys else None)
     federation.gather(float(context.run_config.get("wait-seconds", 600)))
     facts = [federation.facts[client] for client in range(config.federation.clients)]
     remote = Remote([f.num_examples for f in facts], federation.ask, facts[0].base_digest)
@@ -60,9 +62,7 @@ def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig
 def _setting(context: Context, name: str) -> str:
     value = context.run_config.get(name)
     if not value:
-        raise InputError(
-            f"{name}: missing in the run config; give it with flwr run --run-config '{name}=\"...\"'"
-        )
+        raise InputError(f"{name}: missing in the run config; give it with fedsb deploy submit --{name} ...")
     return str(value)
 
 
@@ -71,10 +71,17 @@ def _beside(out: Path, what: str) -> Path:
 
 
 def _run_name(out: Path, *, resume: bool) -> str:
-    """What nodes call this run: drawn when it begins, kept beside its folder. A run begun anew has a new
-    name, so that nodes take up nothing of the former one."""
+    """What nodes call this run, 32 hexadecimal digits: drawn when it begins, kept beside its folder. A run
+    begun again has a new name, so that nodes take up nothing of the former one."""
     file = _beside(out, "run_name")
     if not (resume and file.exists()):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _for_own_eyes(file)
         write_text(file, secrets.token_hex(16))
+        file.chmod(0o600)
     return file.read_text(encoding="utf-8")
+
+
+def _for_own_eyes(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(0o600)
+    return file

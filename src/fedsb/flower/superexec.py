@@ -1,7 +1,7 @@
 """A SuperNode's messages, answered here in place of `flower-superexec` and the process it starts for each.
 
 The SuperNode runs with `--isolation process --superexec-auth-secret-file FILE`. The app that came with a run
-is never looked at: only installed code runs here. This is the one file that uses the inside of Flower.
+is never looked at: only installed code runs here. This file uses the inside of Flower.
 """
 
 from __future__ import annotations
@@ -28,27 +28,31 @@ def check_flower() -> None:
     """Refuse a Flower that this file was not tested with.
 
     Raises:
-        InputError: which versions do, and the way without this file.
+        InputError: which version does.
     """
     found = version("flwr")
     if not found.startswith(TESTED):
         raise InputError(
-            f"flwr {found}: a client process that lasts was tested with flwr {TESTED}x alone. Run pip "
-            f"install 'flwr=={TESTED}*', or start the node with ./start.sh --process-per-message"
+            f"flwr {found}: fedsb's own processes were tested with flwr {TESTED}x alone. Run pip install "
+            f"'flwr=={TESTED}*'"
         )
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """The messages of one SuperNode.
+    """What waits at one SuperNode or SuperLink: messages, or runs.
 
     Args:
         address: host:port of its Runtime API.
         secret: what its `--superexec-auth-secret-file` holds.
+        authority: the certificate (PEM) that signed its own; None: it is on this machine, without TLS.
+        kind: the name of Flower's type of task.
     """
 
     address: str
     secret: bytes
+    authority: bytes | None = None
+    kind: str = "CLIENT_APP"
 
     @cached_property
     def _door(self) -> Any:
@@ -65,21 +69,21 @@ class Tasks:
 
         return RuntimeHttpClient.from_server_address(
             server_address=self.address,
-            insecure=True,
-            root_certificates=None,
+            insecure=self.authority is None,
+            root_certificates=self.authority,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), who],
             retry_invoker=make_simple_http_retry_invoker(),
         )
 
     def acquire(self) -> str | None:
-        """The token of a message that waits, which is this process's from now on; None if none waits.
+        """The token of what waits longest, which is this process's from now on; None if nothing waits.
 
-        Waits until the SuperNode can be reached.
+        Waits until the other side can be reached.
         """
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.constant import TaskType
 
-        found = self._door.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        found = self._door.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType[self.kind]]))
         return found.token if found.HasField("task") and found.token else None
 
     def answer(self, token: str, app: App) -> None:

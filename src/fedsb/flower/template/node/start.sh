@@ -2,7 +2,6 @@
 # The SuperNode: connects to the server (from here to there alone: no port need be open here). Beside it runs one
 # client process, which trains when asked: it keeps the model loaded and runs the installed fedsb alone, no code
 # that a server sends. Stop both with Ctrl-C; started again they go on. ca.crt from the server must lie here.
-#   ./start.sh --process-per-message    Flower's own way: a fresh process a message, which runs the server's app
 set -eu
 cd "$(dirname "$0")"
 umask 077
@@ -10,18 +9,13 @@ export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHEC
 mkdir -p "$FLWR_HOME"
 secret="$FLWR_HOME/secret"
 fedsb deploy preflight --port @NODE_PORT@ --certificate ca.crt
-if [ "${1:-}" = --process-per-message ]; then
-  set -- --isolation subprocess
-else
-  set -- --isolation process --superexec-auth-secret-file "$secret"
-  head -c 32 /dev/urandom > "$secret"
-  while kill -0 $$ 2> /dev/null; do   # $$ is the SuperNode, as soon as exec has made it that
-    fedsb deploy client --port @NODE_PORT@ --secret "$secret" --supernode $$ || {
-      [ $? != 2 ] || kill $$   # 2: nothing that a fresh start would mend
-      sleep 2
-    }
-  done &
-fi
+head -c 32 /dev/urandom > "$secret"
+while kill -0 $$ 2> /dev/null; do   # $$ is the SuperNode, as soon as exec has made it that
+  fedsb deploy client --port @NODE_PORT@ --secret "$secret" --supernode $$ || {
+    [ $? != 2 ] || kill $$   # 2: nothing that a fresh start would fix
+    sleep 2
+  }
+done &
 exec flower-supernode --superlink "${SUPERLINK:-@HOST@:@PORT@}" --root-certificates ca.crt \
   --auth-supernode-private-key client-@CLIENT@ --host 127.0.0.1 --port @NODE_PORT@ \
-  --node-config "fedsb=\"$PWD/node.yaml\"" "$@"
+  --isolation process --superexec-auth-secret-file "$secret" --node-config "fedsb=\"$PWD/node.yaml\""

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Once, at the server: a certificate authority of your own, and the server's certificate for the names below.
-# ca.crt goes to every node. ca.key and server.key stay here.
+# Once, at the server: a certificate authority of your own, the server's certificate for the names below, and the
+# submit key, without which nobody registers nodes or starts runs. ca.crt goes to every node. The keys stay here.
 #   ./make-certificates.sh --renew      a new server.crt by the same authority: nodes need nothing new
 set -eu
 cd "$(dirname "$0")"
@@ -28,5 +28,6 @@ X
 openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -sha256 -days "${DAYS:-365}" \
   -extfile server.ext -out server.crt
 rm -f server.csr server.ext
+[ -e submit.key ] || openssl rand -hex 32 > submit.key
 chmod 644 ca.crt server.crt
 echo "made server.crt (${DAYS:-365} days); ca.crt goes to every node"

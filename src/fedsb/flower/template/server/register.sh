@@ -1,7 +1,8 @@
 #!/bin/sh
-# Let in the node with this public key: ./register.sh client-0.pub
+# Let in the node with this public key as client K: ./register.sh client-K.pub, or ./register.sh FILE K
 set -eu
 key=$(realpath "$1")
 cd "$(dirname "$0")"
 . ./environment.sh
-exec flwr supernode register "$key" fedsb
+shift
+exec fedsb deploy register --port @PORT@ "$key" "$@"

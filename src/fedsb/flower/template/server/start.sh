@@ -1,9 +1,8 @@
 #!/bin/sh
 # The SuperLink: what nodes connect to. Stop it with Ctrl-C; started again it goes on.
+#   HOST=0.0.0.0 ./start.sh    listen to other machines too. Without it this machine alone can connect.
 set -eu
 cd "$(dirname "$0")"
 . ./environment.sh
-fedsb deploy preflight --host "${HOST:-0.0.0.0}" --port @PORT@ --certificate ca.crt --certificate server.crt
-exec flower-superlink --host "${HOST:-0.0.0.0}" --port @PORT@ \
-  --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \
-  --enable-supernode-auth --disable-runtime-dependency-installation --database "$PWD/flower/superlink.db"
+fedsb deploy preflight --host "${HOST:-127.0.0.1}" --port @PORT@ --certificate ca.crt --certificate server.crt
+exec fedsb deploy superlink --host "${HOST:-127.0.0.1}" --port @PORT@
