@@ -66,7 +66,7 @@ def _delta(folder: Path, config: RunConfig) -> float:
         raise InputError(
             f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"
         ) from None
-    return check_delta(config, [len(part) for part in parts.values()])
+    return check_delta(config, list(parts.values()))
 
 
 def _age(file: Path) -> float | None:
