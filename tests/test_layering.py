@@ -18,6 +18,7 @@ PURE = {
     "adapter",
     "attached",
     "bases",
+    "dropout",
     "errors",
     "exchange",
     "layout",
@@ -56,6 +57,7 @@ COMPOSE = {
     "client",
     "contribution",
     "contributions",
+    "fixed_shape",
     "gradient_start",
     "head",
     "initialize",
@@ -66,7 +68,7 @@ COMPOSE = {
     "trainable",
 }
 LIBRARIES = {"torch", "numpy", "safetensors", "jaxtyping"}
-LAZY_LIBRARIES = {"bitsandbytes", "dp_accounting", "nltk", "opacus", "rouge_score", "sacrebleu", "scipy"}
+LAZY_LIBRARIES = {"bitsandbytes", "cryptography", "dp_accounting", "nltk", "opacus", "rouge_score", "sacrebleu", "scipy"}
 """Allowed inside a function of a pure module."""
 
 
@@ -121,7 +123,7 @@ PARTS = {"privacy.noise", "privacy.sampling", "privacy.clipping", "privacy.per_e
 
 @pytest.mark.parametrize("name", sorted(PARTS))
 def test_parts_of_privacy_do_not_know_each_other(name):
-    assert not {i for i in split_imports(name)[0] if i.startswith("privacy")}
+    assert not {i for i in split_imports(name)[0] if i.startswith("privacy")} - {"privacy.keystream"}
 
 
 @pytest.mark.parametrize("name", sorted(COMPOSE))

@@ -219,8 +219,13 @@ def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(worl
     """The server knows the run's seed and could name the examples otherwise."""
     config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
     (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
-    seeds = {Node(config, NodeConfig(**own), RUN).start.private.sampling_seed for _ in range(3)}
-    assert len(seeds - {None, config.seed}) == 3
+    runs = (RUN, RUN, RUN[::-1])
+    nodes = [Node(config, NodeConfig(**own), run) for run in runs]
+    draws = {node.start.private.samples("private start", 0, 0).read(1).item() for node in nodes}
+    assert len(draws) == 3
+    secrets = [(tmp_path / f"state-0/{run}/private/sampling-secret") for run in runs[1:]]
+    assert [secret.stat().st_mode & 0o777 for secret in secrets] == [0o600, 0o600]
+    assert secrets[0].read_bytes() != secrets[1].read_bytes()
 
 
 def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):

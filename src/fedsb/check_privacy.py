@@ -50,7 +50,7 @@ def _start(config: RunConfig, method: Method) -> Iterator[str]:
 
 
 def _packages(wanted: PrivacyConfig) -> Iterator[str]:
-    needed = ["dp_accounting"] + (["opacus"] if wanted.unit == "example" else [])
+    needed = ["cryptography", "dp_accounting"] + (["opacus"] if wanted.unit == "example" else [])
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         yield f"privacy: {', '.join(missing)} is needed and missing; pip install 'fedsb[dp]'"

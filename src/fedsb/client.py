@@ -47,6 +47,7 @@ class LocalTraining:
     epochs: float = 1.0
     batch_size: int = 32
     accumulation: int = 1
+    max_length: int = 128
     schedule: Schedule = "constant"
     warmup_ratio: float = 0.0
     weight_decay: float = 0.0

@@ -16,10 +16,11 @@ from fedsb.adapter import Factors
 from fedsb.bases import bases_from_update
 from fedsb.errors import RunFailed
 from fedsb.methods.method import Shape
+from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import StartPlan
 from fedsb.robust_start import Sizes, evened
-from fedsb.seeding import numpy_generator, torch_generator
+from fedsb.seeding import torch_generator
 from fedsb.trainable import Batch, Losses
 from fedsb.update_estimate import Rule
 
@@ -34,21 +35,19 @@ class PrivateStart:
     """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves.
 
     Attributes:
-        repeats: how often each client's sum was paid for before; every time has a sample of its own.
-        sampling_seed: of the Poisson samples; None: the start's seed, to be kept from who sees results.
+        repeats: how often each client's sum was charged before; every time has a sample of its own.
+        samples: (purpose, ...) -> the secret stream behind a Poisson sample.
     """
 
     plans: Mapping[int, StartPlan]
     noise: NoiseSource
     charge: Callable[[int], None]
     repeats: Mapping[int, int]
-    sampling_seed: int | None = None
+    samples: Callable[..., Keystream]
 
-    def sample(self, client: int, seed: int) -> list[int]:
+    def sample(self, client: int) -> list[int]:
         """Which of the client's own examples are looked at."""
-        own_seed = seed if self.sampling_seed is None else self.sampling_seed
-        rng = numpy_generator(own_seed, "private start", client, self.repeats[client])
-        return self.plans[client].sample(rng)
+        return self.plans[client].sample(self.samples("private start", client, self.repeats[client]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fedsb.adapter import Factors
 from fedsb.contribution import SENT_AS, GradientStart, Own, Tensors, reducer, step_rule
 from fedsb.contributions import contribution
+from fedsb.dropout import without_dropout
 from fedsb.linear import features
 from fedsb.methods.method import Shape
 from fedsb.traffic import Entry
@@ -128,7 +129,7 @@ def looked_at(start: GradientStart, draw: Draw) -> Draw:
     a Poisson sample of them."""
     if start.private is None:
         return draw
-    return {c: [own[i] for i in start.private.sample(c, start.seed)] for c, own in draw.items()}
+    return {c: [own[i] for i in start.private.sample(c)] for c, own in draw.items()}
 
 
 def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Entry:
@@ -177,7 +178,7 @@ def orthonormal_again(columns: Tensor) -> Tensor:
 @contextmanager
 def estimating(model: nn.Module) -> Iterator[None]:
     """The state in which gradients of base weights are taken."""
-    with _frozen(model), _checkpointing_in_eval_mode(model):
+    with _frozen(model), without_dropout(model):
         yield
 
 
@@ -190,18 +191,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
-
-
-@contextmanager
-def _checkpointing_in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Let blocks with gradient checkpointing switched on use it although there is no dropout: transformers
-    asks the block alone whether it is training."""
-    blocks = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    modes = [block.training for block in blocks]
-    for block in blocks:
-        block.training = True
-    try:
-        yield
-    finally:
-        for block, mode in zip(blocks, modes, strict=True):
-            block.training = mode

@@ -192,12 +192,14 @@ def batches_of(data: Data, device: torch.device) -> Any:
 
 
 def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
-    """What partition.json holds."""
+    """What partition.json holds: of each client its examples; of a private run, whose folder may be shown,
+    their number alone, which the statement calls public."""
+    private = config.privacy is not None
     record: dict[str, Any] = {
         "kind": config.federation.partition.kind if data.train else "nodes",
-        "clients": {str(client): part for client, part in enumerate(data.parts)},
+        "clients": {str(client): len(part) if private else part for client, part in enumerate(data.parts)},
     }
-    if data.labels is not None and config.privacy is None:  # counts of labels are a statistic of private rows
+    if data.labels is not None and not private:  # counts of labels are a statistic of private rows
         counts = [Counter(data.labels[i] for i in part) for part in data.parts]
         record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}
     return record

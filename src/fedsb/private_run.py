@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,10 +22,12 @@ from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.dp_sgd import train_privately
 from fedsb.privacy.guard import BudgetSpent, Guard
+from fedsb.privacy.keystream import GENERATOR
 from fedsb.privacy.ledger import LEDGER, Phase, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
 from fedsb.privacy.statement import statement
+from fedsb.private_state import SampleSecret
 from fedsb.sampling import cohort
 from fedsb.seeding import numpy_generator
 from fedsb.settings import local_training
@@ -38,8 +40,7 @@ class PrivateRun:
     Attributes:
         examples, starts: plans by client (unit: example).
         clients: the server's plan (unit: client).
-        sampling_seed: of Poisson batches and cohorts; None: the run's seed, which whoever sees results must
-            not know.
+        samples: the secret behind Poisson batches and cohorts.
     """
 
     wanted: PrivacyConfig
@@ -49,29 +50,23 @@ class PrivateRun:
     examples: Mapping[int, ExamplePlan]
     starts: Mapping[int, StartPlan]
     clients: ClientPlan | None
-    sampling_seed: int | None = None
+    samples: SampleSecret
 
     def with_secret_samples(self) -> PrivateRun:
-        """With batches and cohorts drawn from a secret of this process; with noise for tests, from the
-        run's seed still.
-
-        Over a network server and nodes all know the run's seed. Whoever knows who took part in what he sees
-        has no amplification by sampling against him.
-        """
-        if self.noise.insecure_seed is not None:
-            return self
-        return replace(self, sampling_seed=secrets.randbits(128))
+        """With batches of this answer alone: the same question asked twice at once, or of a state that was
+        copied back, is never answered from one batch with two noises."""
+        return replace(self, samples=self.samples.once())
 
     def trainer(self, client: int, number: int) -> Train:
         """What trains this client in this round in place of `client.train`; it declares no loss."""
         if self.clients is not None:
             return _without_loss
+        repeat = self.guard.ledger.times(client, "round", number)
         return partial(
             train_privately,
             plan=self.examples[client],
             noise=self.noise,
-            sampling_seed=self.sampling_seed,
-            repeat=self.guard.ledger.times(client, "round", number),
+            coins=self.samples.stream("poisson", number, client, repeat),
         )
 
     def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
@@ -122,7 +117,7 @@ class PrivateRun:
             return None
         charge = self._count_start if elsewhere else self._charge_start
         repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
-        return PrivateStart(self.starts, self.noise, charge, repeats, self.sampling_seed)
+        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream)
 
     def _charge_start(self, client: int) -> None:
         self.guard.charge(client, "start", 0, self.starts[client].release)
@@ -131,12 +126,11 @@ class PrivateRun:
         if not self.guard.ledger.mechanisms(client, "start"):
             self._charge_start(client)
 
-    def cohort(self, number: int, seed: int) -> list[int]:
-        """The Poisson cohort of a round (unit: client); another one if the round was paid for before."""
+    def cohort(self, number: int) -> list[int]:
+        """The Poisson cohort of a round (unit: client); another one if the round was charged before."""
         assert self.clients is not None
-        own_seed = seed if self.sampling_seed is None else self.sampling_seed
         repeat = self.guard.ledger.times(None, "round", number)
-        return self.clients.cohort(numpy_generator(own_seed, "cohort", number, repeat))
+        return self.clients.cohort(self.samples.stream("cohort", number, repeat))
 
     def server_release(self, number: int, clip_norm: float) -> ClientRelease | None:
         """What clips and noises this round's mean (unit: client), paid for."""
@@ -171,9 +165,13 @@ class PrivateRun:
                 f"had reported {last_epsilon:.4g}: lines are missing. Restore it from a copy."
             )
 
-    def summary(self, rounds_done: int) -> dict[str, Any]:
-        """The section `privacy` of summary.json."""
-        private = self.wanted.insecure_seed is None
+    def summary(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The section `privacy` of summary.json.
+
+        Args:
+            metrics: the lines of metrics.jsonl.
+        """
+        private, rounds_done = self.wanted.insecure_seed is None, metrics[-1]["round"]
         per_client = {"all" if who is None else str(who): self._of(who) for who in self._who()}
         worst = max(per_client.values(), key=lambda of: of["epsilon"])
         facts = {
@@ -186,16 +184,41 @@ class PrivateRun:
             "epsilon_start": worst["epsilon_start"] if private else None,
             "epsilon_rounds": worst["epsilon_rounds"] if private else None,
             "noise_multiplier": max(of["noise_multiplier"] for of in per_client.values()),
+            "noise_source": f"{GENERATOR}, keys from the operating system" if private else "a fixed seed",
             "clip_norm": self.wanted.clip_norm,
+            "quantile": self.wanted.quantile,
             "target_epsilon": self.wanted.epsilon,
-            "relation": f"add or remove one {self.wanted.unit}",
+            "relation": f"one {self.wanted.unit} present or blanked",
             "sampling": "Poisson",
-            "sampling_secret": self.sampling_seed is not None,
+            "units": self._units,
             "rounds": rounds_done,
             "stopped_early": rounds_done < self.rounds,
             "per_client": per_client,
         }
+        if self.clients is not None:
+            facts |= self._seen_cohorts(self.clients, metrics)
         return facts | {"statement": statement(facts)}
+
+    @property
+    def _units(self) -> int:
+        """How many units there are, of one client or of all, which delta is measured by."""
+        if self.clients is not None:
+            return self.clients.num_clients
+        return min(plan.num_examples for plan in self.examples.values())
+
+    def _seen_cohorts(self, plan: ClientPlan, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What is left of the claim against a reader of the cohorts: for the client that was in most of them,
+        each of its rounds is a release without sampling. A round that was charged and not listed counts."""
+        listed = Counter(client for line in metrics for client in _cohort_of(line))
+        charged = len(self.guard.ledger.mechanisms(None, "round"))
+        most = max(listed.values(), default=0) + charged - metrics[-1]["round"]
+        seen = plan.round._replace(sampling_probability=1.0, steps=most)
+        return {
+            "count_noise_std": plan.count_noise_std,
+            "update_noise_multiplier": plan.update_noise_multiplier,
+            "rounds_of_one_client": most,
+            "epsilon_cohorts_known": epsilon([seen], self.guard.delta) if self.wanted.insecure_seed is None else None,
+        }
 
     def _of(self, who: int | None) -> dict[str, Any]:
         ledger, delta = self.guard.ledger, self.guard.delta
@@ -213,6 +236,11 @@ class PrivateRun:
             "sampling_probability": plan.sampling_probability,
             "steps": sum(m.steps for m in ledger.mechanisms(who, "round")),
         }
+
+
+def _cohort_of(line: Mapping[str, Any]) -> list[int]:
+    """Everybody who was asked in this round of metrics.jsonl."""
+    return [*line["clients"], *(rejected["client"] for rejected in line["rejected"])]
 
 
 def _without_loss(*args: Any, **more: Any) -> None:
@@ -240,11 +268,12 @@ def prepare_privacy(
     account = account or _account(wanted, folder)
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon, account)
     noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
+    samples = SampleSecret(folder, wanted.insecure_seed)
     if wanted.unit == "client":
-        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta))
+        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta), samples)
     starts = _start_plans(config, wanted, sizes, delta)
     plans = _example_plans(config, wanted, sizes, starts, delta)
-    private = PrivateRun(wanted, guard, noise, rounds, plans, starts, None)
+    private = PrivateRun(wanted, guard, noise, rounds, plans, starts, None, samples)
     for client, plan in plans.items():
         start = [starts[client].release] if client in starts else []
         guard.check_plan([*start, *[plan.round] * plan.rounds])

@@ -24,6 +24,7 @@ from fedsb.errors import InputError
 from fedsb.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
 from fedsb.methods import Method
 from fedsb.prepare_data import Data, partition_record
+from fedsb.private_state import PRIVATE, write_privately
 
 PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 MAY_BE_THERE = ("data", LOCK)
@@ -106,12 +107,15 @@ def check_place(folder: Path) -> None:
 
 
 def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
-    """Create the folder with the resolved config and the partition; what a kill left half written goes."""
+    """Create the folder with the resolved config and the partition; who holds which example stays apart where
+    privacy is on. What a kill left half written goes."""
     folder.mkdir(parents=True, exist_ok=True)
     for inner in (folder, folder / "checkpoint", folder / "adapter"):
         remove_parts(inner)
     write_text(folder / "config.yaml", config.to_yaml())
     write_json(folder / "partition.json", partition_record(config, data))
+    if config.privacy is not None and data.train:
+        write_privately(folder / PRIVATE / "partition.json", json.dumps({"clients": dict(enumerate(data.parts))}).encode())
 
 
 def write_progress(folder: Path, saved: Saved) -> None:

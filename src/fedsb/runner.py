@@ -129,8 +129,6 @@ def _run_alone(
     if saved is not None and (other := check_same(saved.started_on, inputs, config)):
         progress.stage(other)
     private = _prepare_privacy(config, folder, data, saved, progress)
-    if private is not None and remote is not None:
-        private = private.with_secret_samples()
     run_folder.open_folder(folder, config, data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
     saved = saved or begin(config, folder, method, data, base, private, progress, remote)
@@ -143,7 +141,7 @@ def _run_alone(
         summary = run_folder.finished_summary(folder)
         if summary is None:
             write_samples(folder, config, data, base.model)
-            privacy = private.summary(saved.state.round) if private else None
+            privacy = private.summary(saved.metrics) if private else None
             summary = run_folder.finish(
                 folder, config, method, data, session.attached, base.head, saved, clock, made_for, privacy
             )
@@ -232,10 +230,10 @@ def _rounds(session: _Session, saved: Saved, clock: float, watchers: Watchers) -
 
 
 def _cohort(session: _Session, number: int) -> list[int]:
-    federation, seed, private = session.config.federation, session.config.seed, session.private
+    federation, private = session.config.federation, session.private
     if private is not None and private.clients is not None:
-        return private.cohort(number, seed)
-    rng = numpy_generator(seed, "cohort", number)
+        return private.cohort(number)
+    rng = numpy_generator(session.config.seed, "cohort", number)
     return cohort(federation.clients, federation.clients_per_round, rng)
 
 

@@ -52,9 +52,8 @@ def norm_bound(config: RunConfig) -> NormBound | None:
 
 def local_training(config: RunConfig) -> LocalTraining:
     """The config's training section as the client's flat arguments."""
-    not_the_loops = {"max_length", "gradient_checkpointing"}
     return LocalTraining(
-        **config.training.model_dump(exclude=not_the_loops),
+        **config.training.model_dump(exclude={"gradient_checkpointing"}),
         rounds=config.federation.rounds,
         timeout_seconds=config.federation.client_timeout_seconds,
     )

@@ -60,7 +60,7 @@ def _delta(folder: Path, config: RunConfig) -> float:
 
     file = folder / "partition.json"
     try:
-        sizes = [len(part) for part in read_json(file)["clients"].values()]
+        sizes = list(map(int, read_json(file)["clients"].values()))  # a private run's file has counts alone
     except (InputError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
             f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"

@@ -230,7 +230,7 @@ def show_privacy(found: dict[str, Any], console: Console) -> None:
         "delta": f"{found['delta']:.3g}",
         "steps": f"{found['steps']:,}, each on a Poisson sample",
         "sample rate": f"{found['sample_rate']:.4g} of the {found['unit']}s a step, on average",
-        "protects": f"one {found['unit']}: add or remove one",
+        "protects": f"one {found['unit']}: present or blanked",
     }
     for name, value in rows.items():
         grid.add_row(name, shown(value))

@@ -139,20 +139,19 @@ def test_cohorts_are_drawn_from_a_secret_of_the_server(world, tmp_path, monkeypa
     """Every node knows the run's seed, and with it could name who else took part in a model that it sees."""
     privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5}
     config = config_of(world, privacy=privacy, federation__weighting="uniform")
-    seeds, cohort = [], PrivateRun.cohort
+    secrets, cohort = [], PrivateRun.cohort
 
     def watched(self, *arguments):
-        seeds.append(self.sampling_seed)
+        secrets.append((self.samples.run, self.samples.insecure_seed))
         return cohort(self, *arguments)
 
     files = nodes_of(config, tmp_path)
     monkeypatch.setattr(PrivateRun, "cohort", watched)
     serve(FakeGrid(files), config, tmp_path)
-    assert len(seeds) == 2
-    assert not {None, RunConfig.from_dict(config).seed} & set(seeds)
+    assert secrets == [(tmp_path / "deployed", None)] * 2
+    assert len((tmp_path / "deployed/private/sampling-secret").read_bytes()) == 32
     facts = json.loads((tmp_path / "deployed/summary.json").read_text())["privacy"]
-    assert facts["sampling_secret"]
-    assert "Assumed" not in facts["statement"]
+    assert "seed" not in facts["statement"]
 
 
 def harmed(node, how, *, kind="train"):

@@ -13,6 +13,7 @@ from fedsb.methods import ALL, Shape
 from fedsb.methods.method import Frame, Upload
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.clipping import ClippedSum, clip
+from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ClientPlan
 
@@ -121,8 +122,9 @@ def test_the_quantile_pays_out_of_the_same_noise(cohort):
     assert plan.update_noise_multiplier > 1.5
 
 
-def test_cohorts_are_poisson_and_repeat_by_their_generator():
-    sizes = [len(PLAN.cohort(np.random.default_rng(seed))) for seed in range(2000)]
+def test_cohorts_are_poisson_and_repeat_by_their_key():
+    coins = Keystream(bytes(32))
+    sizes = [len(PLAN.cohort(coins)) for _ in range(2000)]
     assert np.mean(sizes) == pytest.approx(4, rel=0.05)
     assert np.var(sizes) == pytest.approx(10 * 0.4 * 0.6, rel=0.15)
-    assert PLAN.cohort(np.random.default_rng(5)) == PLAN.cohort(np.random.default_rng(5))
+    assert PLAN.cohort(Keystream(bytes(32))) == PLAN.cohort(Keystream(bytes(32)))

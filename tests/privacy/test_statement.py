@@ -17,7 +17,11 @@ FACTS = {
     "clip_norm": 5.0,
     "accountant": "PLD",
     "epsilon_rdp": 4.0,
-    "sampling_secret": False,
+    "noise_source": "ChaCha20, keys from the operating system",
+    "quantile": None,
+    "units": 5000,
+    "rounds_of_one_client": 2,
+    "epsilon_cohorts_known": 7.777,
     "per_client": {"all": {"epsilon_start": 0.0, "noise_multiplier": 0.6}},
 }
 

@@ -6,18 +6,21 @@ upper bound up to its grid, with Renyi DP (Mironov et al. 2019, arXiv 1908.10530
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, reduce
 from typing import Any, Literal, NamedTuple
 
 from fedsb.errors import InputError
 
-AccountantName = Literal["pld", "rdp"]
-ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
-"""Of Renyi DP. Any set gives a bound; whole numbers have a closed form, broken ones a series that may not
-end."""
+AccountantName = Literal["pld", "rdp", "rough rdp"]
+WHOLE_ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
+"""Of Renyi DP, with a closed form each; any set gives a bound."""
+ORDERS = [1.01, 1.02, 1.05, *(1 + tenths / 10 for tenths in range(1, 50) if tenths % 10), *WHOLE_ORDERS]
+"""With broken ones, which large budgets need: series of up to a thousand terms, that take seconds."""
 LEAST_NOISE_OF_PLD = 0.05
 """Below this the grid of losses outgrows memory, and epsilon is in the hundreds: Renyi DP serves, an upper
 bound too."""
@@ -48,7 +51,11 @@ def epsilon(
     accountant: AccountantName = "pld",
     grid: float = GRID_OF_LOSSES,
 ) -> float:
-    """Epsilon at delta of all these together, for neighbours that differ by adding or removing one record.
+    """Epsilon at delta of all these together, for neighbours that differ in one record, present or blanked.
+
+    A blanked record adds nothing to any sum, whatever its coins say: with it a release is N(0, s^2) beside
+    (1 - q) N(0, s^2) + q N(c, s^2), |c| at most the sensitivity. That is the pair of adding or removing a
+    record at a probability that does not change, and the larger of its two directions is taken.
 
     0 for none; infinite without noise.
 
@@ -70,8 +77,8 @@ def _epsilon(
     if any(m.noise_multiplier <= 0 for m in mechanisms):
         return math.inf
     _check_installed()
-    if accountant == "rdp" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
-        return _renyi_epsilon(mechanisms, delta)
+    if accountant != "pld" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
+        return _renyi_epsilon(mechanisms, delta, WHOLE_ORDERS if accountant == "rough rdp" else ORDERS)
     together = reduce(lambda one, other: one.compose(other), (_losses(m, grid) for m in mechanisms))
     return float(together.get_epsilon_for_delta(delta))
 
@@ -95,17 +102,30 @@ def _losses_of_one(noise_multiplier: float, sampling_probability: float, grid: f
     )
 
 
-def _renyi_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
+def _renyi_epsilon(mechanisms: Iterable[Mechanism], delta: float, orders: Sequence[float]) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 
-    used = RdpAccountant(ORDERS)
-    for m in mechanisms:
-        gaussian = GaussianDpEvent(m.noise_multiplier)
-        sampled = m.sampling_probability < 1
-        event = PoissonSampledDpEvent(m.sampling_probability, gaussian) if sampled else gaussian
-        used.compose(event, m.steps)
-    return float(used.get_epsilon(delta))
+    used = RdpAccountant(orders)
+    with _without_warnings():
+        for m in mechanisms:
+            gaussian = GaussianDpEvent(m.noise_multiplier)
+            sampled = m.sampling_probability < 1
+            event = PoissonSampledDpEvent(m.sampling_probability, gaussian) if sampled else gaussian
+            used.compose(event, m.steps)
+        return float(used.get_epsilon(delta))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Of orders whose series does not end, which are left out."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:

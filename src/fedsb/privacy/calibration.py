@@ -52,7 +52,7 @@ def calibrate(
         raise InputError(
             f"{setting}: {target_epsilon:g} at delta {delta:g} cannot be reached with any noise; {cure}"
         )
-    guess = _first_guess(partial(spent, accountant="rdp"))
+    guess = _first_guess(partial(spent, accountant="rough rdp"))
     return _finest(spent, partial(spent, grid=COARSE_GRID), guess)
 
 

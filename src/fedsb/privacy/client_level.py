@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
 from fedsb.privacy.clipping import ClippedSum
-from fedsb.privacy.noise import NoiseSource, gaussian_like
+from fedsb.privacy.noise import NoiseSource, gaussian_like, standard_normals
 from fedsb.privacy.plan import ClientPlan
 
 
@@ -57,7 +57,8 @@ class ClientRelease:
         plan, stream = self.plan, self.noise.stream("clients", self.round)
         std = plan.update_noise_multiplier * clipped.sensitivity if plan.update_noise_multiplier else 0.0
         noised = clipped.total + gaussian_like(clipped.total, std, stream)
-        count = clipped.count_within - clipped.count / 2 + stream.normal(0.0, plan.count_noise_std)
+        count_noise = plan.count_noise_std * standard_normals(1, stream).item()
+        count = clipped.count_within - clipped.count / 2 + count_noise
         share = count / plan.expected_cohort + 0.5
         self.next_clip_norm = plan.next_clip_norm(self.clip_norm, share)
         return noised / plan.expected_cohort

@@ -1,7 +1,8 @@
 """One frozen value for what is sampled, clipped, noised and accounted: the parts cannot disagree.
 
 Two units of protection: an example of one client (`ExamplePlan`, one plan per client), and a whole client
-(`ClientPlan`, one for the server). Neighbours differ by adding or removing one unit.
+(`ClientPlan`, one for the server). Neighbours differ in one unit, which is present or blanked: its slot stays, so that
+numbers of examples and of clients are public, and with them every probability and divisor here.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.calibration import calibrate
+from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.sampling import poisson_batches, poisson_sample
 
 
@@ -44,7 +44,7 @@ class ExamplePlan:
 
     @property
     def sensitivity(self) -> float:
-        """Of the sum of clipped gradients, if one example more or less is in the data."""
+        """Of the sum of clipped gradients, if one example is blanked."""
         return self.clip_norm
 
     @property
@@ -57,10 +57,10 @@ class ExamplePlan:
         """What one round releases."""
         return Mechanism(self.noise_multiplier, self.sampling_probability, self.steps_per_round)
 
-    def batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
+    def batches(self, coins: Keystream) -> Iterator[list[int]]:
         """The batches of one round."""
         rows = self.num_examples if self.rows is None else self.rows
-        return poisson_batches(rows, self.sampling_probability, self.steps_per_round, rng)
+        return poisson_batches(rows, self.sampling_probability, self.steps_per_round, coins)
 
     def calibrated(self, epsilon: float, delta: float, *, before: Sequence[Mechanism] = ()) -> ExamplePlan:
         """With the least noise that keeps all rounds, and `before`, within epsilon at delta.
@@ -126,9 +126,9 @@ class ClientPlan:
             return z
         return (z**-2 - (2 * self.count_noise_std) ** -2) ** -0.5
 
-    def cohort(self, rng: np.random.Generator) -> list[int]:
+    def cohort(self, coins: Keystream) -> list[int]:
         """Clients of one round; may be none."""
-        return poisson_sample(self.num_clients, self.sampling_probability, rng)
+        return poisson_sample(self.num_clients, self.sampling_probability, coins)
 
     def next_clip_norm(self, clip_norm: float, noised_share_within: float) -> float:
         """The clip norm after a round in which about this share of the cohort was within it."""
@@ -175,9 +175,9 @@ class StartPlan:
     def release(self) -> Mechanism:
         return Mechanism(self.noise_multiplier, self.sampling_probability, 1)
 
-    def sample(self, rng: np.random.Generator) -> list[int]:
+    def sample(self, coins: Keystream) -> list[int]:
         rows = self.num_examples if self.rows is None else self.rows
-        return poisson_sample(rows, self.sampling_probability, rng)
+        return poisson_sample(rows, self.sampling_probability, coins)
 
     def calibrated(self, epsilon: float, delta: float) -> StartPlan:
         """With the least noise that keeps the start alone within epsilon at delta."""

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-OTHER_DATA = "test data; other runs on the same data, such as those that chose the settings."
+OBSERVABLE = "how long anything took, and who answered in time or failed, and with what reason"
+OTHER_DATA = (
+    "test data; other runs on the same data, such as those that chose the settings (learning rate, clip norm, "
+    "method)."
+)
 
 
 def statement(facts: Mapping[str, Any]) -> str:
@@ -19,24 +23,68 @@ def statement(facts: Mapping[str, Any]) -> str:
             "This run is NOT private: its noise came from a fixed seed (privacy.insecure_seed), so that "
             "anyone can take it away again. It is good for tests alone."
         )
-    return " ".join([_claim(facts), _mechanism(facts), _accounting(facts), _left_out(facts)])
+    of_unit = _of_clients if facts["unit"] == "client" else _of_examples
+    return " ".join([*of_unit(facts), _accounting(facts), *_delta(facts)])
 
 
-def _claim(facts: Mapping[str, Any]) -> str:
-    bound = f"epsilon = {rounded_up(facts['epsilon']):.3g} and delta = {facts['delta']:.3g}"
-    rounds = f"{facts['rounds']} round{'' if facts['rounds'] == 1 else 's'}"
-    if facts["unit"] == "client":
-        return (
-            f"All models that this run made, over {rounds}, are together (epsilon, delta)-"
-            f"differentially private with {bound}, for data sets of clients that differ by adding or "
-            "removing any one client with all its examples."
-        )
+def _of_clients(facts: Mapping[str, Any]) -> list[str]:
+    return [
+        f"All models that this run made, over {_rounds(facts)}, are together (epsilon, delta)-differentially "
+        f"private with {_bound(facts)}, for data sets that differ in one client, whose update is present or "
+        "blanked.",
+        "Each client joined each round by its own coin (Poisson sampling); its update was clipped to an L2 "
+        f"norm ({'at first ' if facts['quantile'] else ''}{facts['clip_norm']:g}), and the server added "
+        f"{_client_noise(facts)}, {_source(facts)}.",
+        "The server is trusted. Taken as public: how many clients there are, and how many examples each has. "
+        f"{_cohorts(facts)}Not covered: how many bytes were sent; {OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _client_noise(facts: Mapping[str, Any]) -> str:
+    """The noise of one round's whole release."""
+    if not facts["quantile"]:
+        return f"Gaussian noise of {_noise(facts)} times that norm to the sum, once"
     return (
-        f"All that left any one client in this run, over {rounds}"
-        + (" and the initialization" if _has_start(facts) else "")
-        + f", is together (epsilon, delta)-differentially private with at most {bound}, for data sets that "
-        "differ by adding or removing any one training example of that client."
+        f"Gaussian noise of {facts['update_noise_multiplier']:.4g} times that norm to the sum, and of "
+        f"{facts['count_noise_std']:.4g} to the number of updates within it, which the next round's norm "
+        f"follows: together one release of noise multiplier {_noise(facts)}"
     )
+
+
+def _cohorts(facts: Mapping[str, Any]) -> str:
+    """What the lists `clients` and `rejected` of metrics.jsonl, or a look at the traffic, take away."""
+    times, known = facts["rounds_of_one_client"], facts["epsilon_cohorts_known"]
+    return (
+        "Taken as unknown: who took part in which round. Against whoever reads that, as metrics.jsonl lists "
+        f"it, sampling hides nothing: for the client that was asked most often, {_times(times)}, epsilon is "
+        f"then {rounded_up(known):.3g}. "
+    )
+
+
+def _of_examples(facts: Mapping[str, Any]) -> list[str]:
+    start = " and the initialization" if _has_start(facts) else ""
+    return [
+        f"All that left any one client in this run, over {_rounds(facts)}{start}, is together (epsilon, delta)-"
+        f"differentially private with at most {_bound(facts)}, for data sets that differ in one training "
+        "example of that client, which is present or blanked.",
+        "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
+        f"gradient was clipped to the L2 norm {facts['clip_norm']:g}, and the client added Gaussian noise of "
+        f"{_noise(facts)} times that norm to each step's sum, {_source(facts)}.",
+        "Taken as public: how many examples each client has, and the set of labels. Not covered: "
+        f"{OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _rounds(facts: Mapping[str, Any]) -> str:
+    return f"{facts['rounds']} round{'' if facts['rounds'] == 1 else 's'}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _bound(facts: Mapping[str, Any]) -> str:
+    return f"epsilon = {rounded_up(facts['epsilon']):.3g} and delta = {facts['delta']:.3g}"
 
 
 def rounded_up(epsilon: float) -> float:
@@ -47,27 +95,16 @@ def rounded_up(epsilon: float) -> float:
     return math.ceil(epsilon / unit * (1 - 1e-12)) * unit
 
 
-def _mechanism(facts: Mapping[str, Any]) -> str:
-    noise, clip = _noise(facts), facts["clip_norm"]
-    if facts["unit"] == "client":
-        return (
-            "Each client joined each round by its own coin (Poisson sampling); its update was clipped to an "
-            f"L2 norm (at first {clip:g}), and the server added Gaussian noise of {noise} times the "
-            "sum's sensitivity to the sum, once."
-        )
-    return (
-        "Each example joined each step by its own coin (Poisson sampling); its gradient was clipped to the "
-        f"L2 norm {clip:g}, and the client added Gaussian noise of {noise} times that norm, from "
-        "its operating system's entropy, to each step's sum."
-    )
-
-
 def _noise(facts: Mapping[str, Any]) -> str:
     """Of the client with the least noise, and of the one with the most."""
     least, most = (
         f"{pick(of['noise_multiplier'] for of in facts['per_client'].values()):.4g}" for pick in (min, max)
     )
     return least if least == most else f"{least} to {most}"
+
+
+def _source(facts: Mapping[str, Any]) -> str:
+    return f"drawn in double precision from {facts['noise_source']}"
 
 
 def _accounting(facts: Mapping[str, Any]) -> str:
@@ -77,22 +114,15 @@ def _accounting(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _left_out(facts: Mapping[str, Any]) -> str:
-    if facts["unit"] == "client":
-        return (
-            f"The server is trusted. {_assumed(facts, 'who takes part')}Not covered: who took part and how "
-            f"many bytes were sent, as the run folder lists them; {OTHER_DATA}"
-        )
-    return (
-        "Taken as public: how many examples each client has, and the set of labels. "
-        f"{_assumed(facts, 'the batches')}Not covered: {OTHER_DATA}"
-    )
-
-
-def _assumed(facts: Mapping[str, Any], what: str) -> str:
-    if facts["sampling_secret"]:
-        return ""
-    return f"Assumed: the run's seed, which decides {what}, is unknown to whoever sees the results. "
+def _delta(facts: Mapping[str, Any]) -> list[str]:
+    """Said where delta is larger than advised; where it is far larger a run is refused."""
+    advised, unit = 0.1 / facts["units"], facts["unit"]
+    if facts["delta"] <= advised:
+        return []
+    return [
+        f"Delta is above a tenth of one over the {facts['units']} {unit}s, {advised:.2g}, which is the usual "
+        "bound: it allows for more than a tenth of a chance that some one of them is given away."
+    ]
 
 
 def _has_start(facts: Mapping[str, Any]) -> bool:

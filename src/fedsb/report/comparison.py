@@ -68,10 +68,15 @@ def lead(found: Compared) -> str:
         f"{_plural_of(found, 'federation.rounds', 'round')}, "
         f"{_plural_of(found, 'federation.clients', 'client')}, {plural(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds[:10]))}{', ...' if len(seeds) > 10 else ''}). "
-        "Under one seed every method has the same data, partition and batches."
+        f"Under one seed every method has the same data, partition{_batches(found)}."
     ]
     rest = [_how_tuned(found), _who_is_best(found), str(found.content.get("privacy") or "")]
     return " ".join(filter(None, [*said, *rest]))
+
+
+def _batches(found: Compared) -> str:
+    """Those of private runs come from a secret of each run."""
+    return "" if found.content.get("privacy") else " and batches"
 
 
 def _plural_of(found: Compared, dotted: str, word: str) -> str:

@@ -186,7 +186,7 @@ def configuration(run: Run) -> str:
     text = tag(
         "pre", tag("code", plain(run.config_text)), tabindex="0", aria_label="config.yaml", role="region"
     )
-    but = ", but for its noise" if facts.setting(run, "privacy") else ""
+    but = ", but for its batches and its noise" if facts.setting(run, "privacy") else ""
     return details(f"config.yaml, as resolved: running it again repeats the run{but}", text)
 
 

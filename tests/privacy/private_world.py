@@ -1,0 +1,61 @@
+"""A client of a private run as its parts, for measuring what one step of it releases."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from fedsb import RunConfig
+from fedsb.gradient_start import Calibration
+from fedsb.initialize import start_factors
+from fedsb.prepare_base import prepare_base, trainable_of
+from fedsb.prepare_data import batches_of, prepare_data
+from fedsb.privacy.dp_sgd import train_privately
+from fedsb.privacy.keystream import Keystream
+from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.plan import ExamplePlan
+from fedsb.settings import local_training, method_of, start_of
+from fedsb.trainable import place
+
+
+class PrivateWorld:
+    """A tiny model with an adapter at the values of some later round, and the rows of the config."""
+
+    def __init__(self, config):
+        self.config = RunConfig.from_dict(config)
+        self.data = prepare_data(self.config)
+        base = prepare_base(self.config, self.data)
+        calibration = Calibration({}, [], batches_of(self.data, base.device), self.data.task.losses)
+        method, start = method_of(self.config), start_of(self.config, self.data.parts)
+        factors = start_factors(base.model, base.targets, {}, method, start, calibration, num_clients=1).factors
+        self.trainable = trainable_of(self.config, self.data, base, factors)
+        exchange, draw = self.trainable.exchange, torch.Generator().manual_seed(3)
+        shared = exchange.down(exchange.rank)
+        self.shared = {n: torch.randn(shape, generator=draw) / 4 for n, shape in shared.entries}
+
+    def encode(self, row):
+        return self.data.task.encode([row], "a row")[0]
+
+    def clipped_sum(self, examples, clip_norm, *, number=1, batch_size=512, **training):
+        """The sum of clipped gradients that a noiseless step over all these examples releases."""
+        trainable, size = self.trainable, len(self.data.train)
+        place_ = partial(place, trainable, self.shared, trainable.exchange.whole)
+        parameters = place_(round_number=number, seed=0)
+        before = {name: p.detach().double() for name, p in parameters.items()}
+        how = replace(local_training(self.config), optimizer="sgd", learning_rate=1.0, batch_size=batch_size)
+        plan = ExamplePlan(
+            num_examples=1, expected_batch_size=size, steps_per_round=1, rounds=1, clip_norm=clip_norm
+        )
+        train_privately(
+            trainable,
+            parameters,
+            examples,
+            replace(how, schedule="constant", rounds=1, **training),
+            replace(plan, num_examples=len(examples)),
+            noise=NoiseSource(),
+            coins=Keystream.fresh(),
+            masks={},
+            round_number=number,
+            client=0,
+        )
+        return size * torch.cat([(before[n] - p.detach().double()).flatten() for n, p in parameters.items()])
