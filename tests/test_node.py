@@ -286,6 +286,11 @@ def test_every_answer_is_kept_if_wanted(world, tmp_path):
     lines = metrics_of(tmp_path / "deployed")
     sizes = [file.with_suffix(".safetensors").stat().st_size for file in sent]
     assert lines[1]["upload_bytes"] == CLIENTS * sizes[0]
+    facts = Node(
+        RunConfig.from_dict(config_of(world)), NodeConfig.from_yaml(tmp_path / "node-0.yaml"), RUN
+    ).facts()
+    assert json.loads((sent[0].parent / "00003.json").read_text())["kind"] == "hello"
+    assert vars(facts).items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
 
 
 def test_parties_must_agree_on_classes(world, tmp_path):
