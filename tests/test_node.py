@@ -9,11 +9,12 @@ import torch
 import yaml
 from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
 
-from fedsb import RunConfig, run
+from fedsb import RunConfig, run, wire
+from fedsb import node as node_module
 from fedsb.checkpoint import load_checkpoint
 from fedsb.errors import InputError, RunFailed, UpdateRejected
 from fedsb.node import Node
-from fedsb.node_config import NodeConfig
+from fedsb.node_config import NodeConfig, config_digest
 from fedsb.peers import Remote
 from fedsb.server import Failed
 from fedsb.simulate import simulate_cohort
@@ -290,6 +291,11 @@ def test_every_answer_is_kept_if_wanted(world, tmp_path):
     lines = metrics_of(tmp_path / "deployed")
     sizes = [file.with_suffix(".safetensors").stat().st_size for file in sent]
     assert lines[1]["upload_bytes"] == CLIENTS * sizes[0]
+    facts = Node(
+        RunConfig.from_dict(config_of(world)), NodeConfig.from_yaml(tmp_path / "node-0.yaml"), RUN
+    ).facts()
+    assert json.loads((sent[0].parent / "00003.json").read_text())["kind"] == "hello"
+    assert vars(facts).items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
 
 
 def test_parties_must_agree_on_classes(world, tmp_path):
@@ -312,3 +318,153 @@ def test_the_digest_tells_other_weights_and_not_another_head(world, tmp_path):
     assert digest(seed=5) == first
     assert digest(model__path=str(tmp_path / "bert")) == first
     assert digest(model__dtype="bfloat16") != first
+
+
+# What the server is told before the run
+
+
+def told(world, folder, rows, *, limits=None, labels=("pos", "neg", "flat"), **changes):
+    """What a party of these rows answers to hello."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = RunConfig.from_dict(
+        config_of(world, task__labels=list(labels), federation__clients=1, **changes)
+    )
+    own = {
+        "client": 0,
+        "data": {"train": str(folder / "rows.jsonl"), "columns": {"text": "text", "label": "label"}},
+        "state": str(folder / "state"),
+        "limits": limits or {},
+        "approved": [config_digest(config)],
+    }
+    return Node(config, NodeConfig(**own), RUN).facts()
+
+
+LIMITED = {"largest_epsilon": 8.0}
+
+
+def test_the_number_of_rows_is_rounded_where_anything_is_protected(world, tmp_path):
+    rows = [{"text": f"w{i % 16} good", "label": "pos"} for i in range(104)]
+    noise = EXAMPLES_PROTECTED | {"noise_multiplier": 30.0}
+    assert told(world, tmp_path, rows).num_examples == 104
+    for limits, privacy in ((LIMITED, noise), ({}, noise), ({"largest_delta": 1e-3}, noise)):
+        assert told(world, tmp_path, rows, limits=limits, privacy=privacy).num_examples == 100
+        assert told(world, tmp_path, rows[:99], limits=limits, privacy=privacy).num_examples == 99
+    assert told(world, tmp_path, [*rows, rows[0]], privacy=noise).num_examples == 110
+
+
+def test_hello_says_its_three_facts_and_nothing_else(world, tmp_path):
+    """The same for any rows of the number, if the server says to drop those without a label, too."""
+    rows = [{"text": f"w{i} good", "label": "pos"} for i in range(9)]
+    others = [{"text": "bad " * 9, "label": "neg"} for _ in range(9)]
+    facts = [told(world, tmp_path, each, data__drop_unlabelled=True) for each in (rows, others)]
+    assert facts[0] == facts[1]
+    assert set(vars(facts[0])) == {"client", "num_examples", "base_digest"}
+    assert facts[0].num_examples == 9
+    assert not (tmp_path / "state").exists()
+
+
+FINE = {"text": "w1 good", "label": "pos"}
+FAULTS = {
+    "a label that is not listed": [FINE, {"text": "w2", "label": "syphilis"}],
+    "no label": [FINE, {"text": "w2", "label": None}],
+    "no text": [FINE, {"text": None, "label": "pos"}],
+    "a text that is a list": [FINE, {"text": ["w2"], "label": "pos"}],
+    "no such column": [{"label": "pos"}],
+    "no rows": [],
+    "a label that is a list": [{"text": "w2", "label": ["pos"]}],
+}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("name", FAULTS)
+def test_rows_that_do_not_fit_all_fail_alike(world, tmp_path, name, drop):
+    """The server is told the error's type alone (`client_app`): it must not say which fault it is."""
+    with pytest.raises(InputError) as fault:
+        told(world, tmp_path, FAULTS[name], data__drop_unlabelled=drop)
+    assert type(fault.value) is InputError
+
+
+def test_a_fault_of_reading_that_nobody_foresaw_is_alike_too(world, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise KeyError("a cell")
+
+    monkeypatch.setattr(node_module, "read_rows", fails)
+    with pytest.raises(InputError) as fault:
+        told(world, tmp_path, [FINE])
+    assert type(fault.value) is InputError
+
+
+def test_only_listed_columns_reach_the_task(world, tmp_path):
+    config = RunConfig.from_dict(config_of(world, task__text=["site"], federation__clients=1))
+    own = NodeConfig(client=0, data={"train": config.data.train}, state=str(tmp_path))
+    assert Node(config, own, RUN).facts()
+    listed = own.model_copy(update={"data": own.data.model_copy(update={"columns": {"text": "text"}})})
+    with pytest.raises(InputError, match=r"data.columns: the run uses the column 'site'"):
+        Node(config, listed, RUN)
+    renamed = config_of(world, federation__clients=1)
+    columns = {"text": "key", "label": "label"}
+    given = own.model_copy(update={"data": own.data.model_copy(update={"columns": columns})})
+    node = Node(RunConfig.from_dict(renamed), given, RUN)
+    assert {len(example["input_ids"]) for example in node.data.train} == {3}  # [CLS] key [SEP]
+
+
+def test_every_message_has_the_registered_count(world, tmp_path):
+    """Of 104 rows 100 are registered: the plan's chances are by 100, and every row has its chance."""
+    rows = [{"text": f"w{i % 16} good", "label": "pos"} for i in range(104)]
+    noise = EXAMPLES_PROTECTED | {"noise_multiplier": 30.0}
+    told(world, tmp_path, rows, privacy=noise)
+    config = RunConfig.from_dict(
+        config_of(world, federation__clients=1, privacy=noise, method__init=PAID | {"samples": 100})
+    )
+    own = {"client": 0, "data": {"train": str(tmp_path / "rows.jsonl")}, "state": str(tmp_path / "state")}
+    node = Node(config, NodeConfig(**own), RUN)
+    for plan in (node.private.examples[0], node.private.starts[0]):
+        assert (plan.num_examples, plan.rows) == (100, 104)
+    assert node.private.starts[0].sampling_probability == 1.0
+    head = {f"head.{n}": p for n, p in node.base.head.items()}
+
+    def question(count):
+        return pack_start({"kind": "contribute", "round": 0}, head | {"sizes": torch.tensor([count])})
+
+    with pytest.raises(UpdateRejected, match="wrong sizes: this party has 100 examples"):
+        node.answer("contribute", question(104))
+    looked_at = []
+    private, sample = node.start.private, type(node.start.private).sample
+
+    def watched(self, client, seed):
+        looked_at.extend(sample(self, client, seed))
+        return looked_at
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(private), "sample", watched)
+        node.answer("contribute", question(100))
+    assert looked_at == list(range(104))
+    bases = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
+    node.answer("bases", pack_start({"kind": "bases", "round": 0, "more": "of the server's"}, bases))
+    down = node.party.trainable.exchange.message(4, None)
+    answer = node.answer("train", wire.pack(wire.Header("fed-sb", 1, down.digest), torch.zeros(down.size)))
+    assert wire.unpack(answer)[0].num_examples == 100
+    assert b"of the server" not in (tmp_path / "state" / RUN / "bases.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        torch.tensor([30, 9]),
+        torch.tensor([30, -9, 9]),
+        torch.tensor([30, 2**62, 9]),
+        torch.tensor([30.0, 9.0, 9.0]),
+        torch.tensor([[30, 9, 9]]),
+        torch.tensor([29, 9, 9]),
+        None,
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_sense_are_refused(world, tmp_path, sizes):
+    config = config_of(world, method__init=STARTS["sketch"])
+    (own,) = node_files(world, config, [range(30)], tmp_path)
+    node = Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
+    head = {f"head.{n}": p for n, p in node.base.head.items()}
+    more = {} if sizes is None else {"sizes": sizes}
+    with pytest.raises(UpdateRejected):
+        node.answer("contribute", pack_start({"kind": "contribute", "round": 0}, head | more))

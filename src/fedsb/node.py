@@ -179,7 +179,7 @@ class Node:
             return
         folder = self.folder / "sent"
         make_private(folder)
-        name = f"{len(list(folder.glob('*.safetensors'))) + 1:05d}"
+        name = f"{len(list(folder.glob('*.json'))) + 1:05d}"
         said = {"kind": kind} | _said(kind, answer) | {"bytes": len(answer)}
         keep(folder / f"{name}.json", json.dumps(said, indent=2).encode())
         if kind != "hello":

@@ -219,7 +219,7 @@ def without_faults(
         present = next(rounds) if kind == "train" else list(cohort)
 
         def answer(client: int) -> bytes:
-            node = helds[client].opened(kind, RunConfig.from_dict(config), own[client], "undisturbed")
+            node = helds[client].opened(kind, RunConfig.from_dict(config), own[client], "f" * 32)
             return node.answer(kind, message_to(client))
 
         yield from simulate_cohort([c for c in cohort if c in present], answer)
