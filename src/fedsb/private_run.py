@@ -217,7 +217,9 @@ class PrivateRun:
             "count_noise_std": plan.count_noise_std,
             "update_noise_multiplier": plan.update_noise_multiplier,
             "rounds_of_one_client": most,
-            "epsilon_cohorts_known": epsilon([seen], self.guard.delta) if self.wanted.insecure_seed is None else None,
+            "epsilon_cohorts_known": epsilon([seen], self.guard.delta)
+            if self.wanted.insecure_seed is None
+            else None,
         }
 
     def _of(self, who: int | None) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def sampling_secret(run: Path) -> bytes:
         with open(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as opened:
             content = opened.read(KEY_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); remove it: the run makes another") from None
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); remove it: the run makes another"
+        ) from None
     if len(content) != KEY_BYTES:
         raise InputError(
             f"{file}: expected {KEY_BYTES} bytes, found {len(content)}; remove it: the run makes another"

@@ -27,7 +27,9 @@ class PrivateWorld:
         base = prepare_base(self.config, self.data)
         calibration = Calibration({}, [], batches_of(self.data, base.device), self.data.task.losses)
         method, start = method_of(self.config), start_of(self.config, self.data.parts)
-        factors = start_factors(base.model, base.targets, {}, method, start, calibration, num_clients=1).factors
+        factors = start_factors(
+            base.model, base.targets, {}, method, start, calibration, num_clients=1
+        ).factors
         self.trainable = trainable_of(self.config, self.data, base, factors)
         exchange, draw = self.trainable.exchange, torch.Generator().manual_seed(3)
         shared = exchange.down(exchange.rank)

@@ -10,8 +10,9 @@ from flwr.app import Message
 
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.flower.records import facts_of, payload_of, printable
+from fedsb.flower.records import facts_of, payload_of
 from fedsb.node_config import Refused
+from fedsb.printable import printable
 from fedsb.section import checked
 
 LARGEST_CONFIG = 1_000_000

@@ -6,7 +6,6 @@ keeps a message of megabytes in memory until Python next looks for cycles.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -48,10 +47,3 @@ def payload_of(content: RecordDict) -> bytes:
     if (array.dtype, tuple(array.shape), array.stype) != ("uint8", (len(array.data),), "fedsb"):
         raise UpdateRejected("not a message of fedsb: its payload is not one array of bytes")
     return array.data
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """The text in one line of at most that many characters, without those that steer a terminal."""
-    cut = text[:limit]
-    shown = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in cut)
-    return shown + "..." if len(text) > limit else shown
