@@ -30,6 +30,7 @@ from fedsb.initialize import (
     Start,
     Started,
     Warmup,
+    bases_kind,
     gradient_start_of,
     needs_data,
     start_factors,
@@ -76,9 +77,11 @@ def start_remotely(
     """
     here = calibration.public or not needs_data(start, method, head)
     if here:
-        return start_factors(
+        made = start_factors(
             model, targets, head, method, start, calibration, num_clients=num_clients, sums=sums
         )
+        from_gradients = method.draw is None and bases_kind(start, method) == "gradient"
+        return _with_message(made, bases) if from_gradients else made
     draw, traffic = calibration.draw, list[Entry]()
     if head and start.head_warmup is not None:
         traffic = _warm_up(head, start.head_warmup, remote, draw, progress, start.robust)
@@ -89,6 +92,12 @@ def start_remotely(
     rest = replace(start, head_warmup=None)
     made = start_factors(model, targets, head, method, rest, calibration, num_clients=num_clients)
     return replace(made, traffic=[*traffic, *made.traffic], draw=draw)
+
+
+def _with_message(made: Started, file: Path) -> Started:
+    """Bases that were made of public rows here, in a message for the clients; and as everybody has them then."""
+    write_bytes(file, pack_start({"kind": "bases", "round": 0}, as_sent(made.factors)))
+    return replace(made, factors=as_received(made.factors))
 
 
 def share_bases(file: Path, remote: Remote, progress: Progress) -> None:

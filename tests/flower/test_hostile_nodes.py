@@ -12,7 +12,7 @@ from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.flower import asking, client_app, federation
 from fedsb.flower.answers import MOST_EXAMPLES, node_facts
 from fedsb.flower.asking import Asking
-from fedsb.flower.records import facts_of, pack, printable
+from fedsb.flower.records import facts_of, pack
 from fedsb.node import NodeFacts
 
 ESCAPES = "quit \x1b[2J\x1b]0;owned\x07 \x9b31m \r over \x08 \u202e\u2028 [red]"
@@ -305,9 +305,3 @@ def test_an_answer_in_anothers_name_is_none(nodes):
 
     nodes.grid.harm = names_another
     assert nodes.asked() == {0: b"0: q", 1: b"1: q", 2: "no answer within 0.2 s"}
-
-
-def test_printable():
-    assert printable("a\x1b[2J\nb\u202ec") == "a [2J b c"
-    assert printable("äöü 漢字 🙂") == "äöü 漢字 🙂"
-    assert printable("x" * 400, 5) == "xxxxx..."

@@ -271,9 +271,9 @@ def test_a_private_key_is_for_its_owner_alone(nodes):
     nodes.key("client-0").chmod(0o640)
     with pytest.raises(InputError, match=r"mode is 0640, open to others; run chmod 600"):
         sign(nodes.key("client-0"), b"")
+    public = nodes.key("client-1").with_name("client-1.pub")
+    public.chmod(0o600)
     with pytest.raises(InputError, match="expected a private key of OpenSSH"):
-        public = nodes.key("client-1").with_name("client-1.pub")
-        public.chmod(0o600)
         sign(public, b"")
     with pytest.raises(InputError, match="expected an EC P-384 key"):
         sign(make_key(nodes.key("other"), ec.SECP256R1()), b"")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedsb.errors import UpdateRejected
-from fedsb.flower.records import Facts, facts_of, payload_of, printable
+from fedsb.flower.records import Facts, facts_of, payload_of
 from fedsb.node import NodeFacts
+from fedsb.printable import printable
 
 MOST_FACTS, LONGEST_FACT = 8, 200
 MOST_EXAMPLES = 10_000_000

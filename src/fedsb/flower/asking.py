@@ -22,7 +22,7 @@ from typing import NamedTuple
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsb.flower.records import printable
+from fedsb.printable import printable
 
 POLL_SECONDS = 0.2
 """Between two looks for answers, for every POLLED_AT_ONCE that are waited for."""

@@ -17,9 +17,10 @@ from fedsb.client import ClientFailed
 from fedsb.errors import FedsbError, UpdateRejected
 from fedsb.flower.identity import sign, statement
 from fedsb.flower.questions import Question, read_question
-from fedsb.flower.records import Facts, pack, printable
+from fedsb.flower.records import Facts, pack
 from fedsb.held_node import HELLO, HeldNode
 from fedsb.node_config import NodeConfig, Refused
+from fedsb.printable import printable
 
 log = logging.getLogger("flwr")
 app = ClientApp()
