@@ -95,7 +95,7 @@ def start_remotely(
 
 
 def _with_message(made: Started, file: Path) -> Started:
-    """Bases that were made of public rows here, in a message for the clients; and as everybody has them then."""
+    """Bases made of public rows here, in a message for the clients; and as everybody has them then."""
     write_bytes(file, pack_start({"kind": "bases", "round": 0}, as_sent(made.factors)))
     return replace(made, factors=as_received(made.factors))
 
