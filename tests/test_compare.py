@@ -25,8 +25,9 @@ from run_helpers import (
     write_data,
     write_rows,
 )
+from safetensors.torch import load_file, save_file
 
-from fedsb import RunConfig, runner
+from fedsb import RunConfig, files, runner
 from fedsb.compare import CompareConfig, compare, tuning
 from fedsb.compare.claims import privacy_sentence
 from fedsb.compare.pareto import Point, non_dominated
@@ -491,6 +492,40 @@ def test_unfinished_runs_are_not_collected(copy):
     assert [(run["method"], run["seed"]) for run in collect(copy, ["fedit"])] == [
         *(("fedit", 1), ("fed-sb", 0), ("fed-sb", 1))
     ]
+
+
+@pytest.mark.parametrize("name", ["train", "test", "weights"])
+def test_runs_of_other_rows_or_weights_are_not_mixed_in(world, config, copy, tmp_path, fedsb, name):
+    other = {key: tmp_path / key for key in ("data", "bert")}
+    for key, folder in other.items():
+        shutil.copytree(world / key, folder)
+    texts = {world / key: str(folder) for key, folder in other.items()}
+    for file in [world / "good.yaml", *copy.rglob("config.yaml")]:
+        text = file.read_text()
+        for old, new in texts.items():
+            text = text.replace(str(old), new)
+        (tmp_path / "good.yaml" if file == world / "good.yaml" else file).write_text(text)
+    if name == "weights":
+        weights = load_file(other["bert"] / "model.safetensors")
+        save_file(
+            {n: 2 * t for n, t in weights.items()}, other["bert"] / "model.safetensors", {"format": "pt"}
+        )
+    else:
+        file = other["data"] / f"{name}.jsonl"
+        file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    arguments = ("--methods", "fed-sb", "--seeds", "0,1,2", "--out", copy)
+    before = snapshot(copy)
+    named = {"train": "the training rows", "test": "the test rows", "weights": "the weights of the base"}
+    assert_refused(fedsb("compare", tmp_path / "good.yaml", *arguments), ["started on others", named[name]])
+    assert snapshot(copy) == before
+
+
+def test_a_second_process_on_the_folder_is_refused(world, copy, fedsb):
+    with files.alone(copy / files.LOCK, "another process"):
+        before = snapshot(copy)
+        status, _, err = fedsb("compare", world / "good.yaml", *TWO, "--out", copy)
+        assert (status, snapshot(copy)) == (1, before)
+    assert "another process works on it" in " ".join(err.split())
 
 
 # Wrong input

@@ -31,6 +31,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.evaluate import evaluate
 from fedsb.model_shapes import build_on_meta
 from fedsb.models import load_base, load_tokenizer
+from fedsb.prepare_data import prepare_data
 from fedsb.report.load import load_run
 from fedsb.run_folder import finished_summary
 
@@ -77,7 +78,7 @@ ROW = json.dumps({"text": SECRET, "label": "pos"}) + "\n"
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json"])
-@pytest.mark.parametrize("kind", ["deep", "long number", "beyond floats", "half a surrogate pair"])
+@pytest.mark.parametrize("kind", ["deep", "long number", "beyond floats"])
 def test_data_with_such_a_row_are_refused_by_file_and_line(tmp_path, kind, ending):
     path = tmp_path / f"rows{ending}"
     whole = f"[{ROW}, {BAD_JSON[kind]}]" if ending == ".json" else 2 * ROW + BAD_JSON[kind] + "\n"
@@ -85,6 +86,16 @@ def test_data_with_such_a_row_are_refused_by_file_and_line(tmp_path, kind, endin
     with pytest.raises(InputError, match="rows.*line 3 holds" if ending == ".jsonl" else "rows") as caught:
         read_rows(str(path))
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ['{"text": "\\ud800", "label": "pos"}', '{"text": "a", "label": "\\ud800"}'])
+def test_half_a_surrogate_pair_is_refused_where_it_would_be_used(world, tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROW + row + "\n")
+    assert len(read_rows(str(path))) == 2
+    config = classification_config(world / "bert", world / "data", data__train=str(path))
+    with pytest.raises(InputError, match=r"rows\.jsonl: row 2.*half a surrogate pair"):
+        prepare_data(RunConfig.from_dict(config))
 
 
 def test_a_row_as_long_as_a_memory_is_refused(tmp_path):

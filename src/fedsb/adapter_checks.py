@@ -21,13 +21,16 @@ KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA",
 LARGEST_RANK, LARGEST_ALPHA = 1 << 16, 1e6
 LARGEST = 1 << 20
 """Any number in another kind's config."""
-OF_LORA = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "fan_in_fan_out", "bias")
-OF_LORA += ("use_rslora", "use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern")
-OF_LORA += ("init_lora_weights",)
+OF_LORA = re.compile(
+    "peft_type|task_type|base_model_name_or_path|r|lora_alpha|fan_in_fan_out|bias|use_rslora|use_dora|lora_bias|"
+    "modules_to_save|rank_pattern|alpha_pattern|init_lora_weights"
+)
 """Keys that peft is given of a LoRA config."""
-NOT_READ = ("megatron_config", "layer_replication", "target_parameters", "trainable_token_indices")
-NOT_READ += ("loftq_config", "corda_config", "lora_ga_config", "use_qalora", "alora_invocation_tokens")
-NOT_READ += ("arrow_config", "use_bdlora", "velora_config", "monteclora_config", "kasa_config")
+NOT_READ = re.compile(
+    "megatron_config|layer_replication|target_parameters|trainable_token_indices|loftq_config|corda_config|"
+    "lora_ga_config|use_qalora|alora_invocation_tokens|arrow_config|use_bdlora|velora_config|"
+    "monteclora_config|kasa_config"
+)
 """Keys that name modules to import, or change the base or the layer."""
 START = re.compile(r"gaussian|orthogonal|eva|olora|pissa(_niter_\d\d?)?")
 NAME = re.compile(r"[\w.^$-]{0,200}")
@@ -87,7 +90,7 @@ def adapted_layers(tensors: Iterable[str]) -> list[str]:
 def arguments_for_peft(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
     """What peft's config is made of: of LoRA the layers by name and no pattern, nothing that imports."""
     if config["peft_type"] == "LORA":
-        kept = {key: config[key] for key in OF_LORA if config.get(key) is not None}
+        kept = {key: value for key, value in config.items() if OF_LORA.fullmatch(key) and value is not None}
         return kept | {"target_modules": adapted_layers(tensors)}
     left_out = ("megatron_config", "megatron_core", "auto_mapping", "runtime_config")
     return {key: value for key, value in config.items() if key not in left_out}
@@ -122,9 +125,9 @@ def _check_lora(folder: Path, config: Mapping[str, Any]) -> None:
     start = config.get("init_lora_weights")
     if not (isinstance(start, bool | None) or (isinstance(start, str) and START.fullmatch(start))):
         raise _wrong(folder, "init_lora_weights", "expected a start that needs no data", start)
-    for key in NOT_READ:
-        if config.get(key):
-            raise _wrong(folder, key, "adapters with this are not read", config[key])
+    for key, value in config.items():
+        if NOT_READ.fullmatch(key) and value:
+            raise _wrong(folder, key, "adapters with this are not read", value)
 
 
 def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:

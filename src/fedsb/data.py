@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from fedsb.documents import parse_json
+from fedsb.documents import is_text, parse_json
 from fedsb.errors import InputError
 
 Rows = list[dict[str, object]]
@@ -85,7 +85,12 @@ def cell_text(row: Mapping[str, object], column: str, *, source: str, number: in
             f"{source}: row {number}, column {column!r}: expected text or a number, "
             f"got {_kind(value)}; make it a plain string"
         )
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if not is_text(text):
+        raise InputError(
+            f"{source}: row {number}, column {column!r}: half a surrogate pair, which is no text; mend the row"
+        )
+    return text
 
 
 # Where a source lies
@@ -163,7 +168,7 @@ def _objects_by_line(file: IO[str], source: str) -> Iterator[dict[str, object]]:
         if not line.strip():
             continue
         try:
-            value = parse_json(line)
+            value = parse_json(line, any_text=True)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{source}: line {number} is not valid JSON: {error.msg} at column {error.colno}; "
@@ -195,7 +200,7 @@ def _parse_document(text: str, source: str) -> Any:
     if not text.strip():
         return []
     try:
-        return parse_json(text)
+        return parse_json(text, any_text=True)
     except json.JSONDecodeError as error:
         cure = "; for one object per line use the extension .jsonl" if error.msg == "Extra data" else ""
         raise InputError(

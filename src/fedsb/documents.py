@@ -23,8 +23,11 @@ class Unreadable(ValueError):
     """What was wrong, in words fit for a message."""
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, any_text: bool = False) -> Any:
     """The value of a JSON document. NaN and Infinity, as Python writes them, are read.
+
+    Args:
+        any_text: let half a surrogate pair through, which no file or terminal takes.
 
     Raises:
         ValueError: it is not JSON (a `json.JSONDecodeError`), or too deep, or holds a number or a text that
@@ -36,7 +39,7 @@ def parse_json(text: str) -> Any:
         raise Unreadable(_TOO_DEEP) from None
     if text.count("[") + text.count("{") > DEEPEST and _levels(value) > DEEPEST:
         raise Unreadable(_TOO_DEEP)
-    if _HALF.search(text) and not _is_text(json.dumps(value, ensure_ascii=False)):
+    if not any_text and _HALF.search(text) and not is_text(json.dumps(value, ensure_ascii=False)):
         raise Unreadable(_NO_TEXT)
     return value
 
@@ -90,7 +93,8 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
     return iter(value.values() if isinstance(value, dict) else value)
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
+    """Whether it can be written: it has no half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -168,7 +172,7 @@ def _inside(node: Node, key: str) -> Iterator[tuple[str, Node]]:
 def _check_scalar(node: ScalarNode, key: str) -> None:
     if node.tag == "tag:yaml.org,2002:int" and len(node.value) > DIGITS:
         raise Unreadable(f"{key or 'value'}: a whole number of {len(node.value):,} digits")
-    if not _is_text(node.value):
+    if not is_text(node.value):
         raise Unreadable(f"{key or 'value'}: {_NO_TEXT}")
 
 

@@ -119,11 +119,11 @@ def _run_alone(
     progress.stage(f"loading {Path(config.model.path).name}")
     if remote is None or needs_weights_at_server(config):
         base = prepare_base(config, data)
-        weights, made_for = base_digest(base.model, base.head), layer_digest(base.targets)
+        weights: str | None = base_digest(base.model, base.head)
         _check_same_base(weights, remote)
+        made_for = layer_digest(base.targets)
     else:
-        base, made_for = prepare_shapes(config, data), None
-        weights = remote.base_digest
+        base, made_for, weights = prepare_shapes(config, data), None, remote.base_digest
     saved = load_checkpoint(folder / "checkpoint") if resume else None
     inputs = started_on(config, data, weights, run_folder.versions())
     if saved is not None and (other := check_same(saved.started_on, inputs, config)):
@@ -154,7 +154,7 @@ def _watchers(config: RunConfig, folder: Path, progress: Progress) -> Watchers:
     return Watchers({"the live report": LivePage(folder, config.federation.rounds), **named}, progress.stage)
 
 
-def _check_same_base(own: str, remote: Remote | None) -> None:
+def _check_same_base(own: str | None, remote: Remote | None) -> None:
     if remote is not None and remote.base_digest not in (None, own):
         raise InputError(
             f"model.path: the server's base model has the digest {own}, the nodes' {remote.base_digest}: "

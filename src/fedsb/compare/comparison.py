@@ -12,7 +12,7 @@ from fedsb.compare.arms import Arm, check_seeds, make_arms
 from fedsb.compare.claims import privacy_sentence, privacy_together
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.folder import check_folder, write_config
-from fedsb.compare.inputs import check_inputs
+from fedsb.compare.inputs import INPUTS, check_inputs, check_same_inputs
 from fedsb.compare.jobs import final_jobs
 from fedsb.compare.results import collect, pareto, summarize
 from fedsb.compare.settings import CompareConfig
@@ -105,8 +105,10 @@ def _prepare(
 ) -> None:
     """Check all input, then write what the runs need."""
     progress.stage("checking data, partitions and model")
-    held_out = check_inputs(arms, settings, seeds, tuning_seed)
+    held_out, digests = check_inputs(arms, settings, seeds, tuning_seed)
+    check_same_inputs(root, digests)
     write_config(root, config, settings)
+    write_json(root / INPUTS, digests)
     if held_out is not None and recorded_seed(root / "tuning") is None:
         write_split(root / "tuning", held_out.train, held_out.validation, tuning_seed)
 

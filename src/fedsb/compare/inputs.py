@@ -6,22 +6,30 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedsb.check_settings import check_settings
 from fedsb.compare.arms import Arm
 from fedsb.compare.scored import check_metric
 from fedsb.compare.settings import CompareConfig
 from fedsb.compare.split import split
+from fedsb.digest import base_digest, examples_digest
 from fedsb.errors import InputError
 from fedsb.evaluate import check_evaluation
+from fedsb.files import read_json
 from fedsb.prepare_base import prepare_base
 from fedsb.prepare_data import make_partition, prepare_data, public_examples
 from fedsb.private_run import check_budget
-from fedsb.sources import train_rows
+from fedsb.sources import test_rows, train_rows
+from fedsb.started_on import NAMES
 from fedsb.tasks import Row
 
 OF_THE_DATA = ("federation", "training.max_length")
 OF_THE_MODEL = ("method", "training", "privacy")
+
+
+INPUTS = "inputs.json"
+"""In the comparison's folder: digests of the rows and weights that its runs are of."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class HeldOut:
 
 def check_inputs(
     arms: Sequence[Arm], settings: CompareConfig, seeds: Sequence[int], tuning_seed: int
-) -> HeldOut | None:
-    """Read the data, make every partition, load the base model for every kind of adapter; the split for
-    tuning, None where nothing is tuned.
+) -> tuple[HeldOut | None, dict[str, str]]:
+    """Read the data, make every partition, load the base model for every kind of adapter. (the split for
+    tuning, None where nothing is tuned; digests of the rows and the base's weights).
 
     Raises:
         InputError: as the run in question would.
@@ -47,6 +55,7 @@ def check_inputs(
     if arms[0].config.evaluation.benchmarks:
         check_evaluation(arms[0].config)
     rows, held_out = train_rows(arms[0].config), None
+    digests = {"train": examples_digest(rows), "test": examples_digest(test_rows(arms[0].config))}
     for alike in _grouped(arms, OF_THE_DATA):
         data = prepare_data(alike[0].config)
         _check_partitions(alike, rows, data.labels, seeds)
@@ -55,8 +64,27 @@ def check_inputs(
         for same in _grouped(alike, OF_THE_MODEL):
             with _named(same[0]):
                 public = public_examples(same[0].config, data.task, data.train)
-                prepare_base(same[0].config, replace(data, public=public))
-    return held_out
+                base = prepare_base(same[0].config, replace(data, public=public))
+                digests["base"] = base_digest(base.model, base.head)
+    return held_out, digests
+
+
+def check_same_inputs(folder: Path, now: dict[str, str]) -> None:
+    """Refuse to mix runs of other rows or weights with those that are there.
+
+    Raises:
+        InputError: names what differs, and shows nothing of it.
+    """
+    file = folder / INPUTS
+    before = read_json(file) if file.exists() else now
+    other = [NAMES[key] for key in now if before.get(key) != now[key]]
+    if other:
+        raise InputError(
+            f"--out: {folder} was started on others than are here now:\n  "
+            + "\n  ".join(other)
+            + "\nBring back "
+            "what was there, or name another folder"
+        )
 
 
 def _check_partitions(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsb.data import cell_text, is_missing, require_columns
+from fedsb.documents import is_text
 from fedsb.errors import InputError
 from fedsb.evaluation.intervals import Measurement
 from fedsb.tasks.task import (
@@ -98,6 +99,8 @@ def _label_value(row: Row, label: str, source: str, number: int) -> object:
             f"{source}: row {number}: expected a label that is a string or a number in column {label!r}, "
             f"got {type(value).__name__}; one label per row"
         )
+    if isinstance(value, str) and not is_text(value):
+        raise InputError(f"{source}: row {number}: half a surrogate pair in column {label!r}; mend the row")
     return value
 
 
