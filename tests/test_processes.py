@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from run_helpers import adapter_bytes, classification_config, timeless, tiny_bert, write_data
+from run_helpers import adapter_bytes, classification_config, metrics_of, timeless, tiny_bert, write_data
 
 from fedsb import RunConfig, run
 from fedsb.check_settings import check_settings
 from fedsb.errors import InputError, RunFailed
+from fedsb.processes import pool as pool_of
 from fedsb.processes.frames import read_frame, write_frame
 from fedsb.processes.worker import placed
+from fedsb.progress import Silent
+from fedsb.server import Failed
+
+POOL = sys.modules["fedsb.processes.pool"]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +59,75 @@ def test_a_worker_that_cannot_load_ends_the_run_with_its_reason(
     monkeypatch.setattr("fedsb.runner.save_checkpoint", lose_the_checkpoint)
     with pytest.raises(RunFailed, match=r"a worker process found no checkpoint"):
         run(config_of(world, federation__processes=2), tmp_path / "run")
+
+
+# ---------------------------------------------------------------- workers that die, hang, or never start
+
+
+class Kill(Silent):
+    """Kills a worker as the second round begins."""
+
+    def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
+        if number == 2:
+            os.kill(min(workers()), signal.SIGKILL)
+
+
+def workers() -> list[int]:
+    children = psutil.Process().children()
+    return [child.pid for child in children if "fedsb.processes.worker" in child.cmdline()]
+
+
+def test_a_killed_worker_costs_one_client_its_round_and_another_takes_its_place(
+    world: Path, tmp_path: Path
+) -> None:
+    """FLoRA: the new one must have the base weights of the last round, or it could answer nothing."""
+    few = {"federation__clients": 4, "federation__clients_per_round": 4, "federation__processes": 2}
+    run(config_of(world, method__name="flora", **few), tmp_path / "run", progress=Kill())
+    lines = metrics_of(tmp_path / "run")[1:]
+    assert [len(line["clients"]) for line in lines] == [4, 3, 4]
+    assert [r["reason"] for line in lines for r in line["rejected"]] == [
+        "its worker process ended with status -9"
+    ]
+    assert not workers()
+
+
+def script(folder: Path, text: str) -> str:
+    """A program in Python's place."""
+    file = folder / "python"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_clients_of_workers_that_hang_fail_and_the_processes_are_ended(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They read nothing either, however large the message is."""
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "exec sleep 600"))
+    monkeypatch.setattr(POOL, "LOAD_SECONDS", 0.1)
+    config = config_of(world, federation__processes=2, federation__deadline_seconds=0.1)
+    with pool_of(config, tmp_path, Silent()) as peers:
+        assert peers is not None
+        outcomes = list(peers([0, 1, 2], lambda client: bytes(1 << 20)))
+    assert [outcome.client for outcome in outcomes] == [0, 1, 2]
+    assert all(isinstance(o, Failed) and "did not answer in time" in o.reason for o in outcomes)
+    assert not psutil.Process().children()
+
+
+def test_workers_that_all_die_end_the_run(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "echo no memory >&2; exit 3"))
+    with pool_of(config_of(world, federation__processes=2), tmp_path, Silent()) as peers:
+        assert peers is not None
+        with pytest.raises(RunFailed, match=r"process ended with status 3 \(no memory\); the last finished"):
+            list(peers(range(12), lambda client: b"x"))
+
+
+def test_what_a_worker_may_take_has_an_end_by_default(world: Path) -> None:
+    assert config_of(world).federation.deadline_seconds == 3600
+    assert POOL.seconds_of(config_of(world)) == 3600
+    assert POOL.seconds_of(config_of(world, federation__client_timeout_seconds=20)) == 20 + POOL.GRACE_SECONDS
 
 
 @pytest.mark.parametrize(

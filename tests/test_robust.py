@@ -1,6 +1,7 @@
 """Robust averages against numpy, poisoned clients against both kinds of average, and what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_helpers import classification_config, main_status, metrics_of, tiny_bert, write_config, write_data
 
-from fedsb import RunConfig, run, wire
+from fedsb import RunConfig, contributions, initialize, run, wire
 from fedsb.check_settings import check_settings
+from fedsb.contribution import GradientStart
+from fedsb.contributions import contribution
 from fedsb.errors import InputError, RunFailed
 from fedsb.exchange import Exchange, Part
+from fedsb.initialize import Warmup, gradient_start_of
+from fedsb.layout import Layout
 from fedsb.methods import ALL, Shape, by_name, fed_sb
 from fedsb.methods import robust as robust_module
 from fedsb.methods.robust import cut_of, robust, trimmed_mean
+from fedsb.noised_sums import NOISED_SUMS
 from fedsb.norm_bound import NormBound
+from fedsb.peers import Remote
+from fedsb.progress import Silent
+from fedsb.remote_start import _warm_up
+from fedsb.robust_start import Head, Robust, Sizes, average_heads, evened
 from fedsb.server import Arrived, ServerState, aggregate
+from fedsb.settings import start_of
+from fedsb.sketch import sketch_of
+from fedsb.start_wire import pack_start, unpack_start
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(9, 8), "value": Shape(6, 7)}, 3, 1, {"out.weight": (2, 3)})
 SIZE = 24
@@ -132,10 +145,23 @@ def test_every_method_that_averages_can_take_the_median(name):
     assert report.deviation is None
 
 
-def test_too_few_updates_fail_the_round():
+@pytest.mark.parametrize("average", ["median", "trimmed-mean"])
+@pytest.mark.parametrize("poison", [lambda v: 1000 * v, lambda v: -1000 * v, lambda v: v + 1e15])
+def test_of_two_usable_updates_the_round_takes_no_more_than_both_agree_on(average, poison):
+    """The third was refused, or stayed away: neither does that end the run, nor does a poisoned one rule."""
     vectors = honest(2)
-    with pytest.raises(RunFailed, match="round 1: 2 usable updates, this average needs 3"):
-        close_round(vectors, average="median", fewest=3)
+    vectors[1] = poison(vectors[1])
+    state, report = close_round(vectors, average=average, trim=0.2)
+    np.testing.assert_array_equal(state.vector, np.median([*vectors, CURRENT.numpy()], axis=0))
+    change = np.abs(state.vector.numpy() - CURRENT.numpy())
+    assert (change <= np.abs(vectors[0] - CURRENT.numpy())).all()
+    assert report.clients == [0, 1]
+
+
+def test_a_single_update_moves_nothing_and_none_fails_the_round():
+    assert torch.equal(close_round(honest(1), average="median")[0].vector, CURRENT)
+    with pytest.raises(RunFailed, match="no client's update could be used"):
+        close_round([], average="median")
 
 
 # ---------------------------------------------------------------- the bound
@@ -190,6 +216,189 @@ def test_the_bound_measures_a_small_clients_update_from_its_part_of_the_broadcas
             bound=NormBound(1.0),
         )
         assert (0 in report.clients) == allowed
+
+
+# ---------------------------------------------------------------- the start
+
+HEAD = {"out.weight": torch.zeros(3, 4), "out.bias": torch.zeros(3)}
+HEADS = Layout.of(HEAD)
+BEFORE = torch.linspace(-0.1, 0.1, HEADS.size)
+
+
+def averaged(vectors, checks):
+    heads = [Head(c, torch.from_numpy(v), 5 + c) for c, v in enumerate(vectors)]
+    return average_heads(heads, BEFORE, HEADS, checks).numpy()
+
+
+def test_heads_are_averaged_by_examples_where_nothing_else_is_asked_for():
+    vectors = honest(3, size=HEADS.size)
+    expected = np.average(vectors, axis=0, weights=[5, 6, 7])
+    np.testing.assert_allclose(averaged(vectors, None), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("poison", [lambda v: v * 0 + 9e5, lambda v: -50 * v, lambda v: v + 1e5])
+@pytest.mark.parametrize(
+    "checks",
+    [Robust("median"), Robust("trimmed-mean", 0.2), Robust("mean", bound=NormBound(2.0))],
+    ids=lambda c: c.average,
+)
+def test_one_warmed_up_head_cannot_carry_the_mean_away(poison, checks):
+    """The bound scales it back although `over_bound` rejects: it moves the mean by less than the bound."""
+    vectors = honest(3, size=HEADS.size)
+    without = averaged(vectors[:2], Robust(bound=checks.bound))
+    vectors[2] = poison(vectors[2])
+    assert np.linalg.norm(averaged(vectors, None) - without) > 3
+    assert np.linalg.norm(averaged(vectors, checks) - without) < 2
+
+
+def test_heads_and_nobody_to_send_one():
+    with pytest.raises(RunFailed, match="start: no client's head could be used"):
+        averaged([], Robust("median"))
+
+
+SHAPES = {"l": Shape(48, 40), "m": Shape(12, 9)}
+TRUTH = {
+    name: torch.linalg.qr(torch.randn(shape.out, 2, generator=torch.Generator().manual_seed(1))).Q
+    @ torch.randn(2, shape.n_in, generator=torch.Generator().manual_seed(2))
+    for name, shape in SHAPES.items()
+}
+WAYS = {
+    "factors": {"rule": "raw"},
+    "sketch": {"rule": "raw", "upload": "sketch"},
+    "moments": {"rule": "moments"},
+    "noised sums": {"rule": "raw"},
+}
+
+
+def contribution_of(way, gradients, how):
+    """What a client with these gradients sends."""
+    kind, sent = (NOISED_SUMS if way == "noised sums" else contribution(how)), {}
+    like = kind.like(SHAPES, how)
+    for name, G in gradients.items():
+        if way == "factors":
+            U, S, Vh = torch.linalg.svd(G, full_matrices=False)
+            k = like[f"{name}.A"].shape[0]
+            pair = {"B": U[:, :k] * S[:k], "A": Vh[:k]} if k < 9 else {"B": G, "A": torch.eye(G.shape[1])}
+            sent |= {f"{name}.{part}": value for part, value in pair.items()}
+        elif way == "sketch":
+            probes = contributions._shared_probes(SHAPES, how)[name]
+            sent |= {f"{name}.{side}": t for side, t in sketch_of(G, probes)._asdict().items()}
+        elif way == "moments":
+            P, Q = like[f"{name}.left"], like[f"{name}.right"]
+            sent |= {f"{name}.left": G @ (G.T @ P), f"{name}.right": G.T @ (G @ Q)}
+        else:
+            sent[f"{name}.sum"] = G
+    return kind, {name: t.to(like[name].dtype) for name, t in sent.items()}
+
+
+def spoiled_bases(way, factor, *, robust):
+    """Three clients with the same gradients of rank 2 and a fourth with others, times `factor`."""
+    wanted = {"upload": "factors", "batch_size": 4, "rank": 2, "heads": 1, "step_size": 0.1, "seed": 0}
+    how = GradientStart(**wanted | WAYS[way], robust=robust)
+    draw = torch.Generator().manual_seed(3)
+    other = {name: factor * torch.randn(shape, generator=draw) for name, shape in SHAPES.items()}
+    sent = [contribution_of(way, gradients, how) for gradients in (TRUTH, TRUTH, TRUTH, other)]
+    kind = sent[0][0]
+    return kind.bases(SHAPES, how, ((message, 5) for _, message in sent))
+
+
+def kept(factors):
+    """Share of the true directions that the bases hold, of the worst layer."""
+    return min(float((factors[name].B.T @ truth).norm() / truth.norm()) for name, truth in TRUTH.items())
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_one_contribution_cannot_make_up_the_bases(way):
+    assert kept(spoiled_bases(way, 1e4, robust=False)) < 0.3
+    assert kept(spoiled_bases(way, 1e4, robust=True)) > 0.8
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("factor", [0.0, 1e-6])
+def test_a_small_contribution_pulls_nobody_down(way, factor):
+    one, other = spoiled_bases(way, factor, robust=True), spoiled_bases(way, factor, robust=False)
+    for name, factors in one.items():
+        torch.testing.assert_close(factors.B.abs(), other[name].B.abs(), atol=2e-2, rtol=0)
+
+
+def test_contributions_are_held_down_layer_by_layer():
+    """One that is small in all is not allowed to be large in one."""
+
+    def message(large, small):
+        norms = {"a": Sizes((large,), ("a.sum",)), "b": Sizes((small,), ("b.sum",))}
+        return ({"a.sum": torch.tensor([large]), "b.sum": torch.tensor([small])}, 1), norms
+
+    found = [tensors for tensors, _ in evened([message(1.0, 100.0), message(9.0, 0.0), message(2.0, 200.0)])]
+    assert [float(t["a.sum"]) for t in found] == [1.0, 2.0, 2.0]
+    assert [float(t["b.sum"]) for t in found] == [100.0, 0.0, 100.0]
+
+
+def poisoned_answers(client, spoil):
+    """`Remote.ask` of clients that answer a warm-up with the head they got, plus a step; one spoils it."""
+
+    def ask(kind, cohort, message_to):
+        for c in cohort:
+            facts, tensors = unpack_start(message_to(c))
+            heads = {n: t + 0.1 for n, t in tensors.items() if n.startswith("head.")}
+            if c == client:
+                heads = {n: spoil(t) for n, t in heads.items()}
+            yield Arrived(c, pack_start({"kind": kind, "round": facts["round"], "client": c}, heads))
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t * 0 + 1e30,
+        lambda t: t + 1e5,
+        lambda t: torch.full(t.shape, 1e300, dtype=torch.float64),
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: t * float("nan"),
+        lambda t: t[:1],
+    ],
+)
+def test_the_head_of_a_deployed_start_withstands_one_client(spoil):
+    head = {"w": torch.nn.Parameter(torch.zeros(3, 4))}
+    remote = Remote([5, 5, 5], poisoned_answers(1, spoil))
+    draw = {client: [client] for client in range(3)}
+    warmup = Warmup(rounds=2, steps=1, learning_rate=0.1)
+    _warm_up(head, warmup, remote, draw, Silent(), Robust("median", bound=NormBound(5.0)))
+    torch.testing.assert_close(head["w"].detach(), torch.full((3, 4), 0.2))
+
+
+def test_the_config_tells_the_start():
+    changes = {
+        "federation__weighting": "uniform",
+        "federation__robust": {"average": "median", "norm_bound": 3},
+    }
+    config = RunConfig.from_dict(classification_config(Path("m"), Path("d"), **changes))
+    assert start_of(config, [[0]]).robust == Robust("median", 0.1, NormBound(3.0))
+    assert gradient_start_of(start_of(config, [[0]])).robust
+    without = start_of(RunConfig.from_dict(classification_config(Path("m"), Path("d"))), [[0]])
+    assert without.robust is None
+    assert not gradient_start_of(without).robust
+
+
+def test_a_simulated_start_withstands_what_a_deployed_one_does(world, tmp_path, monkeypatch):
+    """Client 2's head is thrown far off in every warm-up round."""
+    real, trained = initialize.train_head, []
+
+    def train_head(model, head, *args, **more):
+        real(model, head, *args, **more)
+        trained.append(None)
+        if len(trained) % 3 == 0:
+            for parameter in head.values():
+                parameter.data.mul_(-50)
+
+    monkeypatch.setattr(initialize, "train_head", train_head)
+    init = {"kind": "gradient", "samples": 30, "head_warmup": {"rounds": 2, "steps": 10}}
+    changes = {"federation__clients": 3, "method__init": init, "training__learning_rate": 1e-6}
+    losses = {}
+    for name, wanted in {"mean": None, "median": {"average": "median"}}.items():
+        run(RunConfig.from_dict(config_of(world, federation__robust=wanted, **changes)), tmp_path / name)
+        losses[name] = metrics_of(tmp_path / name)[-1]["eval"]["loss"]
+    assert losses["mean"] > losses["median"] + 0.3
 
 
 # ---------------------------------------------------------------- whole runs

@@ -191,8 +191,8 @@ PartitionConfig = Annotated[
 
 
 class RobustConfig(Section):
-    """Against poisoned updates, in the start too. Needs `weighting: uniform`: a count of examples is a client's
-    own claim."""
+    """Against poisoned clients, in the start too. Needs `weighting: uniform`: how many examples a client has
+    is its own claim."""
 
     average: Literal["mean", "median", "trimmed-mean"] = "mean"
     """In place of the mean, number by number (Yin et al. 2018, arXiv 1803.01498), for methods that average

@@ -62,7 +62,9 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.log.close()
+        for stream in (self.process.stdin, self.log):
+            with suppress(OSError, ValueError):  # what it did not read any more
+                stream.close()  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -230,6 +232,7 @@ def _listen(serial: int, process: subprocess.Popen[bytes], answers: Answers) -> 
     with suppress(OSError, ValueError):
         while (frame := read_frame(process.stdout)) is not None:
             answers.put((serial, frame))
+    process.stdout.close()
     answers.put((serial, None))
 
 
