@@ -62,7 +62,16 @@ COMPOSE = {
     "trainable",
 }
 LIBRARIES = {"torch", "numpy", "safetensors", "jaxtyping"}
-LAZY_LIBRARIES = {"bitsandbytes", "cryptography", "dp_accounting", "nltk", "opacus", "rouge_score", "sacrebleu", "scipy"}
+LAZY_LIBRARIES = {
+    "bitsandbytes",
+    "cryptography",
+    "dp_accounting",
+    "nltk",
+    "opacus",
+    "rouge_score",
+    "sacrebleu",
+    "scipy",
+}
 """Allowed inside a function of a pure module."""
 
 

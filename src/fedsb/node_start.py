@@ -20,6 +20,7 @@ from fedsb.config import RunConfig
 from fedsb.contribution import Own, PrivateStart
 from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
+from fedsb.fixed_shape import OfOneShape
 from fedsb.files import write_bytes
 from fedsb.gradient_start import Calibration, Draw, as_received, estimating, looked_at
 from fedsb.head import cache_base_outputs, train_head
@@ -27,7 +28,7 @@ from fedsb.initialize import Start, bases_kind, draw_calibration, gradient_start
 from fedsb.linear import features
 from fedsb.peers import Kind
 from fedsb.prepare_base import Base
-from fedsb.prepare_data import Data, batches_of
+from fedsb.prepare_data import Data, batches_of, protected_batches
 from fedsb.settings import heads_of, method_of, start_of
 from fedsb.start_wire import check_start, pack_start, unpack_start
 
@@ -128,8 +129,10 @@ class NodeStart:
         if client not in draw:
             raise UpdateRejected(f"client {client} has no part in the start")
         draw[client] = [i - ends[client] for i in draw[client]]
-        batches = batches_of(self.data, self.base.device)
-        return Calibration(draw, self.data.train, batches, self.data.task.losses), int(facts["round"])
+        how: OfOneShape = (batches_of(self.data, self.base.device), self.data.task.losses)
+        if self.private is not None:
+            how = protected_batches(self.data, self.base.model, self.base.device, self.private.max_length)
+        return Calibration(draw, self.data.train, *how), int(facts["round"])
 
     def _draw(self, parts: Sequence[Sequence[int]]) -> Draw:
         if self.private is not None:

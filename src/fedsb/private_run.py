@@ -39,6 +39,7 @@ class PrivateRun:
         examples, starts: plans by client (unit: example).
         clients: the server's plan (unit: client).
         samples: the secret behind Poisson batches and cohorts.
+        max_length: tokens that an example may have.
     """
 
     wanted: PrivacyConfig
@@ -49,6 +50,7 @@ class PrivateRun:
     starts: Mapping[int, StartPlan]
     clients: ClientPlan | None
     samples: SampleSecret
+    max_length: int
 
     def with_secret_samples(self) -> PrivateRun:
         """With batches of this answer alone: the same question asked twice at once, or of a state that was
@@ -108,7 +110,9 @@ class PrivateRun:
             return None
         charge = self._count_start if elsewhere else self._charge_start
         repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
-        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream)
+        return PrivateStart(
+            self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length
+        )
 
     def _charge_start(self, client: int) -> None:
         self.guard.charge(client, "start", 0, self.starts[client].release)
@@ -208,7 +212,7 @@ class PrivateRun:
             "count_noise_std": plan.count_noise_std,
             "update_noise_multiplier": plan.update_noise_multiplier,
             "rounds_of_one_client": most,
-            "epsilon_cohorts_known": epsilon([seen], self.guard.delta) if self.wanted.insecure_seed is None else None,
+            "epsilon_cohorts_known": epsilon([seen], self.guard.delta),
         }
 
     def _of(self, who: int | None) -> dict[str, Any]:
@@ -254,12 +258,12 @@ def prepare_privacy(config: RunConfig, sizes: Mapping[int, int], folder: Path) -
     delta = check_delta(config, sizes.values())
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon)
     noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
-    samples = SampleSecret(folder, wanted.insecure_seed)
+    rest = (SampleSecret(folder, wanted.insecure_seed), config.training.max_length)
     if wanted.unit == "client":
-        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta), samples)
+        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta), *rest)
     starts = _start_plans(config, wanted, sizes, delta)
     plans = _example_plans(config, wanted, sizes, starts, delta)
-    return PrivateRun(wanted, guard, noise, rounds, plans, starts, None, samples)
+    return PrivateRun(wanted, guard, noise, rounds, plans, starts, None, *rest)
 
 
 def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:

@@ -63,7 +63,9 @@ def sampling_secret(run: Path) -> bytes:
         with open(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as opened:
             content = opened.read(KEY_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); remove it: the run makes another") from None
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); remove it: the run makes another"
+        ) from None
     if len(content) != KEY_BYTES:
         raise InputError(
             f"{file}: expected {KEY_BYTES} bytes, found {len(content)}; remove it: the run makes another"
@@ -72,7 +74,8 @@ def sampling_secret(run: Path) -> bytes:
 
 
 def write_privately(file: Path, content: bytes) -> None:
-    """Write a file of a folder of its own, which its owner alone may open (0700, 0600), whole or not at all."""
+    """Write a file that its owner alone may open (0600), in a folder of that kind (0700): whole or not at
+    all."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(file.parent, 0o700)
     part = file.with_name(f".{file.name}.{secrets.token_hex(8)}.part")

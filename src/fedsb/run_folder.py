@@ -88,7 +88,9 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     write_text(folder / "config.yaml", config.to_yaml())
     write_json(folder / "partition.json", partition_record(config, data))
     if config.privacy is not None and data.train:
-        write_privately(folder / PRIVATE / "partition.json", json.dumps({"clients": dict(enumerate(data.parts))}).encode())
+        write_privately(
+            folder / PRIVATE / "partition.json", json.dumps({"clients": dict(enumerate(data.parts))}).encode()
+        )
 
 
 def write_progress(folder: Path, saved: Saved) -> None:
