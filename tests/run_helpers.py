@@ -195,6 +195,13 @@ def timeless(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(run)]
 
 
+def parts_of(run: Path) -> list[list[int]]:
+    """Which examples each client of a simulated run has; those of a private run are in its private folder."""
+    kept = run / "private" / "partition.json"
+    file = kept if kept.exists() else run / "partition.json"
+    return list(json.loads(file.read_text())["clients"].values())
+
+
 def adapter_bytes(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 

@@ -1,12 +1,19 @@
 """A process that lasts answers as fresh ones do, and keeps nothing where that could differ."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
+from run_helpers import (
+    changed,
+    classification_config,
+    metrics_of,
+    parts_of,
+    tiny_bert,
+    write_config,
+    write_data,
+)
 
 from fedsb import RunConfig, run
 from fedsb.checkpoint import load_checkpoint
@@ -67,8 +74,7 @@ def run_with(config, folder, name, parts, ask):
 
 def simulated_parts(config, folder):
     run(RunConfig.from_dict(config), folder / "simulated")
-    found = json.loads((folder / "simulated" / "partition.json").read_text())["clients"]
-    return [found[str(client)] for client in range(CLIENTS)]
+    return parts_of(folder / "simulated")
 
 
 def assert_equal(folder, one="simulated", other="deployed"):

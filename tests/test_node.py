@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_config, write_data
+from run_helpers import (
+    changed,
+    classification_config,
+    metrics_of,
+    parts_of,
+    tiny_bert,
+    write_config,
+    write_data,
+)
 
 from fedsb import RunConfig, run, wire
 from fedsb import node as node_module
@@ -83,8 +91,7 @@ def in_one_process(config, nodes, *, fresh=False):
 
 def both(world, config, folder, *, fresh=False, **node_changes):
     simulated = run(RunConfig.from_dict(config), folder / "simulated")
-    partition = json.loads((folder / "simulated" / "partition.json").read_text())
-    parts = [partition["clients"][str(c)] for c in range(CLIENTS)]
+    parts = parts_of(folder / "simulated")
     nodes = [node | node_changes for node in node_files(world, config, parts, folder)]
     for node in nodes:
         write_config(folder / f"node-{node['client']}.yaml", node)

@@ -37,6 +37,7 @@ class PrivateStart:
     Attributes:
         repeats: how often each client's sum was charged before; every time has a sample of its own.
         samples: (purpose, ...) -> the secret stream behind a Poisson sample.
+        max_length: tokens of every row, where batches must have one shape.
     """
 
     plans: Mapping[int, StartPlan]
@@ -44,6 +45,7 @@ class PrivateStart:
     charge: Callable[[int], None]
     repeats: Mapping[int, int]
     samples: Callable[..., Keystream]
+    max_length: int
 
     def sample(self, client: int) -> list[int]:
         """Which of the client's own examples are looked at."""

@@ -75,8 +75,9 @@ def check_repeatable(model: nn.Module, losses: Callable[[], Tensor]) -> None:
     one, two = _outputs(model, losses), _outputs(model, losses)
     layer = next((name for name in one if not _same(one[name], two.get(name, one[name]))), "the model")
     raise RunFailed(
-        f"private training: {layer or 'the model'} gives one batch two results, so chance enters the gradients "
-        "before they are clipped; take a model without dropout or noise of its own, or leave privacy out"
+        f"private training: {layer or 'the model'} gives one batch two results, so chance enters the "
+        "gradients before they are clipped; take a model without dropout or noise of its own, or leave "
+        "privacy out"
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedsb.trainable import Batch, Collate, Example
+from fedsb.trainable import Batch, Collate, Example, Losses
 
 HALVES = (torch.float16, torch.bfloat16)
+OWN = "own rows"
+"""Of a batch: how many of its rows are no filling."""
+OfOneShape = tuple[Callable[[Sequence[Example], int], list[Batch]], Losses]
 
 
 def computes_in_16_bits(model: nn.Module, autocast: str | None) -> bool:
@@ -28,6 +31,24 @@ def of_shape(collate: Collate, examples: Sequence[Example], rows: int, tokens: i
     fill = [examples[0]] * (rows - len(examples))
     batch = collate([*examples, *fill, _stretched(examples[0], tokens)])
     return {name: tensor[:-1] for name, tensor in batch.items()}
+
+
+def batches_of_one_shape(collate: Collate, losses: Losses, device: torch.device, tokens: int) -> OfOneShape:
+    """As (examples, batch size) -> batches, and (model, batch) -> losses, each batch of the same shape and
+    no loss of what fills it."""
+
+    def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+        groups = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+        made = [of_shape(collate, group, batch_size, tokens) for group in groups]
+        return [
+            {name: tensor.to(device) for name, tensor in batch.items()} | {OWN: torch.tensor(len(group))}
+            for batch, group in zip(made, groups, strict=True)
+        ]
+
+    def own_losses(model: nn.Module, batch: Batch) -> Tensor:
+        return losses(model, {name: t for name, t in batch.items() if name != OWN})[: int(batch[OWN])]
+
+    return batches, own_losses
 
 
 def _stretched(example: Example, tokens: int) -> Example:

@@ -21,6 +21,7 @@ from fedsb.contribution import SENT_AS, Own, PrivateStart, empty
 from fedsb.contributions import contribution
 from fedsb.door import Charge, Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.errors import UpdateRejected
+from fedsb.fixed_shape import OfOneShape
 from fedsb.gradient_start import Calibration, Draw, as_received, estimating, looked_at
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.initialize import Start, Warmup, bases_kind, draw_calibration, gradient_start_of, start_factors
@@ -29,7 +30,7 @@ from fedsb.node_config import Refused
 from fedsb.node_folder import keep
 from fedsb.peers import Kind
 from fedsb.prepare_base import Base
-from fedsb.prepare_data import Data, batches_of
+from fedsb.prepare_data import Data, batches_of, protected_batches
 from fedsb.settings import heads_of, method_of, start_of
 from fedsb.start_wire import check_start, pack_start, unpack_start
 
@@ -154,11 +155,13 @@ class NodeStart:
         with torch.no_grad():
             for name, parameter in head.items():
                 parameter.copy_(tensors[f"head.{name}"])
-        batches, losses = batches_of(self.data, self.base.device), self.data.task.losses
+        how: OfOneShape = (batches_of(self.data, self.base.device), self.data.task.losses)
         if self.data.public is not None:
             looked_at_all = {self.client: [*range(len(self.data.public))]}
-            return Calibration(looked_at_all, self.data.public, batches, losses, public=True), number
-        return Calibration(self._draw(sizes), self.data.train, batches, losses), number
+            return Calibration(looked_at_all, self.data.public, *how, public=True), number
+        if self.private is not None:
+            how = protected_batches(self.data, self.base.model, self.base.device, self.private.max_length)
+        return Calibration(self._draw(sizes), self.data.train, *how), number
 
     def _checked_sizes(self, sizes: Tensor) -> list[int]:
         """How many examples each party has, as the server says.

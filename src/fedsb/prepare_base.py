@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -88,7 +88,11 @@ def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device)
 
 def memory_of(config: RunConfig, data: Data) -> Memory | None:
     """What the run will hold, before anything is loaded; None where the config does not say."""
-    return estimate_memory(config, data.task.num_labels, Longest.of([*data.train, *data.test]))
+    longest = Longest.of([*data.train, *data.test])
+    in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
+    if config.privacy and config.privacy.unit == "example" and in_16_bits:
+        longest = replace(longest, tokens=config.training.max_length)  # every batch has this shape
+    return estimate_memory(config, data.task.num_labels, longest)
 
 
 def free_memory(config: RunConfig) -> int:

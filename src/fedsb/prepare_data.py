@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedsb import partition
 from fedsb.check_privacy import check_delta
@@ -16,6 +17,7 @@ from fedsb.config import RunConfig
 from fedsb.config_sections import ClassificationConfig
 from fedsb.data import read_rows, require_columns
 from fedsb.errors import InputError
+from fedsb.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits, width
 from fedsb.models import load_tokenizer
 from fedsb.seeding import numpy_generator
 from fedsb.sources import test_rows, train_name, train_rows
@@ -189,6 +191,14 @@ def batches_of(data: Data, device: torch.device) -> Any:
         return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
 
     return batches
+
+
+def protected_batches(data: Data, model: nn.Module, device: torch.device, max_length: int) -> OfOneShape:
+    """As `batches_of`, and the losses, where no example may show in another's gradient."""
+    task = data.task
+    if not computes_in_16_bits(model, None):
+        return batches_of(data, device), task.losses
+    return batches_of_one_shape(task.collate, task.losses, device, width(model, max_length))
 
 
 def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:

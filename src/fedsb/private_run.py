@@ -41,6 +41,7 @@ class PrivateRun:
         examples, starts: plans by client (unit: example).
         clients: the server's plan (unit: client).
         samples: the secret behind Poisson batches and cohorts.
+        max_length: tokens that an example may have.
     """
 
     wanted: PrivacyConfig
@@ -51,6 +52,7 @@ class PrivateRun:
     starts: Mapping[int, StartPlan]
     clients: ClientPlan | None
     samples: SampleSecret
+    max_length: int
 
     def with_secret_samples(self) -> PrivateRun:
         """With batches of this answer alone: the same question asked twice at once, or of a state that was
@@ -117,7 +119,9 @@ class PrivateRun:
             return None
         charge = self._count_start if elsewhere else self._charge_start
         repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
-        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream)
+        return PrivateStart(
+            self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length
+        )
 
     def _charge_start(self, client: int) -> None:
         self.guard.charge(client, "start", 0, self.starts[client].release)
@@ -217,9 +221,7 @@ class PrivateRun:
             "count_noise_std": plan.count_noise_std,
             "update_noise_multiplier": plan.update_noise_multiplier,
             "rounds_of_one_client": most,
-            "epsilon_cohorts_known": epsilon([seen], self.guard.delta)
-            if self.wanted.insecure_seed is None
-            else None,
+            "epsilon_cohorts_known": epsilon([seen], self.guard.delta),
         }
 
     def _of(self, who: int | None) -> dict[str, Any]:
@@ -270,12 +272,12 @@ def prepare_privacy(
     account = account or _account(wanted, folder)
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon, account)
     noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
-    samples = SampleSecret(folder, wanted.insecure_seed)
+    rest = (SampleSecret(folder, wanted.insecure_seed), config.training.max_length)
     if wanted.unit == "client":
-        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta), samples)
+        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta), *rest)
     starts = _start_plans(config, wanted, sizes, delta)
     plans = _example_plans(config, wanted, sizes, starts, delta)
-    private = PrivateRun(wanted, guard, noise, rounds, plans, starts, None, samples)
+    private = PrivateRun(wanted, guard, noise, rounds, plans, starts, None, *rest)
     for client, plan in plans.items():
         start = [starts[client].release] if client in starts else []
         guard.check_plan([*start, *[plan.round] * plan.rounds])

@@ -75,7 +75,8 @@ def sampling_secret(run: Path) -> bytes:
 
 
 def write_privately(file: Path, content: bytes) -> None:
-    """Write a file of a folder of its own, which its owner alone may open (0700, 0600), whole or not at all."""
+    """Write a file that its owner alone may open (0600), in a folder of that kind (0700): whole or not at
+    all."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(file.parent, 0o700)
     write_bytes(file, content, private=True)

@@ -19,7 +19,7 @@ from fedsb.initialize import Start, bases_kind, draw_calibration, needs_data, st
 from fedsb.methods import Method
 from fedsb.peers import Remote
 from fedsb.prepare_base import Base, exchange_of
-from fedsb.prepare_data import Data, batches_of
+from fedsb.prepare_data import Data, batches_of, protected_batches
 from fedsb.private_run import PrivateRun
 from fedsb.progress import Progress
 from fedsb.remote_start import start_remotely
@@ -85,7 +85,8 @@ def calibration_of(
     if data.public is not None:
         return Calibration({0: list(range(len(data.public)))}, data.public, batches, losses, public=True)
     if start.private is not None:
-        return Calibration(dict(enumerate(data.parts)), data.train, batches, losses)
+        how = protected_batches(data, base.model, base.device, start.private.max_length)
+        return Calibration(dict(enumerate(data.parts)), data.train, *how)
     looks = needs_data(start, method, head)
     draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
     return Calibration(draw, data.train, batches, losses)

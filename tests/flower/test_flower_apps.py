@@ -14,6 +14,7 @@ from run_helpers import (
     changed,
     classification_config,
     metrics_of,
+    parts_of,
     tiny_bert,
     write_config,
     write_data,
@@ -61,12 +62,12 @@ def nodes_of(config, folder, **changes):
     """Node config files with the simulated run's parts as their data; node ids are 100 and up."""
     simulated = folder / "simulated"
     run(RunConfig.from_dict(config), simulated)
-    parts = json.loads((simulated / "partition.json").read_text())["clients"]
+    parts = parts_of(simulated)
     rows = Path(config["data"]["train"]).read_text().splitlines(keepends=True)
     files = {}
     for client in range(CLIENTS):
         data = folder / f"{client}.jsonl"
-        data.write_text("".join(rows[i] for i in parts[str(client)]))
+        data.write_text("".join(rows[i] for i in parts[client]))
         own = {"client": client, "data": {"train": str(data)}, "state": str(folder / f"state{client}")}
         files[100 + client] = str(write_config(folder / f"node{client}.yaml", changed(own, **changes)))
     return files

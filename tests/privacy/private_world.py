@@ -40,20 +40,20 @@ class PrivateWorld:
 
     def clipped_sum(self, examples, clip_norm, *, number=1, batch_size=512, **training):
         """The sum of clipped gradients that a noiseless step over all these examples releases."""
-        trainable, size = self.trainable, len(self.data.train)
+        trainable, size = self.trainable, len(examples)
         place_ = partial(place, trainable, self.shared, trainable.exchange.whole)
         parameters = place_(round_number=number, seed=0)
         before = {name: p.detach().double() for name, p in parameters.items()}
         how = replace(local_training(self.config), optimizer="sgd", learning_rate=1.0, batch_size=batch_size)
         plan = ExamplePlan(
-            num_examples=1, expected_batch_size=size, steps_per_round=1, rounds=1, clip_norm=clip_norm
+            num_examples=size, expected_batch_size=size, steps_per_round=1, rounds=1, clip_norm=clip_norm
         )
         train_privately(
             trainable,
             parameters,
             examples,
             replace(how, schedule="constant", rounds=1, **training),
-            replace(plan, num_examples=len(examples)),
+            plan,
             noise=NoiseSource(),
             coins=Keystream.fresh(),
             masks={},

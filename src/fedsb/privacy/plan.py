@@ -1,8 +1,8 @@
 """One frozen value for what is sampled, clipped, noised and accounted: the parts cannot disagree.
 
 Two units of protection: an example of one client (`ExamplePlan`, one plan per client), and a whole client
-(`ClientPlan`, one for the server). Neighbours differ in one unit, which is present or blanked: its slot stays, so that
-numbers of examples and of clients are public, and with them every probability and divisor here.
+(`ClientPlan`, one for the server). Neighbours differ in one unit, which is present or blanked: its slot
+stays, so that numbers of examples and of clients are public, and with them every probability and divisor.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any
 
 OBSERVABLE = "how long anything took, and who answered in time or failed, and with what reason"
 OTHER_DATA = (
-    "test data; other runs on the same data, such as those that chose the settings (learning rate, clip norm, "
-    "method)."
+    "test data; other runs on the same data, such as those that chose the settings (learning rate, clip "
+    "norm, method)."
 )
 
 
@@ -64,9 +64,9 @@ def _cohorts(facts: Mapping[str, Any]) -> str:
 def _of_examples(facts: Mapping[str, Any]) -> list[str]:
     start = " and the initialization" if _has_start(facts) else ""
     return [
-        f"All that left any one client in this run, over {_rounds(facts)}{start}, is together (epsilon, delta)-"
-        f"differentially private with at most {_bound(facts)}, for data sets that differ in one training "
-        "example of that client, which is present or blanked.",
+        f"All that left any one client in this run, over {_rounds(facts)}{start}, is together (epsilon, "
+        f"delta)-differentially private with at most {_bound(facts)}, for data sets that differ in one "
+        "training example of that client, which is present or blanked.",
         "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
         f"gradient was clipped to the L2 norm {facts['clip_norm']:g}, and the client added Gaussian noise of "
         f"{_noise(facts)} times that norm to each step's sum, {_source(facts)}.",
