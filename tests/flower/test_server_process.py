@@ -166,8 +166,10 @@ def test_a_node_is_let_in_once_and_never_after_it_was_sent_away():
     asked = []
 
     class Nodes:
-        nodes = [SimpleNamespace(public_key=b"in", status="online", node_id=1)]
-        nodes += [SimpleNamespace(public_key=b"out", status="unregistered", node_id=2)]
+        nodes = (
+            SimpleNamespace(public_key=b"in", status="online", node_id=1),
+            SimpleNamespace(public_key=b"out", status="unregistered", node_id=2),
+        )
 
         def ListNodes(self, request):
             return SimpleNamespace(nodes_info=self.nodes)

@@ -80,8 +80,8 @@ class Control:
         node = self._node_of(key)
         if node is not None and node.status == REVOKED:
             raise InputError(
-                "this key was revoked, and Flower takes no key a second time; have the node's owner remove it "
-                "and run ./make-key.sh"
+                "this key was revoked, and Flower takes no key a second time; the node's owner should remove "
+                "it and run ./make-key.sh"
             )
         if node is None:
             self._ask(self._client.RegisterNode, RegisterNodeRequest(public_key=key))
