@@ -160,3 +160,34 @@ def test_another_flower_or_no_key_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(superexec, "version", lambda name: "1.99.0")
     assert main_status(monkeypatch, *told) == 2
     assert "flwr==1.41.*" in capsys.readouterr().err
+
+
+def test_a_node_is_let_in_once_and_never_after_it_was_sent_away():
+    asked = []
+
+    class Nodes:
+        nodes = (
+            SimpleNamespace(public_key=b"in", status="online", node_id=1),
+            SimpleNamespace(public_key=b"out", status="unregistered", node_id=2),
+        )
+
+        def ListNodes(self, request):
+            return SimpleNamespace(nodes_info=self.nodes)
+
+        def RegisterNode(self, request):
+            asked.append(request.public_key)
+
+        def UnregisterNode(self, request):
+            asked.append(request.node_id)
+
+    control = Control("localhost:9", b"", "k" * 64)
+    control.__dict__["_client"] = Nodes()
+    control.register(b"in")
+    control.unregister(b"out")
+    control.unregister(b"nobody")
+    assert not asked
+    with pytest.raises(InputError, match=r"was revoked, .*make-key.sh"):
+        control.register(b"out")
+    control.register(b"new")
+    control.unregister(b"in")
+    assert asked == [b"new", 1]

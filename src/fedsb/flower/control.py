@@ -26,6 +26,8 @@ serverapp = "fedsb.flower.server_app:app"
 clientapp = "fedsb.flower.client_app:app"
 """
 """Flower wants an app with every run. Nobody looks at this one."""
+REVOKED = "unregistered"
+"""Flower's word for it."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,20 @@ class Control:
         return int(self._ask(self._client.StartRun, StartRunRequest(fab=fab)).run_id)
 
     def register(self, key: bytes) -> None:
-        """Let in the node with this public key (PEM); nothing if it is let in already."""
+        """Let in the node with this public key (PEM); nothing if it is let in already.
+
+        Raises:
+            InputError: it was sent away once.
+        """
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
-        if self._node_of(key) is None:
+        node = self._node_of(key)
+        if node is not None and node.status == REVOKED:
+            raise InputError(
+                "this key was revoked, and Flower takes no key a second time; the node's owner should remove "
+                "it and run ./make-key.sh"
+            )
+        if node is None:
             self._ask(self._client.RegisterNode, RegisterNodeRequest(public_key=key))
 
     def unregister(self, key: bytes) -> None:
@@ -79,14 +91,14 @@ class Control:
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
         node = self._node_of(key)
-        if node is not None:
-            self._ask(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node))
+        if node is not None and node.status != REVOKED:
+            self._ask(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node.node_id))
 
-    def _node_of(self, key: bytes) -> int | None:
+    def _node_of(self, key: bytes) -> Any:
         from flwr.proto.control_pb2 import ListNodesRequest
 
         nodes = self._ask(self._client.ListNodes, ListNodesRequest()).nodes_info
-        return next((n.node_id for n in nodes if n.public_key == key and n.status != "unregistered"), None)
+        return next((node for node in nodes if node.public_key == key), None)
 
     def _ask(self, call: Callable[[Any], Any], request: Any) -> Any:
         import httpx
