@@ -1,6 +1,6 @@
 """What one example can do to a step's sum: at most one clip norm, whatever the model's config asks for.
 
-At full batch, with dropout configured, in 32 and in 16 bits, with a very long row put in or taken out. Against
+At full batch, with dropout configured, in 32 and in 16 bits, with a very long row put in or out. Against
 the definition, through the training of a client, for every method.
 """
 
