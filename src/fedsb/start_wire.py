@@ -89,7 +89,9 @@ def _tensors(message: bytes, start: int, described: dict[str, Any]) -> dict[str,
     edges = [0, *(edge for place in ends for edge in place), len(message) - start]
     if any(one != other for one, other in list(pairwise(edges))[::2]):
         raise ValueError("tensors that overlap, or do not fill the message")
-    return {name: _view(message, start + begin, *of) for name, (*of, begin, _) in places.items()}
+    return {
+        name: _view(message, start + begin, dtype, shape) for name, (dtype, shape, begin, _) in places.items()
+    }
 
 
 def _place(name: str, entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
