@@ -145,8 +145,8 @@ class NodeStart:
                 "start; the server looks at its own, or name a file of public rows in data.public here"
             )
         head = self.base.head
-        like = {f"head.{name}": parameter for name, parameter in head.items()}
-        like |= {"sizes": torch.empty(len(self.data.parts), dtype=torch.int64)}
+        like: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in head.items()}
+        like["sizes"] = torch.empty(len(self.data.parts), dtype=torch.int64)
         facts, tensors = unpack_start(question, like)
         check_start(facts, tensors, wanted={"kind": kind}, like=like)
         sizes, number = self._checked_sizes(tensors.pop("sizes")), facts.get("round")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -115,9 +116,8 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     write_text(folder / "config.yaml", config.to_yaml())
     write_json(folder / "partition.json", partition_record(config, data))
     if config.privacy is not None and data.train:
-        write_privately(
-            folder / PRIVATE / "partition.json", json.dumps({"clients": dict(enumerate(data.parts))}).encode()
-        )
+        whole = json.dumps({"clients": dict(enumerate(data.parts))})
+        write_privately(folder / PRIVATE / "partition.json", whole.encode())
 
 
 def write_progress(folder: Path, saved: Saved) -> None:

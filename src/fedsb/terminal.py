@@ -244,7 +244,7 @@ def show_ledger(found: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="right" if name in ("releases", "epsilon alone") else "left")
     for run in found["runs"]:
         cells = run["run"], str(run["releases"]), f"{run['epsilon']:.4g}", run["first"], run["last"]
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(shown, cells))
     if found["runs"]:
         console.print(table, highlight=False)
     console.print(
