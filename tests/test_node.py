@@ -227,7 +227,7 @@ def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(worl
     """The server knows the run's seed and could name the examples otherwise."""
     config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
     (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
-    runs = (RUN, RUN, RUN[::-1])
+    runs = (RUN, RUN, "2" * 32)
     nodes = [Node(config, NodeConfig(**own), run) for run in runs]
     draws = {node.start.private.samples("private start", 0, 0).read(1).item() for node in nodes}
     assert len(draws) == 3
@@ -438,8 +438,8 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     looked_at = []
     private, sample = node.start.private, type(node.start.private).sample
 
-    def watched(self, client, seed):
-        looked_at.extend(sample(self, client, seed))
+    def watched(self, client):
+        looked_at.extend(sample(self, client))
         return looked_at
 
     with pytest.MonkeyPatch.context() as patch:
