@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from fedsb import RunConfig
+from fedsb.dropout import without_dropout
 from fedsb.gradient_start import Calibration
 from fedsb.initialize import start_factors
 from fedsb.prepare_base import prepare_base, trainable_of
@@ -13,6 +14,7 @@ from fedsb.prepare_data import batches_of, prepare_data
 from fedsb.privacy.dp_sgd import train_privately
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
 from fedsb.settings import local_training, method_of, start_of
 from fedsb.trainable import place
@@ -37,6 +39,24 @@ class PrivateWorld:
 
     def encode(self, row):
         return self.data.task.encode([row], "a row")[0]
+
+    def before(self):
+        """The trained numbers as the first round's broadcast brings them."""
+        trainable = self.trainable
+        placed = place(trainable, self.shared, trainable.exchange.whole, round_number=1, seed=0)
+        return {name: parameter.detach().clone() for name, parameter in placed.items()}
+
+    def directions(self, rows):
+        """Each row's gradient at that state, of length 1."""
+        trainable, task = self.trainable, self.data.task
+        exchange = trainable.exchange
+        parameters = place(trainable, self.shared, exchange.whole, round_number=1, seed=0)
+        with without_dropout(trainable.model), per_example_gradients(trainable.model):
+            batch = trainable.collate(task.encode(rows, "rows"))
+            trainable.losses(trainable.model, batch).sum().backward()
+            names = [name for name, _ in exchange.up(1, exchange.whole).entries]
+            found = torch.cat([parameters[name].grad_sample.flatten(1) for name in names], 1).double()
+        return (found / found.norm(dim=1, keepdim=True)).numpy()
 
     def clipped_sum(self, examples, clip_norm, *, number=1, batch_size=512, **training):
         """The sum of clipped gradients that a noiseless step over all these examples releases."""
