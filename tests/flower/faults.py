@@ -219,13 +219,13 @@ def without_faults(
         present = next(rounds) if kind == "train" else list(cohort)
 
         def answer(client: int) -> bytes:
-            node = helds[client].opened(kind, RunConfig.from_dict(config), own[client], "undisturbed")
+            node = helds[client].opened(kind, RunConfig.from_dict(config), own[client], "0" * 32)
             return node.answer(kind, message_to(client))
 
         yield from simulate_cohort([c for c in cohort if c in present], answer)
         yield from (Failed(c, "left out") for c in cohort if c not in present)
 
-    target = folder / "undisturbed"
+    target = folder / "0" * 32
     run(RunConfig.from_dict(config), target, remote=Remote([len(part) for part in parts], ask))
     return target
 
