@@ -88,7 +88,7 @@ def cell_text(row: Mapping[str, object], column: str, *, source: str, number: in
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if not is_text(text):
         raise InputError(
-            f"{source}: row {number}, column {column!r}: half a surrogate pair, which is no text; mend the row"
+            f"{source}: row {number}, column {column!r}: half a surrogate pair is no text; mend the row"
         )
     return text
 
