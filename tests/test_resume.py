@@ -444,6 +444,14 @@ def test_a_state_file_with_another_value_in_it_is_refused(copy, change):
         run(RunConfig.from_yaml(copy / "config.yaml"), copy, resume=True)
 
 
+def test_rounds_without_a_checkpoint_are_not_begun_again(copy):
+    (copy / "checkpoint" / "state.json").unlink()
+    before = snapshot(copy)
+    with pytest.raises(InputError, match=r"has rounds and no checkpoint/state\.json"):
+        run(RunConfig.from_yaml(copy / "config.yaml"), copy, resume=True)
+    assert snapshot(copy) == before
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.json", "partition.json"])
 @pytest.mark.parametrize("content", [None, "", "{", "[" * 100_000])
 def test_files_that_follow_from_the_checkpoint_are_written_again(copy, unbroken, name, content):

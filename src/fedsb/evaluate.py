@@ -261,6 +261,8 @@ def load_with_adapter(
     )
     if adapter is None:
         return base
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
     try:
         return put_on(base, adapter)
     except InputError as error:

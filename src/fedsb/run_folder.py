@@ -19,7 +19,7 @@ from torch import nn
 
 from fedsb.adapter_folder import write_adapter
 from fedsb.attached import Attached, fold
-from fedsb.checkpoint import Saved
+from fedsb.checkpoint import STATE, Saved
 from fedsb.config import RunConfig, differences
 from fedsb.errors import InputError
 from fedsb.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
@@ -65,6 +65,11 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
         if not resume:
             raise InputError(
                 f"--out: {folder} already holds a run; add --resume to go on with it, or name another"
+            )
+        if (folder / "metrics.jsonl").exists() and not (folder / "checkpoint" / STATE).exists():
+            raise InputError(
+                f"--resume: {folder} has rounds and no checkpoint/{STATE}, so nobody knows what they were "
+                "of; restore it from a copy, or start anew with another --out"
             )
         before = RunConfig.from_yaml(config_file).model_copy(update={"tracking": config.tracking})
         changed = differences(before, config)
