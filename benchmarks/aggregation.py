@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fedsb import wire
-from fedsb.exchange import Exchange
+from fedsb.federation import wire
+from fedsb.federation.exchange import Exchange
+from fedsb.federation.server import Arrived, ServerState, aggregate
 from fedsb.methods import Shape, Upload, fed_sb
-from fedsb.server import Arrived, ServerState, aggregate
 
 LAYERS, RANK, UPDATES, DISTINCT = 224, 64, 1000, 20
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsb.adapter import Factors
-from fedsb.checkpoint import load_checkpoint
+from fedsb.runner.checkpoint import load_checkpoint
 
 Bases = dict[str, Factors]
 

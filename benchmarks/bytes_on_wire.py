@@ -13,9 +13,9 @@ from common import MINILM, verdict
 from flower_wire import objects_of
 from flwr.app import Message
 
-from fedsb import wire
-from fedsb.exchange import Exchange
-from fedsb.flower.records import pack
+from fedsb.deploy.records import pack
+from fedsb.federation import wire
+from fedsb.federation.exchange import Exchange
 from fedsb.methods import Shape, fed_sb
 
 RANK = 64

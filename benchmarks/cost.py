@@ -28,7 +28,7 @@ GEMMA_2_9B = {
 
 def measure(folder: str) -> tuple[float, float, int]:
     """(seconds, seconds of CPU, peak resident bytes) of one call in a process of its own."""
-    command = [sys.executable, "-m", "fedsb.cli", "cost", "--model", folder]
+    command = [sys.executable, "-m", "fedsb", "cost", "--model", folder]
     began = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--rank", "32", "--clients", "25", "--json"], stdout=subprocess.DEVNULL

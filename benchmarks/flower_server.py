@@ -67,8 +67,8 @@ def _write(side: str, folder: Path) -> None:
 
 
 def _our_reply(client: int, vector: torch.Tensor):  # type: ignore[no-untyped-def]
-    from fedsb import wire
-    from fedsb.flower.records import pack
+    from fedsb.deploy.records import pack
+    from fedsb.federation import wire
 
     exchange = _exchange()
     layout = exchange.up(1, exchange.whole)
@@ -84,7 +84,7 @@ def _their_reply(vector: torch.Tensor):  # type: ignore[no-untyped-def]
 
 
 def _exchange():  # type: ignore[no-untyped-def]
-    from fedsb.exchange import Exchange
+    from fedsb.federation.exchange import Exchange
     from fedsb.methods import Shape, fed_sb
 
     return Exchange(fed_sb, {f"layer{i}": Shape(512, 512) for i in range(LAYERS)}, RANK, 1, {})
@@ -94,8 +94,8 @@ def _our_round(files: list[Path]) -> Callable[[], object]:
     from flower_wire import StoredGrid
 
     from fedsb.config import RunConfig
-    from fedsb.flower.federation import Federation
-    from fedsb.server import ServerState, aggregate, broadcasts
+    from fedsb.deploy.nodes import Federation
+    from fedsb.federation.server import ServerState, aggregate, broadcasts
 
     config = RunConfig.from_dict(
         {

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsb.checkpoint import load_checkpoint
-from fedsb.client import autocast, to_device
 from fedsb.config import RunConfig
-from fedsb.prepare_base import prepare_base, trainable_of
-from fedsb.prepare_data import prepare_data
-from fedsb.privacy.dp_sgd import physical_batches
+from fedsb.federation.client import autocast, to_device
+from fedsb.federation.local_model import Example, Trainable, adopt
+from fedsb.federation.private_training import physical_batches
 from fedsb.privacy.per_example import per_example_gradients
-from fedsb.settings import local_training
-from fedsb.trainable import Example, Trainable, adopt
+from fedsb.runner.arguments import local_training
+from fedsb.runner.checkpoint import load_checkpoint
+from fedsb.runner.prepare_data import prepare_data
+from fedsb.runner.prepare_model import prepare_base, trainable_of
 
 ROWS = 256
 

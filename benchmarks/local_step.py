@@ -10,9 +10,9 @@ import torch
 from common import MINILM, example_losses, random_batch, random_bert, side_by_side, verdict
 from peft import LoraConfig, get_peft_model
 
-from fedsb.attached import attach, find_targets
-from fedsb.bases import orthonormal_bases
-from fedsb.linear import features
+from fedsb.adapter.attached import attach, find_targets
+from fedsb.adapter.bases import orthonormal_bases
+from fedsb.adapter.linear import features
 
 RANK, TARGETS, REPEATS = 64, ["query", "value"], 15
 warnings.filterwarnings("ignore")

@@ -6,7 +6,7 @@ python benchmarks/message_size.py
 import torch
 from common import verdict
 
-from fedsb import wire
+from fedsb.federation import wire
 
 NUMBERS = 12 * 64 * 64 + 384 * 2 + 2
 

@@ -21,14 +21,14 @@ import torch
 from torch import nn
 
 from fedsb.adapter import Factors
-from fedsb.attached import attach
-from fedsb.bases import orthonormal_bases
-from fedsb.client import LocalTraining, client_update
-from fedsb.exchange import Exchange
+from fedsb.adapter.attached import attach
+from fedsb.adapter.bases import orthonormal_bases
+from fedsb.federation.client import LocalTraining, client_update
+from fedsb.federation.exchange import Exchange
+from fedsb.federation.local_model import Trainable, adopt
+from fedsb.federation.server import Arrived, ServerState, aggregate, broadcast
 from fedsb.methods import Method, Shape, by_name
 from fedsb.privacy.noise import NoiseSource, add_noise
-from fedsb.server import Arrived, ServerState, aggregate, broadcast
-from fedsb.trainable import Trainable, adopt
 
 OUT, IN, RANKS, CLIENTS, STDS = 384, 384, {"fed-sb": 64}, 3, (0.002, 0.05)
 NAMES, LORA_RANK, ROUNDS = ("fed-sb", "ffa-lora", "fedsvd", "fedit", "flora", "fedex-lora"), 32, 20

@@ -17,18 +17,18 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedsb.attached import attach, find_targets
-from fedsb.bases import orthonormal_bases
-from fedsb.client import LocalTraining, make_optimizer, plain_step
-from fedsb.exchange import Exchange
-from fedsb.head import head_parameters
-from fedsb.linear import features
+from fedsb.adapter.attached import attach, find_targets
+from fedsb.adapter.bases import orthonormal_bases
+from fedsb.adapter.linear import features
+from fedsb.federation.client import LocalTraining, make_optimizer, plain_step
+from fedsb.federation.exchange import Exchange
+from fedsb.federation.local_model import Trainable
+from fedsb.federation.private_training import clipping_optimizer, private_step
 from fedsb.methods import Shape, fed_sb
-from fedsb.privacy.dp_sgd import clipping_optimizer, private_step
+from fedsb.models.head import head_parameters
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
-from fedsb.trainable import Trainable
 
 ROWS, TOKENS, RANK, LORA_RANK, REPEATS = 64, 64, 64, 32, 9
 TARGETS = ["query", "key", "value", "attention.output.dense"]

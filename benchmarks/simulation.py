@@ -35,7 +35,7 @@ def main() -> None:
         _write_rows(folder / "train.jsonl", CLIENTS * EACH)
         _write_rows(folder / "test.jsonl", 8)
         (folder / "run.yaml").write_text(yaml.safe_dump(_config(folder)))
-        ours = [sys.executable, "-m", "fedsb.cli", "run", folder / "run.yaml", "--out", folder / "run"]
+        ours = [sys.executable, "-m", "fedsb", "run", folder / "run.yaml", "--out", folder / "run"]
         theirs = [sys.executable, HERE / "ray_clients.py"]
         sides = {"fedsb": ours, "Ray, base loaded": theirs, "Ray, base kept": theirs}
         found = {

@@ -21,17 +21,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsb.bases import quick_svd, truncated_svd
+from fedsb.adapter.bases import quick_svd, truncated_svd
+from fedsb.adapter.update_estimate import estimate_update
+from fedsb.common.seeding import torch_generator
 from fedsb.config import RunConfig
-from fedsb.gradient_start import Calibration
-from fedsb.initialize import Warmup, warm_up_head
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.initialize import Warmup, warm_up_head
+from fedsb.federation.start.sketches import (
+    MatrixSketch,
+    add_sketches,
+    draw_probes,
+    matrix_of,
+    sketch_of,
+    sketched_numbers,
+)
 from fedsb.methods import Shape
-from fedsb.methods.stack import stacked_numbers
-from fedsb.prepare_base import Base, prepare_base
-from fedsb.prepare_data import batches_of, prepare_data
-from fedsb.seeding import torch_generator
-from fedsb.sketch import MatrixSketch, add_sketches, draw_probes, matrix_of, sketch_of, sketched_numbers
-from fedsb.update_estimate import estimate_update
+from fedsb.methods.averaging.stack import stacked_numbers
+from fedsb.runner.prepare_data import batches_of, prepare_data
+from fedsb.runner.prepare_model import Base, prepare_base
 
 BATCH_SIZE, SEED, ALPHA = 32, 0, 0.3
 

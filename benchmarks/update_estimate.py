@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from common import BERT_BASE, example_losses, random_batch, random_bert, verdict
 
-from fedsb.attached import find_targets
-from fedsb.bases import bases_from_update
-from fedsb.linear import features
-from fedsb.spill import SpilledTensors
-from fedsb.targets import default_targets
-from fedsb.update_estimate import estimate_update
+from fedsb.adapter.attached import find_targets
+from fedsb.adapter.bases import bases_from_update
+from fedsb.adapter.linear import features
+from fedsb.adapter.update_estimate import estimate_update
+from fedsb.models.targets import default_targets
+from fedsb.runner.spill import SpilledTensors
 
 RANK, EXAMPLES, BATCH, TOKENS = 64, 64, 32, 64
 LAYERS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]

@@ -10,10 +10,10 @@ from latex2mathml.converter import convert
 from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 
-from fedsb.compare.settings import CompareConfig
+from fedsb.compare.config import CompareConfig
 from fedsb.config import RunConfig
-from fedsb.node_config import NodeConfig
-from fedsb.section import Section
+from fedsb.config.base import Section
+from fedsb.deploy.node_config import NodeConfig
 
 project = "fedsb"
 author = "the fedsb authors"

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from fedsb import RunConfig
-from fedsb.adapter_folder import write_adapter
-from fedsb.attached import fold
-from fedsb.client import train
-from fedsb.initialize import start_factors
+from fedsb.adapter.attached import fold
+from fedsb.federation.client import train
+from fedsb.federation.start.initialize import start_factors
 from fedsb.methods import by_name
-from fedsb.prepare_base import prepare_base, trainable_of
-from fedsb.prepare_data import prepare_data
-from fedsb.round_zero import calibration_of
-from fedsb.settings import local_training, start_of
+from fedsb.models.peft_folder import write_adapter
+from fedsb.runner.arguments import local_training, start_of
+from fedsb.runner.prepare_data import prepare_data
+from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.round_zero import calibration_of
 
 Numbers = dict[str, Tensor]
 """What trains, by name: `layer.R` (1, r, r) of each target layer, and the task head's weights."""

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
-from fedsb.quickstart import MODEL_DIR
-from fedsb.quickstart.notes import pretraining_text
+from fedsb.cli.quickstart import MODEL_DIR
+from fedsb.cli.quickstart.notes import pretraining_text
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)

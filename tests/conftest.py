@@ -22,14 +22,14 @@ from torch import nn
 # callable's tensors (update_estimate) are left out: what they refuse, they refuse with their own errors.
 install_import_hook(
     [
-        "fedsb.adapter",
-        "fedsb.attached",
-        "fedsb.bases",
-        "fedsb.layout",
-        "fedsb.linear",
+        "fedsb.adapter.layer",
+        "fedsb.adapter.attached",
+        "fedsb.adapter.bases",
+        "fedsb.federation.layout",
+        "fedsb.adapter.linear",
         "fedsb.methods",
-        "fedsb.server",
-        "fedsb.sketch",
+        "fedsb.federation.server",
+        "fedsb.federation.start.sketches",
     ],
     "beartype.beartype",
 )
@@ -111,7 +111,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _plots(request: pytest.FixtureRequest) -> Iterator[None]:
     """Half of a tiny run's time goes into the plots of its page: only modules marked `plots` draw them."""
-    from fedsb.report import front, plots
+    from fedsb.compare.page import front
+    from fedsb.report import plots
 
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("plots"):

@@ -13,16 +13,16 @@ from dense_methods import Answer, Dense, Oracle
 from oracles import numbers
 from torch import nn
 
-from fedsb import client as client_module
-from fedsb import wire
 from fedsb.adapter import Factors
-from fedsb.attached import attach
-from fedsb.client import LocalTraining, client_update
-from fedsb.exchange import Exchange, Part
+from fedsb.adapter.attached import attach
+from fedsb.common.seeding import torch_generator
+from fedsb.federation import client as client_module
+from fedsb.federation import wire
+from fedsb.federation.client import LocalTraining, client_update
+from fedsb.federation.exchange import Exchange, Part
+from fedsb.federation.local_model import Trainable, adopt
+from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, ServerState, aggregate, broadcast
 from fedsb.methods import Method, Shape
-from fedsb.seeding import torch_generator
-from fedsb.server import Arrived, Failed, Outcome, RoundReport, ServerState, aggregate, broadcast
-from fedsb.trainable import Trainable, adopt
 
 SEED = 3
 LAYERS = {"large": Shape(20, 24), "tall": Shape(40, 7), "small": Shape(5, 4)}

@@ -221,7 +221,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fedsb.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "fedsb", *map(str, arguments)]
 
 
 def shell(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

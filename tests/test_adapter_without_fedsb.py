@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from fedsb import RunConfig, run
 from fedsb.errors import InputError
-from fedsb.export import export_lora, export_merged
+from fedsb.runner.export import export_lora, export_merged
 
 PROBE = (torch.arange(3 * 9).reshape(3, 9) * 7 + 4) % 27
 TOLERANCE = 1e-4

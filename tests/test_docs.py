@@ -22,8 +22,8 @@ import pytest
 import yaml
 from run_helpers import environment, main_status, tiny_llama
 
+from fedsb.cli.quickstart import MODEL_DIR
 from fedsb.config import RunConfig
-from fedsb.quickstart import MODEL_DIR
 
 pytestmark = pytest.mark.plots
 

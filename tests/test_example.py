@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedsb import run
-from fedsb.quickstart.recipe import quickstart_config
+from fedsb.cli.quickstart.recipe import quickstart_config
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "fed_sb.py"
 FEW = ["federation.rounds=2", "data.limit.train=120", "data.limit.test=30", "method.init.samples=40"]

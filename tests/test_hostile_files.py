@@ -21,19 +21,20 @@ from run_helpers import (
 from safetensors.torch import load_file, save_file
 
 import fedsb
-from fedsb import RunConfig, files
-from fedsb.adapter_folder import put_on, read_adapter
-from fedsb.compare.settings import settings_from_yaml
-from fedsb.config_file import override, read_yaml
-from fedsb.data import LONGEST_LINE, read_rows
-from fedsb.documents import DEEPEST, parse_json, parse_yaml
+from fedsb import RunConfig
+from fedsb.common import files
+from fedsb.common.documents import DEEPEST, parse_json, parse_yaml
+from fedsb.compare.config import settings_from_yaml
+from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError, RunFailed
-from fedsb.evaluate import evaluate
-from fedsb.model_shapes import build_on_meta
 from fedsb.models import load_base, load_tokenizer
-from fedsb.prepare_data import prepare_data
+from fedsb.models.peft_folder import put_on, read_adapter
+from fedsb.models.shapes import build_on_meta
 from fedsb.report.load import load_run
-from fedsb.run_folder import finished_summary
+from fedsb.runner.evaluate import evaluate
+from fedsb.runner.folder import finished_summary
+from fedsb.runner.prepare_data import prepare_data
+from fedsb.tasks.rows import LONGEST_LINE, read_rows
 
 SECRET = "patient 17 has it"
 DEEP, LONG = "[" * 100_000, "9" * 5000

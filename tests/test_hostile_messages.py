@@ -21,19 +21,19 @@ from hypothesis import strategies as st
 from run_helpers import python
 from safetensors.torch import save
 
-from fedsb import wire
-from fedsb.client import LocalTraining, client_update
-from fedsb.contribution import GradientStart
-from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
-from fedsb.exchange import Exchange
-from fedsb.gradient_start import as_sent
+from fedsb.federation import wire
+from fedsb.federation.client import LocalTraining, client_update
+from fedsb.federation.exchange import Exchange
+from fedsb.federation.server import Arrived, Failed, ServerState, aggregate
+from fedsb.federation.start.contribution import GradientStart
+from fedsb.federation.start.contributions import contribution
+from fedsb.federation.start.from_gradients import as_sent
+from fedsb.federation.start.messages import FORMAT as START
+from fedsb.federation.start.messages import LARGEST, check_start, pack_start, unpack_start
 from fedsb.methods import Shape, fed_sb
-from fedsb.progress import Silent
-from fedsb.remote_start import LARGEST_SUM, _usable
-from fedsb.server import Arrived, Failed, ServerState, aggregate
-from fedsb.start_wire import FORMAT as START
-from fedsb.start_wire import LARGEST, check_start, pack_start, unpack_start
+from fedsb.report.progress import Silent
+from fedsb.runner.remote_start import LARGEST_SUM, _usable
 
 MUTATIONS = int(os.environ.get("FEDSB_FUZZ", "1000"))
 LAYERS = {"l": Shape(8, 8), "m": Shape(12, 9)}
@@ -326,9 +326,9 @@ MEMORY = """
 import json, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from fedsb import wire
+from fedsb.federation import wire
 from fedsb.errors import UpdateRejected
-from fedsb.start_wire import check_start, unpack_start
+from fedsb.federation.start.messages import check_start, unpack_start
 
 SIZE = 8_000_000
 LIKE = {"head.w": torch.empty(SIZE, device="meta")}

@@ -12,15 +12,15 @@ import pytest
 import yaml
 from recipe_models import save_family
 
-from fedsb import evaluate as evaluate_module
+from fedsb.cli.doctor import examine
 from fedsb.config import RunConfig
-from fedsb.doctor import examine
-from fedsb.evaluate import evaluate_run
 from fedsb.models import load_tokenizer
-from fedsb.prepare_data import make_task
+from fedsb.runner import evaluate as evaluate_module
 from fedsb.runner import run
-from fedsb.sources import train_rows
+from fedsb.runner.evaluate import evaluate_run
+from fedsb.runner.prepare_data import make_task
 from fedsb.tasks.prompts import fill, parse_template
+from fedsb.tasks.sources import train_rows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAPERS = sorted((RECIPES / "paper").glob("*.yaml"))
@@ -241,7 +241,7 @@ def _asked(config: RunConfig, name: str, task: Any, monkeypatch: pytest.MonkeyPa
     """The prompts that an evaluation hands to its engine."""
     import contextlib
 
-    from fedsb.progress import Silent
+    from fedsb.report.progress import Silent
 
     seen: list[list[int]] = []
     monkeypatch.setattr(evaluate_module, "answered", lambda ids, *a, **k: seen.extend(ids) or [""] * len(ids))

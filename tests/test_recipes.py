@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.check_settings import check_settings
 from fedsb.compare.arms import make_arms
-from fedsb.compare.settings import settings_from_yaml
+from fedsb.compare.config import settings_from_yaml
 from fedsb.config import RunConfig
+from fedsb.config.checks import check_settings
 from fedsb.methods import ALL
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -10,37 +10,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsb.attached import attach as attach
-    from fedsb.attached import collect as collect
-    from fedsb.attached import detach as detach
-    from fedsb.attached import find_targets as find_targets
-    from fedsb.attached import fold as fold
-    from fedsb.attached import load as load
-    from fedsb.attached import merge as merge
-    from fedsb.bases import bases_from_update as bases_from_update
-    from fedsb.bases import bases_from_weight as bases_from_weight
-    from fedsb.bases import orthonormal_bases as orthonormal_bases
+    from fedsb.adapter.attached import attach as attach
+    from fedsb.adapter.attached import collect as collect
+    from fedsb.adapter.attached import detach as detach
+    from fedsb.adapter.attached import find_targets as find_targets
+    from fedsb.adapter.attached import fold as fold
+    from fedsb.adapter.attached import load as load
+    from fedsb.adapter.attached import merge as merge
+    from fedsb.adapter.bases import bases_from_update as bases_from_update
+    from fedsb.adapter.bases import bases_from_weight as bases_from_weight
+    from fedsb.adapter.bases import orthonormal_bases as orthonormal_bases
+    from fedsb.adapter.update_estimate import estimate_update as estimate_update
     from fedsb.config import RunConfig as RunConfig
     from fedsb.methods import fed_sb as fed_sb
     from fedsb.methods import fedit as fedit
     from fedsb.runner import run as run
-    from fedsb.update_estimate import estimate_update as estimate_update
 
 _HOME = {
     "RunConfig": "config",
-    "attach": "attached",
-    "bases_from_update": "bases",
-    "bases_from_weight": "bases",
-    "collect": "attached",
-    "detach": "attached",
-    "estimate_update": "update_estimate",
+    "attach": "adapter.attached",
+    "bases_from_update": "adapter.bases",
+    "bases_from_weight": "adapter.bases",
+    "collect": "adapter.attached",
+    "detach": "adapter.attached",
+    "estimate_update": "adapter.update_estimate",
     "fed_sb": "methods.fed_sb",
     "fedit": "methods.fedit",
-    "find_targets": "attached",
-    "fold": "attached",
-    "load": "attached",
-    "merge": "attached",
-    "orthonormal_bases": "bases",
+    "find_targets": "adapter.attached",
+    "fold": "adapter.attached",
+    "load": "adapter.attached",
+    "merge": "adapter.attached",
+    "orthonormal_bases": "adapter.bases",
     "run": "runner",
 }
 

@@ -11,13 +11,13 @@ import pytest
 from run_helpers import classification_config, main_status, tiny_bert, write_config, write_data
 
 from fedsb import RunConfig, run
-from fedsb.client import ClientFailed
 from fedsb.compare import compare
-from fedsb.compare.settings import CompareConfig
+from fedsb.compare.config import CompareConfig
+from fedsb.deploy.node import Node
+from fedsb.deploy.node_account import node_account, node_place
+from fedsb.deploy.node_config import NodeConfig, Refused, check_limits
 from fedsb.errors import InputError
-from fedsb.node import Node
-from fedsb.node_account import node_account, node_place
-from fedsb.node_config import NodeConfig, Refused, check_limits
+from fedsb.federation.client import ClientFailed
 from fedsb.privacy.account import Account, epsilon_of
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.composition import epsilon_over_runs
@@ -25,7 +25,7 @@ from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.guard import BudgetSpent, Guard
 from fedsb.privacy.ledger import PrivacyLedger, Spend
 from fedsb.privacy.statement import rounded_up
-from fedsb.private_run import prepare_privacy
+from fedsb.runner.private_run import prepare_privacy
 
 RELEASE = Mechanism(2.0, 0.2, 3)
 DELTA = 1e-3

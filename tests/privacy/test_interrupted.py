@@ -6,14 +6,15 @@ import shutil
 import pytest
 from run_helpers import classification_config, metrics_of, tiny_bert, write_data
 
-from fedsb import RunConfig, party
+from fedsb import RunConfig
+from fedsb.cli.status import run_status
 from fedsb.compare.perform import perform
-from fedsb.compare.watch import OneRun
+from fedsb.compare.progress import OneRun
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.ledger import PrivacyLedger
-from fedsb.run_folder import finished_summary
-from fedsb.status import run_status
+from fedsb.runner import party
+from fedsb.runner.folder import finished_summary
 
 PRIVACY = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
 

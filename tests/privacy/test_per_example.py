@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsb.adapter import Factors
-from fedsb.attached import attach, find_targets, set_trained
-from fedsb.linear import features
+from fedsb.adapter.attached import attach, find_targets, set_trained
+from fedsb.adapter.linear import features
 from fedsb.methods import ALL
 from fedsb.privacy.per_example import batch_norms, per_example_gradients
 
@@ -80,7 +80,7 @@ def test_they_are_those_of_microbatches(any_model, token_batch, method, round_nu
 
 def test_through_gradient_checkpointing(bert, token_batch):
     from fedsb.methods import fed_sb
-    from fedsb.models import enable_checkpointing
+    from fedsb.models.load import enable_checkpointing
 
     parameters = adapted(bert, ["query", "value"], fed_sb)
     enable_checkpointing(bert)
@@ -88,8 +88,8 @@ def test_through_gradient_checkpointing(bert, token_batch):
 
 
 def test_over_a_bfloat16_base_they_are_fp32_and_near(make_bert, token_batch):
-    from fedsb.head import keep_in_float32
     from fedsb.methods import fed_sb
+    from fedsb.models.head import keep_in_float32
 
     exact, rough = make_bert(), make_bert().to(torch.bfloat16)
     keep_in_float32(rough)

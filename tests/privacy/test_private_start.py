@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_per_example import example_losses
 
-from fedsb.attached import find_targets
+from fedsb.adapter.attached import find_targets
 from fedsb.errors import RunFailed
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import StartPlan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsb import RunConfig
-from fedsb.compare.settings import settings_from_yaml
+from fedsb.compare.config import settings_from_yaml
 from fedsb.methods import ALL
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "private-study"

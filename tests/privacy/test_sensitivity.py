@@ -23,11 +23,11 @@ from run_helpers import (
 from torch import nn
 from torch.nn import functional as F
 
-from fedsb import fixed_shape
-from fedsb.dropout import check_repeatable, without_dropout
 from fedsb.errors import RunFailed
+from fedsb.federation import fixed_shape
+from fedsb.federation import private_training as dp_sgd
+from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.methods import ALL
-from fedsb.privacy import dp_sgd
 
 CLIP_NORM = 0.05
 """Less than any example's gradient here: every one is clipped."""

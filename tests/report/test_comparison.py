@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import EVIL, Outline
 
+from fedsb.compare.page import comparison_page
+from fedsb.compare.page.front import log_ticks
+from fedsb.compare.page.labels import Box, Spot, place
+from fedsb.compare.page.tables import change, value
 from fedsb.errors import InputError
-from fedsb.report.comparison import comparison_page
-from fedsb.report.comparison_tables import change, value
-from fedsb.report.front import log_ticks
-from fedsb.report.labels import Box, Spot, place
 
 pytestmark = pytest.mark.plots
 

@@ -7,12 +7,13 @@ from report_runs import Make
 from run_helpers import classification_config, tiny_bert, write_data
 from test_report import Outline
 
-from fedsb import RunConfig, runner
-from fedsb.progress import Silent
+from fedsb import RunConfig
 from fedsb.report import live, write_report
 from fedsb.report.live import LivePage
+from fedsb.report.progress import Silent
 from fedsb.report.write import is_live
-from fedsb.run_folder import finished_summary
+from fedsb.runner import loop as runner
+from fedsb.runner.folder import finished_summary
 
 pytestmark = pytest.mark.plots
 

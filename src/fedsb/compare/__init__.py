@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsb.compare.comparison import Comparison as Comparison
     from fedsb.compare.comparison import compare as compare
-    from fedsb.compare.settings import CompareConfig as CompareConfig
+    from fedsb.compare.config import CompareConfig as CompareConfig
 
-_HOME = {"CompareConfig": "settings", "Comparison": "comparison", "compare": "comparison"}
+_HOME = {"CompareConfig": "config", "Comparison": "comparison", "compare": "comparison"}
 
 __all__ = ["CompareConfig", "Comparison", "compare"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from fedsb.compare.settings import CompareConfig
+from fedsb.compare.config import CompareConfig
 from fedsb.config import RunConfig
-from fedsb.config_file import override
+from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
 from fedsb.methods import ALL, by_name
 

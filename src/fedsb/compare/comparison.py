@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsb.common.files import write_bytes, write_json
 from fedsb.compare import tuning
 from fedsb.compare.arms import Arm, check_seeds, make_arms
 from fedsb.compare.claims import privacy_sentence, privacy_together
+from fedsb.compare.config import CompareConfig
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.folder import check_folder, write_config
 from fedsb.compare.inputs import INPUTS, check_inputs, check_same_inputs
 from fedsb.compare.jobs import final_jobs
+from fedsb.compare.progress import Progress, Silent
 from fedsb.compare.results import collect, pareto, summarize
-from fedsb.compare.settings import CompareConfig
 from fedsb.compare.split import recorded_seed, recorded_split, write_split
-from fedsb.compare.watch import Progress, Silent
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.files import write_bytes, write_json
-from fedsb.run_folder import held
+from fedsb.runner.folder import held
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _said(problems: Problems) -> list[str]:
 
 
 def _write(root: Path, document: dict[str, Any]) -> None:
-    from fedsb.report.comparison import comparison_page
+    from fedsb.compare.page import comparison_page
 
     write_json(root / "comparison.json", document)
     write_bytes(root / "report.html", comparison_page(root).encode("utf-8", errors="replace"))

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from fedsb.compare.jobs import Job
 from fedsb.compare.perform import perform
-from fedsb.compare.watch import OneRun, Progress
-from fedsb.cores import threads
+from fedsb.compare.progress import OneRun, Progress
+from fedsb.runner.processes.cores import threads
 
 SILENT_SECONDS = 1800.0
 """Without a word of any run, after which that is said."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from fedsb.compare.settings import CompareConfig, settings_from_dict
-from fedsb.config import RunConfig, differences
-from fedsb.config_file import read_yaml
+from fedsb.common.files import write_text
+from fedsb.compare.config import CompareConfig, settings_from_dict
+from fedsb.config.run_config import RunConfig, differences
+from fedsb.config.yaml_file import read_yaml
 from fedsb.errors import InputError
-from fedsb.files import write_text
-from fedsb.run_folder import check_new, check_place
+from fedsb.runner.folder import check_new, check_place
 
 
 def check_folder(folder: Path, config: RunConfig, settings: CompareConfig) -> CompareConfig:

@@ -8,21 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedsb.check_settings import check_settings
+from fedsb.common.files import read_json
 from fedsb.compare.arms import Arm
+from fedsb.compare.config import CompareConfig
 from fedsb.compare.scored import check_metric
-from fedsb.compare.settings import CompareConfig
 from fedsb.compare.split import split
-from fedsb.digest import base_digest, examples_digest
+from fedsb.config.checks import check_settings
 from fedsb.errors import InputError
-from fedsb.evaluate import check_evaluation
-from fedsb.files import read_json
-from fedsb.prepare_base import prepare_base
-from fedsb.prepare_data import make_partition, prepare_data, public_examples
-from fedsb.private_run import check_budget
-from fedsb.sources import test_rows, train_rows
-from fedsb.started_on import NAMES
+from fedsb.models.digest import base_digest, examples_digest
+from fedsb.runner.evaluate import check_evaluation
+from fedsb.runner.prepare_data import make_partition, prepare_data, public_examples
+from fedsb.runner.prepare_model import prepare_base
+from fedsb.runner.private_run import check_budget
+from fedsb.runner.started_on import NAMES
 from fedsb.tasks import Row
+from fedsb.tasks.sources import test_rows, train_rows
 
 OF_THE_DATA = ("federation", "training.max_length")
 OF_THE_MODEL = ("method", "training", "privacy")

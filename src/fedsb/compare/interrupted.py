@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
-from fedsb.files import read_jsonl
+from fedsb.common.files import read_jsonl
 from fedsb.privacy.ledger import LEDGER, paid_after, read_spends
 
 

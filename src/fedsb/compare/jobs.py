@@ -9,10 +9,10 @@ from pathlib import Path
 from fedsb.compare.arms import Arm
 from fedsb.compare.scored import is_scored
 from fedsb.compare.split import TRAIN, VALIDATION
-from fedsb.config import RunConfig, differences
-from fedsb.config_sections import ColumnsConfig, LimitConfig, PrepareConfig
+from fedsb.config.run_config import RunConfig, differences
+from fedsb.config.sections import ColumnsConfig, LimitConfig, PrepareConfig
 from fedsb.errors import InputError
-from fedsb.run_folder import finished_summary
+from fedsb.runner.folder import finished_summary
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from fedsb.compare.watch import OneRun
+from fedsb.compare.progress import OneRun
 from fedsb.config import RunConfig
 from fedsb.errors import FedsbError
 
@@ -17,9 +17,9 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
     for begins anew.
     """
     from fedsb.compare.interrupted import set_aside
-    from fedsb.evaluate import evaluate_run
-    from fedsb.run_folder import finished_summary
     from fedsb.runner import run
+    from fedsb.runner.evaluate import evaluate_run
+    from fedsb.runner.folder import finished_summary
 
     try:
         if finished_summary(folder) is None:

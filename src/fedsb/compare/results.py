@@ -10,7 +10,7 @@ from typing import Any
 from fedsb.compare.pareto import Point, non_dominated
 from fedsb.compare.scored import headline, is_scored, scores_of
 from fedsb.config import RunConfig
-from fedsb.run_folder import finished_summary
+from fedsb.runner.folder import finished_summary
 
 Record = dict[str, Any]
 

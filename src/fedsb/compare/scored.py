@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsb.common.files import read_json
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.evaluate import FOLDER, SCORES
-from fedsb.files import read_json
 from fedsb.report.metrics import KNOWN, describe
-from fedsb.run_folder import finished_summary
+from fedsb.runner.evaluate import FOLDER, SCORES
+from fedsb.runner.folder import finished_summary
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fedsb.common.files import finite, read_json, write_json, write_text
+from fedsb.common.seeding import numpy_generator
 from fedsb.errors import InputError
-from fedsb.files import finite, read_json, write_json, write_text
-from fedsb.seeding import numpy_generator
 from fedsb.tasks import Row
 
 TRAIN, VALIDATION, RECORD = "train.jsonl", "validation.jsonl", "split.json"

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsb.common.files import read_json, write_json
 from fedsb.compare.arms import Arm
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.jobs import Job, number, tuning_jobs
-from fedsb.compare.watch import Progress
+from fedsb.compare.progress import Progress
 from fedsb.errors import InputError
-from fedsb.files import read_json, write_json
-from fedsb.run_folder import finished_summary
+from fedsb.runner.folder import finished_summary
 
 RECORD = "tuning.json"
 NOT_FINITE = "its metric was not finite"

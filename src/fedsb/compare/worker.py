@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 from fedsb.compare.perform import explain, perform
-from fedsb.compare.watch import OneRun
+from fedsb.compare.progress import OneRun
 from fedsb.config import RunConfig
 from fedsb.errors import FedsbError
 

@@ -9,7 +9,7 @@ owns the leading r_i x r_i block of each head.
 
 from __future__ import annotations
 
-from fedsb.methods.mean import weighted_mean
+from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.method import Method, Numbers, Shape, always, no_scale
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 
 from fedsb.adapter import Factors, LoraPair
-from fedsb.bases import orthonormal_rows
+from fedsb.adapter.bases import orthonormal_rows
+from fedsb.methods.averaging.mean import WeightedSum
+from fedsb.methods.averaging.stack import product_svd
 from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.mean import WeightedSum
 from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, Upload, always, lora_scale
-from fedsb.methods.stack import product_svd
 
 
 def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:

@@ -7,8 +7,8 @@ mean(B_i A) = mean(B_i) A. Scale alpha / r.
 
 from __future__ import annotations
 
-from fedsb.bases import lora_factors
-from fedsb.methods.mean import weighted_mean
+from fedsb.adapter.bases import lora_factors
+from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.method import Method, Numbers, Shape, always, lora_scale
 
 

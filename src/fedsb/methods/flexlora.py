@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 
 from fedsb.adapter import LoraPair
-from fedsb.bases import lora_factors
+from fedsb.adapter.bases import lora_factors
+from fedsb.methods.averaging.mean import keep_directions
 from fedsb.methods.fedit import pair_cost
 from fedsb.methods.flora import Stacks
-from fedsb.methods.mean import keep_directions
 from fedsb.methods.method import Aggregation, Averaged, Method, always, lora_scale
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from fedsb.bases import lora_factors
+from fedsb.adapter.bases import lora_factors
+from fedsb.methods.averaging.mean import WeightedSum
+from fedsb.methods.averaging.stack import Stack, stacked_numbers
 from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.mean import WeightedSum
 from fedsb.methods.method import (
     Aggregation,
     Averaged,
@@ -24,7 +25,6 @@ from fedsb.methods.method import (
     always,
     lora_scale,
 )
-from fedsb.methods.stack import Stack, stacked_numbers
 
 
 class Stacks:

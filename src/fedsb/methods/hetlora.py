@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 
 from fedsb.adapter import LoraPair
-from fedsb.bases import lora_factors
+from fedsb.adapter.bases import lora_factors
+from fedsb.methods.averaging.mean import WeightedSum, keep_directions
+from fedsb.methods.averaging.stack import product_squared_norm
 from fedsb.methods.fedit import pair_cost
-from fedsb.methods.mean import WeightedSum, keep_directions
 from fedsb.methods.method import Aggregation, Averaged, Frame, Method, Upload, always, lora_scale
-from fedsb.methods.stack import product_squared_norm
 
 
 class NormWeighted:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.fed_sb import core_cost
-from fedsb.methods.mean import weighted_mean
 from fedsb.methods.method import Method, Numbers, Shape, always, no_scale
 
 

@@ -8,9 +8,9 @@ and mean(B A_i) = B mean(A_i). Scale alpha / r.
 
 from __future__ import annotations
 
-from fedsb.bases import lora_factors
+from fedsb.adapter.bases import lora_factors
+from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.mean import weighted_mean
 from fedsb.methods.method import Method, Numbers, Shape, lora_scale
 
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedsb.adapter.linear import features
+from fedsb.adapter.update_estimate import gradients_of
 from fedsb.errors import RunFailed
-from fedsb.linear import features
 from fedsb.privacy.noise import NoiseSource, add_noise
 from fedsb.privacy.plan import StartPlan
-from fedsb.update_estimate import gradients_of
 
 TINY = 1e-60
 CANCELLED = 1e-10

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsb.documents import parse_json, parse_yaml
+from fedsb.common.documents import parse_json, parse_yaml
 from fedsb.errors import InputError
 
 NEEDED = ("config.yaml", "metrics.jsonl")

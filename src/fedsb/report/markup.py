@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from fedsb.printable import printable
+from fedsb.common.printable import printable
 from fedsb.report.canvas import Plot
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from importlib.resources import files
 
-from fedsb.report import compare, facts, figures, tables
+from fedsb.report import facts, figures, tables
+from fedsb.report import side_by_side as compare
 from fedsb.report.load import Run, mapping, number, whole
 from fedsb.report.markup import Card, cards, pairs, paragraph, plain, plots, section, tag
 from fedsb.report.metrics import describe, show, show_change

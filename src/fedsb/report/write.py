@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsb.common.files import write_bytes
 from fedsb.errors import InputError
-from fedsb.files import write_bytes
 from fedsb.report.load import load_run
 from fedsb.report.page import REFRESH, build_page
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsb.data import cell_text, is_missing, require_columns
-from fedsb.documents import is_text
+from fedsb.common.documents import is_text
 from fedsb.errors import InputError
-from fedsb.evaluation.intervals import Measurement
+from fedsb.tasks.intervals import Measurement
+from fedsb.tasks.rows import cell_text, is_missing, require_columns
 from fedsb.tasks.task import (
     Batch,
     Example,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
-from fedsb.seeding import scoped_global_seed
 from fedsb.tasks.prompts import added_bos, cut_left
 from fedsb.tasks.task import attention_mask, batches_by_length, device_of, evaluating, pad, pad_token_id
 

@@ -4,8 +4,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from fedsb.data import cell_text
 from fedsb.errors import InputError
+from fedsb.tasks.rows import cell_text
 from fedsb.tasks.task import Row
 
 Template = tuple[tuple[str, str | None], ...]  # pieces: text, then the column that follows it (or None)

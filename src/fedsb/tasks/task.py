@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fedsb.evaluation.intervals import Measurement, merged
+from fedsb.tasks.intervals import Measurement, merged
 
 Row = Mapping[str, object]
 Example = dict[str, Any]

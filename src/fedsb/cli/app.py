@@ -1,0 +1,322 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json
+from fedsb.cli.deploy import deploy
+from fedsb.cli.privacy import privacy
+from fedsb.errors import FedsbError, InputError
+from fedsb.report.screen import shown
+
+app = typer.Typer(
+    name="fedsb",
+    help="Fine-tune a language model across clients that keep their data.\n\n"
+    "Start with `fedsb run`: it needs nothing and takes about a minute.",
+    epilog="Any command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file; without it the built-in quickstart.")
+    ] = None,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/NAME, numbered if taken.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Fine-tune across clients and leave a run folder with adapter/ and report.html.
+
+    Examples: `fedsb run` · `fedsb run recipes/sst2.yaml -s method.rank=32 --out runs/r32` ·
+    `fedsb run --out runs/r32 --resume`
+    """
+    from fedsb.cli import terminal
+
+    folder = out or terminal.default_folder(config, resume=resume)
+    try:
+        summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
+    except KeyboardInterrupt:
+        err_console.print(terminal.how_to_go_on(folder), highlight=False, markup=False)
+        raise typer.Exit(130) from None
+    terminal.show_result(summary, folder, out_console)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file; its section `compare` sets arms and rates.")],
+    methods: Annotated[str, typer.Option(help="Methods or arms, by commas; the first is the reference.")],
+    seeds: Annotated[str, typer.Option(help="Whole numbers, by commas.")] = "0,1,2",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; a taken one goes on. Default: runs/compare-NAME, numbered.")
+    ] = None,
+    set_: Overrides = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, which share the cores.")] = 1,
+) -> None:
+    """Compare methods over seeds: same data, partition, batches and budget; a table and a page.
+
+    Learning rates are chosen on training rows held out for that, never on the test data. Given again with the
+    same --out, the command goes on where it stopped; more methods and seeds may be named then.
+
+    Examples: `fedsb compare recipes/sst2.yaml --methods fed-sb,fedit` ·
+    `fedsb compare recipes/compare/sst2-iid.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c`
+    """
+    from fedsb.cli import compare as terminal
+
+    folder = out or terminal.comparison_folder(config)
+    wanted, numbers = terminal.names_of("--methods", methods), terminal.seeds_of(seeds)
+    try:
+        found = terminal.compare_in_terminal(
+            config, set_ or [], wanted, numbers, folder, jobs=jobs, console=out_console
+        )
+    except KeyboardInterrupt:
+        text = terminal.how_to_go_on(config, set_ or [], methods, seeds, folder, jobs)
+        err_console.print(text, highlight=False, markup=False)
+        raise typer.Exit(130) from None
+    terminal.show_comparison(found, out_console)
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Run folder: its model and its adapter.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder of a model.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA folder to put on --model.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Task and data. Default with --run: the run's own.")
+    ] = None,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for answers and scores. Default with --run alone: evaluation/ in the run."),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Score a run, or any model with or without an adapter, on a config's test data and benchmarks.
+
+    Every score has its number of examples and a 95 % interval. Stopped, the same command goes on.
+
+    Examples: `fedsb evaluate --run runs/quickstart` ·
+    `fedsb evaluate --model bert-base-cased --adapter runs/a/adapter --config recipes/snli.yaml --json`
+    """
+    from fedsb.cli import terminal
+
+    watch = None if json_ else out_console
+    result = terminal.evaluate_in_terminal(run_folder, model, adapter, config, set_ or [], out, watch)
+    print_json(result) if json_ else terminal.show_metrics(result, out_console)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="lora (PEFT folder) or merged (whole model).")
+    ] = "lora",
+    rank: Annotated[
+        int | None, typer.Option(help="lora: at this rank, exactly; refused if it would lose anything.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option("--for", help="lora: vllm pads to the next rank vLLM accepts.")
+    ] = None,
+) -> None:
+    """Write the adapter as a standard PEFT LoRA folder, or the base model with the adapter merged in.
+
+    Either way with a model card, and only after what was written gave the run's logits again.
+
+    Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
+    `fedsb export runs/e2e --format lora --for vllm --out served` ·
+    `fedsb export runs/quickstart --format merged --out merged`
+    """
+    from fedsb.runner.export import export_lora, export_merged
+
+    if format_ not in ("lora", "merged"):
+        raise InputError(f"--format: expected lora or merged, found {format_!r}")
+    if format_ == "merged" and (rank is not None or server is not None):
+        option = "--rank" if rank is not None else "--for"
+        raise InputError(f"{option}: it is about adapters, --format lora; leave it out")
+    if server not in (None, "vllm"):
+        raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
+    if format_ == "lora":
+        export_lora(run_folder, out, rank=rank, server=server)  # type: ignore[arg-type]
+    else:
+        export_merged(run_folder, out)
+    out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; several are set side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file. Default: report.html in the first folder.")
+    ] = None,
+) -> None:
+    """Build the one-page HTML report from run folders.
+
+    Examples: `fedsb report runs/quickstart` · `fedsb report runs/a runs/b --out both.html`
+    """
+    from fedsb.report import write_report
+
+    default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    out_console.print(f"wrote {write_report(folders, out or default)}", highlight=False, markup=False)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file to check; without it only the machine.")
+    ] = None,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Check versions, data, model, target layers, traffic and memory before a run.
+
+    Examples: `fedsb doctor` · `fedsb doctor recipes/sst2.yaml -s data.train=mine.jsonl`
+    """
+    from fedsb.cli import terminal
+    from fedsb.cli.doctor import as_json, examine
+    from fedsb.config import RunConfig
+
+    findings = list(examine(RunConfig.from_yaml(config, set_ or []) if config else None))
+    print_json(as_json(findings)) if json_ else terminal.show_findings(findings, out_console)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Option(help="Hub id or folder; only its config.json is read.")],
+    clients: Annotated[int, typer.Option(help="Clients; all take part in every round.")],
+    rank: Annotated[
+        int | None, typer.Option(help="Needed, unless each of --methods has a rank of its own.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Add the bytes of so many rounds.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="NAME or NAME:RANK, separated by commas. Default: all that fit.")
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Layer names, separated by commas. Default: the model family's.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of methods that train a core.")] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="Put a classification head of so many classes on the model.")
+    ] = None,
+    init: Annotated[
+        str, typer.Option(help="Start of Fed-SB's bases: gradient, weights or orthonormal.")
+    ] = "gradient",
+    upload: Annotated[
+        str, typer.Option(help="What clients send of a gradient: factors, sketch or whole.")
+    ] = "factors",
+    upload_dtype: Annotated[
+        str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
+    ] = "float32",
+    json_: AsJson = False,
+) -> None:
+    """Count the numbers and bytes that each method trains and sends, from a model's config alone.
+
+    Examples: `fedsb cost --model bert-base-cased --rank 32 --clients 3 --labels 3` ·
+    `fedsb cost --model models/mistral --clients 25 --rounds 10 --methods fed-sb:200,fedit:32 --json`
+    """
+    with _uncollected():
+        from fedsb.cli.cost import Question, costs
+
+        question = Question(
+            clients, init, rank, rounds, methods, targets, heads, labels, upload, upload_dtype
+        )
+        table = costs(model, question)
+    if json_:
+        return print_json(table.to_json())
+    from fedsb.cli import terminal
+
+    terminal.show_costs(table, out_console)
+
+
+app.command()(privacy)
+app.add_typer(deploy, name="deploy")
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder, finished or not.")],
+    json_: AsJson = False,
+) -> None:
+    """Where a run stands: rounds, scores, bytes, epsilon, who was left out. Also while it runs.
+
+    Example: `fedsb status runs/one` · `watch fedsb status hospitals/run`
+    """
+    from fedsb.cli.status import run_status
+
+    found = run_status(run_dir)
+    if json_:
+        return print_json(found)
+    from fedsb.cli import terminal
+
+    terminal.show_status(found, out_console)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    out_console.print(installed("fedsb"), highlight=False)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: a command that mostly imports is a fifth faster without."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def main() -> None:
+    """Entry point: turns errors into one message and an exit status (1 failed, 2 wrong input)."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except Exception as error:
+        if debug:
+            raise
+        _explain(error)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _explain(error: Exception) -> None:
+    if isinstance(error, FedsbError):
+        err_console.print(f"[bold red]error:[/] {_short(error)}", highlight=False)
+        return
+    text = f"{type(error).__name__}: {error}"
+    err_console.print(
+        f"[bold red]error:[/] {_short(text)}\nThis was not expected; add --debug to see where it happened.",
+        highlight=False,
+    )
+
+
+def _short(text: object) -> str:
+    """Of several lines, and not without end: it may quote a file."""
+    return shown(text, 8000, keep="\n")
+
+
+if __name__ == "__main__":
+    main()

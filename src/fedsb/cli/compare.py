@@ -1,0 +1,245 @@
+"""`fedsb compare` on the terminal: lists read, bars over all runs, plain lines elsewhere, the final table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from fedsb.cli.terminal import default_folder
+from fedsb.compare.comparison import Comparison, compare
+from fedsb.compare.config import settings_from_yaml
+from fedsb.compare.jobs import number
+from fedsb.compare.page.tables import change, value
+from fedsb.compare.progress import Progress
+from fedsb.config import RunConfig
+from fedsb.errors import InputError, RunFailed
+from fedsb.report.metrics import describe
+from fedsb.report.screen import shown
+from fedsb.report.units import THIN, human_bytes, plural
+
+
+def names_of(option: str, text: str) -> list[str]:
+    """The items of `a,b,c`."""
+    items = [item.strip() for item in text.split(",")]
+    if text.strip() and not all(items):
+        raise InputError(f"{option}: an item is empty in {text!r}; separate items by single commas")
+    return items if text.strip() else []
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds of `0,1,2`."""
+    items = names_of("--seeds", text)
+    wrong = [item for item in items if not item.removeprefix("-").isdecimal()]
+    if wrong:
+        raise InputError(f"--seeds: expected whole numbers such as 0,1,2, found {wrong[0]!r}")
+    return [int(item) for item in items]
+
+
+def comparison_folder(config: Path) -> Path:
+    """runs/compare-NAME, numbered if taken."""
+    name = config.name.removeprefix("compare-")
+    return default_folder(config.with_name(f"compare-{name}"), resume=False)
+
+
+def compare_in_terminal(
+    config_file: Path,
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    jobs: int,
+    console: Console,
+) -> Comparison:
+    config = RunConfig.from_yaml(config_file, overrides)
+    settings = settings_from_yaml(config_file, overrides)
+
+    def go(progress: Progress) -> Comparison:
+        return compare(config, settings, methods, seeds, folder, jobs=jobs, progress=progress)
+
+    if not console.is_terminal:
+        return go(PlainLines(console))
+    with LiveBars(console) as bars:
+        return go(bars)
+
+
+def how_to_go_on(
+    config: Path, overrides: Sequence[str], methods: str, seeds: str, folder: Path, jobs: int
+) -> str:
+    """What to say after Ctrl-C: the same command, with its folder."""
+    words = ["fedsb", "compare", str(config), "--methods", methods, "--seeds", seeds, "--out", str(folder)]
+    for text in overrides:
+        words += ["-s", text]
+    if jobs != 1:
+        words += ["--jobs", str(jobs)]
+    begun = (
+        "stopped; go on with"
+        if (folder / "config.yaml").is_file()
+        else "stopped before the first run; start with"
+    )
+    return f"{begun}: {shlex.join(words)}"
+
+
+class PlainLines:
+    """One line when a run begins, at each of its rounds, and when it ends."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._runs, self._begun = 0, 0
+        self._said: dict[str, str] = {}
+
+    def stage(self, text: str) -> None:
+        self.console.print(f"[dim]·[/] {shown(text, 1000)}", highlight=False)
+
+    def begins(self, runs: int) -> None:
+        self._runs, self._begun = runs, 0
+
+    def run_begins(self, name: str) -> None:
+        self._begun += 1
+        self.console.print(f"[dim]·[/] run {self._begun} of {self._runs}: {shown(name)}", highlight=False)
+
+    def run_at(self, name: str, share: float, text: str) -> None:
+        if text.startswith("round ") and self._said.get(name) != text:
+            self.console.print(f"  {shown(name)}: {shown(text)}", highlight=False)
+        self._said[name] = text
+
+    def run_ends(self, name: str, problem: str | None) -> None:
+        self.console.print(_ended(name, problem), highlight=False)
+
+
+class LiveBars:
+    """A bar over all runs, and under it one for each run that is going on."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bars = Bars(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]:<18.18}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._all: TaskID | None = None
+        self._runs, self._done = 0, 0
+        self._going: dict[str, tuple[TaskID, float]] = {}
+
+    def __enter__(self) -> LiveBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def stage(self, text: str) -> None:
+        self._bars.console.print(f"[dim]·[/] {shown(text, 1000)}", highlight=False)
+
+    def begins(self, runs: int) -> None:
+        if self._all is not None:
+            self._bars.remove_task(self._all)
+        self._runs, self._done = runs, 0
+        self._all = self._bars.add_task("all runs", total=runs, text=f"0 of {runs}")
+
+    def run_begins(self, name: str) -> None:
+        task = self._bars.add_task(f"  {shown(_short(name))}", total=1.0, text="")
+        self._going[name] = (task, 0.0)
+
+    def run_at(self, name: str, share: float, text: str) -> None:
+        task, _ = self._going[name]
+        self._going[name] = (task, share)
+        self._bars.update(task, completed=share, text=shown(text))
+        self._move()
+
+    def run_ends(self, name: str, problem: str | None) -> None:
+        self._bars.remove_task(self._going.pop(name)[0])
+        self._done += 1
+        self._move()
+        self._bars.console.print(_ended(name, problem), highlight=False)
+
+    def _move(self) -> None:
+        if self._all is not None:
+            going = sum(share for _, share in self._going.values())
+            self._bars.update(self._all, completed=self._done + going, text=f"{self._done} of {self._runs}")
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _ended(name: str, problem: str | None) -> str:
+    if problem is None:
+        return f"[green]done[/]    {shown(name)}"
+    return f"[yellow]failed[/]  {shown(name)}: {shown(problem, 1000)}"
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """The table, what to know about it, and where the page is.
+
+    Raises:
+        RunFailed: a run failed.
+    """
+    document = found.document
+    console.print(comparison_table(document))
+    console.print("\n".join(_remarks(document)), highlight=False, markup=False)
+    lines = [f"report   {found.folder / 'report.html'}", f"numbers  {found.folder / 'comparison.json'}"]
+    console.print("\n".join(lines), highlight=False, markup=False)
+    if found.failed:
+        listed = "\n  ".join(f"{item['run']}: {item['problem']}" for item in found.failed)
+        raise RunFailed(
+            f"not every run was finished; the same command with --out {found.folder} tries again\n  {listed}"
+        )
+
+
+def comparison_table(document: dict[str, Any]) -> Table:
+    """One line per method."""
+    unit = " %" if describe(document["metric"]).kind == "share" else ""
+    metric = str(document["metric"]).replace("_", " ") + unit
+    table = Table(
+        title=plural(len(document["runs"]), "run"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("method", overflow="fold")
+    for column in (metric, "difference", "per round", "total", "rate", "●"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in document["summary"].items():
+        table.add_row(shown(name), *_cells(document, name, row))
+    return table
+
+
+def _cells(document: dict[str, Any], name: str, row: dict[str, Any]) -> list[str]:
+    metric, apart = document["metric"], row["difference"]
+    own = name == document["baseline"]
+    return [
+        value(metric, row["mean"], row["std"]).removesuffix(f"{THIN}%"),
+        "" if own else change(metric, apart["mean"], apart["std"]).removesuffix(f"{THIN}points"),
+        human_bytes(row["bytes_per_round"]),
+        human_bytes(row["total_bytes"]),
+        number(row["learning_rate"]) + (" !" if row["edge"] else ""),
+        "●" if name in document["pareto"] else "",
+    ]
+
+
+def _remarks(document: dict[str, Any]) -> list[str]:
+    said = [
+        f"mean ± sample sd over seeds; differences are paired, to {document['baseline']}",
+        "bytes up and down together: per round for each client; total of all, one-time traffic included",
+        "● not dominated: no other method is both better and cheaper",
+    ]
+    if document["privacy"]:
+        said.append(document["privacy"])
+    if any(row["edge"] for row in document["summary"].values()):
+        said.append(
+            "! the rate lies at the edge of its grid: a better one may lie beyond (compare.learning_rates)"
+        )
+    return said

@@ -1,0 +1,291 @@
+"""What methods cost on a model: numbers trained and sent, bytes. From the config alone, without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from fedsb.adapter.attached import check_rank
+from fedsb.adapter.linear import features
+from fedsb.errors import InputError
+from fedsb.federation.start.sketches import sketched_numbers
+from fedsb.methods import ALL, Method, Shape, by_name
+from fedsb.methods.averaging.stack import stacked_numbers
+from fedsb.models.head import head_parameters, is_classifier
+from fedsb.models.shapes import build_on_meta
+from fedsb.models.targets import GROUPS, chosen_targets
+
+BYTES_PER_NUMBER = 4
+BYTES_PER_NUMBER_ONCE = 2
+"""Bases, factors and sketches of gradients travel as bfloat16; whole gradients do not."""
+INITS = ("gradient", "weights", "orthonormal")
+"""As in `method.init.kind`; importing the config for them would take a sixth of a second."""
+BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""As in `federation.upload_dtype`."""
+UPLOADS = ("factors", "sketch", "whole")
+"""As in `method.init.upload`."""
+OPTIONS = {
+    "method.rank": "--rank",
+    "method.heads": "--heads",
+    "method.targets": "--targets",
+    "method.name": "--methods",
+    "model.path": "--model",
+}
+"""Config keys in messages of the modules below, and the options they are here."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `fedsb cost` was asked, beside the model.
+
+    Attributes:
+        clients: all take part in every round.
+        init: start of the bases, as in `method.init.kind`.
+        rank: for methods that name none in `methods`.
+        rounds: None leaves out the totals.
+        methods: `NAME` or `NAME:RANK`, separated by commas; None for all.
+        targets: layer names separated by commas, or one group of `targets.GROUPS`; None for the family's
+            default.
+        heads: of methods that train a core; None for each method's own.
+        labels: classes of a sequence classification head; None for what the config says.
+        upload: what a client sends of its gradient, as in `method.init.upload`.
+        upload_dtype: what the numbers of an update travel as, as in `federation.upload_dtype`.
+    """
+
+    clients: int
+    init: str = "gradient"
+    rank: int | None = None
+    rounds: int | None = None
+    methods: str | None = None
+    targets: str | None = None
+    heads: int | None = None
+    labels: int | None = None
+    upload: str = "factors"
+    upload_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """One method on one model. Parameters are counted as numbers, classification head included.
+
+    Attributes:
+        once_parameters_per_client: bases that each client receives before the first round.
+        once_upload_parameters_per_client: what a calibrating client sends of its gradient before that.
+        paper_parameters_per_round: as in the tables of Singhal et al. 2025, head once.
+        bytes_per_round: up and down, all clients.
+        once_bytes: before the first round, all clients; all calibrate. A head's warm-up is not counted.
+        total_bytes: `once_bytes` and all rounds.
+    """
+
+    rank: int
+    heads: int
+    exact: bool
+    trained_parameters: int
+    upload_parameters_per_client: int
+    download_parameters_per_client: int
+    once_parameters_per_client: int
+    once_upload_parameters_per_client: int
+    paper_parameters_per_round: float
+    bytes_per_round: int
+    once_bytes: int
+    total_bytes: int | None
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The costs by method name, in the order of `methods.ALL`.
+
+    Attributes:
+        target_layers: how many layers are adapted.
+        left_out: methods nobody asked for by name and whose rank does not fit, with the reason.
+    """
+
+    model: str
+    clients: int
+    rounds: int | None
+    init: str
+    upload: str
+    target_layers: int
+    head_parameters: int
+    methods: dict[str, MethodCost]
+    left_out: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the contract's JSON; without `rounds` there are no totals."""
+        document = asdict(self)
+        if self.rounds is None:
+            del document["rounds"]
+            for cost in document["methods"].values():
+                del cost["total_bytes"]
+        return document
+
+
+def costs(model: str, question: Question) -> CostTable:
+    """The costs on the model of that hub id or folder, of which only config.json is read.
+
+    Raises:
+        InputError: an unknown model, method or layer, or a number that does not fit.
+    """
+    _check(question)
+    wanted = _split(question.targets)
+    with _named_as_options():
+        asked = parse_methods(question.methods, question.rank)
+        skeleton = build_on_meta(model, num_labels=question.labels)
+        targets = chosen_targets(skeleton, _group_or_names(wanted))
+        head = sum(p.numel() for p in head_parameters(skeleton).values()) if is_classifier(skeleton) else 0
+        fitting, left_out = _fitting(asked, targets, question)
+    shapes = [Shape(*features(layer)) for layer in targets.values()]
+    found = {m.name: method_cost(m, rank, shapes, head, question) for m, rank in fitting}
+    return CostTable(
+        model=model,
+        clients=question.clients,
+        rounds=question.rounds,
+        init=question.init,
+        upload=question.upload,
+        target_layers=len(shapes),
+        head_parameters=head,
+        methods=found,
+        left_out=left_out,
+    )
+
+
+def method_cost(
+    method: Method, rank: int, shapes: Sequence[Shape], head: int, question: Question
+) -> MethodCost:
+    """The cost over target layers of those shapes and a head of so many numbers."""
+    heads, clients, rounds = heads_of(method, question.heads), question.clients, question.rounds
+    layers = [method.cost(shape, rank, heads, clients) for shape in shapes]
+    up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
+    once_down, once_up = _once(method, rank * heads, shapes, question)
+    per_round = clients * (BYTES_OF[question.upload_dtype] * up + BYTES_PER_NUMBER * down)
+    bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
+    once = clients * (BYTES_PER_NUMBER_ONCE * once_down + bytes_up * once_up)
+    return MethodCost(
+        rank=rank,
+        heads=heads,
+        exact=method.exact,
+        trained_parameters=head + sum(n.trained for n in layers),
+        upload_parameters_per_client=up,
+        download_parameters_per_client=down,
+        once_parameters_per_client=once_down,
+        once_upload_parameters_per_client=once_up,
+        paper_parameters_per_round=_whole(head + sum(n.paper for n in layers)),
+        bytes_per_round=per_round,
+        once_bytes=once,
+        total_bytes=None if rounds is None else rounds * per_round + once,
+    )
+
+
+def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], question: Question) -> tuple[int, int]:
+    """(down, up) per client before the first round: bases and gradient, where the start is a gradient's."""
+    if question.init != "gradient" or not method.has_core or method.bases != "init":
+        return 0, 0
+    down = sum(basis_rank * sum(shape) for shape in shapes)
+    return down, sum(_gradient_numbers(shape, basis_rank, question.upload) for shape in shapes)
+
+
+def _gradient_numbers(shape: Shape, basis_rank: int, upload: str) -> int:
+    """Numbers of one layer's gradient as a client sends it."""
+    if upload == "whole":
+        return shape.out * shape.n_in
+    return sketched_numbers(shape, basis_rank) if upload == "sketch" else stacked_numbers(shape, basis_rank)
+
+
+def heads_of(method: Method, heads: int | None) -> int:
+    """The heads asked for, where the method trains a core; else its own."""
+    return heads if heads is not None and method.has_core else method.heads
+
+
+def parse_methods(text: str | None, rank: int | None) -> list[tuple[Method, int]]:
+    """`fed-sb:200,fedit` -> methods with their ranks, in the order of `ALL`.
+
+    Raises:
+        InputError: a bad entry, an unknown or repeated method, a method without a rank.
+    """
+    entries = [method.name for method in ALL] if text is None else [e.strip() for e in text.split(",")]
+    ranks: dict[str, int] = {}
+    for entry in entries:
+        method, its_rank = _parse_entry(entry, rank)
+        if method.name in ranks:
+            raise InputError(f"--methods: expected each method once, found {method.name} twice")
+        ranks[method.name] = its_rank
+    return [(method, ranks[method.name]) for method in ALL if method.name in ranks]
+
+
+def _parse_entry(entry: str, rank: int | None) -> tuple[Method, int]:
+    parts = re.fullmatch(r"([^:]+)(?::0*([1-9]\d*))?", entry)
+    if parts is None:
+        raise InputError(
+            "--methods: expected NAME or NAME:RANK with a whole rank of 1 or more, separated by commas "
+            f"(fed-sb:200,fedit:32), found {entry!r}"
+        )
+    method = by_name(parts[1])
+    its_rank = int(parts[2]) if parts[2] else rank
+    if its_rank is None:
+        raise InputError(f"--rank: needed for {method.name}; give --rank R or {method.name}:R in --methods")
+    return method, its_rank
+
+
+def _fitting(
+    asked: Sequence[tuple[Method, int]], targets: dict[str, nn.Module], question: Question
+) -> tuple[list[tuple[Method, int]], dict[str, str]]:
+    """The methods whose rank fits the layers; the others with the reason, refused if they were named."""
+    misfits: dict[str, str] = {}
+    for method, rank in asked:
+        heads = heads_of(method, question.heads)
+        try:
+            check_rank(targets, rank, heads=heads)
+        except InputError as error:
+            what = f"{method.name} with {heads} heads" if heads > 1 else method.name
+            misfits[method.name] = f"{what}: {_as_options(str(error))}"
+    if misfits and (question.methods is not None or len(misfits) == len(asked)):
+        raise InputError(next(iter(misfits.values())))
+    return [(m, rank) for m, rank in asked if m.name not in misfits], misfits
+
+
+def _check(question: Question) -> None:
+    for name in ("rank", "clients", "rounds", "heads", "labels"):
+        value = getattr(question, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name}: expected 1 or more, found {value}")
+    if question.init not in INITS:
+        raise InputError(f"--init: expected one of {', '.join(INITS)}, found {question.init!r}")
+    if question.upload not in UPLOADS:
+        raise InputError(f"--upload: expected one of {', '.join(UPLOADS)}, found {question.upload!r}")
+    if question.upload_dtype not in BYTES_OF:
+        raise InputError(
+            f"--upload-dtype: expected one of {', '.join(BYTES_OF)}, found {question.upload_dtype!r}"
+        )
+    if question.targets is not None and not _split(question.targets):
+        raise InputError(f"--targets: expected layer names such as q_proj,v_proj, found {question.targets!r}")
+
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_as_options(str(error))) from error
+
+
+def _as_options(message: str) -> str:
+    for key, option in OPTIONS.items():
+        message = message.replace(key, option)
+    return message
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def _group_or_names(wanted: list[str]) -> Sequence[str] | str | None:
+    return wanted[0] if len(wanted) == 1 and wanted[0] in GROUPS else wanted or None
+
+
+def _whole(number: float) -> float:
+    return int(number) if float(number).is_integer() else number

@@ -1,0 +1,141 @@
+"""Preflight: what would go wrong in a run, found before it starts, and what the run would take."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsb.config import RunConfig
+from fedsb.config.checks import check_settings
+from fedsb.errors import InputError
+from fedsb.methods import Numbers
+from fedsb.report.tracking import check_tracking
+from fedsb.report.units import human_bytes
+from fedsb.runner.arguments import local_training, method_of
+from fedsb.runner.folder import versions
+from fedsb.runner.memory import check_memory
+from fedsb.runner.precision import slow_bfloat16
+from fedsb.runner.prepare_data import Data, prepare_data
+from fedsb.runner.prepare_model import Base, exchange_of, free_memory, memory_of, prepare_base
+from fedsb.tasks.scoring.benchmark import check_benchmarks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine(config: RunConfig | None) -> Iterator[Finding]:
+    """Check the installation, then (with a config) data, model, layers, traffic and memory, in that order.
+    The first thing that fails ends the list."""
+    yield Finding("versions", True, ", ".join(f"{n} {v}" for n, v in versions().items()))
+    yield Finding("device", True, _device())
+    yield Finding("disk", True, f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
+    if config is None:
+        return
+    looked_at = "method"
+    try:
+        yield Finding("method", True, _describe_method(config))
+        looked_at = "precision"
+        if slow := slow_bfloat16(config):
+            yield Finding("precision", True, slow)
+        if config.tracking:
+            looked_at = "tracking"
+            check_tracking(config.tracking)
+            yield Finding("tracking", True, ", ".join(config.tracking))
+        looked_at = "data"
+        data = prepare_data(config)
+        yield Finding("data", True, _describe_data(data))
+        if config.evaluation.benchmarks:
+            looked_at = "benchmarks"
+            yield Finding("benchmarks", True, _describe_benchmarks(config, data))
+        looked_at = "memory"
+        yield Finding("memory", True, _describe_memory(config, data))
+        looked_at = "model"
+        base = prepare_base(config, data)
+        yield Finding("target layers", True, _describe_targets(base))
+        yield from (Finding(what, True, detail) for what, detail in _estimates(config, data, base))
+    except InputError as error:
+        yield Finding(looked_at, False, str(error))
+
+
+def numbers_of_a_round(config: RunConfig, base: Base) -> Numbers:
+    """What one client trains, sends and receives in a round: the method's factors and the head."""
+    exchange, federation = exchange_of(config, base), config.federation
+    cohort = federation.clients_per_round or federation.clients
+    layers = [
+        exchange.method.cost(shape, exchange.rank, exchange.heads, cohort)
+        for shape in exchange.layers.values()
+    ]
+    head = sum(p.numel() for p in base.head.values())
+    return Numbers(*(head + sum(counts) for counts in zip(*layers, strict=True)))
+
+
+def _describe_method(config: RunConfig) -> str:
+    check_settings(config)
+    method = method_of(config)
+    kind = "exact" if method.exact else "inexact"
+    return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains(1))}"
+
+
+def _describe_data(data: Data) -> str:
+    sizes = [len(part) for part in data.parts]
+    labels = f", labels {', '.join(data.task.label_names[:6])}" if data.task.label_names else ""
+    return (
+        f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
+        f"{min(sizes)} to {max(sizes)} each{labels}"
+    )
+
+
+def _describe_benchmarks(config: RunConfig, data: Data) -> str:
+    asked = check_benchmarks(config, data.task)
+    return f"{asked} questions of {', '.join(config.evaluation.benchmarks)}"
+
+
+def _describe_memory(config: RunConfig, data: Data) -> str:
+    memory, free = memory_of(config, data), free_memory(config)
+    check_memory(memory, free, config)
+    needed = "not known from the config of this model" if memory is None else str(memory)
+    return f"{needed}; {human_bytes(free)} free"
+
+
+def _describe_targets(base: Base) -> str:
+    endings = sorted({name.rsplit(".", 1)[-1] for name in base.targets})
+    return f"{len(base.targets)} layers ({', '.join(endings)})"
+
+
+def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str, str]]:
+    numbers = numbers_of_a_round(config, base)
+    cohort = config.federation.clients_per_round or config.federation.clients
+    training = local_training(config)
+    steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
+    bytes_up = getattr(torch, config.federation.upload_dtype).itemsize * numbers.up
+    up, down = human_bytes(bytes_up), human_bytes(4 * numbers.down)
+    yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
+    total = (bytes_up + 4 * numbers.down) * cohort * config.federation.rounds
+    yield "traffic", f"about {human_bytes(total)} over all rounds"
+    if (robust := config.federation.robust) is not None and robust.average != "mean":
+        held = human_bytes(4 * numbers.up * cohort)
+        yield "server memory", f"{held}: the {robust.average} needs all updates of a round at once"
+    yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(total)} free"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def as_json(findings: list[Finding]) -> dict[str, Any]:
+    """The findings as one JSON document."""
+    return {"ok": all(f.ok for f in findings), "findings": [vars(f) for f in findings]}

@@ -1,0 +1,78 @@
+"""`fedsb privacy` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsb.cli.common import AsJson, out_console, print_json
+from fedsb.errors import InputError
+
+
+def privacy(
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="Instead: what was spent, by a node.yaml or a ledger's .jsonl."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Less than 1 / examples, or 1 / clients.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Training examples of one client.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples of a batch on average (Poisson sampling).")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the examples per round.")] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="In place of these three: all clients, each to be protected whole.")
+    ] = None,
+    cohort: Annotated[
+        int | None, typer.Option(help="Clients of a round on average (Poisson sampling).")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of the run.")] = 1,
+    epsilon: Annotated[float | None, typer.Option(help="Find the noise for this budget.")] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="Or: find the epsilon of noise that is so many times the clip norm.")
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Calibrate the noise of private training to a budget, account for a noise, or show what rows have spent.
+
+    Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 1e-5`
+    · `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 1e-5 --json`
+    · `fedsb privacy --clients 1000 --cohort 100 --rounds 50 --epsilon 8 --delta 1e-4`
+    · `fedsb privacy --ledger node.yaml`
+    """
+    if ledger is not None:
+        return _ledger(ledger, delta, json_)
+    if delta is None:
+        raise InputError("--delta: needed; expected less than 1 / examples, or 1 / clients")
+    from fedsb.cli.privacy_question import PrivacyQuestion, answer
+
+    asked = PrivacyQuestion(
+        examples=examples,
+        batch_size=batch_size,
+        epochs=epochs,
+        clients=clients,
+        cohort=cohort,
+        rounds=rounds,
+        delta=delta,
+        epsilon=epsilon,
+        noise_multiplier=noise_multiplier,
+    )
+    found = answer(asked)
+    if json_:
+        return print_json(found)
+    from fedsb.cli import terminal
+
+    terminal.show_privacy(found, out_console)
+
+
+def _ledger(file: Path, delta: float | None, json_: bool) -> None:
+    from fedsb.cli.ledger_report import ledger_report
+
+    found = ledger_report(file, delta)
+    if json_:
+        return print_json(found)
+    from fedsb.cli import terminal
+
+    terminal.show_ledger(found, out_console)

@@ -1,0 +1,279 @@
+"""What the commands do between parsing and printing: pick folders, show bars, print tables."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.report.console import LiveBars, PlainLines, summary_table
+from fedsb.report.progress import Progress, Silent
+from fedsb.report.screen import shown
+from fedsb.report.units import count, human_bytes, human_count, plural
+
+if TYPE_CHECKING:  # slow to import, and only one command needs each
+    from fedsb.cli.cost import CostTable, MethodCost
+    from fedsb.cli.doctor import Finding
+
+
+def default_folder(config: Path | None, *, resume: bool) -> Path:
+    """runs/NAME, or the first free runs/NAME-2, -3, ...; with `resume` the newest that exists."""
+    name = config.stem if config else "quickstart"
+    candidates = [Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
+    free = next(i for i, folder in enumerate(candidates) if not folder.exists())
+    return candidates[max(0, free - 1)] if resume else candidates[free]
+
+
+def run_in_terminal(
+    config_file: Path | None, overrides: Sequence[str], folder: Path, *, resume: bool, console: Console
+) -> dict[str, Any]:
+    """Do the run with bars on a terminal, plain lines elsewhere; its summary."""
+    config = _config_of(config_file, overrides, folder, resume=resume)
+    with _watching(console) as progress:
+        return _run_and_score(config, folder, resume=resume, progress=progress)
+
+
+def _watching(console: Console | None) -> AbstractContextManager[Progress]:
+    """Bars on a terminal, plain lines elsewhere, nothing without a console."""
+    if console is None:
+        return nullcontext(Silent())
+    return LiveBars(console) if console.is_terminal else nullcontext(PlainLines(console))
+
+
+def _run_and_score(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> dict[str, Any]:
+    """The run, then its benchmarks if the config has any."""
+    from fedsb.runner import run
+    from fedsb.runner.evaluate import check_evaluation, evaluate_run
+    from fedsb.runner.folder import check_free
+
+    if not config.evaluation.benchmarks:
+        return run(config, folder, resume=resume, progress=progress).summary
+    check_free(folder, config.with_absolute_paths(), resume=resume)
+    check_evaluation(config)
+    summary = run(config, folder, resume=resume, progress=progress).summary
+    gc.collect()  # the run's model, before another is loaded
+    return summary | {"scores": evaluate_run(folder, progress)["scores"]}
+
+
+def _config_of(
+    config_file: Path | None, overrides: Sequence[str], folder: Path, *, resume: bool
+) -> RunConfig:
+    if config_file is not None:
+        return RunConfig.from_yaml(config_file, overrides)
+    if resume:
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"--resume: {folder} holds no run (no config.yaml); name it with --out")
+        return RunConfig.from_yaml(folder / "config.yaml", overrides)
+    from fedsb.cli.quickstart.recipe import quickstart_config
+    from fedsb.runner.folder import check_new
+
+    if not (folder / "config.yaml").is_file():  # else the run itself refuses, and the notes stay as they are
+        check_new(folder)
+    return quickstart_config(folder, overrides)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to say after Ctrl-C."""
+    if not (folder / "config.yaml").is_file():
+        return "stopped before the run began"
+    return f"stopped; go on with: fedsb run --out {folder} --resume"
+
+
+def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    """The final table, and what to do next."""
+    console.print(summary_table(summary))
+    if "scores" in summary:
+        console.print(scores_table(summary["scores"], "scores of the final model"))
+    lines = (
+        f"report   {folder / 'report.html'}",
+        f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)",
+        f"next     fedsb export {folder} --format merged --out {folder.name}-merged",
+    )
+    console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def show_status(found: dict[str, Any], console: Console) -> None:
+    """A few lines about a run."""
+    done, age = found["round"], found["seconds_since"]
+    ends = "finished" if found["finished"] else "not finished"
+    began = "not begun" if done is None else f"round {done}"
+    rows = {
+        "run": f"{found['method']}, {began} of {found['rounds']}, {ends}",
+        "last round": "-" if age is None else f"{age:.0f} s ago",
+        "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in found["eval"].items()),
+        "epsilon": _spent(found),
+        "sent": f"up {human_bytes(found['upload_bytes'])}, down {human_bytes(found['download_bytes'])}",
+        "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in found["rejected"]),
+    }
+    for name, text in rows.items():
+        if text:
+            console.print(f"{name:<11}{text}", highlight=False, markup=False)
+
+
+def _spent(found: dict[str, Any]) -> str:
+    if found["epsilon"] is None:
+        return ""
+    ahead = f", with {found['paid_ahead']} releases of an unfinished round" if found["paid_ahead"] else ""
+    return f"{found['epsilon']:.3g}{ahead}"
+
+
+def evaluate_in_terminal(
+    run: Path | None,
+    model: str | None,
+    adapter: Path | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    console: Console | None,
+) -> dict[str, Any]:
+    """Resolve what `fedsb evaluate` was asked for, and score it: a run on its own config into its folder."""
+    from fedsb.runner.evaluate import evaluate, evaluate_run
+
+    if (run is None) == (model is None):
+        raise InputError("evaluate: give either --run DIR or --model ID_OR_DIR")
+    if run is not None and not (run / "summary.json").is_file():
+        raise InputError(f"--run: {run} holds no finished run (no summary.json)")
+    if config is None and run is None:
+        raise InputError("evaluate: --model needs --config, which says what task and data to score on")
+    if run is not None and config is None and not overrides and out is None:
+        with _watching(console) as progress:
+            return evaluate_run(run, progress)
+    loaded = RunConfig.from_yaml(config or Path(str(run)) / "config.yaml", overrides)
+    if run is not None:
+        own = RunConfig.from_yaml(run / "config.yaml")
+        model, adapter, loaded = (
+            own.model.path,
+            run / "adapter",
+            loaded.model_copy(update={"model": own.model}),
+        )
+    with _watching(console) as progress:
+        return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
+
+
+def show_metrics(result: dict[str, Any], console: Console) -> None:
+    """The metrics with their intervals as a small table."""
+    title = f"{result['examples']} examples"
+    console.print(scores_table(result["scores"], title))
+
+
+def scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """One row per metric: value, 95 % interval, examples."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for column in ("value", "95 % interval", "examples"):
+        table.add_column(column, justify="right")
+    for name, score in scores.items():
+        ends = " to ".join("-" if end is None else f"{end:.4f}" for end in (score["low"], score["high"]))
+        table.add_row(shown(name.replace("_", " ")), f"{score['value']:.4f}", ends, str(score["count"]))
+    return table
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """One line per finding."""
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]wrong[/]"
+        table.add_row(mark, shown(finding.what), shown(finding.detail, None))
+    console.print(table)
+
+
+COST_NOTES = (
+    "Counts of numbers, head included. Bytes: 4 per number, up and down (16 bits: 2 up), all clients.",
+    "paper: as in the tables of Singhal et al. 2025, which count the head once, one client's upload (all",
+    "clients' for FLoRA and FedEx-LoRA) and half of LoRA's numbers for FFA-LoRA (B has rank x outputs), and",
+    "leave out what is sent once, before the first round.",
+)
+GRADIENT_NOTE = (
+    "once: clients send {what} (at most method.init.samples; here all)",
+    "and get the bases. With --init weights or orthonormal they derive the bases themselves. A head's",
+    "warm-up is not counted.",
+)
+SENT = {
+    "factors": "the best factors of their gradient",
+    "sketch": "a sketch of their gradient",
+    "whole": "their whole gradient in 4 bytes a number",
+}
+COST_COLUMNS = ("method", "rank", "trained", "up per client", "down per client", "once up", "once down")
+
+
+def show_costs(table: CostTable, console: Console) -> None:
+    """One row per method, and below it what the columns count."""
+    sums = ["paper per round", "bytes per round"]
+    if table.rounds is not None:
+        sums.append(f"bytes of {plural(table.rounds, 'round')}")
+    gap = 2 if console.width >= 90 else 1
+    grid = Table(
+        title=_cost_title(table), title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+    )
+    for column in (*COST_COLUMNS, *sums):
+        first = column == "method"
+        grid.add_column(column, justify="left" if first else "right", no_wrap=first, vertical="bottom")
+    for name, cost in table.methods.items():
+        grid.add_row(name, *_cost_cells(cost))
+    console.print(grid)
+    console.print("\n".join(_cost_notes(table)), highlight=False, markup=False)
+
+
+def show_privacy(found: dict[str, Any], console: Console) -> None:
+    """The noise and the epsilon of a private training, with what they rest on."""
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "noise multiplier": f"{found['noise_multiplier']:.4g}  (standard deviation / clip norm)",
+        "epsilon": f"{found['epsilon']:.4g}  ({found['accountant']}; Renyi: {found['epsilon_rdp']:.4g})",
+        "delta": f"{found['delta']:.3g}",
+        "steps": f"{found['steps']:,}, each on a Poisson sample",
+        "sample rate": f"{found['sample_rate']:.4g} of the {found['unit']}s a step, on average",
+        "protects": f"one {found['unit']}: present or blanked",
+    }
+    for name, value in rows.items():
+        grid.add_row(name, shown(value))
+    console.print(grid, highlight=False)
+
+
+def show_ledger(found: dict[str, Any], console: Console) -> None:
+    """What rows have spent: each run alone, and all together in words."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "releases", "epsilon alone", "first", "last"):
+        table.add_column(name, justify="right" if name in ("releases", "epsilon alone") else "left")
+    for run in found["runs"]:
+        cells = run["run"], str(run["releases"]), f"{run['epsilon']:.4g}", run["first"], run["last"]
+        table.add_row(*map(shown, cells))
+    if found["runs"]:
+        console.print(table, highlight=False)
+    console.print(
+        f"{found['statement']}\nThe ledger is whole: {found['ledger']}", highlight=False, markup=False
+    )
+
+
+def _cost_title(table: CostTable) -> str:
+    head = f", head of {plural(table.head_parameters, 'number')}" if table.head_parameters else ""
+    layers = plural(table.target_layers, "target layer")
+    return shown(f"{table.model}: {layers}{head}; {plural(table.clients, 'client')}")
+
+
+def _cost_cells(cost: MethodCost) -> list[str]:
+    numbers = (
+        cost.trained_parameters,
+        cost.upload_parameters_per_client,
+        cost.download_parameters_per_client,
+        cost.once_upload_parameters_per_client,
+        cost.once_parameters_per_client,
+        cost.paper_parameters_per_round,
+    )
+    sizes = [cost.bytes_per_round] + ([] if cost.total_bytes is None else [cost.total_bytes])
+    rank = count(cost.rank) if cost.heads == 1 else f"{cost.heads}x{count(cost.rank)}"
+    return [rank, *map(human_count, numbers), *map(human_bytes, sizes)]
+
+
+def _cost_notes(table: CostTable) -> list[str]:
+    sends = any(cost.once_bytes for cost in table.methods.values())
+    left_out = [f"left out: {reason}" for reason in table.left_out.values()]
+    once = [line.format(what=SENT[table.upload]) for line in GRADIENT_NOTE] if sends else []
+    return ["", *COST_NOTES, *once, *left_out]

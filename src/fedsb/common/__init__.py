@@ -1,0 +1,1 @@
+"""What every room stands on: generators, files, documents, text."""

@@ -1,0 +1,112 @@
+"""The config's section `compare`: which arms, which learning rates, what is held out to choose one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, field_validator
+
+from fedsb.config.base import Positive, Section, checked
+from fedsb.config.yaml_file import override, read_yaml
+from fedsb.errors import InputError
+
+FACTORS = (1 / 3, 1.0, 3.0)
+"""Of training.learning_rate: the rates that are tried where none are given."""
+SHARED = ("seed", "data", "task", "model", "evaluation", "compare")
+"""Sections that no arm may change: all arms answer the same question."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+class CompareConfig(Section):
+    """The section `compare`, every key optional."""
+
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name -> dotted keys and values that set this arm apart. Named like a method: that method."""
+    learning_rates: dict[str, Annotated[list[Positive], Field(min_length=1)]] = Field(default_factory=dict)
+    """Rates to try, by arm or `default`; none: 1/3, 1 and 3 times training.learning_rate."""
+    validation: Positive = 0.1
+    """Share of the training rows, or from 1 on their number, held out to choose the rate."""
+    tuning_rounds: PositiveInt | None = None
+    """Rounds of a tuning run; null: as the run."""
+    metric: str | None = None
+    """The score that the comparison is about, as scores.json has it (accuracy, gsm8k_accuracy); null: the
+    benchmarks' mean accuracy or their first metric, without benchmarks the task's own."""
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _null_changes_nothing(cls, value: Any) -> Any:
+        return {str(k): v or {} for k, v in value.items()} if isinstance(value, dict) else value or {}
+
+    @field_validator("learning_rates", mode="before")
+    @classmethod
+    def _one_form(cls, value: Any) -> Any:
+        """A number, a list, or either of them by arm."""
+        given = value if isinstance(value, dict) else {"default": value}
+        return {
+            str(k): v if isinstance(v, list) else [v] for k, v in given.items() if v is not None and v != {}
+        }
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_can_be_told_apart(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, changes in arms.items():
+            if not _NAME.fullmatch(name) or name == "default":
+                raise ValueError(
+                    f"an arm's name becomes a folder: use letters, digits and . _ + - (not {name!r})"
+                )
+            for key in changes:
+                _check_key(name, str(key))
+        return arms
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _each_once(cls, rates: dict[str, list[float]]) -> dict[str, list[float]]:
+        for name, grid in rates.items():
+            if len(set(grid)) < len(grid):
+                raise ValueError(f"{name} has a rate twice; name each once")
+        return rates
+
+    @field_validator("validation")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("expected a share below 1 or a whole number of rows")
+        return value
+
+    def rates(self, arm: str, learning_rate: float) -> tuple[float, ...]:
+        """The arm's grid, ascending; one rate means that nothing is tuned."""
+        given = self.learning_rates.get(arm) or self.learning_rates.get("default")
+        return tuple(sorted(given or (_round(f * learning_rate) for f in FACTORS)))
+
+
+def _check_key(arm: str, key: str) -> None:
+    section, dot, _ = key.partition(".")
+    if section in SHARED:
+        raise ValueError(f"{arm} sets {key}, but {', '.join(SHARED)} are the same for every arm")
+    if not dot:
+        raise ValueError(f"{arm}: expected dotted keys such as method.rank, found {key!r}")
+
+
+def _round(rate: float) -> float:
+    """Four digits: a rate that can be read, and copied without a change."""
+    return float(f"{rate:.4g}")
+
+
+def settings_from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:
+    """The section of a file that `RunConfig.from_yaml` has read without a fault; defaults if absent."""
+    values = override(read_yaml(Path(path)), overrides)
+    return settings_from_dict(values.get("compare"), source=str(path))
+
+
+def settings_from_dict(values: Mapping[str, Any] | None, *, source: str = "config") -> CompareConfig:
+    """Check the section.
+
+    Raises:
+        InputError: one line per fault, each with its key.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise InputError(f"{source}: compare: expected keys such as arms:, found {type(values).__name__}")
+    return checked(CompareConfig, values or {}, source, under="compare")

@@ -1,0 +1,95 @@
+"""A comparison's files as one frozen value."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.common.documents import parse_yaml
+from fedsb.common.files import read_json
+from fedsb.errors import InputError
+from fedsb.report.load import Run, load_run, mapping, sequence
+from fedsb.report.units import DASH
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison's files as read. `loaded` has the run folder of each record, None if it is gone."""
+
+    name: str
+    content: dict[str, Any]
+    config: dict[str, Any]
+    config_text: str
+    loaded: dict[str, Run]
+
+    @property
+    def metric(self) -> str:
+        return str(self.content.get("metric"))
+
+    @property
+    def round_metric(self) -> str:
+        """What the runs measured after each round: a benchmark is asked at the end alone."""
+        return str(self.content.get("round_metric", self.metric))
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        return [mapping(run) for run in sequence(self.content.get("runs"))]
+
+    @property
+    def summary(self) -> dict[str, dict[str, Any]]:
+        return {name: mapping(found) for name, found in mapping(self.content.get("summary")).items()}
+
+    @property
+    def best(self) -> list[str]:
+        return [str(name) for name in sequence(self.content.get("pareto"))]
+
+    @property
+    def baseline(self) -> str:
+        return str(self.content.get("baseline"))
+
+    def of(self, method: str) -> list[dict[str, Any]]:
+        return [run for run in self.runs if run.get("method") == method]
+
+    def folders(self, method: str) -> list[Run]:
+        return [
+            self.loaded[str(run.get("run"))] for run in self.of(method) if str(run.get("run")) in self.loaded
+        ]
+
+
+def load_comparison(folder: Path) -> Compared:
+    try:
+        content = read_json(folder / "comparison.json")
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        config = parse_yaml(text)
+    except (OSError, ValueError, InputError) as error:
+        raise InputError(f"{folder}: expected a comparison, found: {error}") from error
+    paths = [str(mapping(run).get("run")) for run in sequence(content.get("runs"))]
+    loaded = {path: load_run(folder / path) for path in paths}
+    return Compared(folder.resolve().name, content, mapping(config), text, loaded)
+
+
+def settings_apart(found: Compared) -> dict[str, dict[str, str]]:
+    """Dotted key -> method -> value, for keys whose value is not the same in all of them."""
+    flat = {name: _flat(held[0].config) for name in found.summary if (held := found.folders(name))}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    told = {
+        key: {name: values.get(key, DASH) for name, values in flat.items()} for key in keys if key != "seed"
+    }
+    return {key: values for key, values in told.items() if len(set(values.values())) > 1}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, item in values.items():
+        inner = mapping(item)
+        found |= (
+            _flat(inner, f"{prefix}{key}.")
+            if inner
+            else {f"{prefix}{key}": DASH if item is None else str(item)}
+        )
+    return found
+
+
+def at(values: object, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = mapping(values).get(key)
+    return values

@@ -1,0 +1,182 @@
+"""The tables of a comparison."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedsb.compare.page.load import Compared, settings_apart
+from fedsb.report.load import mapping, number, sequence, whole
+from fedsb.report.markup import Column, Html, details, link, paragraph, plain, table, tag
+from fedsb.report.metrics import describe, show
+from fedsb.report.units import DASH, MINUS, THIN, count, decimal, duration, human_bytes, plural
+
+MOST_SEEDS = 8
+
+
+def result(found: Compared) -> str:
+    title = describe(found.metric).title.lower()
+    columns = [
+        Column("method", False),
+        Column(f"{title}, mean ± sd"),
+        Column(f"against {_unbroken(found.baseline)}"),
+    ]
+    columns += [
+        Column("per round and client*"),
+        Column("sent once"),
+        Column("total"),
+        Column("learning rate"),
+    ]
+    columns += [Column("seeds"), Column("not dominated", False)]
+    rows = [_row(found, name, row) for name, row in found.summary.items()]
+    note = (
+        "sd: sample standard deviation over the seeds. Differences are paired: seed by seed, then mean ± sd. "
+        "* up and down together, for each client that takes part. Total: all clients and rounds, and once."
+    )
+    return table("Result", columns, rows) + paragraph(note, "note")
+
+
+def _row(found: Compared, name: str, row: dict[str, Any]) -> list[str]:
+    apart = mapping(row.get("difference"))
+    difference = (
+        DASH
+        if name == found.baseline
+        else change(found.metric, number(apart.get("mean")), number(apart.get("std")))
+    )
+    sizes = [human_bytes(number(row.get(key))) for key in ("bytes_per_round", "init_bytes", "total_bytes")]
+    rate = f"{decimal(number(row.get('learning_rate')))}{' (edge)' if row.get('edge') else ''}"
+    mark = "●" if name in found.best else ""
+    seeds = count(whole(row.get("seeds")))
+    return [
+        name,
+        value(found.metric, number(row.get("mean")), number(row.get("std"))),
+        difference,
+        *sizes,
+        rate,
+        seeds,
+        mark,
+    ]
+
+
+def _unbroken(name: str) -> str:
+    """Not to be cut at its hyphens by a narrow column."""
+    return name.replace("-", "\u2011")
+
+
+def value(metric: str, middle: float | None, spread: float | None) -> str:
+    """`83.45 ± 0.59 %`, or `2.970 ± 0.012`."""
+    if middle is None:
+        return DASH
+    if describe(metric).kind == "share":
+        both = f"{100 * middle:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+        return f"{both}{THIN}%"
+    return decimal(middle) + ("" if spread is None else f" ± {decimal(spread, 2)}")
+
+
+def change(metric: str, middle: float | None, spread: float | None) -> str:
+    """`+0.31 ± 0.20 points`, or `−0.012 ± 0.004`."""
+    if middle is None:
+        return DASH
+    if describe(metric).kind == "share":
+        both = f"{100 * middle + 0.0:+.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+        return f"{both}{THIN}points".replace("-", MINUS)
+    sign = "+" if middle > 0 else ""
+    return f"{sign}{decimal(middle, 3)}" + ("" if spread is None else f" ± {decimal(spread, 2)}")
+
+
+def differences(found: Compared) -> str:
+    """One column per seed where they fit."""
+    others = [name for name in found.summary if name != found.baseline]
+    first = {run["seed"]: number(run.get("value")) for run in found.of(found.baseline)}
+    if not others or not first:
+        return ""
+    seeds = sorted(first)[:MOST_SEEDS]
+    columns = [Column("method", False), *(Column(f"seed {seed}") for seed in seeds), Column("mean ± sd")]
+    rows = []
+    for name in others:
+        own = {run["seed"]: number(run.get("value")) for run in found.of(name)}
+        each = [change(found.metric, _minus(own.get(seed), first[seed]), None) for seed in seeds]
+        apart = mapping(found.summary[name].get("difference"))
+        rows.append([name, *each, change(found.metric, number(apart.get("mean")), number(apart.get("std")))])
+    hidden = len(first) - len(seeds)
+    note = f"{plural(hidden, 'more seed')} in the mean, not shown." if hidden else ""
+    return table("Paired differences", columns, rows) + (paragraph(note, "note") if note else "")
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def tuning(found: Compared) -> str:
+    """Every rate that was tried, with its value on the held-out rows."""
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for line in sequence(found.content.get("tuning")):
+        trials.setdefault(str(mapping(line).get("method")), []).append(mapping(line))
+    if not trials:
+        return ""
+    metric = str(next(iter(trials.values()))[0].get("metric", found.metric))
+    title = f"{describe(metric).title.lower()} on the held-out rows, by rate"
+    columns = [Column("method", False), Column(title, False), Column("chosen"), Column("", False)]
+    rows = []
+    for name, lines in trials.items():
+        chosen = next((decimal(number(t.get("learning_rate"))) for t in lines if t.get("chosen")), DASH)
+        edge = "edge of the grid" if found.summary.get(name, {}).get("edge") else ""
+        rows.append([name, Html(" · ".join(_trial(metric, trial) for trial in lines)), chosen, edge])
+    text = "The best rate of the grid is used; of equal ones the smallest. Each rate links to its run."
+    return paragraph(text) + table("Learning rates", columns, rows)
+
+
+def _trial(metric: str, trial: dict[str, Any]) -> str:
+    rate, scored = decimal(number(trial.get("learning_rate"))), number(trial.get("value"))
+    said = "failed" if scored is None else show(metric, scored)
+    text = link(rate, f"{trial.get('run')}/report.html") if scored is not None else plain(rate)
+    inner = f"{text}:&nbsp;{plain(said)}"
+    return tag("span", tag("strong", inner) if trial.get("chosen") else inner, class_="trial")
+
+
+def settings(found: Compared) -> str:
+    """The config values in which the methods differ."""
+    apart = settings_apart(found)
+    if not apart:
+        return ""
+    keys = list(apart)
+    columns = [Column("method", False), *(Column(key, False) for key in keys)]
+    rows = [[name, *(apart[key].get(name, DASH) for key in keys)] for name in found.summary]
+    return table("What sets the methods apart", columns, rows)
+
+
+def runs(found: Compared) -> str:
+    columns = [
+        Column("run", False),
+        Column(describe(found.metric).title.lower()),
+        Column("total"),
+        Column("learning rate"),
+    ]
+    columns += [Column("time"), Column("config", False), Column("page", False)]
+    rows = [_run(found, run) for run in found.runs]
+    return table("Every run", columns, rows)
+
+
+def _run(found: Compared, run: dict[str, Any]) -> list[str]:
+    path = str(run.get("run"))
+    return [
+        f"{run.get('method')}, seed {run.get('seed')}",
+        value(found.metric, number(run.get("value")), None),
+        human_bytes(number(run.get("total_bytes"))),
+        decimal(number(run.get("learning_rate"))),
+        duration(number(run.get("seconds"))),
+        link("config.yaml", f"{path}/config.yaml"),
+        link("report.html", f"{path}/report.html"),
+    ]
+
+
+def config(found: Compared) -> str:
+    text = tag(
+        "pre", tag("code", plain(found.config_text)), tabindex="0", aria_label="config.yaml", role="region"
+    )
+    again = paragraph(
+        "All runs share this config but for what is listed above, the seed and the learning rate."
+    )
+    return again + details("config.yaml: giving it to fedsb compare repeats the comparison", text)
+
+
+def listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,3 @@
+"""YAML -> checked values."""
+
+from fedsb.config.run_config import RunConfig as RunConfig

@@ -1,0 +1,126 @@
+"""Which settings would leave private data unprotected, or claim what does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
+
+from fedsb.config.run_config import RunConfig
+from fedsb.config.sections import PrivacyConfig
+from fedsb.errors import InputError
+from fedsb.methods import ALL, Method, by_name
+
+
+def privacy_faults(config: RunConfig) -> Iterator[str]:
+    """What privacy rules out.
+
+    Raises:
+        InputError: the method is unknown.
+    """
+    method, wanted = by_name(config.method.name), config.privacy
+    yield from _start(config, method)
+    if wanted is not None:
+        yield from _packages(wanted)
+        yield from _training(config)
+        yield from _by_unit(config, wanted, method)
+
+
+def _start(config: RunConfig, method: Method) -> Iterator[str]:
+    init = config.method.init
+    if init.private and (config.privacy is None or config.privacy.unit != "example"):
+        yield "method.init.private: a noised start needs privacy.unit: example; leave it out otherwise"
+    if init.private and init.public:
+        yield "method.init: take private: true or a public file, not both"
+    if config.privacy is None:
+        return
+    makes_bases = method.draw is None and method.bases == "init"
+    if makes_bases and init.kind == "gradient" and not (init.private or init.public):
+        yield (
+            "method.init.kind: gradient would publish raw gradients of private rows. Set method.init.kind to "
+            "weights or orthonormal (no data), or method.init.private: true (clipped and noised, paid from "
+            "the budget), or method.init.public to a file that needs no protection"
+        )
+    if init.private and config.privacy.epsilon is None and config.privacy.noise_multiplier is None:
+        yield "method.init.private: set privacy.epsilon, of which the start gets budget_share"
+    if init.head_warmup is not None and not init.public:
+        yield (
+            "method.init.head_warmup: it would train the head on private rows without noise; set it to null, "
+            "or method.init.public to a file that needs no protection"
+        )
+
+
+def _packages(wanted: PrivacyConfig) -> Iterator[str]:
+    needed = ["cryptography", "dp_accounting"] + (["opacus"] if wanted.unit == "example" else [])
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        yield f"privacy: {', '.join(missing)} is needed and missing; pip install 'fedsb[dp]'"
+
+
+def _training(config: RunConfig) -> Iterator[str]:
+    init = config.method.init
+    if config.method.refresh_every is not None and init.kind == "gradient" and not init.public:
+        yield (
+            "method.refresh_every: each refresh would look at private rows again; leave it out, or take "
+            "method.init.kind: orthonormal"
+        )
+    if config.privacy and config.privacy.unit == "example" and config.training.grad_clip is not None:
+        yield "training.grad_clip: privacy.clip_norm clips every example already; leave grad_clip out"
+
+
+def _by_unit(config: RunConfig, wanted: PrivacyConfig, method: Method) -> Iterator[str]:
+    federation = config.federation
+    if wanted.unit == "example":
+        if wanted.quantile is not None:
+            yield "privacy.quantile: the clip norm follows a quantile with privacy.unit: client alone"
+        if federation.upload_dtype == "float16":
+            yield (
+                "federation.upload_dtype: a number too large for float16 would fail, and tell of private "
+                "rows without being paid for; take bfloat16, which holds them all"
+            )
+        return
+    if not method.averages:
+        able = ", ".join(m.name for m in ALL if m.averages)
+        yield (
+            f"privacy.unit: client needs a method that averages factors, found {method.name}; take one of "
+            f"{able}"
+        )
+    if federation.weighting != "uniform":
+        yield (
+            "federation.weighting: privacy.unit client bounds what one client can do, so all weigh the same; "
+            "set federation.weighting: uniform"
+        )
+    if federation.client_ranks or federation.client_heads:
+        yield "federation.client_ranks, client_heads: not with privacy.unit: client; leave them out"
+
+
+def check_delta(config: RunConfig, sizes: Collection[int]) -> float:
+    """Delta of this run.
+
+    Args:
+        sizes: examples of each client.
+
+    Raises:
+        InputError: delta is so large that publishing one whole unit at random would satisfy it.
+    """
+    assert config.privacy is not None
+    num_units, what = len(sizes), "clients"
+    if config.privacy.unit == "example":
+        num_units, what = min(sizes), "examples of the smallest client"
+    delta = config.privacy.delta
+    if delta is None:
+        return min(1e-5, 1 / (10 * num_units))
+    refuse_large_delta("privacy.delta", delta, num_units, what)
+    return delta
+
+
+def refuse_large_delta(key: str, delta: float, num_units: int, what: str) -> None:
+    """Of a key or an option of this name, for so many units.
+
+    Raises:
+        InputError: publishing one whole unit at random would satisfy this delta.
+    """
+    if delta >= 1 / num_units:
+        raise InputError(
+            f"{key}: expected less than 1 / {num_units} (the {what}), found {delta:g}: at that "
+            f"delta, giving away one of them in full counts as private. Try {0.1 / num_units:.1g}"
+        )

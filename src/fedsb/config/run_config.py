@@ -1,0 +1,145 @@
+"""The typed run config: read from YAML, checked at once, written back resolved. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from fedsb.config.base import Section, checked
+from fedsb.config.sections import (
+    BenchmarkConfig,
+    CausalLmConfig,
+    DataConfig,
+    EvaluationConfig,
+    FederationConfig,
+    MethodConfig,
+    ModelConfig,
+    PrivacyConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+from fedsb.config.yaml_file import override, read_yaml
+
+Tracking = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
+class RunConfig(Section):
+    """One run. See the contract of the keys in README.md and recipes/ for examples."""
+
+    seed: int = 0
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    method: MethodConfig = MethodConfig()
+    federation: FederationConfig = FederationConfig()
+    training: TrainingConfig = TrainingConfig()
+    privacy: PrivacyConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: list[Tracking] = Field(default_factory=list)
+    """Trackers that get the numbers of metrics.jsonl too; files in `tracking/` of the run folder."""
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_tracker_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_warmup_on_private_rows(cls, values: Any) -> Any:
+        """The default warm-up is off with privacy, unless there are public rows for it; one that is asked for
+        is refused by `check_settings`, with the reason."""
+        if not isinstance(values, Mapping) or values.get("privacy") is None:
+            return values
+        method = values.get("method", {})
+        init = method.get("init", {}) if isinstance(method, Mapping) else None
+        if not isinstance(init, Mapping) or init.get("public") or "head_warmup" in init:
+            return values
+        return {**values, "method": {**method, "init": {**init, "head_warmup": None}}}
+
+    @model_validator(mode="after")
+    def _benchmarks_are_written(self) -> RunConfig:
+        if self.evaluation.benchmarks and not isinstance(self.task, CausalLmConfig):
+            raise ValueError(
+                "evaluation.benchmarks are for task.kind: causal-lm; leave them out, data.test is scored"
+            )
+        return self
+
+    @staticmethod
+    def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+        """Read a YAML file and apply `key.path=value` overrides. The section `compare` is not a run's.
+
+        Raises:
+            InputError: the file, its YAML, a key or a value is wrong; one line per fault.
+        """
+        values = override(read_yaml(Path(path)), overrides)
+        values.pop("compare", None)
+        return RunConfig.from_dict(values, source=str(path))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], *, source: str = "config") -> RunConfig:
+        """Check a nested mapping.
+
+        Raises:
+            InputError: as `from_yaml`.
+        """
+        return checked(RunConfig, values, source)
+
+    def to_yaml(self) -> str:
+        """Every key with its value; reading it back gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_absolute_paths(self) -> RunConfig:
+        """Paths that exist here made absolute, so that the config works from any folder."""
+
+        def absolute(text: str) -> str:
+            return str(Path(text).resolve()) if Path(text).exists() else text
+
+        def each(source: str | dict[str, str]) -> str | dict[str, str]:
+            if isinstance(source, str):
+                return absolute(source)
+            return {name: absolute(text) for name, text in source.items()}
+
+        def moved(benchmark: BenchmarkConfig) -> BenchmarkConfig:
+            return benchmark.model_copy(update={"data": absolute(benchmark.data)})
+
+        model = self.model.model_copy(update={"path": absolute(self.model.path)})
+        data = self.data.model_copy(update={"train": each(self.data.train), "test": absolute(self.data.test)})
+        benchmarks = {name: moved(one) for name, one in self.evaluation.benchmarks.items()}
+        evaluation = self.evaluation.model_copy(update={"benchmarks": benchmarks})
+        init = self.method.init
+        public = init.model_copy(update={"public": absolute(init.public) if init.public else None})
+        method = self.method.model_copy(update={"init": public})
+        privacy = self.privacy
+        if privacy is not None and privacy.ledger is not None:  # it may be made by this run
+            privacy = privacy.model_copy(update={"ledger": str(Path(privacy.ledger).resolve())})
+        return self.model_copy(
+            update={
+                "model": model,
+                "data": data,
+                "method": method,
+                "evaluation": evaluation,
+                "privacy": privacy,
+            }
+        )
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """`key: a -> b` for every value that differs."""
+    a, b = (_flat(c.model_dump(mode="json")) for c in (one, other))
+    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def flat_settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    return _flat(config.model_dump(mode="json"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

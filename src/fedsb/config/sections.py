@@ -1,0 +1,346 @@
+"""The sections of a run's config: keys, types, defaults, and what rules a value out by itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from fedsb.config.base import NonNegative, Positive, Section
+
+
+class ModelConfig(Section):
+    path: str
+    """Hub id or folder of the base model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen base. Bases and cores are float32 always."""
+    load_in_4bit: bool = False
+    """Keep the base in 4 bits (needs bitsandbytes and a device it works on)."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    device_map: Literal["auto"] | None = None
+    """auto: spread one model over all visible GPUs, block by block; null: the whole model on `device`."""
+    check_memory: bool = True
+    """Refuse a run that by the estimate (`fedsb doctor` shows it) does not fit; false: go on all the same."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelConfig:
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError("device_map takes all visible GPUs; leave device at auto, or device_map out")
+        return self
+
+
+class ClassificationConfig(Section):
+    kind: Literal["classification"] = "classification"
+    text: Annotated[list[str], Field(min_length=1, max_length=2)]
+    """One or two text columns."""
+    label: str = "label"
+    """Label column: ints or strings; floats make it a regression, scored by correlation."""
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
+    themselves must agree on them here."""
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    """The one to lead with and to tune by; null: accuracy, or pearson of a regression. f1: of the second of
+    two classes."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_are_names(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        names = [str(name) for name in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected every class once, found {value}")
+        return names
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class CausalLmConfig(Section):
+    kind: Literal["causal-lm"]
+    prompt: str
+    """Template with {column} placeholders. The loss is on the response only."""
+    response: str
+    """Column of the text to learn."""
+    max_new_tokens: PositiveInt = 64
+    """Longest answer generated in evaluation."""
+
+
+TaskConfig = Annotated[ClassificationConfig | CausalLmConfig, Field(discriminator="kind")]
+
+
+class LimitConfig(Section):
+    train: PositiveInt | None = None
+    """Use the first so many training rows, of each source where there are several."""
+    test: PositiveInt | None = None
+    """Use the first so many test rows."""
+
+
+Preparation = Literal["llm-adapters", "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc", "openbookqa"]
+"""See data_sets/commonsense.py."""
+
+
+class PrepareConfig(Section):
+    train: Preparation | None = None
+    test: Preparation | None = None
+
+
+class ColumnsConfig(Section):
+    train: dict[str, str] = Field(default_factory=dict)
+    """What the task calls a column -> what it is called in the data."""
+    test: dict[str, str] = Field(default_factory=dict)
+
+
+class DataConfig(Section):
+    train: str | Annotated[dict[str, str], Field(min_length=1)]
+    """Hub id or .jsonl, .json, .csv, .tsv, .parquet file; or several with a name each, which their rows then
+    have in the column `source`."""
+    test: str
+    """Hub id or file, never used to choose anything."""
+    limit: LimitConfig = LimitConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    """Bring the rows of known data sets into the form that a recipe's prompt is made for."""
+    columns: ColumnsConfig = ColumnsConfig()
+    drop_unlabelled: bool = False
+    """Leave out rows without a label (SNLI and GLUE have some) instead of refusing them."""
+
+
+class HeadWarmupConfig(Section):
+    rounds: PositiveInt = 3
+    """Averaging rounds of the head alone."""
+    steps: PositiveInt = 30
+    """Full-batch AdamW steps per round on each client's cached features."""
+    learning_rate: Positive = 0.01
+
+
+class InitConfig(Section):
+    kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
+    """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    public: str | None = None
+    """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
+    private: bool = False
+    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no
+    part."""
+    budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """private: the epsilon that the start may spend, as a share of privacy.epsilon."""
+    samples: PositiveInt = 1024
+    """Calibration examples over all clients together, drawn equally from each."""
+    rule: Literal["sign", "raw", "moments"] = "sign"
+    """sign: AdamW's first step. raw: SGD's. moments: where small-batch gradients move at all; R0 = 0."""
+    upload: Literal["factors", "sketch", "whole"] = "factors"
+    """sign and raw: what a client sends of its gradient: its best factors of the bases' rank; a sketch, of
+    which the server needs only the sum over clients; or all."""
+    step_size: NonNegative | None = None
+    """Learning rate of the estimated update, so the size of R0; null: the first step's rate over the steps of
+    the run; 0: R0 = 0."""
+    batch_size: PositiveInt = 32
+    """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
+    head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()
+    """Train a fresh classification head on cached features first; null switches it off."""
+
+
+class MethodConfig(Section):
+    name: str = "fed-sb"
+    rank: PositiveInt = 64
+    """Rank of the factors; with several heads, of one head."""
+    heads: PositiveInt | None = None
+    """Blocks of the core, each rank x rank, over bases of rank heads * rank; null: 1, and 4 for ravan."""
+    refresh_every: PositiveInt | None = None
+    """Fold B R A into the base after so many rounds and start new bases from a new estimate; null: never."""
+    residual_rank: PositiveInt | None = None
+    """fedex-lora: rank kept of the residual; null: all of it, which is exact."""
+    alpha: Positive | None = None
+    """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
+    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
+        None
+    )
+    """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
+    layer of the repeated blocks; attention, mlp: those of one kind."""
+    init: InitConfig = InitConfig()
+
+
+class IidPartition(Section):
+    kind: Literal["iid"] = "iid"
+
+
+class DirichletPartition(Section):
+    kind: Literal["dirichlet"]
+    alpha: Positive = 0.5
+    """Smaller is more skewed."""
+    min_size: PositiveInt = 8
+    """Every client gets at least so many examples."""
+
+
+class ColumnPartition(Section):
+    kind: Literal["by-column"]
+    column: str
+
+
+class ShardsPartition(Section):
+    kind: Literal["shards"]
+    shards_per_client: PositiveInt = 2
+
+
+PartitionConfig = Annotated[
+    IidPartition | DirichletPartition | ColumnPartition | ShardsPartition, Field(discriminator="kind")
+]
+
+
+class RobustConfig(Section):
+    """Against poisoned clients, in the start too. Needs `weighting: uniform`: how many examples a client has
+    is its own claim."""
+
+    average: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """In place of the mean, number by number (Yin et al. 2018, arXiv 1803.01498), for methods that average
+    factors. The server then holds all updates of a round: cohort x numbers x 4 bytes."""
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """trimmed-mean: share of the updates left out at each end, one at least."""
+    norm_bound: Positive | None = None
+    """Largest L2 norm of update minus broadcast, over all its numbers; null: any. In the start's head warm-up
+    what lies further off is scaled back."""
+    over_bound: Literal["reject", "scale"] = "reject"
+    """What is done with a larger one: left out with the reason, or scaled back to the bound."""
+
+
+class FederationConfig(Section):
+    clients: PositiveInt = 3
+    clients_per_round: PositiveInt | None = None
+    """How many take part in a round; null: all."""
+    rounds: PositiveInt = 3
+    partition: PartitionConfig = IidPartition()
+    client_ranks: list[PositiveInt] | None = None
+    """A rank for each client, at most method.rank; null: method.rank for all."""
+    client_heads: list[PositiveInt] | None = None
+    """How many heads of the core each client trains in a round (which ones is drawn anew); null: all."""
+    padding: Literal["all", "owners"] = "all"
+    """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Weight of a client's update in the mean."""
+    processes: PositiveInt = 1
+    """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
+    of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
+    upload_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the numbers of an update travel as; broadcasts are float32. 16 bits halve the upload: float16
+    has 11 binary digits and ends at 65504 (more is an error), bfloat16 has 8 digits and float32's range."""
+    robust: RobustConfig | None = None
+    """Checks against poisoned updates; null: none."""
+    client_timeout_seconds: Positive | None = None
+    """A client whose local training takes longer is left out of the round; null: no limit of its own."""
+    deadline_seconds: Positive | None = 3600.0
+    """Clients on other machines or in other processes: a round waits no longer than this for an answer; null:
+    until all have come."""
+    min_updates: PositiveInt = 1
+    """With fewer usable updates in a round the run stops, and can be resumed."""
+
+
+class TrainingConfig(Section):
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    epochs: Positive = 1
+    """Passes over the client's data per round; fractions are allowed."""
+    batch_size: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    """Batches per optimizer step."""
+    max_length: PositiveInt = 128
+    """Tokens per example; longer ones are cut."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Over the whole run, not anew each round."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the whole run in which the rate rises from zero."""
+    weight_decay: NonNegative = 0.0
+    grad_clip: Positive | None = None
+    """Largest gradient norm over all trained numbers."""
+    autocast: Literal["bfloat16"] | None = None
+    gradient_checkpointing: bool = False
+    group_by_length: bool = False
+    """Batches of like length: less padding, so faster; the order stays random otherwise."""
+
+
+class PrivacyConfig(Section):
+    unit: Literal["example", "client"] = "example"
+    """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by
+    the server)."""
+    epsilon: Positive | None = None
+    """The budget: noise is chosen for it, and a run ends where it is used up."""
+    noise_multiplier: Positive | None = None
+    """Noise over sensitivity; null: calibrated to epsilon."""
+    delta: Positive | None = None
+    """null: 1e-5, or a tenth of one over the number of units if that is less."""
+    clip_norm: Positive = 0.1
+    """Largest L2 norm of one example's gradient, or of one client's update."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """client: let the clip norm follow this quantile of the updates' norms; null: fixed."""
+    insecure_seed: int | None = None
+    """For tests alone: noise that repeats. The run is then marked as not private."""
+    ledger: str | None = None
+    """Simulated runs: a .jsonl file that all private runs on these rows share; each is charged there too, and
+    `fedsb privacy --ledger FILE` says what they cost together. null: the run's own ledger alone."""
+
+    @model_validator(mode="after")
+    def _some_noise(self) -> PrivacyConfig:
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError("set epsilon (the noise is then calibrated) or noise_multiplier")
+        return self
+
+
+class BenchmarkConfig(Section):
+    """A data set to score on after the run, asked with the task's own prompt."""
+
+    data: str
+    """Hub id or file."""
+    score: Literal["exact", "gsm8k", "math", "choice", "likelihood", "text"]
+    """How answers are marked. gsm8k: the number in them; math: the formula; choice: the choice named (formats
+    of LLM-Adapters); likelihood: the likeliest of the choices the prompt offers, nothing being generated;
+    text: BLEU and others, rows of one prompt being its references; exact: the whole text."""
+    prepare: Preparation | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the task calls a column -> what it is called in this data."""
+    limit: PositiveInt | None = None
+    """Use the first so many rows."""
+    max_new_tokens: PositiveInt | None = None
+    """null: task.max_new_tokens."""
+
+
+class GenerationConfig(Section):
+    """How benchmarks are answered."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    temperature: NonNegative = 0.0
+    """0: greedy; else sampled, from the run's seed."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: PositiveInt | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Texts at which an answer ends."""
+    beams: PositiveInt = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GenerationConfig:
+        if self.beams > 1 and (self.temperature > 0 or self.engine == "vllm"):
+            raise ValueError("beams are searched by transformers without sampling; set beams: 1")
+        return self
+
+
+class EvaluationConfig(Section):
+    every: PositiveInt | None = 1
+    """Rounds between evaluations; the first and the last are always evaluated. null: never; a server of
+    clients elsewhere then reads no test rows, and no base weights unless the method needs them."""
+    batch_size: PositiveInt = 64
+    generate: PositiveInt | None = None
+    """causal-lm: score exact match of greedy answers on the first so many test rows."""
+    benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
+    """causal-lm: what `fedsb evaluate --run` scores the finished run on, by name."""
+    generation: GenerationConfig = GenerationConfig()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _names_are_file_names(cls, value: dict[str, BenchmarkConfig]) -> dict[str, BenchmarkConfig]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(f"{name!r} cannot name a benchmark: use letters, digits, - and _")
+        return value

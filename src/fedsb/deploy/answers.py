@@ -1,0 +1,83 @@
+"""A node's answer, read as from somebody hostile: what it says, or one short reason why it cannot be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from fedsb.common.printable import printable
+from fedsb.deploy.node import NodeFacts
+from fedsb.deploy.records import Facts, facts_of, payload_of
+from fedsb.errors import UpdateRejected
+
+MOST_FACTS, LONGEST_FACT = 8, 200
+MOST_EXAMPLES = 10_000_000
+"""Of one client. Lists as long as all examples together are made at the server."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an answer holds; `facts` are without the signature, which is empty if there is none."""
+
+    facts: Facts
+    payload: bytes
+    signature: bytes
+
+
+def read_answer(reply: Message) -> Said:
+    """What a reply without an error of Flower's says.
+
+    Raises:
+        UpdateRejected: it is a refusal, or cannot be read.
+    """
+    try:
+        return _said(reply)
+    except UpdateRejected:
+        raise
+    except Exception as error:
+        raise UpdateRejected(f"its answer cannot be read ({type(error).__name__})") from error
+
+
+def node_facts(facts: Mapping[str, object], clients: int) -> NodeFacts:
+    """What an answer to hello says of a node of a run with so many clients.
+
+    Raises:
+        UpdateRejected: a fact is missing, of another kind, or too large.
+    """
+    client, count, digest = (facts.get(name) for name in ("client", "num_examples", "base_digest"))
+    if len(facts) != 3 or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
+        raise UpdateRejected("its hello is not client, num_examples and a base_digest of 16 hex digits")
+    return NodeFacts(
+        _count("client", client, 0, clients - 1), _count("num_examples", count, 1, MOST_EXAMPLES), digest
+    )
+
+
+def _count(name: str, found: object, least: int, most: int) -> int:
+    if isinstance(found, int) and not isinstance(found, bool) and least <= found <= most:
+        return found
+    raise UpdateRejected(f"its {name} is not a whole number from {least} to {most}")
+
+
+def _said(reply: Message) -> Said:
+    facts = facts_of(reply.content)
+    if "refusal" in facts:
+        text = facts["refusal"]
+        raise UpdateRejected(printable(text) if isinstance(text, str) else "a refusal that is no text")
+    signature = facts.pop("signature", b"")
+    if not isinstance(signature, bytes) or len(signature) > LONGEST_FACT:
+        raise UpdateRejected("its signature is none")
+    return Said(_small(facts), payload_of(reply.content), signature)
+
+
+def _small(facts: Mapping[str, object]) -> Facts:
+    """The facts, if they are few and short."""
+    small: dict[str, str | int | float] = {}
+    for name, value in list(facts.items())[: MOST_FACTS + 1]:
+        if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= LONGEST_FACT):
+            small[name] = value
+    if len(small) != len(facts) or any(len(name) > LONGEST_FACT for name in small):
+        raise UpdateRejected("its facts are too many, too long, or not of our kinds")
+    return small

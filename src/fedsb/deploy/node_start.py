@@ -1,0 +1,238 @@
+"""A node's part in the start of a run: warming up the head, contributing to the bases, keeping them.
+
+See `remote_start` for the server's side and the order of the questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedsb.adapter import Factors
+from fedsb.adapter.linear import features
+from fedsb.config import RunConfig
+from fedsb.deploy.door import Charge, Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
+from fedsb.deploy.node_config import Refused
+from fedsb.deploy.node_folder import keep
+from fedsb.errors import UpdateRejected
+from fedsb.federation.client import ClientFailed
+from fedsb.federation.fixed_shape import OfOneShape
+from fedsb.federation.start.contribution import SENT_AS, Own, PrivateStart, empty
+from fedsb.federation.start.contributions import contribution
+from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, estimating, looked_at
+from fedsb.federation.start.initialize import (
+    Start,
+    Warmup,
+    bases_kind,
+    draw_calibration,
+    gradient_start_of,
+    start_factors,
+)
+from fedsb.federation.start.messages import check_start, pack_start, unpack_start
+from fedsb.models.head import cache_base_outputs, train_head
+from fedsb.runner.arguments import heads_of, method_of, start_of
+from fedsb.runner.peers import Kind
+from fedsb.runner.prepare_data import Data, batches_of, protected_batches
+from fedsb.runner.prepare_model import Base
+
+BASES = "bases.safetensors"
+MOST_EXAMPLES = 100_000_000
+"""Of all parties together: calibration examples are drawn from as many."""
+MOST_WARM_UPS = 1_000
+SENT = "noised-sums.safetensors"
+"""What this party sent for private bases, to be sent again: a second sum would have to be charged."""
+
+
+def _disclosure(calibration: Calibration, make: Callable[[], bytes]) -> Disclosure:
+    """What an answer made of these examples is, no noise being added."""
+    return PublicFacts(make()) if calibration.public else UnprotectedUpdate(make)
+
+
+@dataclass
+class NodeStart:
+    """One party's start.
+
+    Attributes:
+        registered: how many examples this party says it has.
+        folder: where the bases are kept that the server sends, and a noised sum that was sent.
+        private: how this party protects its part of the bases; None: it does not.
+    """
+
+    config: RunConfig
+    client: int
+    registered: int
+    data: Data
+    base: Base
+    folder: Path
+    private: PrivateStart | None = None
+
+    @cached_property
+    def start(self) -> Start:
+        return replace(start_of(self.config, self.data.parts), private=self.private)
+
+    @property
+    def from_gradients(self) -> bool:
+        """Whether this run's bases come from the parties' gradients."""
+        method = method_of(self.config)
+        return method.draw is None and bases_kind(self.start, method) == "gradient"
+
+    def warm_up(self, question: bytes) -> Disclosure:
+        """The head after a few steps on this party's calibration examples, the base model frozen."""
+        if self.start.head_warmup is None:
+            raise UpdateRejected("this run's config has no head warm-up")
+        calibration, number = self._calibration(question, "warm-up")
+        return _disclosure(calibration, partial(self._warmed_up, self.start.head_warmup, calibration, number))
+
+    def _warmed_up(self, warmup: Warmup, calibration: Calibration, number: int) -> bytes:
+        model, head = self.base.model, self.base.head
+        indices = calibration.draw[self.client]
+        cached = cache_base_outputs(model, calibration.batches_of(indices, self.start.batch_size))
+        train_head(
+            model,
+            head,
+            cached,
+            calibration.losses,
+            steps=warmup.steps,
+            learning_rate=warmup.learning_rate,
+        )
+        return self._pack("warm-up", number, {f"head.{n}": p.detach() for n, p in head.items()})
+
+    def contribute(self, question: bytes) -> Disclosure:
+        """This party's factors, sketches or noised sum of its gradient at the head it was sent."""
+        self._check_from_gradients()
+        calibration, _ = self._calibration(question, "contribute")
+        if self.private is None:
+            return _disclosure(calibration, partial(self._contribution, calibration))
+        charge = Charge("start", 0, self.private.plans[self.client].release)
+        sent = self.folder / SENT
+        if sent.exists():
+            return NoisedRelease(sent.read_bytes, charge, again=True)
+        return NoisedRelease(partial(self._kept_contribution, calibration), charge)
+
+    def _check_from_gradients(self) -> None:
+        if not self.from_gradients:
+            raise UpdateRejected("this run's config takes no bases from gradients")
+
+    def _kept_contribution(self, calibration: Calibration) -> bytes:
+        answer = self._contribution(calibration)
+        keep(self.folder / SENT, answer)
+        return answer
+
+    def _contribution(self, calibration: Calibration) -> bytes:
+        how, model = gradient_start_of(self.start), self.base.model
+        everyone = sum(map(len, calibration.draw.values()))
+        indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
+        batches = partial(calibration.batches_of, indices)
+        own = Own(batches, calibration.losses, everyone, self.client)
+        model.eval()
+        with estimating(model):
+            return self._pack("contribute", 0, contribution(how).send(model, self.base.targets, how, own))
+
+    def take_bases(self, message: bytes) -> Disclosure:
+        """Keep the bases that the server made; what else its message says is not written down."""
+        self._check_from_gradients()
+        facts, tensors = unpack_start(message, like := self._bases_like())
+        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, like=like)
+        bases = {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
+        keep(self.folder / BASES, pack_start({"kind": "bases", "round": 0}, bases))
+        return PublicFacts(self._pack("bases", 0, {}))
+
+    def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
+        """The draw of all parties, of which this one's examples alone are here, or its own public rows; the
+        head is put in place."""
+        if self.config.method.init.public is not None and self.data.public is None:
+            raise Refused(
+                "method.init.public: this party has declared no rows public, so it looks at none for the "
+                "start; the server looks at its own, or name a file of public rows in data.public here"
+            )
+        head = self.base.head
+        like: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in head.items()}
+        like["sizes"] = torch.empty(len(self.data.parts), dtype=torch.int64)
+        facts, tensors = unpack_start(question, like)
+        check_start(facts, tensors, wanted={"kind": kind}, like=like)
+        sizes, number = self._checked_sizes(tensors.pop("sizes")), facts.get("round")
+        if not (type(number) is int and 0 <= number <= MOST_WARM_UPS):
+            raise UpdateRejected(f"wrong round: expected a count, found {str(number)[:40]!r}")
+        with torch.no_grad():
+            for name, parameter in head.items():
+                parameter.copy_(tensors[f"head.{name}"])
+        how: OfOneShape = (batches_of(self.data, self.base.device), self.data.task.losses)
+        if self.data.public is not None:
+            looked_at_all = {self.client: [*range(len(self.data.public))]}
+            return Calibration(looked_at_all, self.data.public, *how, public=True), number
+        if self.private is not None:
+            how = protected_batches(self.data, self.base.model, self.base.device, self.private.max_length)
+        return Calibration(self._draw(sizes), self.data.train, *how), number
+
+    def _checked_sizes(self, sizes: Tensor) -> list[int]:
+        """How many examples each party has, as the server says.
+
+        Raises:
+            UpdateRejected: they are not one count for each, or not this party's count.
+        """
+        clients = len(self.data.parts)
+        if sizes.dtype != torch.int64 or tuple(sizes.shape) != (clients,):
+            raise UpdateRejected(f"wrong sizes: expected {clients} whole numbers")
+        counts: list[int] = sizes.tolist()
+        if min(counts) < 0 or sum(counts) > MOST_EXAMPLES or counts[self.client] != self.registered:
+            raise UpdateRejected(
+                f"wrong sizes: this party has {self.registered} examples, the server says {str(counts)[:100]}"
+            )
+        return counts
+
+    def _draw(self, sizes: Sequence[int]) -> Draw:
+        """Of everybody, or, under privacy, all of this party's; its own as indices of its rows, of which
+        there may be fewer than registered."""
+        client = self.client
+        if self.private is not None:
+            return {client: [*range(len(self.data.train))]}
+        ends = list(accumulate(sizes, initial=0))
+        parts = [range(start, end) for start, end in pairwise(ends)]
+        draw = draw_calibration(parts, self.start.samples, seed=self.start.seed)
+        own = [i - ends[client] for i in draw.get(client, [])]
+        if not (usable := [i for i in own if i < len(self.data.train)]):
+            raise UpdateRejected(f"client {client} has no part in the start")
+        return draw | {client: usable}
+
+    def _pack(self, kind: Kind, number: int, tensors: Mapping[str, Tensor]) -> bytes:
+        return pack_start({"kind": kind, "round": number, "client": self.client}, tensors)
+
+    def _bases_like(self) -> dict[str, Tensor]:
+        rank, found = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
+        for name, layer in self.base.targets.items():
+            out, n_in = features(layer)
+            found |= {f"{name}.B": empty(out, rank), f"{name}.A": empty(rank, n_in)}
+        return found
+
+    def factors(self) -> dict[str, Factors]:
+        """The start factors: as the server sent them, or made here of W0 or a seed."""
+        if self.from_gradients:
+            return self._kept_bases()
+        method = method_of(self.config)
+        calibration = Calibration({}, [], batches_of(self.data, self.base.device), self.data.task.losses)
+        return start_factors(
+            self.base.model,
+            self.base.targets,
+            {},
+            method,
+            self.start,
+            calibration,
+            num_clients=self.config.federation.clients,
+        ).factors
+
+    def _kept_bases(self) -> dict[str, Factors]:
+        if not (self.folder / BASES).exists():
+            raise ClientFailed("it was not sent the bases yet")
+        _, tensors = unpack_start((self.folder / BASES).read_bytes())
+        heads, rank = heads_of(self.config), self.config.method.rank
+        sent = {
+            name: Factors(B=tensors[f"{name}.B"], A=tensors[f"{name}.A"], R=torch.zeros(heads, rank, rank))
+            for name in self.base.targets
+        }
+        return as_received(sent)

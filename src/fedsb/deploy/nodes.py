@@ -1,0 +1,262 @@
+"""The nodes of a run as the server reaches them over Flower: who they are, and a round's questions.
+
+hello -> number, examples, base digest of each node -> asks a cohort -> answers as they come
+
+A node is known by its answer to hello, signed with the key that is registered for its client. Whatever a node
+sends or fails to send is that node's failure: nothing of it is raised here, and nobody waits for it but the
+round that asked it, up to the deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedsb.config import RunConfig
+from fedsb.deploy import asking
+from fedsb.deploy.answers import Said, node_facts, read_answer
+from fedsb.deploy.asking import Answer, Asking
+from fedsb.deploy.identity import PublicKey, read_registered, statement, verify
+from fedsb.deploy.node import NodeFacts
+from fedsb.deploy.records import Facts, pack
+from fedsb.errors import RunFailed, UpdateRejected
+from fedsb.federation.server import Arrived, Failed, Outcome
+from fedsb.runner.peers import Kind, MessageTo
+
+AGAIN_SECONDS = 20.0
+"""Until a node that said no, or nothing, is asked again: somebody may have fixed it."""
+LIFE_SECONDS = 7 * 24 * 3600.0
+"""Flower drops a question or an answer that is older. Rounds end by their deadline, not by this."""
+HELLO_SECONDS = 300.0
+"""A node loads its data and its model before it answers the first question. Nobody waits for it meanwhile."""
+MOST_LINES = 5
+"""About one node that cannot take part: its reasons are its own to choose."""
+UNSIGNED = (
+    "WARNING: no keys are registered for this run (clients in the run config): nodes are taken at their "
+    "word, and whoever may connect can answer as any client"
+)
+
+Nonces = dict[str, str]
+"""Message id -> the nonce of that question."""
+
+
+@dataclass
+class Federation:
+    """Nodes by client number.
+
+    Attributes:
+        run: names the run on every node.
+        say: where a line about the nodes goes.
+        keys: the folder of registered keys (`identity.read_registered`); None: answers need no signature.
+        registered: client -> the key that its answers must be signed with.
+        nodes: client -> its newest node id.
+        facts: client -> what it said of itself.
+        online: nodes that were connected at the last look.
+        hello_at: node id -> when to say hello to it next; never again to those that take part.
+        refusals: node id -> what came of hellos that were no good.
+        bases, holding: the bases to be shared, and the nodes that have them.
+    """
+
+    grid: Grid
+    config: RunConfig
+    run: str
+    say: Callable[[str], None]
+    keys: str | Path | None = None
+    registered: dict[int, PublicKey] = field(default_factory=dict)
+    nodes: dict[int, int] = field(default_factory=dict)
+    facts: dict[int, NodeFacts] = field(default_factory=dict)
+    online: set[int] = field(default_factory=set)
+    hello_at: dict[int, float] = field(default_factory=dict)
+    refusals: dict[int, set[str]] = field(default_factory=dict)
+    bases: bytes = b""
+    holding: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._hello_nonces: Nonces = {}
+        send = partial(self._send, "hello", lambda node: b"", self._hello_nonces)
+        self._hello = Asking(self.grid, send, self.say, again=False)
+
+    def gather(self, seconds: float) -> None:
+        """Wait until every client of the config has said hello.
+
+        Raises:
+            RunFailed: some have not; which, and what the others said.
+            InputError: the folder of keys is wrong.
+        """
+        if self.keys is None:
+            self.say(UNSIGNED)
+        deadline, wanted = time.monotonic() + seconds, set(range(self.config.federation.clients))
+        self.meet()
+        while missing := wanted - set(self.nodes):
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"no node for client {', '.join(map(str, sorted(missing)))} within {seconds:g} s: start "
+                    "their SuperNodes, look at their logs, and check `client` in their node configs"
+                )
+            time.sleep(asking.POLL_SECONDS)
+            self.meet()
+        self._check_same_base()
+
+    def meet(self) -> None:
+        """Say hello to nodes that came since, and take in who answered it; waits for nobody.
+
+        A node that comes back takes its client's place. A client whose key was revoked is dropped.
+        """
+        self._read_keys()
+        connected, now = list(self.grid.get_node_ids()), time.monotonic()
+        self.online = set(connected)
+        greeted = {asked.node for asked in self._hello.waiting.values()}
+        due = [n for n in connected if n not in greeted and self.hello_at.get(n, 0.0) <= now]
+        for node, answer in [*self._hello.ask(due, HELLO_SECONDS), *self._hello.look()]:
+            try:
+                self._join(node, answer)
+            except UpdateRejected as reason:
+                self._not_yet(node, str(reason))
+
+    def _read_keys(self) -> None:
+        if self.keys is None:
+            return
+        before, self.registered = self.registered, read_registered(self.keys)
+        for client in [c for c in self.nodes if self.registered.get(c) != before.get(c)]:
+            node = self.nodes.pop(client)
+            self.hello_at[node] = 0.0
+            self.say(f"client {client}: its key was revoked or replaced; node {node} is left out")
+
+    def _not_yet(self, node: int, why: str) -> None:
+        """A node that cannot take part, or was gone before it answered, is asked again later."""
+        self.hello_at[node] = time.monotonic() + AGAIN_SECONDS
+        said = self.refusals.setdefault(node, set())
+        if why not in said and len(said) < MOST_LINES:
+            said.add(why)
+            self.say(f"node {node}: {why}")
+
+    def _join(self, node: int, answer: Answer) -> None:
+        said, nonce = _heard(answer, self._hello_nonces)
+        facts = node_facts(said.facts, self.config.federation.clients)
+        client = facts.client
+        self._check_signed("hello", nonce, node, client, said)
+        before, former = self.facts.get(client), self.nodes.get(client)
+        if before is not None and before != facts:
+            raise UpdateRejected(f"says {facts}, but client {client} was {before}: left out")
+        if self.keys is None and former in self.online and former != node:
+            raise UpdateRejected(f"says it is client {client}, which is node {former}: left out")
+        self.hello_at[node] = math.inf
+        self.nodes[client], self.facts[client] = node, facts
+        self.say(f"client {client} is node {node}, with {facts.num_examples} examples")
+
+    def _check_signed(self, kind: str, nonce: str, node: int, client: int, said: Said) -> None:
+        """Refuse an answer that the holder of this client's key did not sign as it came."""
+        if self.keys is None:
+            return
+        key = self.registered.get(client)
+        if key is None:
+            raise UpdateRejected(f"no key is registered for client {client}; ./register.sh does that")
+        if not said.signature:
+            raise UpdateRejected("its answer is not signed; set `key` in its node config")
+        text = statement(self.run, kind, nonce, node, client, said.facts, said.payload)
+        if not verify(key, said.signature, text):
+            raise UpdateRejected(
+                f"its answer is not signed with the key registered for client {client}, or it was altered or "
+                "answers another question"
+            )
+
+    def ask(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        """`peers.Ask` over Flower: answers as they come, until all have or the round's deadline.
+
+        Clients whose nodes are not there are asked last: a node that has just come back may be by then.
+        """
+        self.meet()
+        if kind == "bases":
+            self.bases = message_to(0)
+        present = [client for client in cohort if self.nodes.get(client) in self.online]
+        yield from self._ask(kind, present, message_to)
+        if late := [client for client in cohort if client not in present]:
+            self.meet()
+            yield from self._ask(kind, late, message_to)
+
+    def _ask(self, kind: Kind, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        if kind == "train" and self.bases:
+            lacking = [client for client in clients if self.nodes.get(client) not in self.holding]
+            _log_failures(self._each("bases", lacking, lambda client: self.bases), self.say)
+        yield from self._each(kind, clients, message_to)
+
+    def _each(self, kind: Kind, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        client_of = {self.nodes[client]: client for client in clients if client in self.nodes}
+        nonces: Nonces = {}
+        send = partial(self._send, kind, lambda node: message_to(client_of[node]), nonces)
+        privacy = self.config.privacy
+        charged = privacy is not None and privacy.unit == "example"
+        question = Asking(self.grid, send, self.say, again=not charged)
+        for node, answer in question.answers(client_of, self.config.federation.deadline_seconds):
+            client = client_of[node]
+            try:
+                said, nonce = _heard(answer, nonces)
+                self._check_signed(kind, nonce, node, client, said)
+                if not said.payload:
+                    raise UpdateRejected("its answer is empty")
+            except UpdateRejected as reason:
+                yield Failed(client, str(reason))
+                continue
+            if kind == "bases":
+                self.holding.add(node)
+            yield Arrived(client, said.payload)
+        absent = [client for client in clients if client not in self.nodes]
+        yield from (Failed(client, self._why_absent(client)) for client in absent)
+
+    def _why_absent(self, client: int) -> str:
+        if self.keys is not None and client not in self.registered:
+            return "no key is registered for it"
+        return "its node is not connected"
+
+    def _send(
+        self,
+        kind: Kind | Literal["hello"],
+        payload_for: Callable[[int], bytes],
+        nonces: Nonces,
+        nodes: Iterable[int],
+    ) -> Iterator[tuple[str, int]]:
+        """(message id, node). What is the same for all of them is hashed and carried by Flower once."""
+        config = json.dumps(self.config.model_dump(mode="json"))
+        for payload, alike in groupby(nodes, key=payload_for):
+            nonce = secrets.token_hex(16)
+            facts: Facts = {"kind": kind, "config": config, "run": self.run, "nonce": nonce}
+            flowers, content = "query" if kind == "hello" else "train", pack(facts, payload)
+            group = list(alike)
+            messages = [Message(content, node, flowers, ttl=LIFE_SECONDS) for node in group]
+            for name, node in zip(self.grid.push_messages(messages), group, strict=True):
+                nonces[name] = nonce
+                yield name, node
+
+    def _check_same_base(self) -> None:
+        digests = {facts.base_digest for facts in self.facts.values()}
+        if len(digests) > 1:
+            named = ", ".join(f"client {c}: {facts.base_digest}" for c, facts in sorted(self.facts.items()))
+            raise RunFailed(f"the nodes' base models are not the same weights ({named})")
+
+
+def _heard(answer: Answer, nonces: Nonces) -> tuple[Said, str]:
+    """What a node said, and the nonce of the question.
+
+    Raises:
+        UpdateRejected: nothing that could be read.
+    """
+    if isinstance(answer, str):
+        raise UpdateRejected(answer)
+    return read_answer(answer), nonces.pop(answer.metadata.reply_to_message_id, "")
+
+
+def _log_failures(outcomes: Iterable[Outcome], say: Callable[[str], None]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            say(f"client {outcome.client}: {outcome.reason}")

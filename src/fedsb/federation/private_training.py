@@ -1,0 +1,183 @@
+"""Local training under example-level DP: Poisson batches, gradients clipped per example, noise on their sum.
+
+Data flow, for each of the plan's steps:
+    Poisson batch -> physical batches -> one loss per example -> per-example gradients (Opacus)
+    -> clipped, summed -> noise -> / expected batch size -> optimizer step
+
+The head is clipped and noised together with the factors. What leaves is the trained factors alone: no loss,
+no count of a batch, no failure that depends on one example.
+
+What bounds the sensitivity is that an example's gradient does not depend on the others of its batch. So
+nothing is dropped, and with 16-bit numbers, of which the rounding depends on a batch's shape (one long row
+moved the others by more than the clip norm together), every physical batch has one shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.federation.client import (
+    ClientFailed,
+    LocalTraining,
+    OnStep,
+    autocast,
+    make_optimizer,
+    set_learning_rate,
+    to_device,
+)
+from fedsb.federation.dropout import check_repeatable, without_dropout
+from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape, width
+from fedsb.federation.local_model import Example, Trainable
+from fedsb.privacy.keystream import Keystream
+from fedsb.privacy.noise import NoiseSource, add_noise
+from fedsb.privacy.per_example import per_example_gradients
+from fedsb.privacy.plan import ExamplePlan
+
+
+def train_privately(
+    trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
+    examples: Sequence[Example],
+    training: LocalTraining,
+    plan: ExamplePlan,
+    *,
+    noise: NoiseSource,
+    coins: Keystream,
+    masks: Mapping[str, Tensor],
+    round_number: int,
+    client: int,
+    seed: int = 0,
+    on_step: OnStep = lambda num_examples: None,
+) -> None:
+    """Train the parameters in place by the plan's steps of one round.
+
+    Guarantees: one example, present or blanked, moves each step's sum of gradients by at most
+    `plan.sensitivity` in L2, and the sum gets noise of `plan.noise_std` from a stream of its own.
+
+    Args:
+        coins: of the Poisson batches; of this call alone, since what is composed as independent samples must
+            be independent.
+        masks: by parameter, 0 where it must not change (heads of the core this client does not train).
+        seed: plays no part: whoever sees the results may know it.
+
+    Raises:
+        ClientFailed: the time is up.
+        RunFailed: the model drops or draws something by itself.
+    """
+    deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
+    total = training.rounds * plan.steps_per_round
+    done = (round_number - 1) * plan.steps_per_round
+    with without_dropout(trainable.model):
+        _check_repeatable(trainable, examples[:2], training)
+        optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
+        with per_example_gradients(trainable.model):
+            for number, batch in enumerate(plan.batches(coins)):
+                set_learning_rate(optimizer, done + number, total, training)
+                private_step(trainable, parameters, optimizer, [examples[i] for i in batch], training, masks)
+                on_step(plan.expected_batch_size)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+
+
+def _check_repeatable(trainable: Trainable, examples: Sequence[Example], training: LocalTraining) -> None:
+    if examples:
+        check_repeatable(trainable.model, lambda: _losses(trainable, examples, training))
+
+
+def clipping_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    training: LocalTraining,
+    plan: ExamplePlan,
+    noise: NoiseSource,
+    path: tuple[str | int, ...],
+) -> Any:
+    """Opacus' clipping optimizer around AdamW or SGD, with our noise in place of its own."""
+    from opacus.optimizers import DPOptimizer
+
+    class NoisedByUs(DPOptimizer):
+        steps = 0
+
+        def add_noise(self) -> None:
+            stream = noise.stream(*path, self.steps)
+            self.steps += 1
+            for parameter in self.params:
+                parameter.grad = add_noise(parameter.summed_grad, plan.noise_std, stream).view_as(parameter)
+
+    return NoisedByUs(
+        make_optimizer(parameters.values(), training),
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.clip_norm,
+        expected_batch_size=plan.expected_batch_size,
+    )
+
+
+def private_step(
+    trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Any,
+    batch: Sequence[Example],
+    training: LocalTraining,
+    masks: Mapping[str, Tensor],
+) -> None:
+    """One noisy step over a Poisson batch, in physical batches of the config's size."""
+    optimizer.zero_grad()
+    optimizer.attach_step_hook(lambda _: _mask_gradients(parameters, masks))
+    groups = physical_batches(batch, training.batch_size)
+    for number, group in enumerate(groups, start=1):
+        if group:
+            _losses(trainable, group, training).sum().backward()
+        for name, parameter in parameters.items():
+            parameter.grad_sample = _usable(parameter, len(group), masks.get(name))  # type: ignore[attr-defined]
+        optimizer.signal_skip_step(do_skip=number < len(groups))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def physical_batches(batch: Sequence[Example], most: int) -> list[list[Example]]:
+    """The batch cut into runs of like length, of equal size as nearly as can be; one empty run if empty."""
+    ordered = sorted(batch, key=lambda example: len(example["input_ids"]))
+    count = max(1, -(-len(ordered) // most))
+    bounds = [len(ordered) * i // count for i in range(count + 1)]
+    return [ordered[start:end] for start, end in pairwise(bounds)]
+
+
+def _losses(trainable: Trainable, group: Sequence[Example], training: LocalTraining) -> Tensor:
+    """One for each example, from a batch that has more rows where its shape is fixed."""
+    model, collate = trainable.model, trainable.collate
+    if computes_in_16_bits(model, training.autocast):
+        batch = of_shape(collate, group, training.batch_size, width(model, training.max_length))
+    else:
+        batch = collate(group)
+    with autocast(training, trainable.device):
+        return trainable.losses(model, to_device(batch, trainable.device))[: len(group)]
+
+
+def _usable(parameter: Any, num_examples: int, mask: Tensor | None) -> Tensor:
+    """The parameter's gradients of so many examples in fp32; what is not finite in them counts as zero.
+
+    A run must not fail over one example: that would tell of it.
+    """
+    found = getattr(parameter, "grad_sample", None)
+    if num_examples == 0:
+        return parameter.new_zeros((0, *parameter.shape))
+    if found is None or len(found) < num_examples:
+        shape = None if found is None else tuple(found.shape)
+        raise RuntimeError(
+            f"expected {num_examples} per-example gradients of a parameter {tuple(parameter.shape)}, found "
+            f"{shape}: the model uses a trained layer in a way that hides the examples"
+        )
+    sample = found[:num_examples].float() if mask is None else found[:num_examples].float() * mask
+    return torch.where(torch.isfinite(sample), sample, 0.0)
+
+
+def _mask_gradients(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        gradient = parameters[name].grad
+        assert gradient is not None
+        gradient.mul_(mask)

@@ -1,0 +1,318 @@
+"""The server: its state, what it broadcasts, and one round as a function (state, updates) -> state.
+
+It needs neither data nor the base model, and takes updates as they come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache, partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsb.adapter import LoraPair
+from fedsb.common.printable import printable
+from fedsb.errors import RunFailed, UpdateRejected
+from fedsb.federation import wire
+from fedsb.federation.exchange import Exchange, Part
+from fedsb.federation.layout import Layout
+from fedsb.methods import Aggregation, BaseUpdate, Upload
+from fedsb.methods.averaging.mean import region
+from fedsb.methods.averaging.norm_bound import NormBound
+from fedsb.methods.averaging.stack import factors_are_smaller
+
+Weighting = Literal["examples", "uniform"]
+PartOf = Callable[[int], Part]
+
+
+@dataclass(frozen=True)
+class BaseChange:
+    """What was added to base weights, for methods that do that.
+
+    Attributes:
+        total: everything so far, by layer; empty if nothing was.
+        last: the last addition, as it travels; `last_rank` is its rank.
+        changed, previous: the rounds that made the last addition and the one before it.
+        seen: client -> a round whose base weights it holds (0: untouched).
+    """
+
+    total: Mapping[str, Float[Tensor, "out in"]] = field(default_factory=dict)
+    last: BaseUpdate = field(default_factory=dict)
+    last_rank: int = 0
+    changed: int = 0
+    previous: int = 0
+    seen: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change."""
+
+    round: int
+    vector: Float[Tensor, "size"]
+    base: BaseChange = field(default_factory=BaseChange)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A client's answer, as it came."""
+
+    client: int
+    message: bytes
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A client that did not answer, and why: whatever it said, a short text that can be printed."""
+
+    client: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
+
+
+Outcome = Arrived | Failed
+
+
+@dataclass
+class RoundReport:
+    """What happened in one round."""
+
+    clients: list[int] = field(default_factory=list)
+    rejected: list[dict[str, int | str]] = field(default_factory=list)
+    scaled: list[int] = field(default_factory=list)
+    """Clients whose update was scaled back to the norm bound."""
+    upload_bytes: int = 0
+    upload_parameters: int = 0
+    loss_sum: float = 0.0
+    num_examples: int = 0
+    deviation: float | None = None
+    """See `methods.Averaged.deviation`."""
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean of the clients' declared losses, weighted by examples."""
+        return self.loss_sum / self.num_examples if self.num_examples else None
+
+
+def broadcasts(state: ServerState, exchange: Exchange) -> Callable[[int, Part], bytes]:
+    """(client, part) -> the message that opens its next round: what it lacks of the state, at its rank.
+
+    The newest message is kept, and given to every client that lacks the same.
+    """
+    message = lru_cache(maxsize=1)(partial(_broadcast, state, exchange))
+    return lambda client, part: message(part.rank, _lacks(state, client))
+
+
+def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -> bytes:
+    """As `broadcasts`, for one client."""
+    return _broadcast(state, exchange, part.rank, _lacks(state, client))
+
+
+def _broadcast(state: ServerState, exchange: Exchange, rank: int, base_rank: int | None) -> bytes:
+    layout = exchange.message(rank, base_rank)
+    named = exchange.down(exchange.rank).unflatten(state.vector)
+    down = exchange.down(rank)
+    numbers = [down.flatten({name: named[name][_block(shape)] for name, shape in down.entries})]
+    if base_rank is not None:
+        update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
+        numbers.append(exchange.base(base_rank).flatten(_by_name(update)))
+    needs = _needs(state, base_rank)
+    header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank, needs=needs)
+    return wire.pack(header, torch.cat(numbers))
+
+
+def _needs(state: ServerState, base_rank: int | None) -> int | None:
+    """`wire.Header.needs` of a message with this `wire.Header.base`."""
+    everything_follows = base_rank == 0
+    wanted = state.base.changed if base_rank is None else state.base.previous
+    return None if everything_follows else wanted or None
+
+
+def _lacks(state: ServerState, client: int) -> int | None:
+    """`wire.Header.base` for this client: None if its base weights are up to date."""
+    base, held = state.base, state.base.seen.get(client, 0)
+    if held >= base.changed:
+        return None
+    newest = base.changed == state.round  # else it was broadcast before, and a client that failed may have it
+    return base.last_rank if newest and held >= base.previous and base.last else 0
+
+
+def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _by_name(update: BaseUpdate) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for layer, value in update.items():
+        if isinstance(value, LoraPair):
+            named |= {f"{layer}.base.B": value.B, f"{layer}.base.A": value.A}
+        else:
+            named[f"{layer}.base"] = value
+    return named
+
+
+def aggregate(
+    state: ServerState,
+    outcomes: Iterable[Outcome],
+    exchange: Exchange,
+    *,
+    weighting: Weighting,
+    part_of: PartOf | None = None,
+    aggregation: Aggregation | None = None,
+    fewest: int = 1,
+    bound: NormBound | None = None,
+    registered: Mapping[int, int] | None = None,
+) -> tuple[ServerState, RoundReport]:
+    """Take in the cohort's outcomes one at a time and close the round.
+
+    A client that failed, or whose update is refused, is left out and named in the report. Of several answers
+    of one client the first counts.
+
+    Args:
+        aggregation: in place of the method's own.
+        fewest: usable updates without which the round fails; 0 if the aggregation can do without any.
+        bound: on how far an update may lie from the broadcast; the method must send all that it trains.
+        registered: the examples of each client of the cohort, as they were before the run: nobody else is
+            listened to, and an update that counts others is refused. None: anybody, and any count.
+
+    Raises:
+        RunFailed: no update could be used, or too few; the state given is still the current one.
+    """
+    report, aggregation = RoundReport(), aggregation or exchange.method.aggregation
+    accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
+    layout_of = cache(partial(exchange.up, state.round + 1))
+    before_of = cache(partial(_before, state, exchange))
+    heard: set[int] = set()
+    for outcome in outcomes:
+        try:
+            _check_sender(outcome.client, heard, registered)
+            part = part_of(outcome.client) if part_of else exchange.whole
+            header, vector = _accept(outcome, state, exchange, layout_of(part), report, registered)
+            if bound is not None:
+                vector = _bounded(outcome.client, vector, before_of(part), bound, report)
+        except UpdateRejected as reason:
+            report.rejected.append({"client": outcome.client, "reason": printable(reason)})
+            continue
+        weight = float(header.num_examples) if weighting == "examples" else 1.0
+        upload = Upload(layout_of(part).view(vector), vector, weight, part.heads, outcome.client)
+        accumulator = aggregation.add(accumulator, upload)
+        _note(report, outcome.client, header)
+    if len(report.clients) < fewest:
+        raise RunFailed(_too_few(state.round + 1, report, fewest))
+    averaged = aggregation.finish(accumulator)
+    report.deviation = averaged.deviation
+    down = exchange.down(exchange.rank)
+    named = down.unflatten(state.vector) | dict(averaged.tensors)
+    vector = down.flatten({name: named[name] for name, _ in down.entries})
+    base = _changed_base(state, exchange, averaged.base_update, report.clients)
+    return ServerState(state.round + 1, vector, base), report
+
+
+def _changed_base(
+    state: ServerState, exchange: Exchange, update: BaseUpdate | None, clients: Iterable[int]
+) -> BaseChange:
+    """Add this round's update; the clients that took part hold the weights of the round's beginning."""
+    base = replace(state.base, seen={**state.base.seen, **dict.fromkeys(clients, state.round)})
+    update = update or {}
+    pairs = [value for value in update.values() if isinstance(value, LoraPair)]
+    rank = pairs[0].A.shape[0] if pairs else _rank_beyond_all(exchange)
+    if not update or rank == 0:
+        return base if base.total else state.base
+    dense = {name: _dense(value) for name, value in update.items()}
+    sent = {n: v if factors_are_smaller(exchange.layers[n], rank) else dense[n] for n, v in update.items()}
+    total = {name: base.total.get(name, 0) + value for name, value in dense.items()}
+    return BaseChange(total, sent, rank, state.round + 1, base.changed, base.seen)
+
+
+def _dense(value: LoraPair | Tensor) -> Float[Tensor, "out in"]:
+    return value.B @ value.A if isinstance(value, LoraPair) else value
+
+
+def _rank_beyond_all(exchange: Exchange) -> int:
+    """A rank at which every layer travels dense."""
+    return max(min(shape) for shape in exchange.layers.values())
+
+
+def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | None) -> None:
+    if registered is not None and client not in registered:
+        raise UpdateRejected("it was not asked in this round")
+    if client in heard:
+        raise UpdateRejected("it answered before in this round")
+    heard.add(client)
+
+
+def _accept(
+    outcome: Outcome,
+    state: ServerState,
+    exchange: Exchange,
+    layout: Layout,
+    report: RoundReport,
+    registered: Mapping[int, int] | None,
+) -> tuple[wire.Header, Tensor]:
+    if isinstance(outcome, Failed):
+        raise UpdateRejected(outcome.reason)
+    report.upload_bytes += len(outcome.message)
+    header, vector = wire.unpack(outcome.message, exchange.upload_dtype, layout.size)
+    report.upload_parameters += vector.numel()
+    expected = wire.Header(exchange.method.name, state.round + 1, layout.digest, outcome.client)
+    wire.check(header, vector, expected=expected, size=layout.size)
+    if header.num_examples < 1:
+        raise UpdateRejected(f"wrong num_examples: expected at least 1, found {header.num_examples}")
+    if registered is not None and header.num_examples != (known := registered[outcome.client]):
+        raise UpdateRejected(
+            f"wrong num_examples: this client registered {known} examples, its update counts "
+            f"{header.num_examples}"
+        )
+    return header, vector
+
+
+def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
+    """What was broadcast of the numbers in an upload of this part."""
+    named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
+    parts = [
+        named[n][region(n, torch.empty(shape, device="meta"), part.heads)] for n, shape in layout.entries
+    ]
+    return torch.cat([tensor.reshape(-1) for tensor in parts])
+
+
+def _bounded(client: int, vector: Tensor, before: Tensor, bound: NormBound, report: RoundReport) -> Tensor:
+    scaled, norm = bound.within(vector, before)
+    if norm <= bound.largest:
+        return vector
+    if bound.over == "reject":
+        raise UpdateRejected(
+            f"update too large: it lies {norm:.4g} from the broadcast, federation.robust.norm_bound is "
+            f"{bound.largest:g}"
+        )
+    report.scaled.append(client)
+    return scaled
+
+
+def with_base(state: ServerState, total: Mapping[str, Tensor], *, clients: Iterable[int]) -> ServerState:
+    """The state with these changes of base weights, which all these clients made themselves."""
+    now, before = state.round, state.base.changed
+    base = BaseChange(total, changed=now, previous=before, seen=dict.fromkeys(clients, now))
+    return replace(state, base=base)
+
+
+def _note(report: RoundReport, client: int, header: wire.Header) -> None:
+    report.clients.append(client)
+    if header.train_loss is not None and math.isfinite(header.train_loss):
+        report.loss_sum += header.train_loss * header.num_examples
+        report.num_examples += header.num_examples
+
+
+def _too_few(number: int, report: RoundReport, fewest: int) -> str:
+    reasons = "; ".join(f"client {r['client']}: {r['reason']}" for r in report.rejected[:3])
+    more = f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
+    if not report.clients:
+        return f"round {number}: no client's update could be used ({reasons}{more})"
+    found = len(report.clients)
+    return f"round {number}: {found} usable updates, this average needs {fewest} ({reasons}{more})"

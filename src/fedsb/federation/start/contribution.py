@@ -1,0 +1,150 @@
+"""One contributor's part in bases that are made of everybody's gradients: what it gets, sends, and what for.
+
+`contributions` and `noised_sums` hold the ways there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors
+from fedsb.adapter.bases import bases_from_update
+from fedsb.adapter.update_estimate import Rule
+from fedsb.common.seeding import torch_generator
+from fedsb.errors import RunFailed
+from fedsb.federation.local_model import Batch, Losses
+from fedsb.federation.start.robust import Sizes, evened
+from fedsb.methods.method import Shape
+from fedsb.privacy.keystream import Keystream
+from fedsb.privacy.noise import NoiseSource
+from fedsb.privacy.plan import StartPlan
+
+SENT_AS = torch.bfloat16
+
+Tensors = dict[str, Tensor]
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class PrivateStart:
+    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves.
+
+    Attributes:
+        repeats: how often each client's sum was charged before; every time has a sample of its own.
+        samples: (purpose, ...) -> the secret stream behind a Poisson sample.
+        max_length: tokens of every row, where batches must have one shape.
+    """
+
+    plans: Mapping[int, StartPlan]
+    noise: NoiseSource
+    charge: Callable[[int], None]
+    repeats: Mapping[int, int]
+    samples: Callable[..., Keystream]
+    max_length: int
+
+    def sample(self, client: int) -> list[int]:
+        """Which of the client's own examples are looked at."""
+        return self.plans[client].sample(self.samples("private start", client, self.repeats[client]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStart:
+    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
+
+    rule: Rule | Literal["moments"]
+    upload: Literal["factors", "sketch", "whole"]
+    batch_size: int
+    rank: int
+    heads: int
+    step_size: float
+    seed: int
+    private: PrivateStart | None = None
+    robust: bool = False
+    """Whether contributions are brought to the median's size (`robust_start`)."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """A contributor's examples.
+
+    Attributes:
+        batches: batch size -> its batches.
+        everyone: how many examples all contributors have drawn together.
+        client: whose they are.
+        sums: where running sums are kept; None: in memory.
+    """
+
+    batches: Callable[[int], list[Batch]]
+    losses: Losses
+    everyone: int
+    client: int
+    sums: MutableMapping[str, Tensor] | None = None
+
+
+class Contribution(NamedTuple):
+    """One way to contribute.
+
+    Attributes:
+        what: its name in the ledger.
+        send: (model, target layers, start, own examples) -> the message.
+        combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
+        like: (layer shapes, start) -> tensors of a message's names, shapes and types, without numbers.
+    sizes: (message, layer) -> how large it is there.
+    """
+
+    what: str
+    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
+    combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
+    like: Callable[[Shapes, GradientStart], Tensors]
+    sizes: Callable[[Tensors, str], Sizes]
+
+    def bases(
+        self, shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+    ) -> dict[str, Factors]:
+        """Start factors of messages as they come; no client's dominates where the start is to be robust."""
+        if start.robust:
+            sizes = self.sizes
+            messages = evened(((m, n), {name: sizes(m, name) for name in shapes}) for m, n in messages)
+        return self.combine(shapes, start, messages)
+
+
+def step_rule(start: GradientStart) -> Rule:
+    """The rule of a start that takes the SVD of an update."""
+    assert start.rule != "moments"
+    return start.rule
+
+
+def reducer(start: GradientStart) -> Callable[[str, Tensor], Factors]:
+    """An update's leading directions, R0 of the wished size."""
+
+    def reduce(name: str, update: Tensor) -> Factors:
+        generator = torch_generator(start.seed, "bases", name)
+        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
+        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
+
+    return reduce
+
+
+def check_some(count: int) -> None:
+    if not count:
+        raise RunFailed("start: nobody contributed a gradient; the clients' own lines say why")
+
+
+def empty(*shape: int) -> Tensor:
+    """As it travels, without numbers."""
+    return torch.empty(shape, dtype=SENT_AS, device="meta")
+
+
+def norms_of(*parts: str) -> Callable[[Tensors, str], Sizes]:
+    """Sizes of messages that are linear in each of these tensors of a layer: their norms."""
+
+    def sizes(message: Tensors, layer: str) -> Sizes:
+        names = tuple(f"{layer}.{part}" for part in parts)
+        return Sizes(tuple(float(message[name].double().norm()) for name in names), names)
+
+    return sizes

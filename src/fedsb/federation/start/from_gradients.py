@@ -1,0 +1,193 @@
+"""Bases from the clients' gradients, and what each client sends of its own.
+
+    contributions:  each contributor sends factors, sketches or noised sums (see `contributions`)  -> combined
+    whole:          each contributor sends its gradient, out x in numbers a layer  -> mean -> rule -> SVD
+
+Without privacy and with the rules sign and raw a single contributor takes the SVD itself and sends the bases.
+Public examples are at the server, which sends the bases alone.
+
+Factors, sketches and bases travel as bfloat16, half of fp32's bytes; every party makes the bases it gets
+orthonormal again, in fp32. Rounding costs sketches little: on MiniLM at rank 28 the mean cosine between their
+subspaces and the pooled gradient's falls by 0.003 (sign) and 0.01 (raw), in the least directions, and the
+energy they hold not at all; twice the columns, for fp32's bytes, add 0.1 (`benchmarks/sketch_start.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors
+from fedsb.adapter.linear import features
+from fedsb.adapter.update_estimate import estimate_update
+from fedsb.federation.dropout import without_dropout
+from fedsb.federation.local_model import Batch, Example, Losses
+from fedsb.federation.start.contribution import SENT_AS, GradientStart, Own, Tensors, reducer, step_rule
+from fedsb.federation.start.contributions import contribution
+from fedsb.federation.traffic import Entry
+from fedsb.methods.method import Shape
+
+Draw = dict[int, list[int]]
+"""Example indices per client."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The examples the start may look at, and how to run them."""
+
+    draw: Draw
+    examples: Sequence[Example]
+    batches: Callable[[Sequence[Example], int], list[Batch]]
+    losses: Losses
+    public: bool = False
+    """Whether the examples need no protection and are the server's own."""
+
+    def batches_of(self, indices: Sequence[int], batch_size: int) -> list[Batch]:
+        """Batches of these examples."""
+        return self.batches([self.examples[i] for i in indices], batch_size)
+
+
+class Bases(NamedTuple):
+    """Start factors by layer, and what it cost to get them to everybody."""
+
+    factors: dict[str, Factors]
+    traffic: list[Entry]
+
+
+def bases_from_gradients(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    *,
+    num_clients: int,
+    sums: MutableMapping[str, Tensor] | None = None,
+) -> Bases:
+    """The SVD of the estimated first update of all contributors together. The model stays as it is."""
+    alone = len(calibration.draw) == 1
+    with estimating(model):
+        if start.private is None and start.rule != "moments" and (alone or start.upload == "whole"):
+            factors = _from_pooled(model, targets, start, calibration, sums)
+            up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
+        else:
+            factors, up = _from_contributions(model, targets, start, calibration, sums)
+    ups = [] if calibration.public else [up]
+    return Bases(as_received(factors), [*ups, bases_down(factors, num_clients)])
+
+
+def _from_pooled(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    sums: MutableMapping[str, Tensor] | None,
+) -> dict[str, Factors]:
+    indices = [i for part in calibration.draw.values() for i in part]
+    batches = calibration.batches_of(indices, start.batch_size)
+    reduce, rule = reducer(start), step_rule(start)
+    return estimate_update(
+        model, targets, batches, calibration.losses, reduce, learning_rate=1.0, rule=rule, sums=sums
+    )
+
+
+def _from_contributions(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    sums: MutableMapping[str, Tensor] | None,
+) -> tuple[dict[str, Factors], Entry]:
+    """Each contributor's message is made and measured when the server is ready to take it in."""
+    kind, draw = contribution(start), looked_at(start, calibration.draw)
+    everyone = sum(map(len, draw.values()))
+    sizes: list[tuple[int, int]] = []
+
+    def messages() -> Iterator[tuple[Tensors, int]]:
+        for client, indices in draw.items():
+            batches = partial(calibration.batches_of, indices)
+            own = Own(batches, calibration.losses, everyone, client, sums)
+            message = kind.send(model, targets, start, own)
+            sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
+            yield message, len(indices)
+
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    factors = kind.bases(shapes, start, messages())
+    size, numbers = (sum(column) for column in zip(*sizes, strict=True))
+    return factors, Entry(0, kind.what, "up", len(sizes), size, numbers)
+
+
+def looked_at(start: GradientStart, draw: Draw) -> Draw:
+    """The examples of each contributor that the estimate is made of: all that were drawn, or, under privacy,
+    a Poisson sample of them."""
+    if start.private is None:
+        return draw
+    return {c: [own[i] for i in start.private.sample(c)] for c, own in draw.items()}
+
+
+def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Entry:
+    """Computed from shapes: the simulation pools these gradients in one pass and has no such message."""
+    numbers = contributors * sum(prod(features(layer)) for layer in targets.values())
+    what = "gradients of the target layers"
+    return Entry(0, what, "up", contributors, 4 * numbers, numbers, measured=False)
+
+
+def _bases_up(factors: Mapping[str, Factors]) -> Entry:
+    size, numbers = _sizes(factors, ("A", "B", "R"))
+    return Entry(0, "bases from the one contributor", "up", 1, size, numbers)
+
+
+def bases_down(factors: Mapping[str, Factors], num_clients: int) -> Entry:
+    """R0 comes with the next round's broadcast."""
+    size, numbers = _sizes(factors, ("A", "B"))
+    return Entry(0, "bases B and A", "down", num_clients, num_clients * size, num_clients * numbers)
+
+
+def _sizes(factors: Mapping[str, Factors], names: Sequence[str]) -> tuple[int, int]:
+    tensors = as_sent(factors, names)
+    return len(save(tensors)), sum(t.numel() for t in tensors.values())
+
+
+def as_sent(factors: Mapping[str, Factors], names: Sequence[str] = ("A", "B")) -> Tensors:
+    """Bases as they travel."""
+    found = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in names}
+    return {name: tensor.to("cpu", SENT_AS).contiguous() for name, tensor in found.items()}
+
+
+def as_received(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """B and A after their journey."""
+    return {
+        name: part._replace(B=orthonormal_again(part.B), A=orthonormal_again(part.A.T).T.contiguous())
+        for name, part in factors.items()
+    }
+
+
+def orthonormal_again(columns: Tensor) -> Tensor:
+    """The orthonormal fp32 columns nearest to what bfloat16 kept of these, in the same directions."""
+    Q, R = torch.linalg.qr(columns.to(SENT_AS).float())
+    return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0)).contiguous()
+
+
+@contextmanager
+def estimating(model: nn.Module) -> Iterator[None]:
+    """The state in which gradients of base weights are taken."""
+    with _frozen(model), without_dropout(model):
+        yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])

@@ -1,0 +1,93 @@
+"""Second moments of small-batch gradients, as sketches that add up, and the directions they lead to.
+
+For a layer with gradients g_1, g_2, ... of small batches, L = sum g g^T and R = sum g^T g (the statistics of
+Shampoo, Gupta et al. 2018, arXiv 1802.09568) say in which output and input directions gradients move at all,
+while the mean gradient says where they agree. Instead of L and R a party keeps L @ P and R @ Q for shared
+random P and Q: sums over batches and clients stay sums, so a server needs no client's own, and a layer
+costs (out + in) * width numbers. Leading eigenvectors come back by the Nystrom approximation (Tropp
+et al. 2017, arXiv 1706.05736).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedsb.adapter.update_estimate import sum_over_batches
+
+WIDER = 1.5
+"""Columns of a sketch for each direction wanted."""
+
+
+class Sketch(NamedTuple):
+    """L @ P and R @ Q of one layer."""
+
+    left: Float[Tensor, "out width"]
+    right: Float[Tensor, "in width"]
+
+
+def add(one: Sketch, other: Sketch) -> Sketch:
+    """Sketches of two parties, or of two batches, as one."""
+    return Sketch(one.left + other.left, one.right + other.right)
+
+
+def probes(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Sketch:
+    """P and Q: orthonormal columns, WIDER * rank of them, or as many as the layer has."""
+    width = round(WIDER * rank)
+    return Sketch(*(_orthonormal(size, min(width, size), generator) for size in (out, n_in)))
+
+
+def _orthonormal(size: int, width: int, generator: torch.Generator) -> Tensor:
+    Q: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q
+    return Q
+
+
+def sketch_moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Any],
+    losses: Callable[[nn.Module, Any], Float[Tensor, "batch"]],
+    shared: Mapping[str, Sketch],
+) -> dict[str, Sketch]:
+    """One sketch per layer, on the CPU, of the gradients of each batch's summed loss.
+
+    Memory beyond the backward pass: one layer's gradient, and the sketches.
+
+    Raises:
+        RunFailed: no gradient reached a layer, or it is not finite.
+    """
+    device = next(model.parameters()).device
+    ours = {name: Sketch(*(side.to(device) for side in probe)) for name, probe in shared.items()}
+
+    def moments_of(name: str, gradient: Tensor) -> Sketch:
+        P, Q = ours[name]
+        return Sketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
+
+    found = sum_over_batches(model, layers, batches, losses, moments_of, add)
+    return {name: Sketch(*(side.cpu() for side in sketch)) for name, sketch in found.items()}
+
+
+def leading_directions(
+    sketch: Float[Tensor, "size width"], probe: Float[Tensor, "size width"], rank: int
+) -> Float[Tensor, "size rank"]:
+    """The leading eigenvectors of the positive semidefinite M from M @ probe, best first."""
+    Y, P = sketch.double(), probe.double()
+    scale = torch.linalg.matrix_norm(Y)
+    if scale == 0:
+        return P[:, :rank].float()
+    shift = 1e-10 * scale
+    Y = Y + shift * P
+    inner = P.T @ Y
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+    root = vectors / values.clamp_min(shift).sqrt()
+    U, _, _ = torch.linalg.svd(Y @ root, full_matrices=False)
+    return _fixed_signs(U[:, :rank]).float().contiguous()
+
+
+def _fixed_signs(U: Tensor) -> Tensor:
+    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
+    return U * torch.where(largest < 0, -1.0, 1.0)

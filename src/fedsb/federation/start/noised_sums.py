@@ -1,0 +1,68 @@
+"""What a client sends for private bases: its noised sum of clipped per-example gradients, layer by layer.
+
+The sums travel whole: the best factors of one client's alone would be mostly noise. R0 is zero, since it
+would be as large as the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors
+from fedsb.federation.start.contribution import (
+    SENT_AS,
+    Contribution,
+    GradientStart,
+    Own,
+    Shapes,
+    Tensors,
+    check_some,
+    empty,
+    norms_of,
+    reducer,
+)
+from fedsb.privacy.private_start import noised_gradient_sums
+
+
+def _send(model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own) -> Tensors:
+    """Paid for before it leaves."""
+    private = start.private
+    assert private is not None
+    sums = noised_gradient_sums(
+        model,
+        targets,
+        own.batches(start.batch_size),
+        own.losses,
+        private.plans[own.client],
+        noise=private.noise,
+        client=own.client,
+    )
+    private.charge(own.client)
+    return {f"{name}.sum": tensor.to(SENT_AS) for name, tensor in sums.items()}
+
+
+def _combine(
+    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+) -> dict[str, Factors]:
+    total: Tensors = {}
+    for message, _ in messages:
+        for name in shapes:
+            new = message[f"{name}.sum"].float()
+            total[name] = new + total[name] if name in total else new
+    check_some(len(total))
+    reduce = reducer(start)
+    return {name: _with_zero_core(reduce(name, total.pop(name))) for name in shapes}
+
+
+def _with_zero_core(factors: Factors) -> Factors:
+    return factors if factors.R is None else factors._replace(R=torch.zeros_like(factors.R))
+
+
+def _like(shapes: Shapes, start: GradientStart) -> dict[str, Tensor]:
+    return {f"{name}.sum": empty(*shape) for name, shape in shapes.items()}
+
+
+NOISED_SUMS = Contribution("noised sums of clipped gradients", _send, _combine, _like, norms_of("sum"))

@@ -1,0 +1,69 @@
+"""mean(B_i A_i) - mean(B_i) mean(A_i) as a stream, in factors of rank at most (c - 1) r.
+
+It is the clients' covariance. Each new client adds one block of rank r (the update rule of Welford 1962):
+with weights so far W and means b, a, the sum of weighted products about the means grows by
+(W w / (W + w)) (B_i - b)(A_i - a). So no m x n matrix is formed per client, and the first client adds none.
+The blocks depend on the order, so clients wait until all are there, or until the sum is smaller dense.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsb.adapter import LoraPair
+from fedsb.methods.averaging.stack import Stack, factors_are_smaller
+from fedsb.methods.method import Shape
+
+
+class Covariance:
+    """Running means of one layer's B and A, and the sum of products about them."""
+
+    def __init__(self, shape: Shape):
+        self.stack = Stack(shape)
+        self.waiting: list[tuple[int, Tensor, Tensor, float]] = []
+        self.weight = 0.0
+        self.B: Tensor | None = None
+        self.A: Tensor | None = None
+
+    def add(
+        self, B: Float[Tensor, "out r"], A: Float[Tensor, "r in"], weight: float, client: int = 0
+    ) -> None:
+        """Take in one client's factors."""
+        self.waiting.append((client, B, A, weight))
+        rank = sum(A.shape[0] for _, _, A, _ in self.waiting)
+        if self.stack.dense is not None or not factors_are_smaller(self.stack.shape, rank):
+            self._settle()
+
+    def _settle(self) -> None:
+        for _, B, A, weight in sorted(self.waiting, key=itemgetter(0)):
+            self._take(B.double(), A.double(), weight)
+        self.waiting = []
+
+    def _take(self, B: Tensor, A: Tensor, weight: float) -> None:
+        if self.B is None or self.A is None:
+            self.B, self.A, self.weight = B.clone(), A.clone(), weight
+            return
+        total = self.weight + weight
+        dB, dA = B - self.B, A - self.A
+        self.stack.add(dB, dA, self.weight * weight / total)
+        self.B, self.A = self.B + dB * (weight / total), self.A + dA * (weight / total)
+        self.weight = total
+
+    def residual(self, factor: float, rank: int | None = None) -> LoraPair | Tensor:
+        """factor * (mean of products - product of means), truncated to `rank` if given."""
+        self._settle()
+        if rank is not None:
+            return self.stack.truncated(rank, factor / self.weight)
+        return self.stack.result(factor / self.weight)
+
+    def squared_norms(self) -> tuple[float, float]:
+        """(||residual||_F^2, ||mean of products||_F^2)."""
+        self._settle()
+        assert self.B is not None
+        assert self.A is not None
+        means = LoraPair(self.B * self.weight, self.A)
+        scale = self.weight**-2
+        return scale * self.stack.squared_norm(), scale * self.stack.squared_norm(means)

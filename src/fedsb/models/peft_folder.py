@@ -1,0 +1,241 @@
+"""A standard PEFT LoRA folder: written from folded layers, read back, padded to a higher rank.
+
+peft alone can load it. A trained head is stored as peft stores `modules_to_save`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fedsb.adapter import LoraPair
+from fedsb.adapter.linear import features, is_linear
+from fedsb.common.files import write_bytes, write_json
+from fedsb.errors import InputError
+from fedsb.models.digest import layer_digest
+from fedsb.models.peft_checks import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    adapted_layers,
+    arguments_for_peft,
+    read_config,
+    read_tensors,
+)
+
+BASE_WEIGHTS = "fedsb_base_weights"
+"""Where the weights' file says of its base what `layer_digest` said; peft does not look at it."""
+LOST = 1e-6
+"""Share of a layer's update, in Frobenius norm, that a lower rank may leave out: fp32's digits."""
+
+
+def write_adapter(
+    folder: Path,
+    pairs: Mapping[str, LoraPair],
+    *,
+    base_model: str,
+    causal: bool,
+    base_weights: str | None = None,
+    fan_in_fan_out: bool = False,
+    head: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the folder. r is the largest rank among the pairs, others are padded; alpha = r, so scale 1.
+
+    Args:
+        base_model: what `base_model_name_or_path` says.
+        base_weights: `layer_digest` of the adapted layers; None where nobody knows.
+        fan_in_fan_out: True over GPT-2's Conv1D.
+        head: trained parameters outside the base, by name in the model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    head = head or {}
+    tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in head.items()}
+    rank = max(pair.A.shape[0] for pair in pairs.values())
+    for layer, pair in ((layer, at_rank(pair, rank)) for layer, pair in pairs.items()):
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
+    config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
+    known = {BASE_WEIGHTS: base_weights} if base_weights else {}
+    write_bytes(folder / WEIGHTS, _saved(tensors, {"format": "pt", **known}))
+    write_json(folder / CONFIG, config)
+
+
+def _saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The file's bytes, the same each time: safetensors itself writes several metadata in any order."""
+    content = save(dict(tensors))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": dict(metadata)} | json.loads(content[8:end]), separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + content[end:]
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dict[str, Tensor]]:
+    """(peft config, LoRA pairs with the scale folded into B, other tensors such as a head).
+
+    Raises:
+        InputError: no LoRA adapter there with one rank and one scale, or it cannot be read.
+    """
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    layers = adapted_layers(tensors)
+    names = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
+    if config["peft_type"] != "LORA" or config.get("alpha_pattern") or not names <= tensors.keys():
+        raise InputError(f"{folder}: expected plain LoRA over linear layers, with one scale for all of them")
+    if any(".lora_" in name for name in tensors.keys() - names):
+        raise InputError(f"{folder}: expected plain LoRA; found more than B and A of a layer")
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    pairs = {
+        n: LoraPair(scale * tensors[f"{n}.lora_B.weight"], tensors[f"{n}.lora_A.weight"]) for n in layers
+    }
+    return config, pairs, {name: value for name, value in tensors.items() if name not in names}
+
+
+def put_on(model: nn.Module, folder: Path) -> nn.Module:
+    """The model in eval mode with the adapter on it, by peft.
+
+    Raises:
+        InputError: the adapter is damaged, of another model, or of a kind that is not read.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    if config["peft_type"] == "LORA":
+        _check_layers(folder, model, config, tensors)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            how = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
+            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=how).eval()
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{folder} cannot be put on this model: {said[:300]}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in told):
+        raise InputError(f"{folder}: {WEIGHTS} lacks tensors that {CONFIG} asks for; write the adapter again")
+    return adapted
+
+
+def base_weights_of(folder: Path) -> str | None:
+    """What the folder says of its base's weights, if anything: those of peft do not."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        found: str | None = (file.metadata() or {}).get(BASE_WEIGHTS)
+    return found
+
+
+def check_fits(folder: Path, model: nn.Module) -> None:
+    """Refuse a LoRA folder that was made for another model.
+
+    Raises:
+        InputError: a layer is missing, has another shape, or has the same dtype and other numbers than the
+            one the adapter was trained on; the message names the adapter's own base.
+    """
+    config = read_config(folder)
+    _check_layers(folder, model, config, read_tensors(folder, config))
+
+
+def _check_layers(
+    folder: Path, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    made_for = str(config.get("base_model_name_or_path"))[:200]
+    linear = [name for name in adapted_layers(tensors) if f"{name}.lora_A.weight" in tensors]
+    for name in linear:
+        shape = (tensors[f"{name}.lora_B.weight"].shape[0], tensors[f"{name}.lora_A.weight"].shape[1])
+        here = features(layer) if (layer := _layer(model, name)) is not None else None
+        if here != shape:
+            found = "no such layer" if here is None else f"{here[0]} x {here[1]}"
+            raise InputError(
+                f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
+                f"{shape[0]} x {shape[1]} in it, and the model here has {found}"
+            )
+    trained_on, here_now = base_weights_of(folder), layer_digest({n: model.get_submodule(n) for n in linear})
+    if trained_on and here_now and _other_numbers(trained_on, here_now):
+        raise InputError(
+            f"{folder}: this adapter was trained on other weights ({made_for}) than the model here has, in "
+            "layers of the same shapes; name the model that it was trained on"
+        )
+
+
+def _other_numbers(one: str, other: str) -> bool:
+    """Whether two digests of the same dtype differ; of different dtypes, nobody knows."""
+    (dtype, _, digits), (other_dtype, _, other_digits) = one.partition(":"), other.partition(":")
+    return dtype == other_dtype and digits != other_digits
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return layer if is_linear(layer) else None
+
+
+def at_rank(pair: LoraPair, rank: int) -> LoraPair:
+    """The same update at another rank: padded with zeros, or refactored where its own rank is lower than k.
+
+    Raises:
+        InputError: the rank is lower than the update's.
+    """
+    k = pair.A.shape[0]
+    if rank < k:
+        return _refactored(pair, rank)
+    B = torch.nn.functional.pad(pair.B, (0, rank - k))
+    A = torch.nn.functional.pad(pair.A, (0, 0, 0, rank - k))
+    return LoraPair(B, A)
+
+
+def _refactored(pair: LoraPair, rank: int) -> LoraPair:
+    """The leading part of the SVD of B A, from the factors' QR so that the whole is never formed."""
+    k = pair.A.shape[0]
+    Q_B, R_B = torch.linalg.qr(pair.B.double())
+    Q_A, R_A = torch.linalg.qr(pair.A.double().T)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.T)
+    lost = float(S[rank:].norm() / S.norm().clamp(min=1e-300))
+    if lost > LOST:
+        raise InputError(
+            f"--rank: the adapter has rank {k} and {rank} would lose part of it ({lost:.2g} of a layer's "
+            f"norm); give {k} or more"
+        )
+    root = S[:rank].sqrt()
+    return LoraPair((Q_B @ U[:, :rank] * root).float(), (root[:, None] * (Vh[:rank] @ Q_A.T)).float())
+
+
+def _lora_config(
+    layers: list[str],
+    rank: int,
+    base_model: str,
+    causal: bool,
+    fan_in_fan_out: bool,
+    head: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    from peft import LoraConfig
+
+    modules = sorted({name.split(".", 1)[0] for name in head})
+    config = LoraConfig(
+        task_type="CAUSAL_LM" if causal else "SEQ_CLS",
+        base_model_name_or_path=base_model,
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=layers,
+        modules_to_save=modules or None,
+        fan_in_fan_out=fan_in_fan_out,
+        inference_mode=True,
+        bias="none",
+    ).to_dict()
+    return {key: _plain(value) for key, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    """peft's sets and enums as JSON values."""
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)

@@ -1,0 +1,235 @@
+"""A run on the terminal: bars where someone watches, plain lines where the output goes to a file or pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fedsb.report.screen import shown
+from fedsb.report.units import human_bytes, plural
+
+LONGEST_STAGE = 1000
+"""Characters of a line about what comes next."""
+
+
+class PlainLines:
+    """One line per event worth a line."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.rounds = 0
+        self._seen = 0
+        self._began = 0.0
+
+    def stage(self, text: str) -> None:
+        self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
+
+    def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
+        self.rounds = rounds
+
+    def client_begins(self, client: int, num_examples: int) -> None:
+        self._seen, self._began = 0, time.monotonic()
+
+    def step(self, num_examples: int) -> None:
+        self._seen += num_examples
+
+    def client_ends(self, client: int, problem: str | None) -> None:
+        if problem:
+            self.console.print(f"[yellow]client {client} left out:[/] {shown(problem)}", highlight=False)
+            return
+        speed = self._seen / max(time.monotonic() - self._began, 1e-9)
+        seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
+        self.console.print(f"  client {client}: {seen}", highlight=False)
+
+    def evaluating(self, done: int, total: int) -> None: ...
+
+    def round_ends(self, record: dict[str, Any]) -> None:
+        self.console.print(round_line(record, self.rounds), highlight=False)
+
+
+class _Count(MofNCompleteColumn):
+    """Nothing where the end is not known."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text("")
+
+
+class _Time(TimeRemainingColumn):
+    """Time left; where the end is not known, time spent."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is not None:
+            return super().render(task)
+        minutes, seconds = divmod(int(task.elapsed or 0), 60)
+        return Text(f"{minutes:02d}:{seconds:02d}", style="progress.elapsed")
+
+
+class LiveBars:
+    """Two bars: the clients of the round, the examples of the client, with speed and time left.
+
+    Before the rounds there is one bar that moves while a stage lasts. All of it fits 80 columns.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.rounds = 0
+        self._bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=24),
+            _Count(),
+            TextColumn("{task.fields[speed]:>12}"),
+            _Time(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._round: TaskID | None = None
+        self._work: TaskID | None = None
+        self._examples, self._ended = 1, 0
+
+    def __enter__(self) -> LiveBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def stage(self, text: str) -> None:
+        self._clear()
+        self._bars.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
+        self._replace_work("", None)
+
+    def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
+        self._clear()
+        self.rounds, self._ended = rounds, 0
+        self._round = self._bars.add_task(f"round {number} of {rounds}", total=len(cohort), speed="clients")
+
+    def client_begins(self, client: int, num_examples: int) -> None:
+        self._examples = max(1, num_examples)
+        self._replace_work(f"  client {client}", num_examples)
+
+    def step(self, num_examples: int) -> None:
+        if self._work is not None:
+            self._bars.advance(self._work, num_examples)
+            self._show_speed()
+        if self._round is not None:  # a part of a client, so that the time left is known early
+            self._bars.advance(self._round, num_examples / self._examples)
+
+    def client_ends(self, client: int, problem: str | None) -> None:
+        if problem:
+            text = f"[yellow]client {client} left out:[/] {shown(problem)}"
+            self._bars.console.print(text, highlight=False)
+        self._ended += 1
+        if self._round is not None:
+            self._bars.update(self._round, completed=self._ended)
+
+    def evaluating(self, done: int, total: int) -> None:
+        if self._work is None or self._bars.tasks[-1].description != "  evaluation":
+            self._replace_work("  evaluation", total)
+        if self._work is not None:
+            self._bars.update(self._work, completed=done)
+            self._show_speed()
+
+    def round_ends(self, record: dict[str, Any]) -> None:
+        self._clear()
+        line = round_line(record, self.rounds, width=self._bars.console.width)
+        self._bars.console.print(line, highlight=False)
+
+    def _replace_work(self, text: str, total: int | None) -> None:
+        if self._work is not None:
+            self._bars.remove_task(self._work)
+        self._work = self._bars.add_task(text, total=total, speed="")
+
+    def _show_speed(self) -> None:
+        task = next(t for t in self._bars.tasks if t.id == self._work)
+        if task.speed:
+            self._bars.update(task.id, speed=f"{task.speed:.0f} ex/s")
+
+    def _clear(self) -> None:
+        for task in (self._work, self._round):
+            if task is not None:
+                self._bars.remove_task(task)
+        self._work = self._round = None
+
+
+def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None) -> str:
+    """`round 2 of 5  accuracy 0.912  loss 0.31  train loss 0.40  up 600 kB  5 clients  4.1 s`.
+
+    Where that is wider than `width`, the metrics between the first and the last go, then the clients.
+    """
+    scores = [
+        f"{shown(key.replace('_', ' '))} {_number(value) or 'not finite'}"
+        for key, value in record["eval"].items()
+    ]
+    forms = [_round_parts(record, rounds, scores)]
+    forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
+    forms.append([part for part in forms[-1] if not part.endswith(" clients")])
+    lines = ["  ".join(parts) for parts in forms]
+    fits = (line for line in lines if width is None or Text.from_markup(line).cell_len <= width)
+    return next(fits, lines[-1])
+
+
+def _round_parts(record: dict[str, Any], rounds: int, scores: Sequence[str]) -> list[str]:
+    name = "base model" if record["round"] == 0 else f"round {record['round']} of {rounds}"
+    parts = [f"[bold]{name:<12}[/]", *scores]
+    if record["train_loss"] is not None:
+        parts.append(f"train loss {record['train_loss']:.4f}")
+    if record["clients"]:
+        parts += [f"up {human_bytes(record['upload_bytes'])}", f"{len(record['clients'])} clients"]
+    if record["rejected"]:
+        parts.append(f"[yellow]{len(record['rejected'])} left out[/]")
+    return [*parts, f"{record['seconds']:.1f} s"]
+
+
+def _number(value: float | None) -> str:
+    """Four places; nothing for a number that was not finite or is not there."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
+    if not privacy["private"]:
+        return "privacy", "", "NONE: noise from a fixed seed"
+    stopped = (
+        f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
+    )
+    return (
+        f"epsilon, per {shown(privacy['unit'])}",
+        "",
+        f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}",
+    )
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Base and final metrics, traffic, time and memory."""
+    title = f"{shown(summary['method'])}, {plural(summary['rounds'], 'round')}"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "base model", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, value in summary["final"].items():
+        style = "bold" if name == summary["primary_metric"] else ""
+        before = summary["base"].get(name)
+        table.add_row(shown(name.replace("_", " ")), _number(before), _number(value), style=style)
+    table.add_section()
+    sent = summary["communication"]
+    table.add_row("sent once (start)", "", human_bytes(sent["init_bytes"]))
+    table.add_row("sent up, all rounds", "", human_bytes(sent["upload_bytes"]))
+    table.add_row("sent down, all rounds", "", human_bytes(sent["download_bytes"]))
+    table.add_row("numbers per update", "", f"{sent['upload_parameters_per_client_per_round']:,}")
+    if privacy := summary.get("privacy"):
+        table.add_row(*_privacy_row(privacy))
+    table.add_row("time", "", f"{summary['seconds']:.1f} s")
+    table.add_row("peak memory", "", human_bytes(summary["peak_memory_bytes"]))
+    return table

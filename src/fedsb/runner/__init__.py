@@ -1,0 +1,27 @@
+"""A run: prepare, loop, folder, resume, score, export."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsb.runner.evaluate import evaluate_run as evaluate_run
+    from fedsb.runner.export import export_lora as export_lora
+    from fedsb.runner.export import export_merged as export_merged
+    from fedsb.runner.loop import RunResult as RunResult
+    from fedsb.runner.loop import run as run
+
+_HOME = {
+    "RunResult": "loop",
+    "evaluate_run": "evaluate",
+    "export_lora": "export",
+    "export_merged": "export",
+    "run": "loop",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedsb.runner' has no attribute {name!r}")
+    return getattr(import_module(f"fedsb.runner.{_HOME[name]}"), name)

@@ -1,0 +1,179 @@
+"""What `--resume` needs: written after the start and after each round, atomically.
+
+    checkpoint/state.json            the one entry point: names the other files and their hashes
+    checkpoint/factors-00000.safetensors  the factors as they started (anew after each refresh of the bases)
+    checkpoint/round-00002.safetensors  the vector to broadcast next, and what was added to base weights
+
+`state.json` is replaced last, so that whatever moment a run is killed at, it names whole files. It has a
+digest of itself, and of what the run was started on: a run is resumed on the same rows and weights or not at
+all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
+from fedsb.common.documents import parse_json
+from fedsb.common.files import finite, write_bytes, write_json
+from fedsb.errors import InputError
+from fedsb.federation.server import BaseChange, ServerState
+from fedsb.federation.traffic import Ledger
+from fedsb.methods import BaseUpdate
+
+STATE = "state.json"
+
+
+@dataclass
+class Saved:
+    """A run between two rounds."""
+
+    state: ServerState
+    factors: dict[str, Factors]
+    ledger: Ledger
+    metrics: list[dict[str, Any]]
+    draw: dict[int, list[int]]
+    seconds: float
+    factors_round: int = 0
+    """The round after which the factors started."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    started_on: dict[str, Any] = field(default_factory=dict)
+    """What `started_on.Inputs` says of the config, rows, weights and versions of the start."""
+
+
+def save_checkpoint(folder: Path, saved: Saved) -> None:
+    """Write this round's state, then point `state.json` at it, then remove the former one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start, name = _start_name(saved.factors_round), f"round-{saved.state.round:05d}.safetensors"
+    if start not in saved.hashes:
+        saved.hashes[start] = _write(folder / start, save(_flat(saved.factors)))
+    content = save(_state_tensors(saved.state))
+    saved.hashes = {start: saved.hashes[start], name: _write(folder / name, content)}
+    base = saved.state.base
+    record = {
+        "round": saved.state.round,
+        "factors_round": saved.factors_round,
+        "base": {
+            "last_rank": base.last_rank,
+            "changed": base.changed,
+            "previous": base.previous,
+            "seen": base.seen,
+        },
+        "files": saved.hashes,
+        "seconds": saved.seconds,
+        "draw": saved.draw,
+        "ledger": saved.ledger.to_json(),
+        "metrics": saved.metrics,
+        "layers": list(saved.factors),
+        "started_on": saved.started_on,
+    }
+    write_json(folder / STATE, record | {"digest": _digest(record)})
+    for old in folder.glob("*-?????.safetensors"):
+        if old.name not in saved.hashes:
+            old.unlink()
+
+
+def _start_name(factors_round: int) -> str:
+    return f"factors-{factors_round:05d}.safetensors"
+
+
+def _state_tensors(state: ServerState) -> dict[str, Tensor]:
+    """The vector, and by layer what was added to base weights: all of it, and the last addition."""
+    tensors = {"vector": state.vector} | {f"total {n}": value for n, value in state.base.total.items()}
+    for name, value in state.base.last.items():
+        parts = value._asdict() if isinstance(value, LoraPair) else {"dense": value}
+        tensors |= {f"last {part} {name}": tensor for part, tensor in parts.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _state_of(tensors: dict[str, Tensor], record: dict[str, Any]) -> ServerState:
+    total = {n.removeprefix("total "): value for n, value in tensors.items() if n.startswith("total ")}
+    last: BaseUpdate = {
+        n.removeprefix("last dense "): v for n, v in tensors.items() if n.startswith("last dense ")
+    }
+    for name in [n.removeprefix("last B ") for n in tensors if n.startswith("last B ")]:
+        last[name] = LoraPair(tensors[f"last B {name}"], tensors[f"last A {name}"])
+    facts = record["base"] | {"seen": {int(client): at for client, at in record["base"]["seen"].items()}}
+    return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts))
+
+
+def load_checkpoint(folder: Path) -> Saved | None:
+    """The newest whole state, or None if the run was stopped before its first checkpoint.
+
+    Raises:
+        InputError: a file is missing, changed or unreadable.
+    """
+    if not (folder / STATE).exists():
+        return None
+    try:
+        record = parse_json((folder / STATE).read_text(encoding="utf-8"))
+        if record.pop("digest") != _digest(record):
+            raise ValueError("it was changed or cut off")
+        tensors = {name: _read(folder / name, digest) for name, digest in record["files"].items()}
+        start = _start_name(record["factors_round"])
+        state = _state_of(next(t for name, t in tensors.items() if name != start), record)
+        factors = _nested(tensors[start], record["layers"])
+        ledger = Ledger.from_json(record["ledger"])
+        draw = {int(client): indices for client, indices in record["draw"].items()}
+        return Saved(
+            state,
+            factors,
+            ledger,
+            record["metrics"],
+            draw,
+            record["seconds"],
+            record["factors_round"],
+            record["files"],
+            record["started_on"],
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder / STATE}: cannot read this checkpoint ({type(error).__name__}: {error}). Restore the "
+            "folder from a copy, or start anew with another --out."
+        ) from error
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Of the state as JSON, which has the order of its keys and text for every key."""
+    return hashlib.sha256(json.dumps(finite(record)).encode()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> str:
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path, digest: str) -> dict[str, Tensor]:
+    if not path.exists():
+        raise InputError(f"{path}: this file of the checkpoint is missing. Restore it, or start anew.")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise InputError(
+            f"{path}: this file of the checkpoint was changed or cut off. Restore it, or start anew."
+        )
+    return load(content)
+
+
+def _flat(factors: dict[str, Factors]) -> dict[str, Tensor]:
+    return {
+        f"{layer}.{name}": value.detach().cpu().contiguous()
+        for layer, part in factors.items()
+        for name, value in part._asdict().items()
+        if value is not None
+    }
+
+
+def _nested(tensors: dict[str, Tensor], layers: list[str]) -> dict[str, Factors]:
+    return {
+        layer: Factors(**{name: tensors.get(f"{layer}.{name}") for name in FACTOR_NAMES})  # type: ignore[arg-type]
+        for layer in layers
+    }

@@ -1,0 +1,269 @@
+"""Score a model, with or without an adapter, on a config's test data and its benchmarks."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsb.common.files import write_json, write_jsonl
+from fedsb.common.seeding import numpy_generator
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.models import load_base, load_tokenizer
+from fedsb.models.devices import pick_device
+from fedsb.models.peft_folder import put_on
+from fedsb.report.progress import Progress, Silent
+from fedsb.runner.prepare_data import make_task, read_splits
+from fedsb.runner.vllm import check_vllm, vllm_engines
+from fedsb.tasks import Task
+from fedsb.tasks.generate import Engine, transformers_engine
+from fedsb.tasks.intervals import Measurement, Score, mean_of_shares, scores
+from fedsb.tasks.scoring.benchmark import (
+    Questions,
+    check_benchmarks,
+    decoding_of,
+    likeliest,
+    marked,
+    questions_of,
+    share_of,
+)
+from fedsb.tasks.scoring.outputs import answered, key_of
+
+FOLDER, SCORES = "evaluation", "scores.json"
+"""In a run folder: where a finished run's scores and outputs are."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is scored: a model by name or folder, perhaps with an adapter."""
+
+    path: str
+    adapter: Path | None
+    loaded: nn.Module
+    tokenizer: Any
+    task: Task
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    model: str,
+    adapter: Path | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Metrics of `model` (hub id or folder), with the PEFT adapter if given: {"metrics": name -> number,
+    "examples": test examples, "scores": name -> value, low, high, count, interval}.
+
+    Metrics of a benchmark are called NAME_METRIC.
+
+    Args:
+        out: folder for outputs (NAME.jsonl) and scores.json; what lies there of the same model and questions
+            is used, so that an evaluation that was stopped goes on.
+
+    Raises:
+        InputError: model, adapter, data or columns are wrong.
+    """
+    progress = progress or Silent()
+    progress.stage("reading data")
+    rows, test = read_splits(config)
+    tokenizer = load_tokenizer(model)
+    task = make_task(config, tokenizer, rows)
+    examples = task.encode(test, config.data.test)
+    _check_answers(config, task)
+    progress.stage(f"loading {Path(model).name}")
+    scored = _Model(
+        model, adapter, load_with_adapter(config, model, tokenizer, task, adapter), tokenizer, task
+    )
+    progress.stage(f"scoring {len(examples)} test examples")
+    how = {"batch_size": config.evaluation.batch_size, "generate": config.evaluation.generate}
+    measured = task.measure(scored.loaded, examples, **how, progress=progress.evaluating)
+    found = scores(measured, numpy_generator(config.seed, "bootstrap"))
+    found |= _benchmarks(config, scored, out, progress)
+    result = {
+        "metrics": {name: score.value for name, score in found.items()},
+        "examples": len(examples),
+        "scores": {name: score.to_json() for name, score in found.items()},
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / SCORES, result)
+    return result
+
+
+def check_evaluation(config: RunConfig) -> int:
+    """Look at all that a config's benchmarks need but the model, before a run; how many questions there are.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    rows, _ = read_splits(config)
+    return _check_answers(config, make_task(config, load_tokenizer(config.model.path), rows))
+
+
+def _check_answers(config: RunConfig, task: Task) -> int:
+    if config.evaluation.benchmarks and config.evaluation.generation.engine == "vllm":
+        check_vllm()
+    return check_benchmarks(config, task)
+
+
+def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Score a finished run on its own config, into its folder and its report.
+
+    Raises:
+        InputError: the folder holds no finished run, or as `evaluate`.
+    """
+    from fedsb.report import write_report
+
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
+    config = RunConfig.from_yaml(folder / "config.yaml")
+    result = evaluate(
+        config,
+        model=config.model.path,
+        adapter=folder / "adapter",
+        out=folder / FOLDER,
+        progress=progress,
+    )
+    write_report([folder], folder / "report.html")
+    return result
+
+
+# Benchmarks
+
+
+def _benchmarks(config: RunConfig, model: _Model, out: Path | None, progress: Progress) -> dict[str, Score]:
+    """Scores of all benchmarks, and the mean accuracy where several have one."""
+    found: dict[str, Score] = {}
+    with contextlib.ExitStack() as stack:
+        engines = stack.enter_context(_engines(config, model))
+        for name in config.evaluation.benchmarks:
+            asked = questions_of(name, config, model.task, stack)
+            measured = _measured(asked, config, model, engines, out, progress)
+            rng = numpy_generator(config.seed, "bootstrap", name)
+            found |= {f"{name}_{metric}": score for metric, score in scores([measured], rng).items()}
+    accuracies = [score for name, score in found.items() if name.endswith("_accuracy")]
+    if len(accuracies) > 1:
+        found["mean_accuracy"] = mean_of_shares(accuracies)
+    return found
+
+
+def _measured(
+    asked: Questions,
+    config: RunConfig,
+    model: _Model,
+    engines: Callable[[Questions], Engine],
+    out: Path | None,
+    progress: Progress,
+) -> Measurement:
+    progress.stage(f"asking {len(asked.examples)} questions of {asked.name}")
+    ids = [example["prompt_ids"] for example in asked.examples]
+    prompts = [str(model.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+    report = _counted(len(ids), progress)
+    if not asked.generates:
+        chosen = likeliest(asked, config, model.task, model.loaded, prompts, report)
+        correct = [choice == gold for choice, gold in zip(chosen, asked.expected, strict=True)]
+        columns = ("prompt", "extracted", "expected", "correct")
+        lines = zip(prompts, chosen, asked.expected, correct, strict=True)
+        measured, records = share_of(correct), [dict(zip(columns, line, strict=True)) for line in lines]
+    else:
+        path = out / f"{asked.name}.outputs.jsonl" if out is not None else None
+        outputs = answered(
+            ids,
+            engines(asked),
+            batch_size=config.evaluation.batch_size,
+            path=path,
+            key=_key(config, model, asked, ids),
+            report=report,
+        )
+        measured, records = marked(asked, outputs, prompts)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_jsonl(out / f"{asked.name}.jsonl", records)
+    return measured
+
+
+def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]]) -> str:
+    """Of all that decides the outputs: the model, the prompts, the way of decoding."""
+    return key_of(
+        model=[model.path, *_weights(Path(model.path))],
+        adapter=[str(model.adapter), *_weights(model.adapter)] if model.adapter else None,
+        dtype=config.model.dtype,
+        engine=config.evaluation.generation.engine,
+        prompts=ids,
+        batch_size=config.evaluation.batch_size,
+        decoding=asdict(decoding_of(config, asked.wanted)),
+    )
+
+
+def _weights(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the weight files in a folder; none of a hub id."""
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+@contextlib.contextmanager
+def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions], Engine]]:
+    """What answers a benchmark's prompts."""
+    if config.evaluation.generation.engine == "transformers":
+        yield lambda asked: transformers_engine(
+            model.loaded, model.tokenizer, decoding_of(config, asked.wanted)
+        )
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = model.path
+        if model.adapter is not None:
+            from fedsb.runner.export import export_merged
+
+            path = str(Path(folder) / "merged")
+            export_merged(model.adapter.parent, Path(path))
+        model.loaded.to("cpu")  # vLLM wants the device for itself
+        torch.cuda.empty_cache()
+        engines = vllm_engines(path, dtype=config.model.dtype)
+        yield lambda asked: engines(decoding_of(config, asked.wanted))
+
+
+def _counted(total: int, progress: Progress) -> Callable[[int], None]:
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done
+        done = min(done + more, total)
+        progress.evaluating(done, total)
+
+    return report
+
+
+# The model
+
+
+def load_with_adapter(
+    config: RunConfig, model: str, tokenizer: Any, task: Task, adapter: Path | None
+) -> nn.Module:
+    """The model in eval mode, the adapter put on by peft."""
+    base = load_base(
+        model,
+        tokenizer=tokenizer,
+        num_labels=task.num_labels,
+        label_names=task.label_names,
+        dtype=config.model.dtype,
+        load_in_4bit=config.model.load_in_4bit,
+        device=pick_device(config.model.device),
+        device_map=config.model.device_map,
+        seed=config.seed,
+    )
+    if adapter is None:
+        return base
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
+    try:
+        return put_on(base, adapter)
+    except InputError as error:
+        raise InputError(f"--adapter: {error}") from None

@@ -1,0 +1,239 @@
+"""The run folder as in the contract: what is written when, and what may not be overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsb.adapter.attached import Attached, fold
+from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
+from fedsb.config.run_config import RunConfig, differences
+from fedsb.errors import InputError
+from fedsb.methods import Method
+from fedsb.models.peft_folder import write_adapter
+from fedsb.runner.checkpoint import STATE, Saved
+from fedsb.runner.prepare_data import Data, partition_record
+from fedsb.runner.private_state import PRIVATE, write_privately
+
+PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+MAY_BE_THERE = ("data", LOCK)
+"""In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves, such as
+`.config.yaml.*.part`."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Inside the block no other process works on the run or comparison in this folder. Folders that were made
+    for the lock are gone again where nothing was written.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+        RunFailed: another process works on it.
+    """
+    check_place(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with alone(folder / LOCK, str(folder)):
+            yield
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Refuse a folder that would be overwritten, or that holds a run of another config.
+
+    Raises:
+        InputError: with the cure.
+    """
+    check_place(folder)
+    config_file = folder / "config.yaml"
+    if config_file.exists():
+        if not resume:
+            raise InputError(
+                f"--out: {folder} already holds a run; add --resume to go on with it, or name another"
+            )
+        if (folder / "metrics.jsonl").exists() and not (folder / "checkpoint" / STATE).exists():
+            raise InputError(
+                f"--resume: {folder} has rounds and no checkpoint/{STATE}, so nobody knows what they were "
+                "of; restore it from a copy, or start anew with another --out"
+            )
+        before = RunConfig.from_yaml(config_file).model_copy(update={"tracking": config.tracking})
+        changed = differences(before, config)
+        if changed:
+            raise InputError(
+                f"--resume: {folder} was started with another config:\n  " + "\n  ".join(changed)
+            )
+    elif resume:
+        raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
+    else:
+        check_new(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a place where no new run can begin.
+
+    Raises:
+        InputError: it cannot be made or written, or holds something else than what a run may find there.
+    """
+    check_place(folder)
+    if folder.exists() and not all(_may_be_there(path.name) for path in folder.iterdir()):
+        raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
+
+
+def _may_be_there(name: str) -> bool:
+    return name in MAY_BE_THERE or (name.startswith(".config.yaml.") and name.endswith(".part"))
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that could not be made or written.
+
+    Raises:
+        InputError: a part of its path is a file, or not open to writing.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        what = f"{folder} is a file" if nearest == folder else f"{folder}: {nearest} is a file"
+        raise InputError(f"--out: {what}; name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"--out: {folder}: may not write into {nearest}; name another folder")
+
+
+def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
+    """Create the folder with the resolved config and the partition; who holds which example stays apart where
+    privacy is on. What a kill left half written goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for inner in (folder, folder / "checkpoint", folder / "adapter"):
+        remove_parts(inner)
+    write_text(folder / "config.yaml", config.to_yaml())
+    write_json(folder / "partition.json", partition_record(config, data))
+    if config.privacy is not None and data.train:
+        whole = json.dumps({"clients": dict(enumerate(data.parts))})
+        write_privately(folder / PRIVATE / "partition.json", whole.encode())
+
+
+def write_progress(folder: Path, saved: Saved) -> None:
+    """metrics.jsonl and ledger.json up to the last finished round."""
+    write_jsonl(folder / "metrics.jsonl", saved.metrics)
+    write_json(folder / "ledger.json", {"calibration": saved.draw, "entries": saved.ledger.to_json()})
+
+
+def finished_summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of a run that left everything it leaves, else None."""
+    from fedsb.report.write import is_live
+
+    page = folder / "report.html"
+    if not (folder / "summary.json").is_file() or not page.is_file() or is_live(page):
+        return None
+    return read_json(folder / "summary.json")
+
+
+def finish(
+    folder: Path,
+    config: RunConfig,
+    method: Method,
+    data: Data,
+    attached: Attached,
+    head: Mapping[str, nn.Parameter],
+    saved: Saved,
+    clock: float,
+    base_weights: str | None,
+    privacy: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write adapter/, summary.json and report.html; summary.json marks the run as finished."""
+    from fedsb.report import write_report
+
+    write_progress(folder, saved)
+    write_adapter(
+        folder / "adapter",
+        fold(attached),
+        base_model=config.model.path,
+        base_weights=base_weights,
+        causal=data.task.num_labels is None,
+        fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
+        head=head,
+    )
+    saved.seconds = time.monotonic() - clock
+    summary = make_summary(config, method, data, saved) | {"privacy": privacy}
+    write_json(folder / "summary.json", summary)
+    write_report([folder], folder / "report.html")
+    return summary
+
+
+def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) -> dict[str, Any]:
+    """What summary.json holds."""
+    ledger, evaluated = saved.ledger, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
+    kind = config.method.init.kind if method.bases == "init" else method.bases
+    return {
+        "method": method.name,
+        "exact": method.exact,
+        "primary_metric": data.task.primary_metric,
+        "higher_is_better": data.task.higher_is_better,
+        "base": evaluated[0],
+        "final": evaluated[-1],
+        "num_test_examples": len(data.test),
+        "label_names": list(data.task.label_names) if data.task.label_names else None,
+        "rounds": saved.state.round,
+        "communication": {
+            "init_bytes": ledger.total_bytes(once=True),
+            "upload_bytes": ledger.total_bytes(direction="up", once=False),
+            "download_bytes": ledger.total_bytes(direction="down", once=False),
+            "upload_parameters_per_client_per_round": _mean_upload(saved),
+            "one_time": [e for e in ledger.to_json() if e["round"] == 0],
+        },
+        "initialization": {
+            "kind": "lora" if method.draw else kind,
+            "rule": _rule(config) if kind == "gradient" and not method.draw else None,
+            "samples": {str(client): indices for client, indices in saved.draw.items()},
+        },
+        "privacy": None,
+        "seconds": round(saved.seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": versions(),
+    }
+
+
+def _rule(config: RunConfig) -> str:
+    """How the update was estimated."""
+    init = config.method.init
+    if init.private:
+        return "clipped and noised sums"
+    return f"{init.rule}, of public examples" if init.public else init.rule
+
+
+def _mean_upload(saved: Saved) -> int:
+    """Numbers in one upload, on average where clients or rounds differ."""
+    rounds = [m for m in saved.metrics if m["clients"]]
+    answers = sum(len(m["clients"]) + len(m["rejected"]) for m in rounds)
+    return round(sum(m["upload_parameters"] for m in rounds) / answers) if answers else 0
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far, plus the largest allocation on a GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

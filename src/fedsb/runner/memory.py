@@ -1,0 +1,297 @@
+"""What a run will hold in memory, from the model's config alone; refused before loading if it will not fit.
+
+The model is built on the meta device, where tensors have shapes and no numbers, and its forward pass there
+tells what autograd would keep for the backward pass. The rest are counts. Not counted: Python and its
+libraries, the data, and what generation keeps of past tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fedsb.adapter import Factors
+from fedsb.adapter.attached import attach, linear_layers
+from fedsb.adapter.linear import features
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.federation.local_model import Example
+from fedsb.methods import Method, Shape, by_name
+from fedsb.models.devices import visible_gpus
+from fedsb.models.head import head_parameters
+from fedsb.models.shapes import build_on_meta
+from fedsb.models.targets import chosen_targets, group
+from fedsb.report.units import human_bytes
+
+BYTES_IN_4_BITS = 0.5 + 4 / 64
+"""A packed weight and its share of a block's fp32 scale (bitsandbytes' blocks of 64)."""
+MESSAGES = 4
+"""Copies of what trains: the server's state, a broadcast, an upload, the running mean; all fp32."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak, by purpose.
+
+    Attributes:
+        weights: the base model.
+        factors: bases and cores, live and as they started.
+        training: gradients, optimizer state and messages of what trains.
+        activations: what the forward pass keeps, logits included; the larger of training and evaluation.
+        start: one layer's gradient and its decomposition; dense changes of base weights.
+    """
+
+    weights: int
+    factors: int
+    training: int
+    activations: int
+    start: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {human_bytes(number)}" for name, number in asdict(self).items() if number)
+        return f"about {human_bytes(self.total)}: {parts}"
+
+
+@dataclass(frozen=True)
+class Longest:
+    """The longest example: its tokens, and how many of them have a loss of their own (0: classifiers)."""
+
+    tokens: int
+    predicted: int
+
+    @staticmethod
+    def of(examples: list[Example]) -> Longest:
+        """Of encoded examples; one token where there are none."""
+        predicted = (e["labels"] for e in examples if isinstance(e.get("labels"), list))
+        return Longest(
+            max((len(e["input_ids"]) for e in examples), default=1),
+            max((sum(label >= 0 for label in labels) for labels in predicted), default=0),
+        )
+
+
+def estimate_memory(config: RunConfig, num_labels: int | None, longest: Longest) -> Memory | None:
+    """What one run with one client at a time needs; None if the config alone does not say."""
+    try:
+        model = build_on_meta(config.model.path, num_labels=num_labels)
+        targets = chosen_targets(model, config.method.targets)
+    except InputError:
+        return None  # loading the model says what is wrong with it
+    if getattr(model.config, "quantization_config", None) is not None:
+        return None
+    model = model.to(getattr(torch, config.model.dtype)).requires_grad_(False)
+    method = by_name(config.method.name)
+    head = sum(p.numel() for p in head_parameters(model).values()) if num_labels is not None else 0
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    weights = _weights(model, config.model.load_in_4bit)
+    return Memory(
+        weights=weights,
+        factors=2 * 4 * sum(_factor_numbers(shape, config, method) for shape in shapes.values()),
+        training=_training(config, method, shapes, head),
+        start=_start(config, method, shapes),
+        activations=_activations(config, model, method, longest),
+    )
+
+
+def check_memory(memory: Memory | None, available: int, config: RunConfig) -> None:
+    """Refuse what will not fit; with worker processes, what will not fit beside them.
+
+    Raises:
+        InputError: with the largest part and what would make it smaller.
+    """
+    copies = _copies(config)
+    if memory is None or copies * memory.total <= available or not config.model.check_memory:
+        return
+    times = f", and {copies} times that for federation.processes" if copies > 1 else ""
+    raise InputError(
+        f"memory: this run needs {memory}{times}; {human_bytes(available)} are free where the model goes. "
+        f"{advice(memory, config)}. model.check_memory: false goes on all the same"
+    )
+
+
+def _copies(config: RunConfig) -> int:
+    """How many processes share the memory: this one and its workers; on GPUs the first holds two."""
+    workers = config.federation.processes if config.federation.processes > 1 else 0
+    gpus = len(visible_gpus()) if config.model.device == "auto" else 0
+    return 1 + (-(-workers // gpus) if gpus else workers)
+
+
+def advice(memory: Memory, config: RunConfig) -> str:
+    """What to change, for the largest part first."""
+    parts = asdict(memory)
+    ordered = sorted(parts, key=lambda name: -parts[name])
+    cures = [cure for name in ordered[:2] for cure in _cures(name, config)]
+    return "Try " + ", ".join(cures) if cures else "Take a smaller model, or a machine with more memory"
+
+
+def _cures(part: str, config: RunConfig) -> list[str]:
+    model, training = config.model, config.training
+    several = model.device_map is None and len(visible_gpus()) > 1
+    offers = {
+        "weights": [
+            ("model.dtype: bfloat16", model.dtype == "float32" and not model.load_in_4bit),
+            ("model.load_in_4bit: true (on a GPU)", not model.load_in_4bit),
+            ("model.device_map: auto (all GPUs)", several),
+        ],
+        "factors": [("a lower method.rank", True), ("fewer method.targets", True)],
+        "training": [("a lower method.rank", True), ("training.optimizer: sgd", training.optimizer != "sgd")],
+        "activations": [
+            ("training.gradient_checkpointing: true", not training.gradient_checkpointing),
+            (f"training.batch_size: {max(1, training.batch_size // 2)} with accumulation", True),
+            ("a smaller evaluation.batch_size and method.init.batch_size", True),
+            ("a smaller training.max_length", True),
+        ],
+        "start": [("method.init.kind: orthonormal", True)],
+    }
+    return [text for text, helps in offers[part] if helps]
+
+
+def available_bytes(device: torch.device, *, all_gpus: bool = False) -> int:
+    """Bytes that can still be taken on a device: of a GPU (or all), of the machine or of this container."""
+    if device.type == "cuda":
+        gpus = visible_gpus() if all_gpus else [device]
+        return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), _left_in_container(CGROUP))
+
+
+def _left_in_container(folder: Path) -> int:
+    """What a memory limit on this container leaves; very much where there is none."""
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no such file, or "max"
+        return 1 << 62
+
+
+def _weights(model: nn.Module, in_4_bits: bool) -> int:
+    """Bytes of the base. Packed are the linear layers but the output layer."""
+    output: Any = model.get_output_embeddings()  # type: ignore[operator]
+    packed = [m for m in linear_layers(model).values() if m is not output] if in_4_bits else []
+    small = {id(layer.weight) for layer in packed}
+    return round(
+        sum(p.numel() * (BYTES_IN_4_BITS if id(p) in small else p.element_size()) for p in model.parameters())
+    )
+
+
+def _heads(config: RunConfig, method: Method) -> int:
+    return (config.method.heads or method.heads) if method.has_core else 1
+
+
+def _factor_numbers(shape: Shape, config: RunConfig, method: Method) -> int:
+    rank, heads = config.method.rank, _heads(config, method)
+    core = heads * rank * rank if method.has_core else 0
+    return heads * rank * (shape.out + shape.n_in) + core
+
+
+def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int) -> int:
+    """Bytes that go with each trained number; for private training its gradient for every example too."""
+    wanted, training = config.method, config.training
+    costs = (method.cost(shape, wanted.rank, _heads(config, method), 1) for shape in shapes.values())
+    trained = head + sum(numbers.trained for numbers in costs)
+    gradients = 1 + (training.batch_size if config.privacy and config.privacy.unit == "example" else 0)
+    moments = 2 if training.optimizer == "adamw" else 0
+    return 4 * trained * (gradients + moments + MESSAGES)
+
+
+def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> int:
+    """One layer's gradient with what its decomposition needs; what is added to base weights, where it is."""
+    sizes = [shape.out * shape.n_in for shape in shapes.values()]
+    own = method.draw is None and config.method.init.kind != "orthonormal"
+    dense = method.changes_base or config.method.refresh_every is not None
+    return 4 * (4 * max(sizes) if own else 0) + 4 * (3 * sum(sizes) if dense else 0)
+
+
+def _activations(config: RunConfig, model: nn.Module, method: Method, longest: Longest) -> int:
+    """Bytes of activations and logits at the widest place of a run, training or evaluation."""
+    training, init = config.training, config.method.init
+    estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"
+    examples = max(training.batch_size, init.batch_size if estimates else 0)
+    tokens = min(longest.tokens, training.max_length)
+    blocks = len({_block(name) for name in group(model, "all-linear")})
+    kept = _kept(config, model, method, examples, tokens)
+    if training.gradient_checkpointing:
+        kept = kept // blocks + blocks * examples * tokens * _width(model) * _element_size(config)
+    train = kept + _logits(config, model, examples, tokens, longest.predicted, graph=True)
+    batch = config.evaluation.batch_size
+    widest = max(max(features(layer)) for layer in linear_layers(model.base_model).values())  # type: ignore[arg-type]
+    score = 4 * batch * tokens * widest * _element_size(config)
+    return max(train, score + _logits(config, model, batch, tokens, longest.predicted, graph=False))
+
+
+def _logits(
+    config: RunConfig, model: nn.Module, examples: int, tokens: int, predicted: int, *, graph: bool
+) -> int:
+    """Logits of a causal LM, and fp32 copies at trained tokens; with `graph`, their gradients too."""
+    if not predicted:
+        return 0
+    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    whole = examples * tokens * vocabulary * _element_size(config)
+    copies = 4 * examples * predicted * vocabulary
+    return 2 * whole + 3 * copies if graph else whole + 2 * copies
+
+
+def _block(name: str) -> str:
+    """The repeated block a layer is in: its name up to the first number."""
+    parts = name.split(".")
+    number = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: number + 1])
+
+
+def _width(model: nn.Module) -> int:
+    return int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+
+def _element_size(config: RunConfig) -> int:
+    return torch.empty(0, dtype=getattr(torch, config.model.dtype)).element_size()
+
+
+def _kept(config: RunConfig, model: nn.Module, method: Method, examples: int, tokens: int) -> int:
+    """Bytes that autograd keeps of a forward pass with the adapter in the model, by one without numbers."""
+    rank, heads = config.method.rank, _heads(config, method)
+    targets = chosen_targets(model, config.method.targets)
+    factors = {name: _empty_factors(layer, rank, heads, method) for name, layer in targets.items()}
+    attached = attach(model, factors, trains=method.trains(1))
+    ids = torch.zeros(examples, tokens, dtype=torch.long, device="meta")
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    seen: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = storage  # held, so that no other storage gets its number
+        return tensor
+
+    try:
+        with saved_tensors_hooks(remember, lambda tensor: tensor):
+            attached.model.train()(input_ids=ids)
+    except (RuntimeError, NotImplementedError):  # DeBERTa looks at numbers
+        return _kept_by_formula(config, model, examples, tokens)
+    return sum(storage.nbytes() for storage in seen.values())
+
+
+def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens: int) -> int:
+    """Two tensors for the output of every linear layer, six of attention weights for every block."""
+    layers = group(model, "all-linear")
+    outputs = sum(features(model.get_submodule(name))[0] for name in layers)
+    attention = int(model.config.num_attention_heads) * tokens * len({_block(name) for name in layers})  # type: ignore[union-attr, arg-type]
+    return examples * tokens * (2 * outputs + 6 * attention) * _element_size(config)
+
+
+def _empty_factors(layer: nn.Module, rank: int, heads: int, method: Method) -> Factors:
+    out, n_in = features(layer)
+    k = rank * heads
+    core = torch.empty(heads, rank, rank, device="meta") if method.has_core else None
+    scales = torch.empty(heads, device="meta") if "s" in method.trains(1) else None
+    return Factors(torch.empty(out, k, device="meta"), torch.empty(k, n_in, device="meta"), core, scales)

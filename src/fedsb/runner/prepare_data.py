@@ -1,0 +1,215 @@
+"""From a config to rows, task, examples, partition. All input is checked before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsb.common.seeding import numpy_generator
+from fedsb.config import RunConfig
+from fedsb.config.checks import check_settings
+from fedsb.config.privacy_checks import check_delta
+from fedsb.config.sections import ClassificationConfig
+from fedsb.errors import InputError
+from fedsb.federation import partition
+from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits, width
+from fedsb.federation.local_model import Batch, Example
+from fedsb.models import load_tokenizer
+from fedsb.tasks import Row, Task, causal_lm, classification, label_set
+from fedsb.tasks.rows import read_rows, require_columns
+from fedsb.tasks.sources import test_rows, train_name, train_rows
+
+
+@dataclass(frozen=True)
+class Data:
+    """The task, its examples, and who holds which training example."""
+
+    task: Task
+    tokenizer: Any
+    train: list[Example]
+    test: list[Example]
+    parts: partition.Parts
+    labels: list[str] | None
+    """Label of each training example, where there are classes."""
+    public: list[Example] | None = None
+    """The examples of method.init.public."""
+
+
+def prepare_data(config: RunConfig) -> Data:
+    """Read, label, encode and partition.
+
+    Raises:
+        InputError: whatever is wrong with a file, a column, a label or the partition, or a delta too large
+            for its clients.
+    """
+    check_settings(config)
+    rows, held_out = read_splits(config)
+    tokenizer = load_tokenizer(config.model.path)
+    task = make_task(config, tokenizer, rows)
+    labels = [task.partition_label(row) for row in rows] if task.partition_label else None
+    parts = make_partition(config, rows, labels)
+    if config.privacy is not None:
+        check_delta(config, [len(part) for part in parts])
+    train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
+    return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task, train))
+
+
+def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
+    """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
+
+    Args:
+        parts: indices that stand for each client's examples.
+
+    Raises:
+        InputError: as `prepare_data`, or rows would be needed here.
+    """
+    check_settings(config)
+    check_can_deploy(config)
+    rows = None if config.evaluation.every is None else test_rows(config)
+    tokenizer = load_tokenizer(config.model.path)
+    task = make_task(config, tokenizer, [])
+    test = [] if rows is None else task.encode(rows, config.data.test)
+    return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
+
+
+def check_can_deploy(config: RunConfig) -> None:
+    """Refuse what needs all rows in one place.
+
+    Raises:
+        InputError: with the key that can mend it.
+    """
+    if isinstance(config.task, ClassificationConfig) and config.task.labels is None:
+        raise InputError(
+            "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
+            "labels: [negative, positive]"
+        )
+    init = config.method.init
+    if init.upload == "whole" and init.kind == "gradient":
+        raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
+    if config.method.refresh_every is not None:
+        raise InputError("method.refresh_every: not over the network yet; leave it out")
+    if config.privacy is not None and config.privacy.ledger is not None:
+        raise InputError("privacy.ledger: for simulated runs, and each node keeps its own; leave it out")
+
+
+def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> list[Example] | None:
+    """The rows that bases may be made of, where the config names any.
+
+    Raises:
+        InputError: the file or its columns are wrong, or privacy is to protect rows that are in it.
+    """
+    source = config.method.init.public
+    if source is None:
+        return None
+    rows = list(read_rows(source, limit=config.method.init.samples))
+    public = task.encode(rows, source)
+    if config.privacy is not None:
+        check_apart(public, train, source)
+    return public
+
+
+def check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
+    """Refuse public rows that are private ones too: bases would show what privacy is said to hide."""
+    shown = {tuple(example["input_ids"]) for example in public}
+    both = shown.intersection(tuple(example["input_ids"]) for example in train)
+    if both:
+        raise InputError(
+            f"method.init.public: {len(both)} of the {len(shown)} different inputs of {source} are training "
+            "rows, too, and what bases are made of has no protection. Name other rows, or take these out of "
+            "the training rows"
+        )
+
+
+def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
+    """Train and test rows as the config's data section wants them."""
+    return train_rows(config), test_rows(config)
+
+
+def make_task(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
+    """The task value of this config; classes are those of the training rows."""
+    wanted, max_length = config.task, config.training.max_length
+    if isinstance(wanted, ClassificationConfig):
+        names, regression = _classes(wanted, rows, train_name(config))
+        return classification(
+            tokenizer,
+            text=wanted.text,
+            label=wanted.label,
+            label_names=names,
+            regression=regression,
+            max_length=max_length,
+            metric=wanted.metric,
+        )
+    return causal_lm(
+        tokenizer,
+        prompt=wanted.prompt,
+        response=wanted.response,
+        max_length=max_length,
+        max_new_tokens=wanted.max_new_tokens,
+    )
+
+
+def _classes(
+    wanted: ClassificationConfig, train_rows: Sequence[Row], source: str
+) -> tuple[tuple[str, ...] | None, bool]:
+    if wanted.labels is not None:
+        return tuple(wanted.labels), False
+    return label_set(train_rows, wanted.label, source)
+
+
+def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
+    """One list of example indices per client."""
+    how, clients = config.federation.partition, config.federation.clients
+    rng = numpy_generator(config.seed, "partition")
+    if how.kind == "iid":
+        return partition.iid(len(rows), clients, rng)
+    if how.kind == "by-column":
+        require_columns(rows, [how.column], source=train_name(config), key="federation.partition.column")
+        return partition.by_column([str(row.get(how.column)) for row in rows], clients)
+    keys = labels if labels is not None else _need_labels(how.kind)
+    if how.kind == "dirichlet":
+        return partition.dirichlet(keys, clients, alpha=how.alpha, min_size=how.min_size, rng=rng)
+    return partition.shards(keys, clients, shards_per_client=how.shards_per_client, rng=rng)
+
+
+def _need_labels(kind: str) -> list[str]:
+    raise InputError(
+        f"federation.partition.kind: {kind} needs class labels; for this task use iid or by-column"
+    )
+
+
+def batches_of(data: Data, device: torch.device) -> Any:
+    """(examples, batch size) -> batches of examples of like length, on the device."""
+
+    def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+        return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
+
+    return batches
+
+
+def protected_batches(data: Data, model: nn.Module, device: torch.device, max_length: int) -> OfOneShape:
+    """As `batches_of`, and the losses, where no example may show in another's gradient."""
+    task = data.task
+    if not computes_in_16_bits(model, None):
+        return batches_of(data, device), task.losses
+    return batches_of_one_shape(task.collate, task.losses, device, width(model, max_length))
+
+
+def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What partition.json holds: of each client its examples; of a private run, whose folder may be shown,
+    their number alone, which the statement calls public."""
+    private = config.privacy is not None
+    record: dict[str, Any] = {
+        "kind": config.federation.partition.kind if data.train else "nodes",
+        "clients": {str(client): len(part) if private else part for client, part in enumerate(data.parts)},
+    }
+    if data.labels is not None and not private:  # counts of labels are a statistic of private rows
+        counts = [Counter(data.labels[i] for i in part) for part in data.parts]
+        record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}
+    return record

@@ -1,0 +1,143 @@
+"""From a config to the base model: loaded, its target layers found, checked, an adapter put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fedsb.adapter import Factors
+from fedsb.adapter.attached import attach, check_rank
+from fedsb.adapter.linear import features
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.federation.exchange import Exchange
+from fedsb.federation.local_model import Trainable
+from fedsb.methods import Shape
+from fedsb.models.devices import pick_device
+from fedsb.models.head import head_parameters
+from fedsb.models.load import enable_checkpointing, input_device, load_base
+from fedsb.models.shapes import load_shapes
+from fedsb.models.targets import chosen_targets
+from fedsb.privacy.per_example import batch_norms
+from fedsb.runner.arguments import heads_of, method_of
+from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
+from fedsb.runner.prepare_data import Data
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model with nothing attached yet."""
+
+    model: nn.Module
+    targets: dict[str, nn.Module]
+    head: dict[str, nn.Parameter]
+    device: torch.device
+
+
+def prepare_base(config: RunConfig, data: Data) -> Base:
+    """Load the base model, find its target layers, check the rank.
+
+    Raises:
+        InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
+    """
+    device = pick_device(config.model.device)
+    check_memory(memory_of(config, data), free_memory(config), config)
+    model = load_base(
+        config.model.path,
+        tokenizer=data.tokenizer,
+        num_labels=data.task.num_labels,
+        label_names=data.task.label_names,
+        dtype=config.model.dtype,
+        load_in_4bit=config.model.load_in_4bit,
+        device=device,
+        device_map=config.model.device_map,
+        seed=config.seed,
+    )
+    if config.training.gradient_checkpointing:
+        enable_checkpointing(model)
+    return _base(config, data, model, device)
+
+
+def prepare_shapes(config: RunConfig, data: Data) -> Base:
+    """As `prepare_base`, without the base's weights: their shapes, from the config alone, and a head.
+
+    Raises:
+        InputError: no config, no such layer, a rank that does not fit.
+    """
+    model = load_shapes(
+        config.model.path,
+        num_labels=data.task.num_labels,
+        label_names=data.task.label_names,
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    return _base(config, data, model, torch.device("cpu"))
+
+
+def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device) -> Base:
+    targets = chosen_targets(model, config.method.targets)
+    check_rank(targets, config.method.rank, heads=heads_of(config))
+    _check_length(config, model)
+    head = head_parameters(model) if data.task.num_labels is not None else {}
+    _check_no_batch_norm(config, model)
+    return Base(model, targets, head, input_device(model))
+
+
+def memory_of(config: RunConfig, data: Data) -> Memory | None:
+    """What the run will hold, before anything is loaded; None where the config does not say."""
+    longest = Longest.of([*data.train, *data.test])
+    in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
+    if config.privacy and config.privacy.unit == "example" and in_16_bits:
+        longest = replace(longest, tokens=config.training.max_length)  # every batch has this shape
+    return estimate_memory(config, data.task.num_labels, longest)
+
+
+def free_memory(config: RunConfig) -> int:
+    """Bytes that the run may take where its model goes."""
+    return available_bytes(pick_device(config.model.device), all_gpus=config.model.device_map is not None)
+
+
+def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
+    mixing = batch_norms(model) if config.privacy else []
+    if mixing:
+        raise InputError(
+            f"privacy: {mixing[0]} is a batch norm, which mixes the examples of a batch, so that no example "
+            "can be clipped alone; take a model with layer norm, or leave privacy out"
+        )
+
+
+def _check_length(config: RunConfig, model: nn.Module) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and config.training.max_length > positions:
+        raise InputError(
+            f"training.max_length: expected at most {positions}, the model's positions, found "
+            f"{config.training.max_length}"
+        )
+
+
+def exchange_of(config: RunConfig, base: Base) -> Exchange:
+    """What travels in this run."""
+    method, wanted = method_of(config), config.method
+    return Exchange(
+        method=method,
+        layers={name: Shape(*features(layer)) for name, layer in base.targets.items()},
+        rank=wanted.rank,
+        heads=heads_of(config),
+        head={name: tuple(p.shape) for name, p in base.head.items()},
+        scale=method.scale(wanted.rank, wanted.alpha),
+        padding=config.federation.padding,
+        residual_rank=wanted.residual_rank,
+        upload_dtype=getattr(torch, config.federation.upload_dtype),
+    )
+
+
+def trainable_of(config: RunConfig, data: Data, base: Base, factors: Mapping[str, Factors]) -> Trainable:
+    """The base with the adapter in it and its head open to training. Changes `base.model`."""
+    exchange, task = exchange_of(config, base), data.task
+    attached = attach(base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale)
+    for parameter in base.head.values():
+        parameter.requires_grad_(True)
+    return Trainable(attached, base.head, exchange, factors, task.collate, task.losses, base.device)

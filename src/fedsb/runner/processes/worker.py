@@ -1,0 +1,77 @@
+"""One worker process: loads the model once, then trains the clients it is asked for, one after the other.
+
+A request frame names the config, the run folder and the process's number; a frame answers that the model is
+there. Each frame after it holds a client and its broadcast, and is answered by one frame with the client's
+update or the reason why there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedsb.config import RunConfig
+from fedsb.errors import FedsbError, RunFailed
+from fedsb.federation.local_model import adopt
+from fedsb.federation.server import Arrived
+from fedsb.federation.simulate import simulate_cohort
+from fedsb.models.devices import visible_gpus
+from fedsb.runner.checkpoint import load_checkpoint
+from fedsb.runner.party import Party, party_of
+from fedsb.runner.prepare_data import prepare_data
+from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.processes.frames import read_frame, write_frame
+
+
+def main() -> None:
+    """Answer until standard input closes."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    request = read_frame(sys.stdin.buffer)
+    if request is None:
+        return
+    try:
+        party = open_run(request[0])
+    except Exception as error:
+        text = str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
+        return write_frame(answers, {"broken": text})
+    write_frame(answers, {"ready": True})
+    while (frame := read_frame(sys.stdin.buffer)) is not None:
+        write_frame(answers, *_answer(party, int(frame[0]["client"]), frame[1]))
+
+
+def open_run(request: dict[str, Any]) -> Callable[[int], Party]:
+    """Client -> its party, over one model with the run's start factors. Base weights are those of its last
+    finished round, for a process that takes another's place."""
+    config = placed(RunConfig.from_dict(request["config"]), int(request["number"]), len(visible_gpus()))
+    data = prepare_data(config)
+    saved = load_checkpoint(Path(request["folder"]) / "checkpoint")
+    if saved is None:
+        raise RunFailed(f"found no checkpoint of the run in {request['folder']}")
+    trainable = trainable_of(config, data, prepare_base(config, data), saved.factors)
+    state = saved.state
+    adopt(trainable, state.vector, state.base.total, round_number=state.round, seed=config.seed)
+    return lambda client: party_of(config, data, trainable, None, client)
+
+
+def placed(config: RunConfig, number: int, gpus: int) -> RunConfig:
+    """The config with the device of the process of this number: GPUs in turn, where the device is auto."""
+    if config.model.device != "auto" or not gpus:
+        return config
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"device": f"cuda:{number % gpus}"})}
+    )
+
+
+def _answer(party: Callable[[int], Party], client: int, broadcast: bytes) -> tuple[dict[str, Any], bytes]:
+    (outcome,) = simulate_cohort([client], lambda c: party(c).answer(broadcast))
+    if isinstance(outcome, Arrived):
+        return {"client": client}, outcome.message
+    return {"client": client, "reason": outcome.reason}, b""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The start of a run whose examples are elsewhere: head warm-up and bases, by asking.
+
+    warm-up x rounds:  head, sizes -> contributors train it on their draw -> weighted mean
+    contribute:        head, sizes -> each contributor's factors or sketches -> combined -> SVD
+    bases:             B and A, as they travel, to whoever lacks them before it trains
+
+Sizes are everybody's numbers of examples: from them each party draws its calibration examples as a simulated
+run would. Under privacy it draws them from a secret of its own, and the server counts its contribution as
+paid for before it asks. A contributor that fails, or whose answer is of no use, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter import Factors
+from fedsb.adapter.linear import features
+from fedsb.common.files import write_bytes
+from fedsb.common.printable import printable
+from fedsb.errors import UpdateRejected
+from fedsb.federation.layout import Layout
+from fedsb.federation.server import Failed, Outcome
+from fedsb.federation.start.contribution import GradientStart, Tensors
+from fedsb.federation.start.contributions import contribution
+from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, as_sent, bases_down
+from fedsb.federation.start.initialize import (
+    Start,
+    Started,
+    Warmup,
+    bases_kind,
+    gradient_start_of,
+    needs_data,
+    start_factors,
+)
+from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
+from fedsb.federation.start.robust import Head, Robust, average_heads
+from fedsb.federation.traffic import Entry
+from fedsb.methods import Method, Shape
+from fedsb.report.progress import Progress
+from fedsb.runner.peers import Kind, Remote
+
+LARGEST_SUM = 1e12
+"""Magnitude of a number of a contribution that is absurd; a product of two such is still finite in fp32."""
+Usable = tuple[int, dict[str, Tensor], int]
+"""(client, its tensors, bytes of its message)."""
+
+
+def start_remotely(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    head: Mapping[str, nn.Parameter],
+    method: Method,
+    start: Start,
+    calibration: Calibration,
+    *,
+    num_clients: int,
+    sums: MutableMapping[str, Tensor] | None,
+    remote: Remote,
+    progress: Progress,
+    bases: Path,
+) -> Started:
+    """As `initialize.start_factors`, of examples that are elsewhere. What needs none, or public ones alone,
+    is made here.
+
+    Args:
+        bases: the file for the bases' message to the clients, if there are such.
+
+    Raises:
+        RunFailed: no contributor answered.
+    """
+    here = calibration.public or not needs_data(start, method, head)
+    if here:
+        made = start_factors(
+            model, targets, head, method, start, calibration, num_clients=num_clients, sums=sums
+        )
+        from_gradients = method.draw is None and bases_kind(start, method) == "gradient"
+        return _with_message(made, bases) if from_gradients else made
+    draw, traffic = calibration.draw, list[Entry]()
+    if head and start.head_warmup is not None:
+        traffic = _warm_up(head, start.head_warmup, remote, draw, progress, start.robust)
+    if needs_data(replace(start, head_warmup=None), method, head):
+        factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
+        write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
+        return Started(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
+    rest = replace(start, head_warmup=None)
+    made = start_factors(model, targets, head, method, rest, calibration, num_clients=num_clients)
+    return replace(made, traffic=[*traffic, *made.traffic], draw=draw)
+
+
+def _with_message(made: Started, file: Path) -> Started:
+    """Bases made of public rows here, in a message for the clients; and as everybody has them then."""
+    write_bytes(file, pack_start({"kind": "bases", "round": 0}, as_sent(made.factors)))
+    return replace(made, factors=as_received(made.factors))
+
+
+def share_bases(file: Path, remote: Remote, progress: Progress) -> None:
+    """Give every client the bases that it cannot make itself; `Remote.ask` may leave out who has them.
+
+    Args:
+        file: the message as it was made at the start: bases rounded anew would not quite be the same.
+    """
+    if not file.exists():
+        return
+    message = file.read_bytes()
+    for answer in remote.ask("bases", range(len(remote.sizes)), lambda client: message):
+        if isinstance(answer, Failed):
+            progress.client_ends(answer.client, answer.reason)
+
+
+def _question(kind: Kind, number: int, head: Mapping[str, Tensor], remote: Remote) -> bytes:
+    tensors = {f"head.{name}": tensor for name, tensor in head.items()}
+    return pack_start({"kind": kind, "round": number}, tensors | {"sizes": torch.tensor(remote.sizes)})
+
+
+@dataclass
+class _Measured:
+    """Messages that travelled."""
+
+    messages: int = 0
+    bytes: int = 0
+    numbers: int = 0
+
+    def add(self, messages: int, size: int, numbers: int) -> None:
+        self.messages += messages
+        self.bytes += messages * size
+        self.numbers += messages * numbers
+
+    def entry(self, what: str, direction: Literal["up", "down"], clients: int) -> Entry:
+        return Entry(0, what, direction, clients, self.bytes, self.numbers)
+
+
+def _warm_up(
+    head: Mapping[str, nn.Parameter],
+    warmup: Warmup,
+    remote: Remote,
+    draw: Draw,
+    progress: Progress,
+    robust: Robust | None,
+) -> list[Entry]:
+    layout, sent, received = Layout.of(head), _Measured(), _Measured()
+    like = {f"head.{name}": parameter for name, parameter in head.items()}
+    for number in range(1, warmup.rounds + 1):
+        question = _question("warm-up", number, head, remote)
+        sent.add(len(draw), len(question), layout.size)
+        answers = remote.ask("warm-up", list(draw), partial(_same, question))
+        usable = _usable("warm-up", number, answers, like, progress, asked=draw)
+
+        def warmed_up(usable: Iterator[Usable] = usable) -> Iterator[Head]:
+            for client, tensors, size in usable:
+                received.add(1, size, layout.size)
+                named = {name: tensors[f"head.{name}"] for name in head}
+                yield Head(client, layout.flatten(named), len(draw[client]))
+
+        layout.copy_into(head, average_heads(warmed_up(), layout.flatten(head), layout, robust))
+    clients = len(draw)
+    return [sent.entry("head warm-up", "down", clients), received.entry("head warm-up", "up", clients)]
+
+
+def _same(message: bytes, client: int) -> bytes:
+    return message
+
+
+def _gather(
+    targets: Mapping[str, nn.Module],
+    head: Mapping[str, Tensor],
+    how: GradientStart,
+    remote: Remote,
+    draw: Draw,
+    progress: Progress,
+) -> tuple[dict[str, Factors], Entry]:
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    kind, received = contribution(how), _Measured()
+    question = _question("contribute", 0, head, remote)
+    if how.private is not None:
+        for client in draw:
+            how.private.charge(client)
+    answers = remote.ask("contribute", list(draw), partial(_same, question))
+
+    def messages() -> Iterator[tuple[Tensors, int]]:
+        like = kind.like(shapes, how)
+        usable = _usable("contribute", 0, answers, like, progress, asked=draw, largest=LARGEST_SUM)
+        for client, tensors, size in usable:
+            received.add(1, size, sum(t.numel() for t in tensors.values()))
+            yield tensors, len(draw[client])
+
+    factors = kind.bases(shapes, how, messages())
+    return factors, received.entry(kind.what, "up", received.messages)
+
+
+def _usable(
+    kind: Kind,
+    number: int,
+    answers: Iterable[Outcome],
+    like: Mapping[str, Tensor],
+    progress: Progress,
+    *,
+    asked: Container[int] | None = None,
+    largest: float = LARGEST,
+) -> Iterator[Usable]:
+    """Every answer that can be used, one of each client; the others are told of and left out."""
+    heard: set[int] = set()
+    for answer in answers:
+        try:
+            if isinstance(answer, Failed):
+                raise UpdateRejected(answer.reason)
+            if answer.client in heard or (asked is not None and answer.client not in asked):
+                raise UpdateRejected("it was not asked, or answered before")
+            heard.add(answer.client)
+            facts, tensors = unpack_start(answer.message, like)
+            wanted: Facts = {"kind": kind, "round": number, "client": answer.client}
+            check_start(facts, tensors, wanted=wanted, like=like, largest=largest)
+        except UpdateRejected as reason:
+            progress.client_ends(answer.client, printable(reason))
+            continue
+        yield answer.client, tensors, len(answer.message)

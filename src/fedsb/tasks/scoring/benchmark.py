@@ -1,0 +1,173 @@
+"""One benchmark: its rows as prompts of the task's own template, its right answers, its marks.
+
+rows -> examples (Task.encode, as in training) -> outputs (an engine) -> answers -> Measurement + records
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedsb.config import RunConfig
+from fedsb.config.sections import BenchmarkConfig, CausalLmConfig
+from fedsb.tasks import Example, Row, Task
+from fedsb.tasks.choices import family_of, offered
+from fedsb.tasks.generate import Decoding
+from fedsb.tasks.intervals import Measurement
+from fedsb.tasks.scoring.checker import Checker, checker
+from fedsb.tasks.scoring.texts import check_libraries, measure_texts
+from fedsb.tasks.sources import benchmark_rows
+from fedsb.tasks.task import evaluating
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark ready to be asked. Made, and its input checked, before any model is loaded.
+
+    examples: one per question. expected: the right answer of each; for `text` its references.
+    """
+
+    name: str
+    wanted: BenchmarkConfig
+    rows: list[Row]
+    examples: list[Example]
+    expected: list[Any]
+    checker: Checker | None
+
+    @property
+    def generates(self) -> bool:
+        """Whether texts are to be generated."""
+        return self.wanted.score != "likelihood"
+
+
+def questions_of(name: str, config: RunConfig, task: Task, stack: contextlib.ExitStack) -> Questions:
+    """Read a benchmark and find the right answers in its rows.
+
+    Args:
+        stack: closes what the marking needs.
+
+    Raises:
+        InputError: a file, a column or an answer is missing, or a library.
+    """
+    wanted, columns = config.evaluation.benchmarks[name], config.task
+    assert isinstance(columns, CausalLmConfig)  # RunConfig has seen to it
+    rows = benchmark_rows(wanted, name)
+    examples = task.encode(rows, wanted.data)
+    responses = [str(example["response"]) for example in examples]
+    if wanted.score == "text":
+        check_libraries()
+        first, references = _grouped(examples)
+        chosen = [rows[i] for i in first], [examples[i] for i in first]
+        return Questions(name, wanted, *chosen, references, None)
+    kind = "choice" if wanted.score == "likelihood" else wanted.score
+    found, golds = stack.enter_context(checker(kind, responses, wanted.data))
+    return Questions(name, wanted, rows, examples, golds, found)
+
+
+def _grouped(examples: Sequence[Example]) -> tuple[list[int], list[list[str]]]:
+    """(the first example of each prompt, all responses to it)."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, example in enumerate(examples):
+        places.setdefault(tuple(example["prompt_ids"]), []).append(i)
+    return [own[0] for own in places.values()], [
+        [examples[i]["response"] for i in own] for own in places.values()
+    ]
+
+
+def decoding_of(config: RunConfig, wanted: BenchmarkConfig) -> Decoding:
+    """How this benchmark's answers are generated."""
+    how, task = config.evaluation.generation, config.task
+    assert isinstance(task, CausalLmConfig)
+    return Decoding(
+        max_new_tokens=wanted.max_new_tokens or task.max_new_tokens,
+        stop=tuple(how.stop),
+        seed=config.seed,
+        **how.model_dump(exclude={"engine", "stop"}),
+    )
+
+
+def marked(
+    asked: Questions, outputs: Sequence[str], prompts: Sequence[str]
+) -> tuple[Measurement, list[Record]]:
+    """What the outputs are worth, and a record per question: prompt, output, extracted, expected, correct."""
+    if asked.checker is None:
+        texts = [output.strip() for output in outputs]
+        records = _records(prompts, outputs, texts, asked.expected, [None] * len(texts))
+        return measure_texts(texts, asked.expected), records
+    answers = [asked.checker.extract(output) for output in outputs]
+    pairs = zip(answers, asked.expected, strict=True)
+    correct = [asked.checker.verdict(answer, gold) for answer, gold in pairs]
+    return share_of(correct), _records(prompts, outputs, answers, asked.expected, correct)
+
+
+def _records(*columns: Sequence[Any]) -> list[Record]:
+    names = ("prompt", "output", "extracted", "expected", "correct")
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def share_of(correct: Sequence[bool]) -> Measurement:
+    """Accuracy."""
+    hits = np.asarray(correct, dtype=np.float64)
+    return Measurement(len(hits), lambda at: {"accuracy": float(hits[at].mean())}, frozenset({"accuracy"}))
+
+
+def likeliest(
+    asked: Questions,
+    config: RunConfig,
+    task: Task,
+    model: nn.Module,
+    prompts: Sequence[str],
+    report: Callable[[int], None],
+) -> list[str]:
+    """The choice in whose place in the response the model finds the response likeliest, per question.
+
+    Choices are those that the prompt offers behind "Answer format:", else the answer's whole family.
+    """
+    offers = [
+        offered(prompt) or family_of(gold) or () for prompt, gold in zip(prompts, asked.expected, strict=True)
+    ]
+    flat = [(q, choice) for q, choices in enumerate(offers) for choice in choices]
+    column = config.task.response  # type: ignore[union-attr]  # causal-lm
+    rows = [_answering(asked.rows[q], column, asked.expected[q], choice) for q, choice in flat]
+    examples = task.encode(rows, asked.wanted.data)
+    best: dict[int, tuple[float, str]] = {}
+    size, lengths = config.evaluation.batch_size, [len(example["input_ids"]) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), size):
+        at = order[start : start + size]
+        for i, total in zip(at, _nll(task, model, [examples[i] for i in at]), strict=True):
+            question, choice = flat[i]
+            best[question] = min(best.get(question, (total, choice)), (total, choice))
+        report(len({flat[i][0] for i in at}))
+    return [best[q][1] for q in range(len(offers))]
+
+
+def _answering(row: Row, column: str, gold: str, choice: str) -> Row:
+    """The row as it would be if `choice` were right."""
+    return {**row, column: choice.join(str(row[column]).rsplit(gold, 1))}
+
+
+def _nll(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[float]:
+    batch = task.collate(examples)
+    with evaluating(model):
+        counts = (batch["labels"] != -100).sum(dim=1)
+        means = task.losses(model, batch).double().cpu()
+    return [float(x) for x in means * counts]
+
+
+def check_benchmarks(config: RunConfig, task: Task) -> int:
+    """Look at everything that benchmarks need but the model; how many questions there are.
+
+    Raises:
+        InputError: as `questions_of`.
+    """
+    with contextlib.ExitStack() as stack:
+        names = config.evaluation.benchmarks
+        return sum(len(questions_of(name, config, task, stack).examples) for name in names)

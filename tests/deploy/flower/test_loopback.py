@@ -1,0 +1,33 @@
+"""The loopback deployment, as a user would run it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "loopback"
+REFUSED = (
+    *("wrong key", "no certificate", "second key", "second number", "stranger registers", "stranger submits"),
+    *("stranger takes up a run", "impostor", "other digest", "lifetime", "raw gradients", "revoked key"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs openssl, ssh-keygen"
+)
+def test_the_loopback_deployment_equals_the_simulated_run_and_refuses_who_has_no_business(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 rounds equal to the simulated run's" in done.stdout
+    for what in REFUSED:
+        assert f"{what}: refused, exit" in done.stdout, done.stdout

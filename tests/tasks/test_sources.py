@@ -1,0 +1,81 @@
+"""Rows under the names by which a task calls their columns, from one source or several."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsb.config import RunConfig
+from fedsb.config.sections import BenchmarkConfig
+from fedsb.errors import InputError
+from fedsb.tasks.rows import read_rows
+from fedsb.tasks.sources import benchmark_rows, train_name, train_rows
+from fedsb.tasks.sources import test_rows as held_out_rows
+
+
+def write(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(**data) -> RunConfig:
+    task = {"kind": "causal-lm", "prompt": "{query} ->", "response": "answer"}
+    return RunConfig.from_dict({"model": {"path": "m"}, "task": task, "data": {"test": "t.jsonl", **data}})
+
+
+def test_columns_are_renamed_and_others_stay(tmp_path):
+    one = write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a", "more": 1}])
+    found = config(train=one, test=one, columns={"train": {"query": "question"}, "test": {"answer": "more"}})
+    assert train_rows(found) == [{"question": "q", "answer": "a", "more": 1, "query": "q"}]
+    assert held_out_rows(found) == [{"question": "q", "answer": 1, "more": 1}]
+
+
+def test_several_sources_tell_their_rows_apart(tmp_path):
+    one, two = (write(tmp_path / f"{n}.jsonl", [{"query": n, "answer": i} for i in range(3)]) for n in "ab")
+    found = config(train={"first": one, "second": two}, limit={"train": 2})
+    rows = train_rows(found)
+    assert [(row["query"], row["answer"], row["source"]) for row in rows] == [
+        ("a", 0, "first"),
+        ("a", 1, "first"),
+        ("b", 0, "second"),
+        ("b", 1, "second"),
+    ]
+    assert train_name(found) == f"{one}, {two}"
+
+
+def test_paths_of_all_sources_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", [{}])
+    found = config(train={"x": "a.jsonl", "y": "owner/name"}, test="a.jsonl")
+    evaluation = {"benchmarks": {"b": {"data": "a.jsonl", "score": "exact"}}}
+    found = RunConfig.from_dict({**found.model_dump(), "evaluation": evaluation}).with_absolute_paths()
+    assert found.data.train == {"x": str(tmp_path / "a.jsonl"), "y": "owner/name"}
+    assert found.evaluation.benchmarks["b"].data == str(tmp_path / "a.jsonl")
+    assert RunConfig.from_dict(found.model_dump(mode="json")) == found
+
+
+def test_a_column_that_is_not_there_is_named_with_its_key(tmp_path):
+    one = write(tmp_path / "a.jsonl", [{"question": "q"}])
+    with pytest.raises(
+        InputError, match=r"data\.columns\.train names the column 'query'.*the columns are 'question'"
+    ):
+        train_rows(config(train=one, columns={"train": {"x": "query"}}))
+    wanted = BenchmarkConfig(data=one, score="exact", columns={"query": "problem"})
+    with pytest.raises(InputError, match=r"evaluation\.benchmarks\.math\.columns names the column 'problem'"):
+        benchmark_rows(wanted, "math")
+
+
+def test_data_sets_that_are_scripts_are_read_from_the_hubs_tables(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config, *, split, **how):
+        asked.append(how)
+        if not how:
+            raise RuntimeError("Dataset scripts are no longer supported, but found e2e_nlg.py")
+        return datasets.Dataset.from_dict({"mr": ["a"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_rows("owner/e2e") == [{"mr": "a"}]
+    assert asked == [{}, {"revision": "refs/convert/parquet"}]
