@@ -26,6 +26,7 @@ from fedsb.federation.fixed_shape import OfOneShape
 from fedsb.federation.start.contribution import SENT_AS, Own, PrivateStart, empty
 from fedsb.federation.start.contributions import contribution
 from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, estimating, looked_at
+from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
     Start,
     Warmup,
@@ -35,7 +36,6 @@ from fedsb.federation.start.initialize import (
     start_factors,
 )
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
-from fedsb.models.head import cache_base_outputs, train_head
 from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.peers import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches

@@ -1,23 +1,10 @@
-"""A fresh classification head: which parameters it has, and its short training on a frozen base.
-
-The gradient through an untrained head is mostly noise, so the update estimate is better after this.
-The base runs once over the calibration examples; the head then trains on what the base gave out. It is
-federated like everything else: each client trains on its own examples, the server averages the heads.
-"""
+"""A classification head: which parameters it has, and how it stays fp32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from fedsb.federation.local_model import Batch, Losses
-
-Cached = tuple[Batch, Any]
-"""A batch and the base model's output for it."""
 
 CLASSIFIER = "ForSequenceClassification"
 """Ends the class names of such models, in `architectures` of a config too."""
@@ -47,73 +34,3 @@ def keep_in_float32(model: nn.Module) -> None:
 
 def _inputs_in_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-
-
-def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cached]:
-    """One forward pass of the frozen base over the batches, its outputs kept."""
-    outputs: list[Any] = []
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    handle = base.register_forward_hook(lambda module, args, output: outputs.append(output))
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-    finally:
-        handle.remove()
-    return list(zip(batches, outputs, strict=True))
-
-
-def train_head(
-    model: nn.Module,
-    head: Mapping[str, nn.Parameter],
-    cached: Sequence[Cached],
-    losses: Losses,
-    *,
-    steps: int,
-    learning_rate: float,
-) -> None:
-    """Full-batch AdamW on the head alone, in place, without dropout."""
-    optimizer = torch.optim.AdamW(list(head.values()), lr=learning_rate, weight_decay=0.0)
-    num_examples = sum(len(batch["labels"]) for batch, _ in cached)
-    model.eval()
-    with _only_these_train(model, head), _replayed_base(model) as replay:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            for batch, output in cached:
-                replay(output)
-                (losses(model, batch).sum() / num_examples).backward()
-            optimizer.step()
-    optimizer.zero_grad()
-
-
-class _Replay(nn.Module):
-    """Stands in for the base model and gives back a kept output."""
-
-    output: Any = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
-
-
-@contextmanager
-def _replayed_base(model: nn.Module) -> Iterator[Callable[[Any], None]]:
-    name = str(model.base_model_prefix)
-    base, stand_in = model.get_submodule(name), _Replay()
-    model.set_submodule(name, stand_in)
-    try:
-        yield lambda output: setattr(stand_in, "output", output)
-    finally:
-        model.set_submodule(name, base)
-
-
-@contextmanager
-def _only_these_train(model: nn.Module, head: Mapping[str, Tensor]) -> Iterator[None]:
-    before = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from oracles import example_losses, numbers, weighted_mean
 
 from fedsb.federation.layout import Layout
+from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
     Calibration,
     Start,
@@ -20,7 +21,7 @@ from fedsb.federation.start.initialize import (
     warm_up_head,
 )
 from fedsb.methods import fed_sb, fedit
-from fedsb.models.head import cache_base_outputs, head_parameters, train_head
+from fedsb.models.head import head_parameters
 
 
 def split(batch, sizes):

@@ -21,10 +21,10 @@ from fedsb.federation import wire
 from fedsb.federation.layout import Layout
 from fedsb.federation.start.contribution import GradientStart, PrivateStart
 from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_gradients
+from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.traffic import Entry
 from fedsb.methods import Method
-from fedsb.models.head import cache_base_outputs, train_head
 
 
 @dataclass(frozen=True, kw_only=True)
