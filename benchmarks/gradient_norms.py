@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fedsb.config import RunConfig
-from fedsb.federation.client import autocast, to_device
 from fedsb.federation.local_model import Example, Trainable, adopt
 from fedsb.federation.private_training import physical_batches
+from fedsb.federation.training import autocast, to_device
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.runner.arguments import local_training
 from fedsb.runner.checkpoint import load_checkpoint

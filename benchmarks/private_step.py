@@ -20,10 +20,10 @@ from torch import nn
 from fedsb.adapter.attached import attach, find_targets
 from fedsb.adapter.bases import orthonormal_bases
 from fedsb.adapter.linear import features
-from fedsb.federation.client import LocalTraining, make_optimizer, plain_step
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Trainable
 from fedsb.federation.private_training import clipping_optimizer, private_step
+from fedsb.federation.training import LocalTraining, make_optimizer, plain_step
 from fedsb.methods import Shape, fed_sb
 from fedsb.models.head import head_parameters
 from fedsb.privacy.noise import NoiseSource

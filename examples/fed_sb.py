@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fedsb import RunConfig
 from fedsb.adapter.attached import fold
-from fedsb.federation.client import train
 from fedsb.federation.start.initialize import start_factors
+from fedsb.federation.training import train
 from fedsb.methods import by_name
 from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.arguments import local_training, start_of

@@ -18,10 +18,11 @@ from fedsb.adapter.attached import attach
 from fedsb.common.seeding import torch_generator
 from fedsb.federation import client as client_module
 from fedsb.federation import wire
-from fedsb.federation.client import LocalTraining, client_update
+from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.local_model import Trainable, adopt
 from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, ServerState, aggregate, broadcast
+from fedsb.federation.training import LocalTraining
 from fedsb.methods import Method, Shape
 
 SEED = 3

@@ -16,8 +16,8 @@ from fedsb.deploy.node import QUESTIONS, Node
 from fedsb.deploy.node_config import NodeConfig, Refused, config_digest
 from fedsb.errors import FedsbError, InputError, RunFailed, UpdateRejected
 from fedsb.federation import wire
-from fedsb.federation.client import ClientFailed
 from fedsb.federation.start.messages import pack_start
+from fedsb.federation.training import ClientFailed
 from fedsb.privacy.ledger import read_spends
 from fedsb.runner.peers import Kind
 

@@ -14,10 +14,10 @@ from fedsb.adapter import Factors
 from fedsb.adapter.attached import Attached, attach
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
-from fedsb.federation.client import ClientFailed, LocalTraining, batch_indices, client_update, train
+from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Trainable
-from fedsb.federation.schedule import learning_rate_factor
+from fedsb.federation.training import ClientFailed, LocalTraining, batch_indices, learning_rate_factor, train
 from fedsb.methods import Shape, fed_sb
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_client import Setup, make_examples
 
-from fedsb.federation.client import LocalTraining, train
 from fedsb.federation.private_training import physical_batches, train_privately
+from fedsb.federation.training import LocalTraining, train
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ExamplePlan

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsb.federation.schedule import learning_rate_factor
+from fedsb.federation.training import learning_rate_factor
 
 schedules = st.sampled_from(["constant", "linear", "cosine"])
 

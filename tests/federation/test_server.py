@@ -14,11 +14,11 @@ from safetensors.torch import save
 
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
-from fedsb.federation.client import ClientFailed
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.server import Arrived, Failed, ServerState, aggregate, broadcast
 from fedsb.federation.simulate import simulate_cohort
 from fedsb.federation.traffic import Entry, Ledger
+from fedsb.federation.training import ClientFailed
 from fedsb.methods import Shape, fed_sb
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(3, 4), "value": Shape(2, 5)}, 2, 1, {})

@@ -17,7 +17,7 @@ from fedsb.deploy.node import Node
 from fedsb.deploy.node_account import node_account, node_place
 from fedsb.deploy.node_config import NodeConfig, Refused, check_limits
 from fedsb.errors import InputError
-from fedsb.federation.client import ClientFailed
+from fedsb.federation.training import ClientFailed
 from fedsb.privacy.account import Account, epsilon_of
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.composition import epsilon_over_runs

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedsb.config.privacy_checks import refuse_large_delta
 from fedsb.errors import InputError
-from fedsb.federation.client import LocalTraining
+from fedsb.federation.training import LocalTraining
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.plan import ClientPlan, ExamplePlan
 

@@ -20,7 +20,7 @@ from fedsb.deploy.node_config import NodeConfig, Refused
 from fedsb.deploy.questions import Question, read_question
 from fedsb.deploy.records import Facts, pack
 from fedsb.errors import FedsbError, UpdateRejected
-from fedsb.federation.client import ClientFailed
+from fedsb.federation.training import ClientFailed
 
 log = logging.getLogger("flwr")
 app = ClientApp()

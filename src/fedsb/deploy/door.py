@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fedsb.deploy.node_config import Refused
 from fedsb.errors import RunFailed, UpdateRejected
-from fedsb.federation.client import ClientFailed
+from fedsb.federation.training import ClientFailed
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.guard import BudgetSpent
 from fedsb.privacy.ledger import Phase

@@ -21,7 +21,6 @@ from fedsb.deploy.door import Charge, Disclosure, NoisedRelease, PublicFacts, Un
 from fedsb.deploy.node_config import Refused
 from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
-from fedsb.federation.client import ClientFailed
 from fedsb.federation.fixed_shape import OfOneShape
 from fedsb.federation.start.contribution import SENT_AS, Own, PrivateStart, empty
 from fedsb.federation.start.contributions import contribution
@@ -36,6 +35,7 @@ from fedsb.federation.start.initialize import (
     start_factors,
 )
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
+from fedsb.federation.training import ClientFailed
 from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.peers import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches

@@ -22,7 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsb.federation.client import (
+from fedsb.federation.dropout import check_repeatable, without_dropout
+from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape, width
+from fedsb.federation.local_model import Example, Trainable
+from fedsb.federation.training import (
     ClientFailed,
     LocalTraining,
     OnStep,
@@ -31,9 +34,6 @@ from fedsb.federation.client import (
     set_learning_rate,
     to_device,
 )
-from fedsb.federation.dropout import check_repeatable, without_dropout
-from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape, width
-from fedsb.federation.local_model import Example, Trainable
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource, add_noise
 from fedsb.privacy.per_example import per_example_gradients

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from fedsb.errors import UpdateRejected
-from fedsb.federation.client import ClientFailed
 from fedsb.federation.server import Arrived, Failed, Outcome
+from fedsb.federation.training import ClientFailed
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
 from fedsb.federation import partition
-from fedsb.federation.client import LocalTraining
 from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.start.initialize import Start, Warmup, bases_kind
 from fedsb.federation.start.robust import Robust
+from fedsb.federation.training import LocalTraining
 from fedsb.methods import Aggregation, Method, by_name
 from fedsb.methods.averaging.norm_bound import NormBound
 from fedsb.methods.averaging.robust import robust

@@ -11,9 +11,10 @@ from functools import partial
 
 from fedsb.config import RunConfig
 from fedsb.federation import wire
-from fedsb.federation.client import LocalTraining, OnStep, client_update
+from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, Trainable
+from fedsb.federation.training import LocalTraining, OnStep
 from fedsb.runner.arguments import local_training, part_of
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.private_run import PrivateRun

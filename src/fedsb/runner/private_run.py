@@ -15,10 +15,10 @@ from fedsb.config import RunConfig
 from fedsb.config.privacy_checks import check_delta
 from fedsb.config.sections import PrivacyConfig
 from fedsb.errors import InputError
-from fedsb.federation.client import ClientFailed, LocalTraining, Train, train
 from fedsb.federation.cohort import cohort
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.start.contribution import PrivateStart
+from fedsb.federation.training import ClientFailed, LocalTraining, Train, train
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
