@@ -17,7 +17,8 @@ import torch
 
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.server import Arrived, ServerState, aggregate
+from fedsb.federation.server import Arrived, aggregate
+from fedsb.federation.state import ServerState
 from fedsb.methods import Shape, Upload, fed_sb
 
 LAYERS, RANK, UPDATES, DISTINCT = 224, 64, 1000, 20

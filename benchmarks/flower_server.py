@@ -95,7 +95,8 @@ def _our_round(files: list[Path]) -> Callable[[], object]:
 
     from fedsb.config import RunConfig
     from fedsb.deploy.nodes import Federation
-    from fedsb.federation.server import ServerState, aggregate, broadcasts
+    from fedsb.federation.server import aggregate, broadcasts
+    from fedsb.federation.state import ServerState
 
     config = RunConfig.from_dict(
         {

@@ -26,7 +26,8 @@ from fedsb.adapter.bases import orthonormal_bases
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Trainable, adopt
-from fedsb.federation.server import Arrived, ServerState, aggregate, broadcast
+from fedsb.federation.server import Arrived, aggregate, broadcast
+from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Method, Shape, by_name
 from fedsb.privacy.noise import NoiseSource, add_noise

@@ -21,7 +21,8 @@ from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.local_model import Trainable, adopt
-from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, ServerState, aggregate, broadcast
+from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, aggregate, broadcast
+from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Method, Shape
 

@@ -25,12 +25,13 @@ from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.server import Arrived, Failed, ServerState, aggregate
+from fedsb.federation.server import Arrived, Failed, aggregate
 from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.contributions import contribution
 from fedsb.federation.start.from_gradients import as_sent
 from fedsb.federation.start.messages import FORMAT as START
 from fedsb.federation.start.messages import LARGEST, check_start, pack_start, unpack_start
+from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Shape, fed_sb
 from fedsb.report.progress import Silent

@@ -20,7 +20,8 @@ from transformers import BertConfig, BertModel
 from fedsb.federation import private_training as dp_sgd
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.server import Arrived, ServerState, aggregate, broadcast
+from fedsb.federation.server import Arrived, aggregate, broadcast
+from fedsb.federation.state import ServerState
 from fedsb.methods import Shape, fed_sb
 from fedsb.privacy import client_level
 from fedsb.privacy.audit import chance, epsilon_at_least

@@ -15,8 +15,9 @@ from safetensors.torch import save
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.server import Arrived, Failed, ServerState, aggregate, broadcast
+from fedsb.federation.server import Arrived, Failed, aggregate, broadcast
 from fedsb.federation.simulate import simulate_cohort
+from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Entry, Ledger
 from fedsb.federation.training import ClientFailed
 from fedsb.methods import Shape, fed_sb

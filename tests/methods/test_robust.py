@@ -16,7 +16,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.layout import Layout
-from fedsb.federation.server import Arrived, ServerState, aggregate
+from fedsb.federation.server import Arrived, aggregate
 from fedsb.federation.start import contributions, initialize
 from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.contributions import contribution
@@ -25,6 +25,7 @@ from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.start.noised_sums import NOISED_SUMS
 from fedsb.federation.start.robust import Head, Robust, Sizes, average_heads, evened
 from fedsb.federation.start.sketches import sketch_of
+from fedsb.federation.state import ServerState
 from fedsb.methods import ALL, Shape, by_name, fed_sb
 from fedsb.methods.averaging import robust as robust_module
 from fedsb.methods.averaging.norm_bound import NormBound

@@ -10,7 +10,7 @@ from oracles import random_factors
 from fedsb.adapter import LoraPair
 from fedsb.common import files
 from fedsb.errors import InputError
-from fedsb.federation.server import BaseChange, ServerState
+from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Entry, Ledger
 from fedsb.runner import checkpoint
 from fedsb.runner.checkpoint import Saved, load_checkpoint, save_checkpoint

@@ -2,6 +2,6 @@
 
 from fedsb.federation.client import client_update as client_update
 from fedsb.federation.exchange import Exchange as Exchange
-from fedsb.federation.server import ServerState as ServerState
 from fedsb.federation.server import aggregate as aggregate
 from fedsb.federation.server import broadcasts as broadcasts
+from fedsb.federation.state import ServerState as ServerState

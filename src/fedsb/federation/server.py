@@ -7,55 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from fedsb.adapter import LoraPair
 from fedsb.common.printable import printable
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.layout import Layout
+from fedsb.federation.state import ServerState, base_by_name, base_rank_of, changed_base, needed_round
 from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.norm_bound import NormBound
-from fedsb.methods.averaging.stack import factors_are_smaller
 
 Weighting = Literal["examples", "uniform"]
+
 PartOf = Callable[[int], Part]
-
-
-@dataclass(frozen=True)
-class BaseChange:
-    """What was added to base weights, for methods that do that.
-
-    Attributes:
-        total: everything so far, by layer; empty if nothing was.
-        last: the last addition, as it travels; `last_rank` is its rank.
-        changed, previous: the rounds that made the last addition and the one before it.
-        seen: client -> a round whose base weights it holds (0: untouched).
-    """
-
-    total: Mapping[str, Float[Tensor, "out in"]] = field(default_factory=dict)
-    last: BaseUpdate = field(default_factory=dict)
-    last_rank: int = 0
-    changed: int = 0
-    previous: int = 0
-    seen: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change."""
-
-    round: int
-    vector: Float[Tensor, "size"]
-    base: BaseChange = field(default_factory=BaseChange)
 
 
 @dataclass(frozen=True)
@@ -107,12 +78,12 @@ def broadcasts(state: ServerState, exchange: Exchange) -> Callable[[int, Part], 
     The newest message is kept, and given to every client that lacks the same.
     """
     message = lru_cache(maxsize=1)(partial(_broadcast, state, exchange))
-    return lambda client, part: message(part.rank, _lacks(state, client))
+    return lambda client, part: message(part.rank, base_rank_of(state, client))
 
 
 def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -> bytes:
     """As `broadcasts`, for one client."""
-    return _broadcast(state, exchange, part.rank, _lacks(state, client))
+    return _broadcast(state, exchange, part.rank, base_rank_of(state, client))
 
 
 def _broadcast(state: ServerState, exchange: Exchange, rank: int, base_rank: int | None) -> bytes:
@@ -122,40 +93,14 @@ def _broadcast(state: ServerState, exchange: Exchange, rank: int, base_rank: int
     numbers = [down.flatten({name: named[name][_block(shape)] for name, shape in down.entries})]
     if base_rank is not None:
         update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
-        numbers.append(exchange.base(base_rank).flatten(_by_name(update)))
-    needs = _needs(state, base_rank)
+        numbers.append(exchange.base(base_rank).flatten(base_by_name(update)))
+    needs = needed_round(state, base_rank)
     header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank, needs=needs)
     return wire.pack(header, torch.cat(numbers))
 
 
-def _needs(state: ServerState, base_rank: int | None) -> int | None:
-    """`wire.Header.needs` of a message with this `wire.Header.base`."""
-    everything_follows = base_rank == 0
-    wanted = state.base.changed if base_rank is None else state.base.previous
-    return None if everything_follows else wanted or None
-
-
-def _lacks(state: ServerState, client: int) -> int | None:
-    """`wire.Header.base` for this client: None if its base weights are up to date."""
-    base, held = state.base, state.base.seen.get(client, 0)
-    if held >= base.changed:
-        return None
-    newest = base.changed == state.round  # else it was broadcast before, and a client that failed may have it
-    return base.last_rank if newest and held >= base.previous and base.last else 0
-
-
 def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(0, n) for n in shape)
-
-
-def _by_name(update: BaseUpdate) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for layer, value in update.items():
-        if isinstance(value, LoraPair):
-            named |= {f"{layer}.base.B": value.B, f"{layer}.base.A": value.A}
-        else:
-            named[f"{layer}.base"] = value
-    return named
 
 
 def aggregate(
@@ -211,33 +156,8 @@ def aggregate(
     down = exchange.down(exchange.rank)
     named = down.unflatten(state.vector) | dict(averaged.tensors)
     vector = down.flatten({name: named[name] for name, _ in down.entries})
-    base = _changed_base(state, exchange, averaged.base_update, report.clients)
+    base = changed_base(state, exchange, averaged.base_update, report.clients)
     return ServerState(state.round + 1, vector, base), report
-
-
-def _changed_base(
-    state: ServerState, exchange: Exchange, update: BaseUpdate | None, clients: Iterable[int]
-) -> BaseChange:
-    """Add this round's update; the clients that took part hold the weights of the round's beginning."""
-    base = replace(state.base, seen={**state.base.seen, **dict.fromkeys(clients, state.round)})
-    update = update or {}
-    pairs = [value for value in update.values() if isinstance(value, LoraPair)]
-    rank = pairs[0].A.shape[0] if pairs else _rank_beyond_all(exchange)
-    if not update or rank == 0:
-        return base if base.total else state.base
-    dense = {name: _dense(value) for name, value in update.items()}
-    sent = {n: v if factors_are_smaller(exchange.layers[n], rank) else dense[n] for n, v in update.items()}
-    total = {name: base.total.get(name, 0) + value for name, value in dense.items()}
-    return BaseChange(total, sent, rank, state.round + 1, base.changed, base.seen)
-
-
-def _dense(value: LoraPair | Tensor) -> Float[Tensor, "out in"]:
-    return value.B @ value.A if isinstance(value, LoraPair) else value
-
-
-def _rank_beyond_all(exchange: Exchange) -> int:
-    """A rank at which every layer travels dense."""
-    return max(min(shape) for shape in exchange.layers.values())
 
 
 def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | None) -> None:
@@ -293,13 +213,6 @@ def _bounded(client: int, vector: Tensor, before: Tensor, bound: NormBound, repo
         )
     report.scaled.append(client)
     return scaled
-
-
-def with_base(state: ServerState, total: Mapping[str, Tensor], *, clients: Iterable[int]) -> ServerState:
-    """The state with these changes of base weights, which all these clients made themselves."""
-    now, before = state.round, state.base.changed
-    base = BaseChange(total, changed=now, previous=before, seen=dict.fromkeys(clients, now))
-    return replace(state, base=base)
 
 
 def _note(report: RoundReport, client: int, header: wire.Header) -> None:

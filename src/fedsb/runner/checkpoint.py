@@ -24,7 +24,7 @@ from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
 from fedsb.common.documents import parse_json
 from fedsb.common.files import finite, write_bytes, write_json
 from fedsb.errors import InputError
-from fedsb.federation.server import BaseChange, ServerState
+from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Ledger
 from fedsb.methods import BaseUpdate
 

@@ -24,8 +24,9 @@ from fedsb.federation import wire
 from fedsb.federation.cohort import cohort
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Trainable, adopt
-from fedsb.federation.server import Outcome, RoundReport, ServerState, aggregate, broadcasts
+from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
+from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Entry
 from fedsb.methods import Method
 from fedsb.models.digest import base_digest, layer_digest

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from fedsb.config import RunConfig
-from fedsb.federation.server import ServerState
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Ledger
 from fedsb.methods import Method
 from fedsb.report.progress import Progress

@@ -18,9 +18,10 @@ from torch import Tensor
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import set_base_updates
 from fedsb.federation.local_model import Trainable, adopt
-from fedsb.federation.server import ServerState, broadcast, with_base
+from fedsb.federation.server import broadcast
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import Start, start_factors
+from fedsb.federation.state import ServerState, with_base
 from fedsb.federation.traffic import Entry
 
 

@@ -1,0 +1,100 @@
+"""What the server keeps between rounds, and how a round's addition changes the base weights in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsb.adapter import LoraPair
+from fedsb.federation.exchange import Exchange
+from fedsb.methods import BaseUpdate
+from fedsb.methods.averaging.stack import factors_are_smaller
+
+
+@dataclass(frozen=True)
+class BaseChange:
+    """What was added to base weights, for methods that do that.
+
+    Attributes:
+        total: everything so far, by layer; empty if nothing was.
+        last: the last addition, as it travels; `last_rank` is its rank.
+        changed, previous: the rounds that made the last addition and the one before it.
+        seen: client -> a round whose base weights it holds (0: untouched).
+    """
+
+    total: Mapping[str, Float[Tensor, "out in"]] = field(default_factory=dict)
+    last: BaseUpdate = field(default_factory=dict)
+    last_rank: int = 0
+    changed: int = 0
+    previous: int = 0
+    seen: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change."""
+
+    round: int
+    vector: Float[Tensor, "size"]
+    base: BaseChange = field(default_factory=BaseChange)
+
+
+def needed_round(state: ServerState, base_rank: int | None) -> int | None:
+    """`wire.Header.needs` of a message with this `wire.Header.base`."""
+    everything_follows = base_rank == 0
+    wanted = state.base.changed if base_rank is None else state.base.previous
+    return None if everything_follows else wanted or None
+
+
+def base_rank_of(state: ServerState, client: int) -> int | None:
+    """`wire.Header.base` for this client: None if its base weights are up to date."""
+    base, held = state.base, state.base.seen.get(client, 0)
+    if held >= base.changed:
+        return None
+    newest = base.changed == state.round  # else it was broadcast before, and a client that failed may have it
+    return base.last_rank if newest and held >= base.previous and base.last else 0
+
+
+def base_by_name(update: BaseUpdate) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for layer, value in update.items():
+        if isinstance(value, LoraPair):
+            named |= {f"{layer}.base.B": value.B, f"{layer}.base.A": value.A}
+        else:
+            named[f"{layer}.base"] = value
+    return named
+
+
+def changed_base(
+    state: ServerState, exchange: Exchange, update: BaseUpdate | None, clients: Iterable[int]
+) -> BaseChange:
+    """Add this round's update; the clients that took part hold the weights of the round's beginning."""
+    base = replace(state.base, seen={**state.base.seen, **dict.fromkeys(clients, state.round)})
+    update = update or {}
+    pairs = [value for value in update.values() if isinstance(value, LoraPair)]
+    rank = pairs[0].A.shape[0] if pairs else _rank_beyond_all(exchange)
+    if not update or rank == 0:
+        return base if base.total else state.base
+    dense = {name: _dense(value) for name, value in update.items()}
+    sent = {n: v if factors_are_smaller(exchange.layers[n], rank) else dense[n] for n, v in update.items()}
+    total = {name: base.total.get(name, 0) + value for name, value in dense.items()}
+    return BaseChange(total, sent, rank, state.round + 1, base.changed, base.seen)
+
+
+def _dense(value: LoraPair | Tensor) -> Float[Tensor, "out in"]:
+    return value.B @ value.A if isinstance(value, LoraPair) else value
+
+
+def _rank_beyond_all(exchange: Exchange) -> int:
+    """A rank at which every layer travels dense."""
+    return max(min(shape) for shape in exchange.layers.values())
+
+
+def with_base(state: ServerState, total: Mapping[str, Tensor], *, clients: Iterable[int]) -> ServerState:
+    """The state with these changes of base weights, which all these clients made themselves."""
+    now, before = state.round, state.base.changed
+    base = BaseChange(total, changed=now, previous=before, seen=dict.fromkeys(clients, now))
+    return replace(state, base=base)
