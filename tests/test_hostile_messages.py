@@ -27,8 +27,7 @@ from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.server import Arrived, Failed, aggregate
 from fedsb.federation.start.contribution import GradientStart
-from fedsb.federation.start.contributions import contribution
-from fedsb.federation.start.from_gradients import as_sent
+from fedsb.federation.start.from_gradients import as_sent, contribution
 from fedsb.federation.start.messages import FORMAT as START
 from fedsb.federation.start.messages import LARGEST, check_start, pack_start, unpack_start
 from fedsb.federation.state import ServerState

@@ -17,9 +17,10 @@ from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.layout import Layout
 from fedsb.federation.server import Arrived, aggregate
-from fedsb.federation.start import contributions, initialize
+from fedsb.federation.start import sketches
+from fedsb.federation.start import initialize
 from fedsb.federation.start.contribution import GradientStart
-from fedsb.federation.start.contributions import contribution
+from fedsb.federation.start.from_gradients import contribution
 from fedsb.federation.start.initialize import Warmup, gradient_start_of
 from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.start.noised_sums import NOISED_SUMS
@@ -284,7 +285,7 @@ def contribution_of(way, gradients, how):
             pair = {"B": U[:, :k] * S[:k], "A": Vh[:k]} if k < 9 else {"B": G, "A": torch.eye(G.shape[1])}
             sent |= {f"{name}.{part}": value for part, value in pair.items()}
         elif way == "sketch":
-            probes = contributions._shared_probes(SHAPES, how)[name]
+            probes = sketches._shared_probes(SHAPES, how)[name]
             sent |= {f"{name}.{side}": t for side, t in sketch_of(G, probes)._asdict().items()}
         elif way == "moments":
             P, Q = like[f"{name}.left"], like[f"{name}.right"]

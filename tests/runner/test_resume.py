@@ -189,7 +189,7 @@ def test_killed_in_the_middle_of_the_start(world, config, unbroken, monkeypatch)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedsb.federation.start.contributions.quick_svd", die)
+        patch.setattr("fedsb.federation.start.factors.quick_svd", die)
         with pytest.raises(Killed):
             start(config, folder)
     assert any((folder / "checkpoint" / "spill").iterdir())

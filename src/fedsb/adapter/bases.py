@@ -16,8 +16,11 @@ from fedsb.adapter.layer import Factors
 
 EXACT_SVD_UP_TO = 512
 """Matrices whose smaller side is at most this get LAPACK's full SVD; larger ones the randomized one."""
+
 OVERSAMPLING = 16
+
 POWER_ITERATIONS = 8
+
 QUICK_POWER_ITERATIONS = 2
 
 
@@ -123,3 +126,13 @@ def _orthonormal(matrix: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
 
 def _zero_core(heads: int, rank: int, device: torch.device) -> Tensor:
     return torch.zeros(heads, rank, rank, device=device)
+
+
+def orthonormal_columns(size: int, width: int, generator: torch.Generator) -> Tensor:
+    Q: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q
+    return Q
+
+
+def fixed_signs(U: Tensor) -> Tensor:
+    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
+    return U * torch.where(largest < 0, -1.0, 1.0)

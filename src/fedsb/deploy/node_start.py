@@ -23,8 +23,14 @@ from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
 from fedsb.federation.fixed_shape import OfOneShape
 from fedsb.federation.start.contribution import SENT_AS, Own, PrivateStart, empty
-from fedsb.federation.start.contributions import contribution
-from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, estimating, looked_at
+from fedsb.federation.start.from_gradients import (
+    Calibration,
+    Draw,
+    as_received,
+    contribution,
+    estimating,
+    looked_at,
+)
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
     Start,

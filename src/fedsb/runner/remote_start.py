@@ -28,8 +28,14 @@ from fedsb.errors import UpdateRejected
 from fedsb.federation.layout import Layout
 from fedsb.federation.server import Failed, Outcome
 from fedsb.federation.start.contribution import GradientStart, Tensors
-from fedsb.federation.start.contributions import contribution
-from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, as_sent, bases_down
+from fedsb.federation.start.from_gradients import (
+    Calibration,
+    Draw,
+    as_received,
+    as_sent,
+    bases_down,
+    contribution,
+)
 from fedsb.federation.start.initialize import (
     Start,
     Started,

@@ -16,7 +16,7 @@ from fedsb.adapter.linear import features
 from fedsb.cli.cost import Question, method_cost
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import RunFailed
-from fedsb.federation.start import contributions
+from fedsb.federation.start import sketches
 from fedsb.federation.start import from_gradients as gradient_start
 from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import Calibration, bases_from_gradients
@@ -138,14 +138,14 @@ def test_how_a_contributor_batches_its_examples_plays_no_part_in_its_sketch(wide
 def test_a_gradient_is_forgotten_once_it_is_sketched(wide_bert: Any, monkeypatch: Any) -> None:
     """Over layers, batches and contributors, dense gradients exist one at a time."""
     earlier: list[Any] = []
-    real = contributions.sketch_of
+    real = sketches.sketch_of
 
     def watched(gradient: Any, probes: Any) -> Any:
         assert not any(reference() is not None for reference in earlier)
         earlier.append(weakref.ref(gradient))
         return real(gradient, probes)
 
-    monkeypatch.setattr(contributions, "sketch_of", watched)
+    monkeypatch.setattr(sketches, "sketch_of", watched)
     start(wide_bert, upload="sketch", batch_size=4)
     assert len(earlier) == 4 * 6  # layers, batches of three contributors
 

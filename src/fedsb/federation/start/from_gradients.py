@@ -30,8 +30,21 @@ from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import estimate_update
 from fedsb.federation.dropout import without_dropout
 from fedsb.federation.local_model import Batch, Example, Losses
-from fedsb.federation.start.contribution import SENT_AS, GradientStart, Own, Tensors, reducer, step_rule
-from fedsb.federation.start.contributions import contribution
+from fedsb.federation.start.contribution import (
+    SENT_AS,
+    Contribution,
+    GradientStart,
+    Own,
+    Tensors,
+    reducer,
+    step_rule,
+)
+from fedsb.federation.start.factors import FACTORS
+from fedsb.federation.start.moments import MOMENTS
+from fedsb.federation.start.noised_sums import NOISED_SUMS
+from fedsb.federation.start.sketches import (
+    SKETCH,
+)
 from fedsb.federation.traffic import Entry
 from fedsb.methods.method import Shape
 
@@ -191,3 +204,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
+
+
+def contribution(start: GradientStart) -> Contribution:
+    """The one that this start asks for, where each contributor sends its own."""
+    if start.private is not None:
+        return NOISED_SUMS
+    if start.rule == "moments":
+        return MOMENTS
+    return SKETCH if start.upload == "sketch" else FACTORS

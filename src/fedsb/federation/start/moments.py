@@ -10,14 +10,28 @@ et al. 2017, arXiv 1706.05736).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedsb.adapter import Factors
+from fedsb.adapter.bases import fixed_signs, orthonormal_columns
+from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import sum_over_batches
+from fedsb.common.seeding import torch_generator
+from fedsb.federation.start.contribution import (
+    Contribution,
+    GradientStart,
+    Own,
+    Shapes,
+    Tensors,
+    check_some,
+    norms_of,
+)
+from fedsb.methods.method import Shape
 
 WIDER = 1.5
 """Columns of a sketch for each direction wanted."""
@@ -38,12 +52,7 @@ def add(one: Sketch, other: Sketch) -> Sketch:
 def probes(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Sketch:
     """P and Q: orthonormal columns, WIDER * rank of them, or as many as the layer has."""
     width = round(WIDER * rank)
-    return Sketch(*(_orthonormal(size, min(width, size), generator) for size in (out, n_in)))
-
-
-def _orthonormal(size: int, width: int, generator: torch.Generator) -> Tensor:
-    Q: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q
-    return Q
+    return Sketch(*(orthonormal_columns(size, min(width, size), generator) for size in (out, n_in)))
 
 
 def sketch_moments(
@@ -85,9 +94,59 @@ def leading_directions(
     values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
     root = vectors / values.clamp_min(shift).sqrt()
     U, _, _ = torch.linalg.svd(Y @ root, full_matrices=False)
-    return _fixed_signs(U[:, :rank]).float().contiguous()
+    return fixed_signs(U[:, :rank]).float().contiguous()
 
 
-def _fixed_signs(U: Tensor) -> Tensor:
-    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
-    return U * torch.where(largest < 0, -1.0, 1.0)
+MOMENT_BATCH = 4
+"""Examples whose summed gradient counts as one in the second moments."""
+
+
+# Moments
+
+
+def _send_moments(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+) -> Tensors:
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    shared = _moment_probes(shapes, start)
+    sent = sketch_moments(model, targets, own.batches(MOMENT_BATCH), own.losses, shared)
+    return {f"{n}.{side}": t for n, sketch in sent.items() for side, t in sketch._asdict().items()}
+
+
+def _combine_moments(
+    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+) -> dict[str, Factors]:
+    """R0 is zero, since moments have no sign."""
+    total: dict[str, Sketch] = {}
+    for message, _ in messages:
+        for name in shapes:
+            new = Sketch(*(message[f"{name}.{side}"] for side in Sketch._fields))
+            total[name] = add(total[name], new) if name in total else new
+    check_some(len(total))
+    rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
+    return {
+        name: Factors(
+            B=leading_directions(sketch.left, shared[name].left, rank),
+            A=leading_directions(sketch.right, shared[name].right, rank).T.contiguous(),
+            R=torch.zeros(start.heads, start.rank, start.rank),
+        )
+        for name, sketch in total.items()
+    }
+
+
+def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, Sketch]:
+    width = start.heads * start.rank
+    return {
+        name: probes(*shape, width, generator=torch_generator(start.seed, "probes", name))
+        for name, shape in shapes.items()
+    }
+
+
+def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
+    shared = _moment_probes(shapes, start)
+    return {f"{n}.{side}": t for n, sketch in shared.items() for side, t in sketch._asdict().items()}
+
+
+MOMENTS = Contribution(
+    "sketches of gradient moments", _send_moments, _combine_moments, _moments_like, norms_of(*Sketch._fields)
+)

@@ -14,16 +14,36 @@ orthonormal.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsb.adapter import Factors
+from fedsb.adapter.bases import orthonormal_columns
+from fedsb.adapter.linear import features
+from fedsb.adapter.update_estimate import apply_rule, sum_over_batches
+from fedsb.common.seeding import torch_generator
+from fedsb.federation.start.contribution import (
+    SENT_AS,
+    Contribution,
+    GradientStart,
+    Own,
+    Shapes,
+    Tensors,
+    check_some,
+    empty,
+    norms_of,
+    reducer,
+    step_rule,
+)
 from fedsb.methods.method import Shape
 
 COLUMNS_PER_DIRECTION = 2
 """k = 2 r + 1 columns of Y for r directions wanted, so that f(r, k) = 1 (arXiv 1609.00048)."""
+
 ROWS_PER_COLUMN = 2
 """l = 2 k + 1 rows of W, so that f(k, l) = 1 (same paper)."""
 
@@ -71,8 +91,8 @@ def draw_probes(
     widths = sketch_widths(shape, rank, columns_per_direction)
     if widths is None:
         return None
-    right = _orthonormal(shape.n_in, widths[0], generator)
-    return Probes(right, _orthonormal(shape.out, widths[1], generator).T.contiguous())
+    right = orthonormal_columns(shape.n_in, widths[0], generator)
+    return Probes(right, orthonormal_columns(shape.out, widths[1], generator).T.contiguous())
 
 
 def sketch_of(matrix: Float[Tensor, "out in"], probes: Probes | None) -> MatrixSketch:
@@ -96,6 +116,70 @@ def matrix_of(sketch: MatrixSketch, probes: Probes | None) -> Float[Tensor, "out
     return (Q @ X).float()
 
 
-def _orthonormal(size: int, width: int, generator: torch.Generator) -> Tensor:
-    Q: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q
-    return Q
+# Sketches
+
+
+def _send_sketch(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+) -> Tensors:
+    """Its share of the pooled mean, sketched batch by batch: no dense gradient is kept."""
+    device = next(model.parameters()).device
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    ours = {
+        name: shared and Probes(*(side.to(device) for side in shared))
+        for name, shared in _shared_probes(shapes, start).items()
+    }
+    sent = sum_over_batches(
+        model,
+        targets,
+        own.batches(start.batch_size),
+        own.losses,
+        lambda name, gradient: sketch_of(gradient, ours[name]),
+        add_sketches,
+    )
+    return {
+        f"{name}.{side}": (tensor / own.everyone).to("cpu", SENT_AS)
+        for name, sketch in sent.items()
+        for side, tensor in sketch._asdict().items()
+    }
+
+
+def _combine_sketches(
+    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+) -> dict[str, Factors]:
+    """The sum of the sketches is all that is looked at. The rule is applied to what comes back, since the
+    sign of a sum is no sum of signs."""
+    total: dict[str, MatrixSketch] = {}
+    for message, _ in messages:
+        for name in shapes:
+            new = MatrixSketch(*(message[f"{name}.{side}"].double() for side in MatrixSketch._fields))
+            total[name] = add_sketches(total[name], new) if name in total else new
+    check_some(len(total))
+    reduce, shared = reducer(start), _shared_probes(shapes, start)
+    return {
+        name: reduce(name, apply_rule(name, matrix_of(total.pop(name), shared[name]), step_rule(start), 1.0))
+        for name in shapes
+    }
+
+
+def _shared_probes(shapes: Shapes, start: GradientStart) -> dict[str, Probes | None]:
+    """Every party draws the same ones."""
+    width = start.heads * start.rank
+    return {
+        name: draw_probes(shape, width, generator=torch_generator(start.seed, "sketch", name))
+        for name, shape in shapes.items()
+    }
+
+
+def _sketch_like(shapes: Shapes, start: GradientStart) -> Tensors:
+    found: Tensors = {}
+    for name, shape in shapes.items():
+        widths = sketch_widths(shape, start.heads * start.rank, COLUMNS_PER_DIRECTION)
+        columns, rows = (shape.n_in, 0) if widths is None else widths
+        found |= {f"{name}.columns": empty(shape.out, columns), f"{name}.rows": empty(rows, shape.n_in)}
+    return found
+
+
+SKETCH = Contribution(
+    "sketches of gradients", _send_sketch, _combine_sketches, _sketch_like, norms_of(*MatrixSketch._fields)
+)
