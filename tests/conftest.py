@@ -25,7 +25,7 @@ install_import_hook(
         "fedsb.adapter.layer",
         "fedsb.adapter.attached",
         "fedsb.adapter.bases",
-        "fedsb.federation.layout",
+        "fedsb.federation.exchange",
         "fedsb.adapter.linear",
         "fedsb.methods",
         "fedsb.federation.server",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Layout
 
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
 named_shapes = st.dictionaries(st.text("abc.", min_size=1, max_size=5), shapes, max_size=5)

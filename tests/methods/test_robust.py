@@ -14,11 +14,9 @@ from fedsb import RunConfig, run
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
-from fedsb.federation.exchange import Exchange, Part
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.server import Arrived, aggregate
-from fedsb.federation.start import sketches
-from fedsb.federation.start import initialize
+from fedsb.federation.start import initialize, sketches
 from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import contribution
 from fedsb.federation.start.initialize import Warmup, gradient_start_of

@@ -17,8 +17,7 @@ from torch import Tensor
 from fedsb.common.printable import printable
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
-from fedsb.federation.exchange import Exchange, Part
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.state import ServerState, base_by_name, base_rank_of, changed_base, needed_round
 from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.averaging.mean import region

@@ -25,7 +25,7 @@ from fedsb.adapter.linear import features
 from fedsb.common.files import write_bytes
 from fedsb.common.printable import printable
 from fedsb.errors import UpdateRejected
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Layout
 from fedsb.federation.server import Failed, Outcome
 from fedsb.federation.start.contribution import GradientStart, Tensors
 from fedsb.federation.start.from_gradients import (

@@ -16,8 +16,8 @@ from fedsb.adapter.linear import features
 from fedsb.cli.cost import Question, method_cost
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import RunFailed
-from fedsb.federation.start import sketches
 from fedsb.federation.start import from_gradients as gradient_start
+from fedsb.federation.start import sketches
 from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import Calibration, bases_from_gradients
 from fedsb.federation.start.sketches import sketched_numbers

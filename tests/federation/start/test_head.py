@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import example_losses, numbers, weighted_mean
 
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Layout
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
     Calibration,

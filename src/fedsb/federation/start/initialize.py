@@ -18,7 +18,7 @@ from fedsb.adapter.linear import dense_weight, features
 from fedsb.adapter.update_estimate import Rule
 from fedsb.common.seeding import numpy_generator, torch_generator
 from fedsb.federation import wire
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Layout
 from fedsb.federation.start.contribution import GradientStart, PrivateStart
 from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_gradients
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head

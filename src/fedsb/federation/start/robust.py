@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.errors import RunFailed
-from fedsb.federation.layout import Layout
+from fedsb.federation.exchange import Layout
 from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.averaging.norm_bound import NormBound
 from fedsb.methods.averaging.robust import Average, robust
