@@ -19,7 +19,7 @@ from fedsb.federation import wire
 from fedsb.federation.start.messages import pack_start
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.ledger import read_spends
-from fedsb.runner.peers import Kind
+from fedsb.runner.clients import Kind
 
 ROWS = 12
 RUN = "a" * 32

@@ -18,9 +18,8 @@ from run_helpers import (
 from fedsb import RunConfig, run
 from fedsb.deploy.held_node import HeldNode
 from fedsb.errors import InputError
-from fedsb.federation.simulate import simulate_cohort
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote, simulate_cohort
 
 CLIENTS = 2
 RUN, OTHER_RUN = "1" * 32, "2" * 32

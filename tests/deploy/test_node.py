@@ -24,10 +24,9 @@ from fedsb.deploy.node_config import NodeConfig, config_digest
 from fedsb.errors import InputError, RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.server import Failed
-from fedsb.federation.simulate import simulate_cohort
 from fedsb.federation.start.messages import pack_start
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote, simulate_cohort
 
 CLIENTS = 3
 RUN = "1" * 32

@@ -28,7 +28,7 @@ from fedsb.privacy.audit import chance, epsilon_at_least
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.noise import NoiseSource, add_noise, gaussian_like
 from fedsb.privacy.plan import ClientPlan
-from fedsb.runner.party import party_of
+from fedsb.runner.clients import party_of
 from fedsb.runner.private_run import prepare_privacy
 
 CANARIES = 1000

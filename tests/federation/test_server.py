@@ -16,11 +16,11 @@ from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.server import Arrived, Failed, aggregate, broadcast
-from fedsb.federation.simulate import simulate_cohort
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Entry, Ledger
 from fedsb.federation.training import ClientFailed
 from fedsb.methods import Shape, fed_sb
+from fedsb.runner.clients import simulate_cohort
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(3, 4), "value": Shape(2, 5)}, 2, 1, {})
 LAYOUT = EXCHANGE.up(3, EXCHANGE.whole)

@@ -31,7 +31,7 @@ from fedsb.methods.averaging.norm_bound import NormBound
 from fedsb.methods.averaging.robust import cut_of, robust, trimmed_mean
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import start_of
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote
 from fedsb.runner.remote_start import _warm_up
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(9, 8), "value": Shape(6, 7)}, 3, 1, {"out.weight": (2, 3)})
@@ -426,7 +426,7 @@ def config_of(world, **changes):
 
 def poisoned(monkeypatch, client):
     """That client answers with its numbers times -1000."""
-    from fedsb.runner.party import Party
+    from fedsb.runner.clients import Party
 
     real = Party.answer
 

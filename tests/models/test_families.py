@@ -21,7 +21,7 @@ from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import chosen_targets
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import method_of
-from fedsb.runner.party import party_of
+from fedsb.runner.clients import party_of
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import prepare_base, trainable_of
 from fedsb.runner.round_zero import begin

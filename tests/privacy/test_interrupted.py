@@ -13,7 +13,7 @@ from fedsb.compare.progress import OneRun
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.ledger import PrivacyLedger
-from fedsb.runner import party
+from fedsb.runner import clients as party
 from fedsb.runner.folder import finished_summary
 
 PRIVACY = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}

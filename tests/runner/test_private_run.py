@@ -154,7 +154,7 @@ class Killed(BaseException):
 
 def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeypatch):
     """Killed after two clients of round 2 were paid for: their round is paid for twice."""
-    from fedsb.runner import party
+    from fedsb.runner import clients as party
 
     config = private_config(world, privacy=EXAMPLE | {"noise_multiplier": 2.0, "epsilon": 50.0})
     answers, real = [], party.client_update
@@ -182,7 +182,7 @@ def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeyp
 
 def test_a_repeated_round_has_other_batches(world, tmp_path, monkeypatch):
     """Composed as independent samples, they must be: one batch with half the noise energy tells more."""
-    from fedsb.runner import party
+    from fedsb.runner import clients as party
 
     fixed = {"noise_multiplier": 2.0, "epsilon": 50.0, "insecure_seed": 1}
     config = private_config(world, privacy=EXAMPLE | fixed)
@@ -233,7 +233,7 @@ def test_what_was_paid_for_is_sampled_anew(world, tmp_path):
 
 
 def test_a_ledger_that_lost_lines_is_refused(world, tmp_path, monkeypatch, capsys):
-    from fedsb.runner import party
+    from fedsb.runner import clients as party
 
     file = write_config(tmp_path / "c.yaml", private_config(world))
     real, calls = party.client_update, []

@@ -24,8 +24,8 @@ from fedsb.common.files import write_json
 from fedsb.errors import RunFailed
 from fedsb.federation import client, wire
 from fedsb.federation.client import client_update
+from fedsb.runner import clients as party
 from fedsb.runner import loop as runner
-from fedsb.runner import party
 
 LINE_KEYS = {
     "round",

@@ -31,7 +31,7 @@ from fedsb.federation import wire
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models import load_tokenizer
 from fedsb.models.digest import base_digest
-from fedsb.runner.party import Party, party_of
+from fedsb.runner.clients import Party, party_of
 from fedsb.runner.prepare_data import Data, check_apart, check_can_deploy, make_task
 from fedsb.runner.prepare_model import Base, prepare_base, trainable_of
 from fedsb.runner.private_run import PrivateRun, prepare_privacy

@@ -43,7 +43,7 @@ from fedsb.federation.start.initialize import (
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
 from fedsb.federation.training import ClientFailed
 from fedsb.runner.arguments import heads_of, method_of, start_of
-from fedsb.runner.peers import Kind
+from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import Base
 

@@ -32,7 +32,7 @@ from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.records import Facts, pack
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.server import Arrived, Failed, Outcome
-from fedsb.runner.peers import Kind, MessageTo
+from fedsb.runner.clients import Kind, MessageTo
 
 AGAIN_SECONDS = 20.0
 """Until a node that said no, or nothing, is asked again: somebody may have fixed it."""

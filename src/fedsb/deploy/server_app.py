@@ -24,7 +24,7 @@ from fedsb.errors import FedsbError, InputError
 from fedsb.report.console import PlainLines
 from fedsb.report.screen import Screen
 from fedsb.runner import run
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote
 
 app = ServerApp()
 

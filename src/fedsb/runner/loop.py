@@ -45,8 +45,7 @@ from fedsb.runner.arguments import (
     start_of,
 )
 from fedsb.runner.checkpoint import Saved, load_checkpoint, save_checkpoint
-from fedsb.runner.party import party_of
-from fedsb.runner.peers import Peers, Remote, expecting, simulated
+from fedsb.runner.clients import Peers, Remote, expecting, party_of, simulated
 from fedsb.runner.precision import slow_bfloat16
 from fedsb.runner.prepare_data import Data, prepare_data, prepare_server_data
 from fedsb.runner.prepare_model import Base, prepare_base, prepare_shapes, trainable_of

@@ -50,7 +50,7 @@ from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.traffic import Entry
 from fedsb.methods import Method, Shape
 from fedsb.report.progress import Progress
-from fedsb.runner.peers import Kind, Remote
+from fedsb.runner.clients import Kind, Remote
 
 LARGEST_SUM = 1e12
 """Magnitude of a number of a contribution that is absurd; a product of two such is still finite in fp32."""

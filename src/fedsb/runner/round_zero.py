@@ -21,7 +21,7 @@ from fedsb.methods import Method
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import start_of
 from fedsb.runner.checkpoint import Saved
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import Base, exchange_of
 from fedsb.runner.private_run import PrivateRun

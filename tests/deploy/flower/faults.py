@@ -29,9 +29,8 @@ from fedsb.deploy.records import facts_of, pack, payload_of
 from fedsb.errors import RunFailed
 from fedsb.federation import wire
 from fedsb.federation.server import Failed
-from fedsb.federation.simulate import simulate_cohort
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote, simulate_cohort
 
 DEADLINE_SECONDS = 0.4
 

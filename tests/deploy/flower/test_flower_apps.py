@@ -30,7 +30,7 @@ from fedsb.deploy.records import pack, payload_of
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.peers import Remote
+from fedsb.runner.clients import Remote
 from fedsb.runner.private_run import PrivateRun
 
 CLIENTS = 3

@@ -28,7 +28,7 @@ from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.report.progress import Progress
-from fedsb.runner.peers import MessageTo, Peers
+from fedsb.runner.clients import MessageTo, Peers
 from fedsb.runner.processes.cores import threads
 from fedsb.runner.processes.frames import Frame, read_frame, write_frame
 

@@ -17,10 +17,9 @@ from fedsb.config import RunConfig
 from fedsb.errors import FedsbError, RunFailed
 from fedsb.federation.local_model import adopt
 from fedsb.federation.server import Arrived
-from fedsb.federation.simulate import simulate_cohort
 from fedsb.models.devices import visible_gpus
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.party import Party, party_of
+from fedsb.runner.clients import Party, party_of, simulate_cohort
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import prepare_base, trainable_of
 from fedsb.runner.processes.frames import read_frame, write_frame

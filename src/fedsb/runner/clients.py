@@ -1,0 +1,171 @@
+"""The clients of a run: what one holds and answers, and how a server reaches them all.
+
+A simulated run has many clients over one model; a deployed node has one, over its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Literal
+
+from fedsb.config import RunConfig
+from fedsb.errors import UpdateRejected
+from fedsb.federation import wire
+from fedsb.federation.client import client_update
+from fedsb.federation.exchange import Part
+from fedsb.federation.local_model import Example, Trainable
+from fedsb.federation.server import Arrived, Failed, Outcome
+from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
+from fedsb.report.progress import Progress
+from fedsb.runner.arguments import local_training, part_of
+from fedsb.runner.prepare_data import Data
+from fedsb.runner.private_run import PrivateRun
+
+
+@dataclass(frozen=True)
+class Party:
+    """A client and what it trains with.
+
+    Attributes:
+        part_of: round -> this client's rank, and the heads it trains.
+        private: its plan and its ledger; None without privacy.
+        registered: how many examples it says it has, where that is a rounded count; None: as many as it has.
+    """
+
+    client: int
+    trainable: Trainable
+    examples: Sequence[Example]
+    training: LocalTraining
+    seed: int
+    part_of: Callable[[int], Part]
+    private: PrivateRun | None = None
+    registered: int | None = None
+
+    def answer(self, broadcast: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
+        """Train as the broadcast asks; the update, paid for where it costs privacy.
+
+        Raises:
+            UpdateRejected: the broadcast is no message for this party.
+            ClientFailed: training failed, or the privacy budget has no room for it.
+        """
+        number = wire.unpack(broadcast)[0].round
+        if self.private is None:
+            return self._update(broadcast, number, on_step)
+        return self.private.release(self.client, number, lambda: self._update(broadcast, number, on_step))
+
+    def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
+        return client_update(
+            broadcast,
+            self.trainable,
+            self.examples,
+            self.training,
+            client=self.client,
+            seed=self.seed,
+            part=self.part_of(number),
+            registered=self.registered,
+            on_step=on_step,
+            train_with=self.private.trainer(self.client, number) if self.private else None,
+        )
+
+
+def party_of(
+    config: RunConfig, data: Data, trainable: Trainable, private: PrivateRun | None, client: int
+) -> Party:
+    """The config's party of this number, with its part of the data."""
+    return Party(
+        client=client,
+        trainable=trainable,
+        examples=[data.train[i] for i in data.parts[client]],
+        training=local_training(config),
+        seed=config.seed,
+        part_of=partial(part_of, config, client),
+        private=private,
+    )
+
+
+# How a server reaches its clients: it asks a cohort, and answers come as they are ready.
+
+
+MessageTo = Callable[[int], bytes]
+"""Client -> its message, made when it is about to be sent."""
+
+Peers = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
+"""(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
+
+Kind = Literal["hello", "warm-up", "contribute", "bases", "train"]
+"""Every question that a node answers; `node.QUESTIONS` has the answer of each."""
+
+Ask = Callable[[Kind, Sequence[int], MessageTo], Iterable[Outcome]]
+"""As `Peers`, for every kind of question."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Clients on other machines.
+
+    Attributes:
+        sizes: training examples of each, by client.
+        base_digest: of the base model they have; None if they were not asked.
+    """
+
+    sizes: Sequence[int]
+    ask: Ask
+    base_digest: str | None = None
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """Each client's examples, counted through."""
+        ends = list(accumulate(self.sizes, initial=0))
+        return [list(range(start, end)) for start, end in pairwise(ends)]
+
+
+def expecting(private: PrivateRun, peers: Peers, number: int) -> Peers:
+    """Peers elsewhere whose answers cost privacy: asked only if they can pay by the server's account."""
+
+    def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
+        able = [client for client in cohort if private.expect(client, number)]
+        yield from (Failed(client, private.used_up) for client in cohort if client not in able)
+        yield from peers(able, broadcast)
+
+    return ask
+
+
+def simulated(party: Callable[[int], Party], progress: Progress) -> Peers:
+    """Peers in this process; `party(client)` is made when its turn comes."""
+
+    def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
+        def update(client: int) -> bytes:
+            own = party(client)
+            progress.client_begins(client, round(own.training.epochs * len(own.examples)))
+            return own.answer(broadcast(client), progress.step)
+
+        for outcome in simulate_cohort(cohort, update):
+            progress.client_ends(outcome.client, getattr(outcome, "reason", None))
+            yield outcome
+
+    return ask
+
+
+# Many clients over one frozen base in one process: each is trained in turn and costs only its vector.
+
+
+log = logging.getLogger(__name__)
+
+
+def simulate_cohort(cohort: Sequence[int], update: Callable[[int], bytes]) -> Iterator[Outcome]:
+    """`update(client)` for each client in turn, as outcomes; a client that raises has failed.
+
+    Any exception of one client's training counts as that client's failure, as it would if the client
+    ran elsewhere. KeyboardInterrupt and SystemExit go through.
+    """
+    for client in cohort:
+        try:
+            yield Arrived(client, update(client))
+        except (ClientFailed, UpdateRejected) as reason:
+            yield Failed(client, str(reason))
+        except Exception as error:
+            log.debug("client %d failed", client, exc_info=True)
+            yield Failed(client, f"{type(error).__name__}: {error}")
