@@ -206,7 +206,7 @@ def literals(tree: ast.Module) -> set[str]:
 
 METHOD_FILES = {f"methods.{method.name.replace('-', '_')}" for method in ALL}
 """What these share (`methods.averaging`) is no method and may be used by anyone."""
-MAY_KNOW = {"__init__", "config.sections"} | {"config.method_checks"}
+MAY_KNOW = {"__init__", "config.sections"} | {"config.checks"}
 """The package's public names, and the method that a config has by default."""
 
 

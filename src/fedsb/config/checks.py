@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from fedsb.config.method_checks import method_faults
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
+from fedsb.config.sections import RobustConfig
 from fedsb.errors import InputError
+from fedsb.methods import ALL, Method, by_name
+from fedsb.methods.averaging.robust import FEWEST
 
 
 def check_settings(config: RunConfig) -> None:
@@ -31,3 +33,161 @@ def _cohort(config: RunConfig) -> Iterator[str]:
             f"federation.clients_per_round: expected at most {clients} (all clients), found {wanted}; "
             "null takes all of them"
         )
+
+
+# Which settings the robust checks cannot go with, and why.
+
+
+def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:
+    """What is wrong with `federation.robust`, if it is set."""
+    wanted = config.federation.robust
+    if wanted is None:
+        return
+    yield from _robust_settings(config)
+    if wanted.average != "mean":
+        yield from _robust_average(config, wanted, method)
+    if wanted.norm_bound is not None and not _sends_what_it_trains(method):
+        yield (
+            f"federation.robust.norm_bound: {method.name} starts anew each round, so there is no broadcast "
+            f"to measure an update from; take one of {_able_names(_sends_what_it_trains)}"
+        )
+
+
+def _robust_settings(config: RunConfig) -> Iterator[str]:
+    if config.federation.weighting != "uniform":
+        yield (
+            "federation.robust: a client could claim any number of examples and outweigh all others; set "
+            "federation.weighting: uniform"
+        )
+    if config.privacy is not None and config.privacy.unit == "client":
+        yield (
+            "federation.robust: privacy.unit client clips every update to privacy.clip_norm, and its noise "
+            "is made for a sum, not for another average; leave federation.robust out"
+        )
+
+
+def _robust_average(config: RunConfig, wanted: RobustConfig, method: Method) -> Iterator[str]:
+    federation, key = config.federation, "federation.robust.average"
+    if not method.averages:
+        able = _able_names(lambda m: m.averages)
+        yield (
+            f"{key}: {method.name} makes more of its clients' updates than one mean, which {wanted.average} "
+            f"could replace; take one of {able}, or norm_bound alone"
+        )
+    if federation.client_ranks or federation.client_heads:
+        yield (
+            f"{key}: with federation.client_ranks or client_heads not every client sends every number; leave "
+            "them out, or average: mean"
+        )
+    cohort = federation.clients_per_round or federation.clients
+    if cohort < FEWEST:
+        yield (
+            f"{key}: of {cohort} updates in a round the {wanted.average} is the mean; expected {FEWEST} "
+            "clients or more (federation.clients, clients_per_round), or average: mean"
+        )
+
+
+def _sends_what_it_trains(method: Method) -> bool:
+    return set(method.trains(1)) - {"s"} <= set(method.sends)
+
+
+def _able_names(able: Callable[[Method], bool]) -> str:
+    return ", ".join(method.name for method in ALL if able(method))
+
+
+# Which settings a method cannot do.
+
+
+def method_faults(config: RunConfig) -> Iterator[str]:
+    """What is wrong with the settings of the config's method.
+
+    Raises:
+        InputError: the method is unknown.
+    """
+    method = by_name(config.method.name)
+    for part in (_heads, _only_for_some, _mixed, robust_faults):
+        yield from part(config, method)
+
+
+def _heads(config: RunConfig, method: Method) -> Iterator[str]:
+    heads, rank = config.method.heads, config.method.rank
+    if heads is None:
+        return
+    if heads > 1 and not method.has_core:
+        yield (
+            f"method.heads: {method.name} has no core to split, found {heads}; leave it out, or take one of "
+            f"{_names(m for m in ALL if m.has_core)}"
+        )
+    if rank % heads:
+        fits = [n for n in range(1, rank + 1) if rank % n == 0]
+        yield (
+            f"method.heads: expected a divisor of method.rank = {rank} ({', '.join(map(str, fits))}), "
+            f"found {heads}"
+        )
+
+
+def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
+    wanted = config.method
+    if wanted.refresh_every is not None and not (method.has_core and method.settle is None):
+        yield f"method.refresh_every: only fed-sb and lora-xs start anew, found {method.name}; leave it out"
+    if wanted.residual_rank is not None and method.name != "fedex-lora":
+        yield f"method.residual_rank: only fedex-lora sends a residual, found {method.name}; leave it out"
+    changes_base = wanted.refresh_every is not None or method.changes_base
+    if changes_base and config.model.load_in_4bit:
+        what = "method.refresh_every" if wanted.refresh_every else f"method.name: {method.name}"
+        yield f"{what} changes base weights, which 4 bits cannot hold; set model.load_in_4bit: false"
+
+
+def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
+    federation, wanted = config.federation, config.method
+    heads = wanted.heads or method.heads
+    yield from _per_client(
+        "client_ranks", federation.client_ranks, federation.clients, wanted.rank, "method.rank"
+    )
+    yield from _per_client(
+        "client_heads", federation.client_heads, federation.clients, heads, "the core's heads"
+    )
+    if federation.client_ranks and not method.mixed_ranks:
+        able = _names(m for m in ALL if m.mixed_ranks)
+        yield (
+            f"federation.client_ranks: {method.name} needs one rank for all clients; leave client_ranks out, "
+            f"or take one of {able}"
+        )
+    if federation.client_heads and not (method.has_core and heads > 1):
+        yield "federation.client_heads: there is one head; set method.heads, with fed-sb, lora-xs or ravan"
+    if federation.client_heads and config.training.weight_decay:
+        yield (
+            "federation.client_heads: training.weight_decay would shrink the heads a client does not train; "
+            "set it to 0"
+        )
+    for key in ("privacy", "method.refresh_every", "model.device_map") if federation.processes > 1 else ():
+        if _value(config, key) is not None:
+            yield f"federation.processes: with {key} clients train in one process; leave one of the two out"
+    if federation.client_ranks and wanted.refresh_every:
+        yield (
+            "method.refresh_every: with federation.client_ranks small clients cannot fold the whole core; "
+            "leave one of the two out"
+        )
+
+
+def _value(config: RunConfig, key: str) -> object:
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _per_client(key: str, found: list[int] | None, clients: int, largest: int, limit: str) -> Iterator[str]:
+    if found is None:
+        return
+    if len(found) != clients:
+        yield (
+            f"federation.{key}: expected {clients} numbers, one for each of federation.clients, "
+            f"found {len(found)}"
+        )
+    if max(found, default=0) > largest:
+        yield f"federation.{key}: expected numbers of at most {largest} ({limit}), found {max(found)}"
+
+
+def _names(methods: Iterator[Method]) -> str:
+    return ", ".join(method.name for method in methods)
