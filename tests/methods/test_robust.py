@@ -27,8 +27,7 @@ from fedsb.federation.start.sketches import sketch_of
 from fedsb.federation.state import ServerState
 from fedsb.methods import ALL, Shape, by_name, fed_sb
 from fedsb.methods.averaging import robust as robust_module
-from fedsb.methods.averaging.norm_bound import NormBound
-from fedsb.methods.averaging.robust import cut_of, robust, trimmed_mean
+from fedsb.methods.averaging.robust import NormBound, cut_of, robust, trimmed_mean
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import start_of
 from fedsb.runner.clients import Remote

@@ -21,7 +21,7 @@ from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.state import ServerState, base_by_name, base_rank_of, changed_base, needed_round
 from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.averaging.mean import region
-from fedsb.methods.averaging.norm_bound import NormBound
+from fedsb.methods.averaging.robust import NormBound
 
 Weighting = Literal["examples", "uniform"]
 

@@ -9,7 +9,7 @@ keeps less of the residual (the paper's variant for narrow lines). Scale alpha /
 from __future__ import annotations
 
 from fedsb.adapter.bases import lora_factors
-from fedsb.methods.averaging.covariances import MeansAndCovariances
+from fedsb.methods.averaging.covariance import MeansAndCovariances
 from fedsb.methods.averaging.stack import stacked_numbers
 from fedsb.methods.fedit import pair_numbers
 from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, always, lora_scale

@@ -8,7 +8,7 @@ mean(B_i) mean(A_i) differs from mean(B_i A_i); the difference is measured each 
 from __future__ import annotations
 
 from fedsb.adapter.bases import lora_factors
-from fedsb.methods.averaging.covariances import MeansAndCovariances
+from fedsb.methods.averaging.covariance import MeansAndCovariances
 from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, always, lora_scale
 
 

@@ -11,8 +11,7 @@ from fedsb.federation.start.initialize import Start, Warmup, bases_kind
 from fedsb.federation.start.robust import Robust
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Aggregation, Method, by_name
-from fedsb.methods.averaging.norm_bound import NormBound
-from fedsb.methods.averaging.robust import robust
+from fedsb.methods.averaging.robust import NormBound, robust
 
 
 def method_of(config: RunConfig) -> Method:

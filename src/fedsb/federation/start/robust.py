@@ -21,8 +21,7 @@ from torch import Tensor
 from fedsb.errors import RunFailed
 from fedsb.federation.exchange import Layout
 from fedsb.methods.averaging.mean import weighted_mean
-from fedsb.methods.averaging.norm_bound import NormBound
-from fedsb.methods.averaging.robust import Average, robust
+from fedsb.methods.averaging.robust import Average, NormBound, robust
 from fedsb.methods.method import Frame, Upload
 
 

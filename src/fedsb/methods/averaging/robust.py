@@ -25,8 +25,10 @@ from torch import Tensor
 from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
 
 Average = Literal["mean", "median", "trimmed-mean"]
+
 FEWEST = 3
 """Of fewer updates a median or a trimmed mean would be the mean."""
+
 BLOCK = 2**20
 """Numbers sorted at a time, over all clients together."""
 
@@ -82,3 +84,22 @@ def _by_blocks(vectors: list[Tensor], cut: int) -> Float[Tensor, "n"]:
         block = np.stack([vector[start : start + width].numpy() for vector in vectors])
         found[start : start + width] = torch.from_numpy(trimmed_mean(block, cut))
     return found
+
+
+# A bound on how far one update may lie from what was broadcast: beyond it, it is refused or scaled back.
+
+
+@dataclass(frozen=True)
+class NormBound:
+    """The largest L2 norm of (update - broadcast) over all its numbers, and what is done beyond it."""
+
+    largest: float
+    over: Literal["reject", "scale"] = "reject"
+
+    def within(self, vector: Float[Tensor, "n"], before: Float[Tensor, "n"]) -> tuple[Tensor, float]:
+        """The vector, brought back to the bound if it lies beyond, and how far it lay from `before`."""
+        change = vector.double() - before.double()
+        norm = float(torch.linalg.vector_norm(change))
+        if norm <= self.largest:
+            return vector, norm
+        return (before.double() + change * (self.largest / norm)).float(), norm
