@@ -32,7 +32,7 @@ ORDER = [
 ]
 """From the ground up. The package's own `__init__` and `__main__` stand above all."""
 LONGEST = 9
-EDGE = {f"privacy.{name}" for name in ("account", "data_ledger", "guard", "ledger", "lines")}
+EDGE = {f"privacy.{name}" for name in ("account", "data_ledger", "ledger", "lines")}
 """Files in pure rooms that touch the disk."""
 
 

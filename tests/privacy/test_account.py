@@ -18,11 +18,10 @@ from fedsb.deploy.node_account import node_account, node_place
 from fedsb.deploy.node_config import NodeConfig, Refused, check_limits
 from fedsb.errors import InputError
 from fedsb.federation.training import ClientFailed
-from fedsb.privacy.account import Account, epsilon_of
+from fedsb.privacy.account import Account, BudgetSpent, Guard, epsilon_of
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.composition import epsilon_over_runs
 from fedsb.privacy.data_ledger import DataLedger, place_beside
-from fedsb.privacy.guard import BudgetSpent, Guard
 from fedsb.privacy.ledger import PrivacyLedger, Spend
 from fedsb.privacy.statement import rounded_up
 from fedsb.runner.private_run import prepare_privacy

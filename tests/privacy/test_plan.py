@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedsb.errors import InputError
+from fedsb.privacy.account import BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism, epsilon
-from fedsb.privacy.guard import BudgetSpent, Guard
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.ledger import PrivacyLedger, Spend, read_spends
 from fedsb.privacy.plan import ExamplePlan, StartPlan

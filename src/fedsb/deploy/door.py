@@ -17,8 +17,8 @@ from typing import NamedTuple
 from fedsb.deploy.node_config import Refused
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.training import ClientFailed
+from fedsb.privacy.account import BudgetSpent
 from fedsb.privacy.accounting import Mechanism
-from fedsb.privacy.guard import BudgetSpent
 from fedsb.privacy.ledger import Phase
 from fedsb.runner.private_run import PrivateRun
 

@@ -19,11 +19,10 @@ from fedsb.federation.cohort import cohort
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.start.contribution import PrivateStart
 from fedsb.federation.training import ClientFailed, LocalTraining, Train, train
-from fedsb.privacy.account import Account
+from fedsb.privacy.account import Account, BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.data_ledger import DataLedger, place_beside
-from fedsb.privacy.guard import BudgetSpent, Guard
 from fedsb.privacy.keystream import GENERATOR
 from fedsb.privacy.ledger import LEDGER, Phase, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
