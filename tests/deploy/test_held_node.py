@@ -16,7 +16,7 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig, run
-from fedsb.deploy.held_node import HeldNode
+from fedsb.deploy.node import HeldNode
 from fedsb.errors import InputError
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.clients import Remote, simulate_cohort

@@ -14,8 +14,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsb.common.printable import printable
-from fedsb.deploy.held_node import HELLO, HeldNode
 from fedsb.deploy.identity import sign, statement
+from fedsb.deploy.node import HELLO, HeldNode
 from fedsb.deploy.node_config import NodeConfig, Refused
 from fedsb.deploy.questions import Question, read_question
 from fedsb.deploy.records import Facts, pack

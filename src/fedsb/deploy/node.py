@@ -9,10 +9,13 @@ change for methods that have one, and, if wanted, every answer it sent.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -269,3 +272,60 @@ def _given_rows(file: str, own: NodeConfig) -> list[Row]:
     return [
         {ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in read_rows(file)
     ]
+
+
+# The open node of a process that lasts: kept from one message to the next where that changes no answer.
+#
+# A node is opened again, as a fresh process would open it, when the run, its config, this party's config or
+# its
+# rows have changed, when a node that has trained is asked anything else than to train, and after a failure.
+# Nothing of a former node is left in memory then.
+
+
+HELLO = "hello"
+
+
+@dataclass
+class HeldNode:
+    """At most one open node, and what it was opened from.
+
+    Attributes:
+        trained: whether its last question was to train.
+        spoiled: whether something failed that nobody foresaw; a process that can should end itself.
+    """
+
+    node: Node | None = None
+    trained: bool = False
+    spoiled: bool = False
+    _opened_from: tuple[Any, ...] = field(default=())
+
+    def opened(self, kind: str, config: RunConfig, own_file: str | Path, run: str) -> Node:
+        """The node that answers a question of this kind.
+
+        Raises:
+            InputError: as `NodeConfig.from_yaml` and `Node`.
+        """
+        own = NodeConfig.from_yaml(own_file)
+        stamps = [_stamp(file) for file in (own.data.train, own.data.public) if file is not None]
+        wanted = (config.model_dump_json(), own.model_dump_json(), run, stamps)
+        if self.node is None or wanted != self._opened_from or (self.trained and kind != "train"):
+            self.drop()
+            self.node, self._opened_from = Node(config, own, run), wanted
+        self.trained = kind == "train"
+        return self.node
+
+    def drop(self) -> None:
+        """Let go of the node and its model."""
+        self.node, self.trained, self._opened_from = None, False, ()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _stamp(file: str) -> tuple[int, ...]:
+    """Differs when the file was written again; empty if there is no such file."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns

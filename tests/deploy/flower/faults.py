@@ -23,7 +23,7 @@ from run_helpers import metrics_of, write_config
 
 from fedsb import RunConfig, run
 from fedsb.deploy import client_app, server_app
-from fedsb.deploy.held_node import HeldNode
+from fedsb.deploy.node import HeldNode
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.deploy.records import facts_of, pack, payload_of
 from fedsb.errors import RunFailed
