@@ -29,7 +29,7 @@ from fedsb.adapter import LoraPair
 from fedsb.errors import InputError, RunFailed
 from fedsb.models.peft_folder import at_rank, base_weights_of
 from fedsb.runner.export import export_lora, export_merged
-from fedsb.runner.serving import VLLM_RANKS, serving_rank
+from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
 PROBE = (torch.arange(3 * 9).reshape(3, 9) * 7 + 4) % 27
 WIDE = {"hidden_size": 208, "intermediate_size": 224, "num_hidden_layers": 1, "num_attention_heads": 4}

@@ -20,7 +20,8 @@ from fedsb.models import load_base, load_tokenizer
 from fedsb.models.peft_folder import at_rank, base_weights_of, check_fits, put_on, read_adapter, write_adapter
 from fedsb.runner.folder import check_place
 from fedsb.runner.model_card import model_card
-from fedsb.runner.serving import check_vllm, serving_rank
+from fedsb.runner.vllm import check_servable as check_vllm
+from fedsb.runner.vllm import serving_rank
 
 Server = Literal["vllm"]
 

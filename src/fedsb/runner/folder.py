@@ -20,14 +20,17 @@ from torch import nn
 from fedsb.adapter.attached import Attached, fold
 from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
 from fedsb.config.run_config import RunConfig, differences
+from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.methods import Method
 from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.checkpoint import STATE, Saved
 from fedsb.runner.prepare_data import Data, partition_record
 from fedsb.runner.private_state import PRIVATE, write_privately
+from fedsb.tasks import generate_texts
 
 PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+
 MAY_BE_THERE = ("data", LOCK)
 """In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves, such as
 `.config.yaml.*.part`."""
@@ -237,3 +240,30 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+# A few greedy answers of the final model, for people to read: samples.jsonl in the run folder.
+
+
+MOST_SAMPLES = 8
+
+
+def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module) -> None:
+    """Prompt, answer and expected response of the first test rows whose prompts differ; only where
+    evaluation.generate is set."""
+    wanted = config.evaluation.generate
+    if not isinstance(config.task, CausalLmConfig) or wanted is None or config.evaluation.every is None:
+        return
+    distinct: dict[tuple[int, ...], Any] = {}
+    for example in data.test:
+        distinct.setdefault(tuple(example["prompt_ids"]), example)
+    examples = list(distinct.values())[: min(wanted, MOST_SAMPLES)]
+    prompts = [example["prompt_ids"] for example in examples]
+    answers = generate_texts(
+        model, data.tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, batch_size=MOST_SAMPLES
+    )
+    decoded = [data.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
+    rows = zip(decoded, answers, examples, strict=True)
+    write_jsonl(
+        folder / "samples.jsonl", [{"prompt": p, "answer": a, "expected": e["response"]} for p, a, e in rows]
+    )

@@ -46,6 +46,7 @@ from fedsb.runner.arguments import (
 )
 from fedsb.runner.checkpoint import Saved, load_checkpoint, save_checkpoint
 from fedsb.runner.clients import Peers, Remote, expecting, party_of, simulated
+from fedsb.runner.folder import write_samples
 from fedsb.runner.precision import slow_bfloat16
 from fedsb.runner.prepare_data import Data, prepare_data, prepare_server_data
 from fedsb.runner.prepare_model import Base, prepare_base, prepare_shapes, trainable_of
@@ -53,7 +54,6 @@ from fedsb.runner.private_run import PrivateRun, prepare_privacy
 from fedsb.runner.processes import pool
 from fedsb.runner.remote_start import share_bases
 from fedsb.runner.round_zero import BASES, begin, calibration_of, record_of, score
-from fedsb.runner.samples import write_samples
 from fedsb.runner.spill import SpilledTensors
 from fedsb.runner.started_on import check_same, started_on
 

@@ -11,7 +11,7 @@ from fedsb.common.files import read_json
 from fedsb.common.printable import printable
 from fedsb.config import RunConfig
 from fedsb.report.units import human_bytes, plural
-from fedsb.runner.serving import VLLM_RANKS, serving_rank
+from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
 PEFT_TASK = {"causal-lm": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
 
