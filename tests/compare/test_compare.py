@@ -39,7 +39,7 @@ from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
 from fedsb.errors import InputError
 from fedsb.runner import loop as runner
-from fedsb.runner.processes.cores import threads
+from fedsb.runner.processes.child import threads
 from fedsb.tasks.rows import read_rows
 
 RATES = [0.01, 0.03]

@@ -20,7 +20,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation.server import Failed
 from fedsb.report.progress import Silent
 from fedsb.runner.processes import pool as pool_of
-from fedsb.runner.processes.frames import read_frame, write_frame
+from fedsb.runner.processes.child import read_frame, write_frame
 from fedsb.runner.processes.worker import placed
 
 POOL = sys.modules["fedsb.runner.processes.pool"]

@@ -17,7 +17,7 @@ from typing import IO, Any
 from fedsb.compare.jobs import Job
 from fedsb.compare.perform import perform
 from fedsb.compare.progress import OneRun, Progress
-from fedsb.runner.processes.cores import threads
+from fedsb.runner.processes.child import threads
 
 SILENT_SECONDS = 1800.0
 """Without a word of any run, after which that is said."""

@@ -29,8 +29,7 @@ from fedsb.errors import RunFailed
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.report.progress import Progress
 from fedsb.runner.clients import MessageTo, Peers
-from fedsb.runner.processes.cores import threads
-from fedsb.runner.processes.frames import Frame, read_frame, write_frame
+from fedsb.runner.processes.child import Frame, read_frame, threads, write_frame
 
 Answers = Queue[tuple[int, Frame | None]]
 """(serial number of a process, its frame); None: it ended."""

@@ -22,7 +22,7 @@ from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.clients import Party, party_of, simulate_cohort
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import prepare_base, trainable_of
-from fedsb.runner.processes.frames import read_frame, write_frame
+from fedsb.runner.processes.child import read_frame, write_frame
 
 
 def main() -> None:
