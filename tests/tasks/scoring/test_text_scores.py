@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from fedsb.errors import InputError
-from fedsb.tasks.scoring.cider import cider_d
-from fedsb.tasks.scoring.nist import nist, nist_counts
-from fedsb.tasks.scoring.texts import measure_texts
+from fedsb.tasks.scoring.texts import cider_d, measure_texts, nist, nist_counts
 
 HYPOTHESES = [
     "The Eagle is a cheap pub near the river .",

@@ -6,6 +6,8 @@ METEOR 1.5: its numbers differ by a point or so, so compare within one kind only
 """
 
 import importlib.util
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -13,8 +15,6 @@ import numpy as np
 
 from fedsb.errors import InputError
 from fedsb.tasks.intervals import Measurement
-from fedsb.tasks.scoring.cider import cider_d
-from fedsb.tasks.scoring.nist import nist, nist_counts
 
 BLEU_ORDERS = 4
 
@@ -111,3 +111,123 @@ def _meteor(
     except LookupError:
         return None
     return [meteor_score(own, text) for text, own in zip(tokens, references, strict=True)]
+
+
+# CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726): likeness of n-grams, the rare ones weighing more.
+#
+# Own and small: the library that has it, pycocoevalcap, was last released in 2020 and brings Java programs.
+
+
+CIDER_ORDERS = 4
+
+SIGMA = 6.0  # of the penalty for a length other than the reference's, in tokens
+
+SCALE = 10.0
+
+Ngram = tuple[str, ...]
+
+Rarity = Callable[[Ngram], float]
+
+
+def cider_d(
+    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> list[float]:
+    """The score of each hypothesis, given as tokens, against its own references; 0 to 10.
+
+    How rare an n-gram is comes from all references here, so a score depends on the whole set; a set of one
+    item has no rare n-grams and scores 0.
+    """
+    rarity = _rarity(references)
+    return [_score(tokens, own, rarity) for tokens, own in zip(hypotheses, references, strict=True)]
+
+
+def _rarity(references: Sequence[Sequence[Sequence[str]]]) -> Rarity:
+    """log(N / the number of items of which some reference has the n-gram, at least 1)."""
+    seen: Counter[Ngram] = Counter()
+    for own in references:
+        seen.update(
+            {gram for tokens in own for n in range(1, CIDER_ORDERS + 1) for gram in _ngrams(tokens, n)}
+        )
+    return lambda gram: math.log(len(references) / max(seen[gram], 1))
+
+
+def _score(tokens: Sequence[str], own: Sequence[Sequence[str]], rarity: Rarity) -> float:
+    total = 0.0
+    for n in range(1, CIDER_ORDERS + 1):
+        vector = _vector(tokens, n, rarity)
+        total += sum(
+            _likeness(vector, _vector(reference, n, rarity)) * _penalty(len(tokens) - len(reference))
+            for reference in own
+        )
+    return SCALE * total / (CIDER_ORDERS * len(own))
+
+
+def _vector(tokens: Sequence[str], n: int, rarity: Rarity) -> dict[Ngram, float]:
+    return {gram: count * rarity(gram) for gram, count in Counter(_ngrams(tokens, n)).items()}
+
+
+def _likeness(hypothesis: dict[Ngram, float], reference: dict[Ngram, float]) -> float:
+    """Cosine, in which a hypothesis gains nothing by saying more often what the reference says once."""
+    norms = math.hypot(*hypothesis.values()) * math.hypot(*reference.values())
+    both = hypothesis.keys() & reference.keys()
+    shared = sum(min(hypothesis[gram], reference[gram]) * reference[gram] for gram in both)
+    return shared / norms if norms else 0.0
+
+
+def _penalty(difference: int) -> float:
+    return math.exp(-(difference**2) / (2 * SIGMA**2))
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[Ngram]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+# NIST (Doddington 2002): n-gram precision in which informative n-grams weigh more, as counts that add up.
+#
+# nltk's gives a number for a whole corpus in seconds and matches one reference at a time; intervals need
+# thousands of numbers, and several references are one pool of n-grams.
+
+
+NIST_ORDERS = 5
+
+BETA = -math.log(2) / math.log(1.5) ** 2  # the penalty is 1/2 at two thirds of the references' length
+
+
+def nist_counts(
+    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> np.ndarray:
+    """(items, 2 * NIST_ORDERS + 2): per item the information matched and the n-grams said, by n, then the
+    length of the hypothesis and the mean length of its references. Rows may be added up; see `nist`."""
+    information = _information(references)
+    rows = [_row(tokens, own, information) for tokens, own in zip(hypotheses, references, strict=True)]
+    return np.asarray(rows, dtype=np.float64)
+
+
+def nist(counts: np.ndarray) -> float:
+    """The score of items whose counts add up to these."""
+    matched, said = counts[:NIST_ORDERS], counts[NIST_ORDERS : 2 * NIST_ORDERS]
+    length, wanted = counts[2 * NIST_ORDERS :]
+    if length == 0 or wanted == 0:
+        return 0.0
+    precision = float(np.divide(matched, said, out=np.zeros(NIST_ORDERS), where=said > 0).sum())
+    return precision * math.exp(BETA * math.log(min(length / wanted, 1.0)) ** 2)
+
+
+def _information(references: Sequence[Sequence[Sequence[str]]]) -> dict[Ngram, float]:
+    """log2(how often its beginning occurs / how often it occurs), in all references."""
+    counts: Counter[Ngram] = Counter()
+    for tokens in (tokens for own in references for tokens in own):
+        counts[()] += len(tokens)
+        counts.update(gram for n in range(1, NIST_ORDERS + 1) for gram in _ngrams(tokens, n))
+    return {gram: math.log2(counts[gram[:-1]] / count) for gram, count in counts.items() if gram}
+
+
+def _row(tokens: Sequence[str], own: Sequence[Sequence[str]], information: dict[Ngram, float]) -> list[float]:
+    matched, said = [], []
+    for n in range(1, NIST_ORDERS + 1):
+        grams, most = Counter(_ngrams(tokens, n)), Counter[Ngram]()
+        for reference in own:
+            most |= Counter(_ngrams(reference, n))
+        matched.append(sum(count * information[gram] for gram, count in (grams & most).items()))
+        said.append(sum(grams.values()))
+    return [*matched, *said, len(tokens), sum(map(len, own)) / len(own)]
