@@ -8,10 +8,10 @@ from run_helpers import classification_config, tiny_bert, write_data
 from test_report import Outline
 
 from fedsb import RunConfig
-from fedsb.report import live, write_report
-from fedsb.report.live import LivePage
+from fedsb.report import write as live
+from fedsb.report import write_report
 from fedsb.report.progress import Silent
-from fedsb.report.write import is_live
+from fedsb.report.write import LivePage, is_live
 from fedsb.runner import loop as runner
 from fedsb.runner.folder import finished_summary
 

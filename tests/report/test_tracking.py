@@ -14,9 +14,9 @@ from run_helpers import classification_config, main_status, metrics_of, tiny_ber
 from fedsb import RunConfig
 from fedsb.errors import InputError
 from fedsb.report import tracking
+from fedsb.report.progress import Watchers
 from fedsb.report.tracking import TRACKERS, check_tracking, trackers
 from fedsb.report.tracking.tracked import Opening, Tracked, numbers_of
-from fedsb.report.watchers import Watchers
 from fedsb.runner import loop as runner
 from fedsb.runner.folder import check_free
 

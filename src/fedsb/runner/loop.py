@@ -31,10 +31,9 @@ from fedsb.federation.traffic import Entry
 from fedsb.methods import Method
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.client_level import ClientRelease
-from fedsb.report.live import LivePage
-from fedsb.report.progress import Progress, Silent
+from fedsb.report.progress import Progress, Silent, Watchers
 from fedsb.report.tracking import check_tracking, trackers
-from fedsb.report.watchers import Watchers
+from fedsb.report.write import LivePage
 from fedsb.runner import folder as run_folder
 from fedsb.runner.arguments import (
     method_of,
