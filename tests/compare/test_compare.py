@@ -31,10 +31,17 @@ from fedsb import RunConfig
 from fedsb.cli.compare import LiveBars, PlainLines, how_to_go_on
 from fedsb.common import files
 from fedsb.compare import CompareConfig, compare, tuning
-from fedsb.compare.claims import privacy_sentence
 from fedsb.compare.config import settings_from_dict
-from fedsb.compare.pareto import Point, non_dominated
-from fedsb.compare.results import collect, difference, middle, pareto, spread
+from fedsb.compare.results import (
+    Point,
+    collect,
+    difference,
+    middle,
+    non_dominated,
+    pareto,
+    privacy_sentence,
+    spread,
+)
 from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
 from fedsb.errors import InputError

@@ -14,9 +14,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fedsb.cli.terminal import default_folder
+from fedsb.compare.arms import number
 from fedsb.compare.comparison import Comparison, compare
 from fedsb.compare.config import settings_from_yaml
-from fedsb.compare.jobs import number
 from fedsb.compare.page.tables import change, value
 from fedsb.compare.progress import Progress
 from fedsb.config import RunConfig

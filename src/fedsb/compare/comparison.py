@@ -9,15 +9,13 @@ from typing import Any
 
 from fedsb.common.files import write_bytes, write_json
 from fedsb.compare import tuning
-from fedsb.compare.arms import Arm, check_seeds, make_arms
-from fedsb.compare.claims import privacy_sentence, privacy_together
+from fedsb.compare.arms import Arm, check_seeds, final_jobs, make_arms
 from fedsb.compare.config import CompareConfig
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.folder import check_folder, write_config
 from fedsb.compare.inputs import INPUTS, check_inputs, check_same_inputs
-from fedsb.compare.jobs import final_jobs
 from fedsb.compare.progress import Progress, Silent
-from fedsb.compare.results import collect, pareto, summarize
+from fedsb.compare.results import collect, pareto, privacy_sentence, privacy_together, summarize
 from fedsb.compare.split import recorded_seed, recorded_split, write_split
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed

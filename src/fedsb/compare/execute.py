@@ -14,7 +14,7 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import IO, Any
 
-from fedsb.compare.jobs import Job
+from fedsb.compare.arms import Job
 from fedsb.compare.perform import perform
 from fedsb.compare.progress import OneRun, Progress
 from fedsb.runner.processes.child import threads
@@ -101,7 +101,7 @@ def _start(job: Job, at_once: int, events: Queue[tuple[Job, dict[str, Any]]]) ->
     """A process for one run. Its standard input stays open: it ends itself when that closes."""
     log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fedsb.compare.worker"],
+        [sys.executable, "-P", "-m", "fedsb.compare.perform"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

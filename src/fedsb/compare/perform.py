@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import sys
+from itertools import count
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
+from fedsb.common.files import read_jsonl
 from fedsb.compare.progress import OneRun
 from fedsb.config import RunConfig
 from fedsb.errors import FedsbError
+from fedsb.privacy.ledger import LEDGER, paid_after, read_spends
 
 
 def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> str | None:
@@ -16,7 +24,6 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
     A started run goes on after its last finished round. A private one that was stopped in a round it had paid
     for begins anew.
     """
-    from fedsb.compare.interrupted import set_aside
     from fedsb.runner import run
     from fedsb.runner.evaluate import evaluate_run
     from fedsb.runner.folder import finished_summary
@@ -36,3 +43,56 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
 
 def explain(error: Exception) -> str:
     return str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
+
+
+# Private runs of a comparison that were stopped in the middle of a round: going on cannot mend them.
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename the folder of a run that paid for a round it did not finish; the new place, None if it has not.
+
+    With what is left of its budget it would train less than the runs it is compared with, so it is to begin
+    anew. What it paid stays written in the folder set aside.
+    """
+    rounds = [line["round"] for line in read_jsonl(folder / "metrics.jsonl")]
+    if not paid_after(read_spends(folder / LEDGER), max(rounds, default=-1)):
+        return None
+    places = (folder.with_name(f"stopped-{n}-{folder.name}") for n in count(1))
+    place = next(place for place in places if not place.exists())
+    return folder.rename(place)
+
+
+# One run in a process of its own: a JSON request comes in, JSON lines about the run go out.
+
+
+def main() -> None:
+    """Do the run that the first line asks for; end at once when standard input closes."""
+    request = json.loads(sys.stdin.readline())
+    Thread(target=_end_with_parent, daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+
+    say({"ended": _run(request, OneRun(lambda share, text: say({"share": share, "text": text})))})
+
+
+def _run(request: dict[str, Any], watcher: OneRun) -> str | None:
+    """None, or why it failed."""
+    try:
+        config = RunConfig.from_dict(request["config"])
+    except FedsbError as error:
+        return explain(error)
+    return perform(config, Path(request["folder"]), watcher, asks=request["asks"])
+
+
+def _end_with_parent() -> None:
+    """No run goes on beside the command that is given again."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

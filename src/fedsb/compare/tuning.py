@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.common.files import read_json, write_json
-from fedsb.compare.arms import Arm
+from fedsb.compare.arms import Arm, Job, number, tuning_jobs
 from fedsb.compare.execute import Problems, execute
-from fedsb.compare.jobs import Job, number, tuning_jobs
 from fedsb.compare.progress import Progress
 from fedsb.errors import InputError
 from fedsb.runner.folder import finished_summary
