@@ -94,7 +94,7 @@ def _our_round(files: list[Path]) -> Callable[[], object]:
     from flower_wire import StoredGrid
 
     from fedsb.config import RunConfig
-    from fedsb.deploy.nodes import Federation
+    from fedsb.deploy.nodes import Nodes
     from fedsb.federation.server import aggregate, broadcasts
     from fedsb.federation.state import ServerState
 
@@ -107,15 +107,13 @@ def _our_round(files: list[Path]) -> Callable[[], object]:
         }
     )
     grid, exchange = StoredGrid(files), _exchange()
-    federation = Federation(grid, config, "run", print)  # type: ignore[arg-type]
-    federation.hello_at, federation.nodes = dict.fromkeys(grid.replies, inf), dict(enumerate(grid.replies))
+    nodes = Nodes(grid, config, "run", print)  # type: ignore[arg-type]
+    nodes.hello_at, nodes.nodes = dict.fromkeys(grid.replies, inf), dict(enumerate(grid.replies))
     state = ServerState(0, torch.zeros(NUMBERS))
 
     def do() -> object:
         message_for = broadcasts(state, exchange)
-        answers = federation.ask(
-            "train", range(len(files)), lambda client: message_for(client, exchange.whole)
-        )
+        answers = nodes.ask("train", range(len(files)), lambda client: message_for(client, exchange.whole))
         after, report = aggregate(state, answers, exchange, weighting="examples")
         assert len(report.clients) == len(files), report.rejected[:3]
         return after

@@ -16,28 +16,28 @@ import torch
 from torch import Tensor
 
 from fedsb.config import RunConfig
-from fedsb.federation.local_model import Example, Trainable, adopt
+from fedsb.federation.local_model import Example, LocalModel, load_state
 from fedsb.federation.private_training import physical_batches
 from fedsb.federation.training import autocast, to_device
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.runner.arguments import local_training
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.prepare_model import local_model_of, prepare_base
 
 ROWS = 256
 
 
-def gradients(trainable: Trainable, examples: list[Example], config: RunConfig) -> dict[str, Tensor]:
+def gradients(local_model: LocalModel, examples: list[Example], config: RunConfig) -> dict[str, Tensor]:
     """By trained parameter, (examples, numbers)."""
     training = local_training(config)
-    named = {n: p for n, p in trainable.model.named_parameters() if p.requires_grad}
+    named = {n: p for n, p in local_model.model.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {name: [] for name in named}
-    with per_example_gradients(trainable.model):
+    with per_example_gradients(local_model.model):
         for group in physical_batches(examples, training.batch_size):
-            with autocast(training, trainable.device):
-                batch = to_device(trainable.collate(group), trainable.device)
-                loss = trainable.losses(trainable.model, batch).sum()
+            with autocast(training, local_model.device):
+                batch = to_device(local_model.collate(group), local_model.device)
+                loss = local_model.losses(local_model.model, batch).sum()
             loss.backward()
             for name, parameter in named.items():
                 rows[name].append(parameter.grad_sample.float().flatten(1))
@@ -63,13 +63,15 @@ def main(folders: list[Path]) -> None:
         data = prepare_data(config)
         base, saved = prepare_base(config, data), load_checkpoint(folder / "checkpoint")
         assert saved is not None, f"{folder}: no checkpoint"
-        trainable = trainable_of(config, data, base, saved.factors)
-        head = [n for n, p in trainable.model.named_parameters() if any(p is h for h in base.head.values())]
-        trainable.model.train()
-        print(f"| {folder}, start | {line(gradients(trainable, data.train[:ROWS], config), head)} |")
+        local_model = local_model_of(config, data, base, saved.factors)
+        head = [
+            n for n, p in local_model.model.named_parameters() if any(p is h for h in base.task_head.values())
+        ]
+        local_model.model.train()
+        print(f"| {folder}, start | {line(gradients(local_model, data.train[:ROWS], config), head)} |")
         state, number = saved.state, max(1, saved.state.round)
-        adopt(trainable, state.vector, state.base.total, round_number=number, seed=config.seed)
-        found = gradients(trainable, data.train[:ROWS], config)
+        load_state(local_model, state.vector, state.base.total, round_number=number, seed=config.seed)
+        found = gradients(local_model, data.train[:ROWS], config)
         print(f"| {folder}, end | {line(found, head)} |", flush=True)
 
 

@@ -25,7 +25,7 @@ from fedsb.adapter.attached import attach
 from fedsb.adapter.bases import orthonormal_bases
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.local_model import Trainable, adopt
+from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.server import Arrived, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
@@ -80,18 +80,18 @@ def _one_round(method: Method, start: Factors, std: float, clients: int) -> floa
         )
         outcomes.append(Arrived(client, answer))
     state, _ = aggregate(state, outcomes, exchange, weighting="uniform")
-    adopt(party, state.vector, state.base.total, round_number=1, seed=0)
+    load_state(party, state.vector, state.base.total, round_number=1, seed=0)
     return float((layer.update() - before).square().sum())
 
 
-def _party(method: Method, start: Factors, exchange: Exchange) -> Trainable:
+def _party(method: Method, start: Factors, exchange: Exchange) -> LocalModel:
     model = nn.Sequential(nn.Linear(start.A.shape[1], len(start.B), bias=False))
     attached = attach(model, {"0": start}, trains=method.trains(1))
-    return Trainable(attached, {}, exchange, {"0": start}, list, lambda m, b: b, torch.device("cpu"))
+    return LocalModel(attached, {}, exchange, {"0": start}, list, lambda m, b: b, torch.device("cpu"))
 
 
 def _noise_alone(
-    trainable: Trainable,
+    local_model: LocalModel,
     parameters: dict[str, nn.Parameter],
     *_: Any,
     start: Factors,

@@ -21,7 +21,7 @@ from fedsb.adapter.attached import attach, find_targets
 from fedsb.adapter.bases import orthonormal_bases
 from fedsb.adapter.linear import features
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.local_model import Trainable
+from fedsb.federation.local_model import LocalModel
 from fedsb.federation.private_training import clipping_optimizer, private_step
 from fedsb.federation.training import LocalTraining, make_optimizer, plain_step
 from fedsb.methods import Shape, fed_sb
@@ -49,7 +49,7 @@ def losses(model, batch):
     return nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def fed_sb_party() -> tuple[Trainable, dict[str, nn.Parameter]]:
+def fed_sb_party() -> tuple[LocalModel, dict[str, nn.Parameter]]:
     model, generator = random_bert(MINILM), torch.Generator().manual_seed(0)
     head = head_parameters(model)
     targets = find_targets(model, TARGETS)
@@ -60,7 +60,7 @@ def fed_sb_party() -> tuple[Trainable, dict[str, nn.Parameter]]:
     shapes = {name: Shape(*features(layer.base)) for name, layer in attached.layers.items()}
     exchange = Exchange(fed_sb, shapes, RANK, 1, {n: tuple(p.shape) for n, p in head.items()})
     batch = random_batch(ROWS, TOKENS)
-    party = Trainable(attached, head, exchange, start, lambda chosen: batch, losses, torch.device("cpu"))
+    party = LocalModel(attached, head, exchange, start, lambda chosen: batch, losses, torch.device("cpu"))
     model.train()
     cores = {f"{n}.R": layer.R for n, layer in attached.layers.items()}
     return party, cores | head

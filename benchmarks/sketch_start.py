@@ -38,7 +38,7 @@ from fedsb.federation.start.sketches import (
 from fedsb.methods import Shape
 from fedsb.methods.averaging.stack import stacked_numbers
 from fedsb.runner.prepare_data import batches_of, prepare_data
-from fedsb.runner.prepare_model import Base, prepare_base
+from fedsb.runner.prepare_model import BaseModel, prepare_base
 
 BATCH_SIZE, SEED, ALPHA = 32, 0, 0.3
 
@@ -101,7 +101,7 @@ def by_sketches(rank: int, columns: int, dtype: torch.dtype) -> Callable[[str, l
     return pooled
 
 
-def client_gradients(base: Base, calibration: Calibration) -> Iterator[dict[str, Tensor]]:
+def client_gradients(base: BaseModel, calibration: Calibration) -> Iterator[dict[str, Tensor]]:
     """Each client's share of the pooled mean gradient, by layer."""
     everyone = sum(map(len, calibration.draw.values()))
     for indices in calibration.draw.values():
@@ -144,7 +144,7 @@ def compare(shares: list[Tensor], layer: str, rank: int) -> dict[tuple[str, str]
     return found
 
 
-def prepared(options: argparse.Namespace) -> tuple[Base, Calibration]:
+def prepared(options: argparse.Namespace) -> tuple[BaseModel, Calibration]:
     """Model with a warm head, and all rows dealt to the clients."""
     config = RunConfig.from_dict(
         {
@@ -168,7 +168,7 @@ def prepared(options: argparse.Namespace) -> tuple[Base, Calibration]:
     draw = {client: list(indices) for client, indices in enumerate(data.parts)}
     calibration = Calibration(draw, data.train, batches_of(data, base.device), data.task.losses)
     warm_up_head(
-        base.model, base.head, Warmup(rounds=3, steps=30, learning_rate=0.01), BATCH_SIZE, calibration
+        base.model, base.task_head, Warmup(rounds=3, steps=30, learning_rate=0.01), BATCH_SIZE, calibration
     )
     base.model.requires_grad_(False)
     return base, calibration

@@ -28,7 +28,7 @@ from fedsb.methods import by_name
 from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.arguments import local_training, start_of
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.prepare_model import local_model_of, prepare_base
 from fedsb.runner.round_zero import calibration_of
 
 Numbers = dict[str, Tensor]
@@ -44,12 +44,12 @@ def fed_sb(config: RunConfig, folder: Path) -> dict[str, float]:
     # Start: the clients warm up the head, then send factors of one gradient over a few of their examples. The
     # best rank-r approximation of the update it makes is U S V^T: B = U, A = V^T, and R = S to begin with.
     method, start = by_name("fed-sb"), start_of(config, data.parts)
-    calibration = calibration_of(data, base, start, method, base.head)
+    calibration = calibration_of(data, base, start, method, base.task_head)
     factors = start_factors(
-        base.model, base.targets, base.head, method, start, calibration, num_clients=len(data.parts)
+        base.model, base.targets, base.task_head, method, start, calibration, num_clients=len(data.parts)
     ).factors
-    local = trainable_of(config, data, base, factors)  # the adapter is over the base's layers from here on
-    trained = {f"{name}.R": layer.R for name, layer in local.attached.layers.items()} | base.head
+    local = local_model_of(config, data, base, factors)  # the adapter is over the base's layers from here on
+    trained = {f"{name}.R": layer.R for name, layer in local.attached.layers.items()} | base.task_head
     shared: Numbers = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     training, seed = local_training(config), config.seed
@@ -69,7 +69,7 @@ def fed_sb(config: RunConfig, folder: Path) -> dict[str, float]:
     metrics = data.task.evaluate(base.model, data.test, batch_size=config.evaluation.batch_size)
     causal = data.task.num_labels is None
     pairs = fold(local.attached)
-    write_adapter(folder, pairs, base_model=config.model.path, causal=causal, head=base.head)
+    write_adapter(folder, pairs, base_model=config.model.path, causal=causal, head=base.task_head)
     return metrics
 
 

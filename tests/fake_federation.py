@@ -20,7 +20,7 @@ from fedsb.federation import client as client_module
 from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange, Part
-from fedsb.federation.local_model import Trainable, adopt
+from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
@@ -102,11 +102,11 @@ class Federation:
         self.oracle = Oracle(self.method.name, dense, scale, self.padding, self.residual_rank)
         self.adopt()
 
-    def _party(self) -> Trainable:
+    def _party(self) -> LocalModel:
         model = Linears(self.layers)
         attached = attach(model, self.start, trains=self.method.trains(1), scale=self.exchange.scale)
         head = {"out.weight": model.out.weight}
-        return Trainable(
+        return LocalModel(
             attached,
             head,
             self.exchange,
@@ -118,9 +118,9 @@ class Federation:
 
     def adopt(self) -> None:
         state = self.state
-        adopt(self.globally, state.vector, state.base.total, round_number=state.round, seed=SEED)
+        load_state(self.globally, state.vector, state.base.total, round_number=state.round, seed=SEED)
 
-    def party(self, client: int) -> Trainable:
+    def party(self, client: int) -> LocalModel:
         if not self.own:
             return self.globally
         return self.clients.setdefault(client, self._party())
@@ -168,8 +168,8 @@ class Federation:
         message = broadcast(self.state, self.exchange, client, part)
         party = self.party(client)
 
-        def random_training(trainable, parameters, *args, **kwargs) -> float:
-            self.received[client] = self._whole_model(trainable)
+        def random_training(local_model, parameters, *args, **kwargs) -> float:
+            self.received[client] = self._whole_model(local_model)
             for name, parameter in parameters.items():
                 fresh = torch.randn(parameter.shape, generator=self.draw)
                 with torch.no_grad():
@@ -193,7 +193,7 @@ class Federation:
         tensors = self.exchange.up(number, part).unflatten(vector)
         return Answer(weight, {name: numbers(t) for name, t in tensors.items()}, part.heads)
 
-    def _whole_model(self, party: Trainable) -> dict[str, np.ndarray]:
+    def _whole_model(self, party: LocalModel) -> dict[str, np.ndarray]:
         """Change of each weight, the base's included, read from the layer's parts in fp64."""
         whole = {}
         for name, layer in party.attached.layers.items():

@@ -7,7 +7,7 @@ import torch
 
 from fedsb import RunConfig
 from fedsb.federation.dropout import without_dropout
-from fedsb.federation.local_model import place
+from fedsb.federation.local_model import load_round
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import start_factors
@@ -17,7 +17,7 @@ from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
 from fedsb.runner.arguments import local_training, method_of, start_of
 from fedsb.runner.prepare_data import batches_of, prepare_data
-from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.prepare_model import local_model_of, prepare_base
 
 
 class PrivateWorld:
@@ -32,8 +32,8 @@ class PrivateWorld:
         factors = start_factors(
             base.model, base.targets, {}, method, start, calibration, num_clients=1
         ).factors
-        self.trainable = trainable_of(self.config, self.data, base, factors)
-        exchange, draw = self.trainable.exchange, torch.Generator().manual_seed(3)
+        self.local_model = local_model_of(self.config, self.data, base, factors)
+        exchange, draw = self.local_model.exchange, torch.Generator().manual_seed(3)
         shared = exchange.down(exchange.rank)
         self.shared = {n: torch.randn(shape, generator=draw) / 4 for n, shape in shared.entries}
 
@@ -42,26 +42,26 @@ class PrivateWorld:
 
     def before(self):
         """The trained numbers as the first round's broadcast brings them."""
-        trainable = self.trainable
-        placed = place(trainable, self.shared, trainable.exchange.whole, round_number=1, seed=0)
+        local_model = self.local_model
+        placed = load_round(local_model, self.shared, local_model.exchange.whole, round_number=1, seed=0)
         return {name: parameter.detach().clone() for name, parameter in placed.items()}
 
     def directions(self, rows):
         """Each row's gradient at that state, of length 1."""
-        trainable, task = self.trainable, self.data.task
-        exchange = trainable.exchange
-        parameters = place(trainable, self.shared, exchange.whole, round_number=1, seed=0)
-        with without_dropout(trainable.model), per_example_gradients(trainable.model):
-            batch = trainable.collate(task.encode(rows, "rows"))
-            trainable.losses(trainable.model, batch).sum().backward()
+        local_model, task = self.local_model, self.data.task
+        exchange = local_model.exchange
+        parameters = load_round(local_model, self.shared, exchange.whole, round_number=1, seed=0)
+        with without_dropout(local_model.model), per_example_gradients(local_model.model):
+            batch = local_model.collate(task.encode(rows, "rows"))
+            local_model.losses(local_model.model, batch).sum().backward()
             names = [name for name, _ in exchange.up(1, exchange.whole).entries]
             found = torch.cat([parameters[name].grad_sample.flatten(1) for name in names], 1).double()
         return (found / found.norm(dim=1, keepdim=True)).numpy()
 
     def clipped_sum(self, examples, clip_norm, *, number=1, batch_size=512, **training):
         """The sum of clipped gradients that a noiseless step over all these examples releases."""
-        trainable, size = self.trainable, len(examples)
-        place_ = partial(place, trainable, self.shared, trainable.exchange.whole)
+        local_model, size = self.local_model, len(examples)
+        place_ = partial(load_round, local_model, self.shared, local_model.exchange.whole)
         parameters = place_(round_number=number, seed=0)
         before = {name: p.detach().double() for name, p in parameters.items()}
         how = replace(local_training(self.config), optimizer="sgd", learning_rate=1.0, batch_size=batch_size)
@@ -69,7 +69,7 @@ class PrivateWorld:
             num_examples=size, expected_batch_size=size, steps_per_round=1, rounds=1, clip_norm=clip_norm
         )
         train_privately(
-            trainable,
+            local_model,
             parameters,
             examples,
             replace(how, schedule="constant", rounds=1, **training),

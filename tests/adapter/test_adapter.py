@@ -19,12 +19,12 @@ from fedsb.adapter.attached import (
     collect,
     detach,
     find_targets,
-    fit,
     fold,
     linear_layers,
     load,
     merge,
     set_base_updates,
+    set_factors,
     set_trained,
 )
 from fedsb.adapter.layer import Factors, LoraPair, LowRankLinear, leading
@@ -325,7 +325,7 @@ def test_s_of_another_length_is_refused(generator):
 def test_values_of_the_same_shape_are_copied_in_and_the_parameter_stays(generator):
     layer = LowRankLinear(nn.Linear(6, 7), random_factors(7, 6, 2, generator=generator))
     parameter, value = layer.R, torch.randn(1, 2, 2, generator=generator)
-    layer.put("R", value)
+    layer.set_factor("R", value)
     assert layer.R is parameter
     assert torch.equal(layer.R, value)
     value.zero_()
@@ -343,7 +343,7 @@ def test_a_layer_at_a_smaller_rank_computes_with_the_leading_directions_of_each_
     trained = {name: p.requires_grad for name, p in layer.factors().items()}
     for rank in (2, 4, 1):
         part = leading(factors, rank)
-        fit(attached, {"0": {n: v for n, v in part._asdict().items() if v is not None}})
+        set_factors(attached, {"0": {n: v for n, v in part._asdict().items() if v is not None}})
         expected = np.zeros((12, 13))
         for h in range(heads):
             keep = slice(4 * h, 4 * h + rank)

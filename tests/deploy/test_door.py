@@ -76,14 +76,14 @@ def node_of(world, config, state, *, data="train", **own):
 def question(node, kind):
     """What a server asks that means the run as its config says."""
     if kind in ("warm-up", "contribute"):
-        head = {f"head.{n}": torch.ones_like(p) for n, p in node.base.head.items()}
+        head = {f"head.{n}": torch.ones_like(p) for n, p in node.base.task_head.items()}
         number = int(kind == "warm-up")
         return pack_start({"kind": kind, "round": number}, head | {"sizes": torch.tensor([node.registered])})
     if kind == "bases":
-        like = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
-        return pack_start({"kind": kind, "round": 0}, like)
+        template = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
+        return pack_start({"kind": kind, "round": 0}, template)
     if kind == "train":
-        exchange = node.party.trainable.exchange
+        exchange = node.local_client.local_model.exchange
         down = exchange.message(exchange.rank, None)
         return wire.pack(wire.Header(exchange.method.name, 1, down.digest), torch.zeros(down.size))
     return b""

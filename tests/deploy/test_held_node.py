@@ -16,10 +16,10 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig, run
-from fedsb.deploy.node import HeldNode
+from fedsb.deploy.node import OpenNode
 from fedsb.errors import InputError
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.clients import Remote, simulate_cohort
+from fedsb.runner.clients import RemoteClients, simulate_cohort
 
 CLIENTS = 2
 RUN, OTHER_RUN = "1" * 32, "2" * 32
@@ -55,7 +55,7 @@ def node_files(config, parts, folder):
 
 
 def asked(config, files, helds, run_name=RUN):
-    """Peers that each keep one `HeldNode`."""
+    """Peers that each keep one `OpenNode`."""
 
     def ask(kind, cohort, message_to):
         def answer(client):
@@ -68,7 +68,7 @@ def asked(config, files, helds, run_name=RUN):
 
 
 def run_with(config, folder, name, parts, ask):
-    return run(RunConfig.from_dict(config), folder / name, remote=Remote([len(p) for p in parts], ask))
+    return run(RunConfig.from_dict(config), folder / name, remote=RemoteClients([len(p) for p in parts], ask))
 
 
 def simulated_parts(config, folder):
@@ -97,7 +97,7 @@ CASES = {
 def test_the_run_of_a_lasting_process_equals_the_simulated_one(world, tmp_path, name):
     config = config_of(world, **CASES[name])
     parts = simulated_parts(config, tmp_path)
-    files, helds = node_files(config, parts, tmp_path), [HeldNode() for _ in range(CLIENTS)]
+    files, helds = node_files(config, parts, tmp_path), [OpenNode() for _ in range(CLIENTS)]
     run_with(config, tmp_path, "deployed", parts, asked(config, files, helds))
     assert_equal(tmp_path)
 
@@ -107,7 +107,7 @@ def test_a_second_run_inherits_nothing_from_the_first(world, tmp_path, method):
     """Another seed and rate in between, in the same processes."""
     config = config_of(world, method__name=method)
     parts = simulated_parts(config, tmp_path)
-    files, helds = node_files(config, parts, tmp_path), [HeldNode() for _ in range(CLIENTS)]
+    files, helds = node_files(config, parts, tmp_path), [OpenNode() for _ in range(CLIENTS)]
     other = changed(config, seed=9, training__learning_rate=0.1, federation__rounds=1)
     run_with(other, tmp_path, "first", parts, asked(other, files, helds, OTHER_RUN))
     run_with(config, tmp_path, "deployed", parts, asked(config, files, helds))
@@ -118,7 +118,7 @@ def test_what_is_asked_after_training_meets_an_untrained_model(world, tmp_path):
     """A server that starts anew says hello again: the digest is the base model's, not the trained one's."""
     config = config_of(world, federation__rounds=1)
     parts = simulated_parts(config, tmp_path)
-    files, helds = node_files(config, parts, tmp_path), [HeldNode() for _ in range(CLIENTS)]
+    files, helds = node_files(config, parts, tmp_path), [OpenNode() for _ in range(CLIENTS)]
     whole = RunConfig.from_dict(config)
     before = helds[0].opened("hello", whole, files[0], RUN).facts()
     run_with(config, tmp_path, "deployed", parts, asked(config, files, helds))
@@ -128,7 +128,7 @@ def test_what_is_asked_after_training_meets_an_untrained_model(world, tmp_path):
 
 def opened_twice(config, file, change=lambda: None, kinds=("hello", "train"), runs=(RUN, RUN)):
     """Whether the same node answers before and after the change."""
-    held, whole = HeldNode(), RunConfig.from_dict(config)
+    held, whole = OpenNode(), RunConfig.from_dict(config)
     first = held.opened(kinds[0], whole, file, runs[0])
     change()
     return held.opened(kinds[1], whole, file, runs[1]) is first
@@ -152,7 +152,7 @@ ROW = '{"text": "good food", "label": "pos"}\n'
 def test_a_limit_that_was_lowered_counts_at_once(world, tmp_path):
     config = config_of(world)
     file, _ = node_files(config, [range(20), range(20, 40)], tmp_path)
-    held, whole = HeldNode(), RunConfig.from_dict(config)
+    held, whole = OpenNode(), RunConfig.from_dict(config)
     held.opened("train", whole, file, RUN)
     write_config(file, yaml.safe_load(Path(file).read_text()) | {"limits": {"largest_epsilon": 1.0}})
     with pytest.raises(InputError, match=r"limits.largest_epsilon"):
@@ -163,6 +163,6 @@ def test_a_limit_that_was_lowered_counts_at_once(world, tmp_path):
 def test_a_private_round_asked_for_twice_has_other_batches(world, tmp_path):
     config = config_of(world, privacy=EXAMPLE)
     file, _ = node_files(config, [range(20), range(20, 40)], tmp_path)
-    node = HeldNode().opened("train", RunConfig.from_dict(config), file, RUN)
+    node = OpenNode().opened("train", RunConfig.from_dict(config), file, RUN)
     draws = {node._with_secret_batches().samples.stream("poisson", 1, 0, 0).read(1).item() for _ in range(3)}
     assert len(draws) == 3

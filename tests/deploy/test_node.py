@@ -26,7 +26,7 @@ from fedsb.federation import wire
 from fedsb.federation.server import Failed
 from fedsb.federation.start.messages import pack_start
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.clients import Remote, simulate_cohort
+from fedsb.runner.clients import RemoteClients, simulate_cohort
 
 CLIENTS = 3
 RUN = "1" * 32
@@ -95,7 +95,7 @@ def both(world, config, folder, *, fresh=False, **node_changes):
     nodes = [node | node_changes for node in node_files(world, config, parts, folder)]
     for node in nodes:
         write_config(folder / f"node-{node['client']}.yaml", node)
-    remote = Remote([len(part) for part in parts], in_one_process(config, nodes, fresh=fresh))
+    remote = RemoteClients([len(part) for part in parts], in_one_process(config, nodes, fresh=fresh))
     return simulated, run(RunConfig.from_dict(config), folder / "deployed", remote=remote)
 
 
@@ -154,7 +154,7 @@ def test_a_contributor_that_fails_is_left_out_of_the_start(world, tmp_path):
             lost = kind == "contribute" and outcome.client == 1
             yield Failed(1, "went away") if lost else outcome
 
-    remote = Remote([len(part) for part in parts.values()], without_one)
+    remote = RemoteClients([len(part) for part in parts.values()], without_one)
     result = run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote)
     entries = json.loads((tmp_path / "deployed" / "ledger.json").read_text())["entries"]
     assert [e["clients"] for e in entries if e["what"] == "sketches of gradients"] == [2]
@@ -163,7 +163,7 @@ def test_a_contributor_that_fails_is_left_out_of_the_start(world, tmp_path):
 
 def test_no_contributor_ends_the_run_with_the_reason(world, tmp_path):
     config = config_of(world, method__init=STARTS["sketch"])
-    remote = Remote([20, 20, 20], lambda kind, cohort, message_to: [Failed(c, "away") for c in cohort])
+    remote = RemoteClients([20, 20, 20], lambda kind, cohort, message_to: [Failed(c, "away") for c in cohort])
     with pytest.raises(RunFailed, match="nobody contributed a gradient"):
         run(RunConfig.from_dict(config), tmp_path / "run", remote=remote)
 
@@ -243,7 +243,7 @@ def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
     answers = []
     for number in range(3):
         node = Node(config, NodeConfig(**own), RUN)
-        head = {f"head.{name}": parameter + number for name, parameter in node.base.head.items()}
+        head = {f"head.{name}": parameter + number for name, parameter in node.base.task_head.items()}
         question = pack_start({"kind": "contribute", "round": 0}, head | {"sizes": torch.tensor([30, 9, 9])})
         answers.append(node.answer("contribute", question))
     assert answers[0] == answers[1] == answers[2]
@@ -274,7 +274,7 @@ def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(w
             shutil.rmtree(tmp_path / "state-1")
         return answer(kind, cohort, message_to)
 
-    remote = Remote([len(part) for part in parts.values()], ask)
+    remote = RemoteClients([len(part) for part in parts.values()], ask)
     lines = metrics_of(run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote).folder)
     assert [line["clients"] for line in lines[1:]] == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 1, 2]]
     assert "wrong base weights" in lines[3]["rejected"][0]["reason"]
@@ -285,7 +285,7 @@ def test_base_weights_of_a_later_round_are_not_trained_on(world, tmp_path):
     config = config_of(world, method__name="flora")
     both(world, config, tmp_path, fresh=True)
     nodes = [yaml.safe_load((tmp_path / f"node-{c}.yaml").read_text()) for c in range(CLIENTS)]
-    remote = Remote([20, 20, 20], in_one_process(config, nodes, fresh=True))
+    remote = RemoteClients([20, 20, 20], in_one_process(config, nodes, fresh=True))
     with pytest.raises(RunFailed, match="wrong base weights"):
         run(RunConfig.from_dict(config), tmp_path / "again", remote=remote)
 
@@ -311,7 +311,7 @@ def test_parties_must_agree_on_classes(world, tmp_path):
     with pytest.raises(InputError, match=r"task.labels: .*list them"):
         Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
     with pytest.raises(InputError, match=r"task.labels"):
-        run(RunConfig.from_dict(config), tmp_path / "run", remote=Remote([30], lambda *a: []))
+        run(RunConfig.from_dict(config), tmp_path / "run", remote=RemoteClients([30], lambda *a: []))
 
 
 def test_the_digest_tells_other_weights_and_not_another_head(world, tmp_path):
@@ -428,7 +428,7 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     for plan in (node.private.examples[0], node.private.starts[0]):
         assert (plan.num_examples, plan.rows) == (100, 104)
     assert node.private.starts[0].sampling_probability == 1.0
-    head = {f"head.{n}": p for n, p in node.base.head.items()}
+    head = {f"head.{n}": p for n, p in node.base.task_head.items()}
 
     def question(count):
         return pack_start({"kind": "contribute", "round": 0}, head | {"sizes": torch.tensor([count])})
@@ -448,7 +448,7 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     assert looked_at == list(range(104))
     bases = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
     node.answer("bases", pack_start({"kind": "bases", "round": 0, "more": "of the server's"}, bases))
-    down = node.party.trainable.exchange.message(4, None)
+    down = node.local_client.local_model.exchange.message(4, None)
     answer = node.answer("train", wire.pack(wire.Header("fed-sb", 1, down.digest), torch.zeros(down.size)))
     assert wire.unpack(answer)[0].num_examples == 100
     assert b"of the server" not in (tmp_path / "state" / RUN / "bases.safetensors").read_bytes()
@@ -471,7 +471,7 @@ def test_sizes_that_make_no_sense_are_refused(world, tmp_path, sizes):
     config = config_of(world, method__init=STARTS["sketch"])
     (own,) = node_files(world, config, [range(30)], tmp_path)
     node = Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
-    head = {f"head.{n}": p for n, p in node.base.head.items()}
+    head = {f"head.{n}": p for n, p in node.base.task_head.items()}
     more = {} if sizes is None else {"sizes": sizes}
     with pytest.raises(UpdateRejected):
         node.answer("contribute", pack_start({"kind": "contribute", "round": 0}, head | more))

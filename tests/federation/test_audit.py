@@ -28,7 +28,7 @@ from fedsb.privacy.audit import chance, epsilon_at_least
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.noise import NoiseSource, add_noise, gaussian_like
 from fedsb.privacy.plan import ClientPlan
-from fedsb.runner.clients import party_of
+from fedsb.runner.clients import local_client
 from fedsb.runner.private_run import prepare_privacy
 
 CANARIES = 1000
@@ -70,7 +70,7 @@ class Audited:
         }
         self.world = PrivateWorld(changed(classification_config(model, folder), **changes))
         self.folder, self.rounds = folder, rounds
-        exchange = self.world.trainable.exchange
+        exchange = self.world.local_model.exchange
         self.state = ServerState(0, exchange.down(exchange.rank).flatten(self.world.shared))
         self.directions = self.world.directions(ROWS)
 
@@ -79,12 +79,12 @@ class Audited:
         world, sizes = self.world, {0: int(self.included.sum())}
         (self.folder / name).mkdir()
         private = prepare_privacy(world.config, sizes, self.folder / name)
-        party = party_of(world.config, world.data, world.trainable, private, 0)
+        party = local_client(world.config, world.data, world.local_model, private, 0)
         return private, [self._released(party, private.examples[0], number) for number in range(self.rounds)]
 
     def _released(self, party, plan, number):
         """The noisy sum that an answer is made of, in clip norms."""
-        exchange = self.world.trainable.exchange
+        exchange = self.world.local_model.exchange
         message = broadcast(replace(self.state, round=number), exchange, 0, exchange.whole)
         before = exchange.up(1, exchange.whole).flatten(self.world.before())
         change = before.double() - wire.unpack(party.answer(message))[1].double()

@@ -16,7 +16,7 @@ from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.local_model import Trainable
+from fedsb.federation.local_model import LocalModel
 from fedsb.federation.training import ClientFailed, LocalTraining, batch_indices, learning_rate_factor, train
 from fedsb.methods import Shape, fed_sb
 
@@ -80,7 +80,7 @@ class Setup:
         self.layout = self.exchange.up(1, self.exchange.whole)
         self.start = self.layout.flatten(self.parameters)
         self.seen: list[list[int]] = []
-        self.trainable = Trainable(
+        self.local_model = LocalModel(
             attached, head, self.exchange, start, self._collate, losses, torch.device("cpu")
         )
 
@@ -94,7 +94,7 @@ class Setup:
     def update(self, examples, training, *, number=1, client=0, seed=0, **more):
         self.seen.clear()
         answer = client_update(
-            self.message(number), self.trainable, examples, training, client=client, seed=seed, **more
+            self.message(number), self.local_model, examples, training, client=client, seed=seed, **more
         )
         return wire.unpack(answer)
 
@@ -183,14 +183,16 @@ def test_rates_go_on_over_the_rounds_and_do_not_start_again():
     attached = Attached(nn.ParameterDict({"p": parameter}), {}, {})
     per_example = lambda m, batch: m["p"].sum() * torch.ones(len(batch["labels"]))  # noqa: E731
     exchange = Exchange(fed_sb, {}, 1, 1, {"p": (2,)})
-    trainable = Trainable(attached, {}, exchange, {}, collate, per_example, torch.device("cpu"))
+    local_model = LocalModel(attached, {}, exchange, {}, collate, per_example, torch.device("cpu"))
     training = LocalTraining(
         optimizer="sgd", learning_rate=0.1, batch_size=2, rounds=2, schedule="linear", warmup_ratio=0.25
     )
     rates = []
     before = 0.0
     for number in (1, 2):
-        train(trainable, {"p": parameter}, make_examples(8), training, round_number=number, client=0, seed=0)
+        train(
+            local_model, {"p": parameter}, make_examples(8), training, round_number=number, client=0, seed=0
+        )
         rates.append(before - parameter[0].item())
         before = parameter[0].item()
     curve = [0.1 * learning_rate_factor(s, 8, schedule="linear", warmup_ratio=0.25) for s in range(8)]
@@ -313,14 +315,14 @@ def test_a_client_out_of_time_has_failed():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_has_failed_with_a_cure(bad):
     setup = Setup()
-    setup.trainable = replace(setup.trainable, losses=lambda model, batch: losses(model, batch) * bad)
+    setup.local_model = replace(setup.local_model, losses=lambda model, batch: losses(model, batch) * bad)
     with pytest.raises(ClientFailed, match=r"loss is not finite .* lower training.learning_rate"):
         setup.update(make_examples(8), SGD)
 
 
 def test_training_that_blows_up_in_its_last_step_is_refused_by_the_server():
     setup = Setup()
-    setup.trainable = replace(setup.trainable, losses=lambda model, batch: losses(model, batch) * 1e5)
+    setup.local_model = replace(setup.local_model, losses=lambda model, batch: losses(model, batch) * 1e5)
     header, vector = setup.update(make_examples(8), replace(SGD, learning_rate=1e38))
     assert not torch.isfinite(vector).all()
     expected = wire.Header("fed-sb", 1, setup.layout.digest, 0)
@@ -340,7 +342,7 @@ def test_a_broadcast_that_does_not_fit_is_refused_before_training(break_it):
     with pytest.raises(UpdateRejected):
         client_update(
             message[:40] if break_it == "garbage" else message,
-            setup.trainable,
+            setup.local_model,
             make_examples(4),
             SGD,
             client=0,

@@ -27,7 +27,7 @@ def moved(
     setup = setup or Setup()
     before = {name: p.detach().clone() for name, p in setup.parameters.items()}
     train_privately(
-        setup.trainable,
+        setup.local_model,
         setup.parameters,
         examples,
         training,
@@ -54,7 +54,7 @@ def clipped_sum(examples, clip_norm):
 def test_without_clipping_and_noise_it_is_plain_sgd():
     examples, plain = make_examples(12), Setup()
     start = {name: p.detach().clone() for name, p in plain.parameters.items()}
-    train(plain.trainable, plain.parameters, examples, SGD, round_number=1, client=0, seed=0)
+    train(plain.local_model, plain.parameters, examples, SGD, round_number=1, client=0, seed=0)
     private, _ = moved(examples, EVERY)
     for name, change in private.items():
         torch.testing.assert_close(
@@ -181,12 +181,12 @@ def test_an_example_that_overflows_does_not_fail_the_run():
     """A failure would tell of it."""
     examples = make_examples(12)
     setup = Setup()
-    lost = setup.trainable.losses
+    lost = setup.local_model.losses
 
     def losses(model, batch):
         return lost(model, batch) * torch.where(batch["labels"] == 1, math.inf, 1.0)
 
-    setup.trainable.losses = losses
+    setup.local_model.losses = losses
     change, _ = moved(examples, replace(EVERY, clip_norm=1.0), setup=setup)
     assert torch.isfinite(flat(change)).all()
     assert flat(change).norm() > 0

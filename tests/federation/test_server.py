@@ -17,7 +17,7 @@ from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.server import Arrived, Failed, aggregate, broadcast
 from fedsb.federation.state import ServerState
-from fedsb.federation.traffic import Entry, Ledger
+from fedsb.federation.traffic import Ledger, Traffic
 from fedsb.federation.training import ClientFailed
 from fedsb.methods import Shape, fed_sb
 from fedsb.runner.clients import simulate_cohort
@@ -207,9 +207,9 @@ def test_the_train_loss_is_weighted_by_examples_over_those_who_declared_it():
 
 
 def test_the_ledger_adds_up_by_direction_and_phase():
-    once = [Entry(0, "bases", "down", 3, 300, 30), Entry(0, "gradient", "up", 2, 50, 5, measured=False)]
-    rounds = [Entry(n, "updates", "up", 3, 10 * n, n) for n in (1, 2)] + [
-        Entry(2, "broadcast", "down", 3, 7, 1)
+    once = [Traffic(0, "bases", "down", 3, 300, 30), Traffic(0, "gradient", "up", 2, 50, 5, measured=False)]
+    rounds = [Traffic(n, "updates", "up", 3, 10 * n, n) for n in (1, 2)] + [
+        Traffic(2, "broadcast", "down", 3, 7, 1)
     ]
     ledger = Ledger()
     for entry in once + rounds:

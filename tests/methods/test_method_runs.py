@@ -257,16 +257,16 @@ def refreshes(monkeypatch):
     """What the model held around each refresh: (logits, own update by layer) before and after."""
     seen, real = [], runner.refresh
 
-    def own_updates(trainable):
+    def own_updates(local_model):
         return {
             n: dense_update(Factors(layer.B.detach(), layer.A.detach(), layer.R.detach()))
-            for n, layer in trainable.attached.layers.items()
+            for n, layer in local_model.attached.layers.items()
         }
 
-    def watched(trainable, *args, **kwargs):
-        before = logits_of(trainable.model), own_updates(trainable)
-        refreshed = real(trainable, *args, **kwargs)
-        seen.append((before, (logits_of(trainable.model), own_updates(trainable))))
+    def watched(local_model, *args, **kwargs):
+        before = logits_of(local_model.model), own_updates(local_model)
+        refreshed = real(local_model, *args, **kwargs)
+        seen.append((before, (logits_of(local_model.model), own_updates(local_model))))
         return refreshed
 
     monkeypatch.setattr(runner, "refresh", watched)
@@ -402,8 +402,8 @@ def test_a_run_killed_while_it_made_new_bases_goes_on_to_the_same_adapter(world,
     whole = start(config, world / "whole-refresh").folder
     folder, real = world / "killed-refresh", runner.refresh
 
-    def killed(trainable, state, *args, **kwargs):
-        refreshed = real(trainable, state, *args, **kwargs)
+    def killed(local_model, state, *args, **kwargs):
+        refreshed = real(local_model, state, *args, **kwargs)
         if state.round == 2:
             raise Killed
         return refreshed

@@ -11,11 +11,11 @@ from fedsb import methods
 from fedsb.adapter import Factors
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation.exchange import Exchange
-from fedsb.methods import ALL, Frame, Shape, Upload, by_name, fed_sb, fedit
+from fedsb.methods import ALL, AggregationInputs, Shape, Upload, by_name, fed_sb, fedit
 
 
 def frame_of(size, **more):
-    return Frame(current={}, answer={"x": (size,)}, layers={}, scale=1.0, **more)
+    return AggregationInputs(current={}, answer={"x": (size,)}, layers={}, scale=1.0, **more)
 
 
 def stream(vectors, weights, aggregation=fed_sb.aggregation):

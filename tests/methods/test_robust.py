@@ -30,7 +30,7 @@ from fedsb.methods.averaging import robust as robust_module
 from fedsb.methods.averaging.robust import NormBound, cut_of, robust, trimmed_mean
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import start_of
-from fedsb.runner.clients import Remote
+from fedsb.runner.clients import RemoteClients
 from fedsb.runner.remote_start import _warm_up
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(9, 8), "value": Shape(6, 7)}, 3, 1, {"out.weight": (2, 3)})
@@ -361,7 +361,7 @@ def poisoned_answers(client, spoil):
 )
 def test_the_head_of_a_deployed_start_withstands_one_client(spoil):
     head = {"w": torch.nn.Parameter(torch.zeros(3, 4))}
-    remote = Remote([5, 5, 5], poisoned_answers(1, spoil))
+    remote = RemoteClients([5, 5, 5], poisoned_answers(1, spoil))
     draw = {client: [client] for client in range(3)}
     warmup = Warmup(rounds=2, steps=1, learning_rate=0.1)
     _warm_up(head, warmup, remote, draw, Silent(), Robust("median", bound=NormBound(5.0)))
@@ -425,9 +425,9 @@ def config_of(world, **changes):
 
 def poisoned(monkeypatch, client):
     """That client answers with its numbers times -1000."""
-    from fedsb.runner.clients import Party
+    from fedsb.runner.clients import LocalClient
 
-    real = Party.answer
+    real = LocalClient.answer
 
     def answer(self, broadcast, *args):
         sent = real(self, broadcast, *args)
@@ -436,7 +436,7 @@ def poisoned(monkeypatch, client):
         header, vector = wire.unpack(sent)
         return wire.pack(header, -1000 * vector)
 
-    monkeypatch.setattr(Party, "answer", answer)
+    monkeypatch.setattr(LocalClient, "answer", answer)
 
 
 def test_a_run_with_a_poisoned_client(world, tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import chosen_targets
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import method_of
-from fedsb.runner.clients import party_of
+from fedsb.runner.clients import local_client
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.prepare_model import local_model_of, prepare_base
 from fedsb.runner.round_zero import begin
 
 NAMES = list(FAMILIES)
@@ -85,12 +85,12 @@ def round_of(config: RunConfig, folder: Path) -> tuple[nn.Module, set[str], set[
     data = prepare_data(config)
     base = prepare_base(config, data)
     start = begin(config, folder, method_of(config), data, base, None, Silent(), None)
-    trainable = trainable_of(config, data, base, start.factors)
+    local_model = local_model_of(config, data, base, start.factors)
     before = state_of(base.model)
-    message = broadcast(start.state, trainable.exchange, 0, trainable.exchange.whole)
-    party_of(config, data, trainable, None, 0).answer(message)
+    message = broadcast(start.state, local_model.exchange, 0, local_model.exchange.whole)
+    local_client(config, data, local_model, None, 0).answer(message)
     moved = {name for name, tensor in state_of(base.model).items() if not torch.equal(tensor, before[name])}
-    return base.model, set(base.head), moved
+    return base.model, set(base.task_head), moved
 
 
 def expected(family: Family, model: nn.Module, factors: str) -> set[str]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsb.methods import ALL, Shape
-from fedsb.methods.method import Frame, Upload
+from fedsb.methods.method import AggregationInputs, Upload
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.clipping import ClippedSum, clip
 from fedsb.privacy.keystream import Keystream
@@ -29,9 +29,9 @@ def by_name(name):
 def released(updates, plan=PLAN, *, clip_norm=0.7, noise=None, method="fed-sb"):
     """The next broadcast, flat, after these clients' updates (answer minus broadcast), and the release."""
     current = {n: torch.full(shape, 0.3) for n, shape in SHAPES.items()}
-    frame = Frame(current, SHAPES, {"layer": Shape(8, 8)}, 1.0)
+    frame = AggregationInputs(current, SHAPES, {"layer": Shape(8, 8)}, 1.0)
     release = ClientRelease(plan, clip_norm, noise or NoiseSource(), 1)
-    aggregation = release.around(by_name(method).aggregation)
+    aggregation = release.wrap(by_name(method).aggregation)
     total = aggregation.start(frame)
     for update in updates:
         vector = (update + 0.3).float()

@@ -225,7 +225,7 @@ def test_a_row_that_is_not_finite_is_no_reason_to_fail():
 
 def test_a_run_with_such_a_model_is_refused(folder, monkeypatch):
     world = world_of(folder, "bert")
-    layer = world.trainable.model.bert.encoder.layer[1].output
+    layer = world.local_model.model.bert.encoder.layer[1].output
     monkeypatch.setattr(layer, "forward", lambda hidden, given: F.dropout(hidden[..., :1] + given, 0.1))
     with pytest.raises(RunFailed, match=r"encoder\.layer\.1\.output gives one batch two results"):
         world.clipped_sum(world.data.train, CLIP_NORM)

@@ -11,9 +11,9 @@ from fedsb.adapter import LoraPair
 from fedsb.common import files
 from fedsb.errors import InputError
 from fedsb.federation.state import BaseChange, ServerState
-from fedsb.federation.traffic import Entry, Ledger
+from fedsb.federation.traffic import Ledger, Traffic
 from fedsb.runner import checkpoint
-from fedsb.runner.checkpoint import Saved, load_checkpoint, save_checkpoint
+from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -24,14 +24,16 @@ def saved(generator):
     }
     factors["layer.0.query"] = factors["layer.0.query"]._replace(s=torch.randn(2, generator=generator))
     state = ServerState(0, torch.randn(9, generator=generator))
-    ledger = Ledger([Entry(0, "bases", "down", 3, 300, 30)])
-    return Saved(state, factors, ledger, [{"round": 0, "eval": {"accuracy": 0.5}}], {0: [1, 2], 10: [3]}, 1.5)
+    ledger = Ledger([Traffic(0, "bases", "down", 3, 300, 30)])
+    return RunState(
+        state, factors, ledger, [{"round": 0, "eval": {"accuracy": 0.5}}], {0: [1, 2], 10: [3]}, 1.5
+    )
 
 
 def next_round(saved):
     number = saved.state.round + 1
     saved.state = ServerState(number, saved.state.vector + 1)
-    saved.ledger.add(Entry(number, "updates", "up", 3, 100, 10))
+    saved.ledger.add(Traffic(number, "updates", "up", 3, 100, 10))
     saved.metrics.append({"round": number, "train_loss": None})
     saved.seconds += 1.0
 
@@ -45,7 +47,7 @@ def changed_base(generator, rank=1):
     return BaseChange(total, last, rank, changed=2, previous=1, seen={0: 1, 12: 2})
 
 
-def assert_equal(found: Saved, expected: Saved):
+def assert_equal(found: RunState, expected: RunState):
     assert found.state.round == expected.state.round
     assert torch.equal(found.state.vector, expected.state.vector)
     assert_equal_bases(found.state.base, expected.state.base)

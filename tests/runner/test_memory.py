@@ -20,7 +20,7 @@ from fedsb.runner import memory as memory_module
 from fedsb.runner.arguments import method_of
 from fedsb.runner.memory import Longest, Memory, advice, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import memory_of, prepare_base, trainable_of
+from fedsb.runner.prepare_model import local_model_of, memory_of, prepare_base
 from fedsb.runner.round_zero import begin
 
 Saved = dict[str, Path]
@@ -32,9 +32,9 @@ def kept_for_backward(config: RunConfig, folder: Path) -> int:
     data = prepare_data(config)
     base = prepare_base(config, data)
     start = begin(config, folder, method_of(config), data, base, None, Silent(), None)
-    trainable = trainable_of(config, data, base, start.factors)
+    local_model = local_model_of(config, data, base, start.factors)
     longest = max(data.train, key=lambda example: len(example["input_ids"]))
-    batch = trainable.collate([longest] * config.training.batch_size)
+    batch = local_model.collate([longest] * config.training.batch_size)
     own = {t.untyped_storage()._cdata for t in (*base.model.parameters(), *base.model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -45,7 +45,7 @@ def kept_for_backward(config: RunConfig, folder: Path) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainable.losses(base.model.train(), batch).sum()
+        local_model.losses(base.model.train(), batch).sum()
     return sum(storage.nbytes() for storage in kept.values())
 
 

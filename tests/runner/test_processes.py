@@ -106,9 +106,9 @@ def test_clients_of_workers_that_hang_fail_and_the_processes_are_ended(
     monkeypatch.setattr(sys, "executable", script(tmp_path, "exec sleep 600"))
     monkeypatch.setattr(POOL, "LOAD_SECONDS", 0.1)
     config = config_of(world, federation__processes=2, federation__deadline_seconds=0.1)
-    with pool_of(config, tmp_path, Silent()) as peers:
-        assert peers is not None
-        outcomes = list(peers([0, 1, 2], lambda client: bytes(1 << 20)))
+    with pool_of(config, tmp_path, Silent()) as ask_clients:
+        assert ask_clients is not None
+        outcomes = list(ask_clients([0, 1, 2], lambda client: bytes(1 << 20)))
     assert [outcome.client for outcome in outcomes] == [0, 1, 2]
     assert all(isinstance(o, Failed) and "did not answer in time" in o.reason for o in outcomes)
     assert not psutil.Process().children()
@@ -118,10 +118,10 @@ def test_workers_that_all_die_end_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", script(tmp_path, "echo no memory >&2; exit 3"))
-    with pool_of(config_of(world, federation__processes=2), tmp_path, Silent()) as peers:
-        assert peers is not None
+    with pool_of(config_of(world, federation__processes=2), tmp_path, Silent()) as ask_clients:
+        assert ask_clients is not None
         with pytest.raises(RunFailed, match=r"process ended with status 3 \(no memory\); the last finished"):
-            list(peers(range(12), lambda client: b"x"))
+            list(ask_clients(range(12), lambda client: b"x"))
 
 
 def test_what_a_worker_may_take_has_an_end_by_default(world: Path) -> None:

@@ -320,8 +320,8 @@ def test_evaluation_every_other_round_and_after_the_last(world):
 def spoil(monkeypatch, client, what, *, rounds=(1, 2)):
     """Let one client (None: all) fail as `what` does it with its answer, in the given rounds."""
 
-    def update(broadcast, trainable, examples, training, **options):
-        answer = client_update(broadcast, trainable, examples, training, **options)
+    def update(broadcast, local_model, examples, training, **options):
+        answer = client_update(broadcast, local_model, examples, training, **options)
         chosen = client is None or options["client"] == client
         return what(answer) if chosen and wire.unpack(broadcast)[0].round in rounds else answer
 
@@ -377,7 +377,7 @@ def test_a_failing_client_is_left_out_with_its_reason(world, tmp_path, monkeypat
 
 
 def test_an_update_too_large_for_float16_is_left_out_and_bfloat16_takes_it(world, tmp_path, monkeypatch):
-    def train(trainable, parameters, *rest, **options):
+    def train(local_model, parameters, *rest, **options):
         if options["client"] == 1:
             next(p for name, p in parameters.items() if name.endswith(".R")).data.fill_(7e4)
         return 0.5

@@ -131,11 +131,11 @@ def load(attached: Attached, tensors: Mapping[str, Tensor]) -> None:
             parameters[key].copy_(tensor)
 
 
-def fit(attached: Attached, values: Mapping[str, Mapping[str, Tensor]]) -> None:
+def set_factors(attached: Attached, values: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Put values, by layer and factor, into the layers, whatever rank the layers had before."""
     for name, factors in values.items():
         for factor, value in factors.items():
-            attached.layers[name].put(factor, value)
+            attached.layers[name].set_factor(factor, value)
 
 
 def set_trained(attached: Attached, names: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -105,7 +105,7 @@ class LowRankLinear(nn.Module):
         """The factors this layer has, by name."""
         return {name: p for name in FACTOR_NAMES if (p := getattr(self, name)) is not None}
 
-    def put(self, name: str, value: Tensor) -> None:
+    def set_factor(self, name: str, value: Tensor) -> None:
         """Copy a factor's values in; a value of another shape (another rank) replaces the factor."""
         old: nn.Parameter = getattr(self, name)
         if old.shape == value.shape:

@@ -13,7 +13,7 @@ import torch
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError
-from fedsb.methods import Numbers
+from fedsb.methods import Counts
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import local_training, method_of
@@ -21,7 +21,7 @@ from fedsb.runner.folder import versions
 from fedsb.runner.memory import check_memory
 from fedsb.runner.precision import slow_bfloat16
 from fedsb.runner.prepare_data import Data, prepare_data
-from fedsb.runner.prepare_model import Base, exchange_of, free_memory, memory_of, prepare_base
+from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.tasks.scoring.benchmark import check_benchmarks
 
 
@@ -68,7 +68,7 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield Finding(looked_at, False, str(error))
 
 
-def numbers_of_a_round(config: RunConfig, base: Base) -> Numbers:
+def numbers_of_a_round(config: RunConfig, base: BaseModel) -> Counts:
     """What one client trains, sends and receives in a round: the method's factors and the head."""
     exchange, federation = exchange_of(config, base), config.federation
     cohort = federation.clients_per_round or federation.clients
@@ -76,8 +76,8 @@ def numbers_of_a_round(config: RunConfig, base: Base) -> Numbers:
         exchange.method.cost(shape, exchange.rank, exchange.heads, cohort)
         for shape in exchange.layers.values()
     ]
-    head = sum(p.numel() for p in base.head.values())
-    return Numbers(*(head + sum(counts) for counts in zip(*layers, strict=True)))
+    head = sum(p.numel() for p in base.task_head.values())
+    return Counts(*(head + sum(counts) for counts in zip(*layers, strict=True)))
 
 
 def _describe_method(config: RunConfig) -> str:
@@ -108,12 +108,12 @@ def _describe_memory(config: RunConfig, data: Data) -> str:
     return f"{needed}; {human_bytes(free)} free"
 
 
-def _describe_targets(base: Base) -> str:
+def _describe_targets(base: BaseModel) -> str:
     endings = sorted({name.rsplit(".", 1)[-1] for name in base.targets})
     return f"{len(base.targets)} layers ({', '.join(endings)})"
 
 
-def _estimates(config: RunConfig, data: Data, base: Base) -> Iterator[tuple[str, str]]:
+def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple[str, str]]:
     numbers = numbers_of_a_round(config, base)
     cohort = config.federation.clients_per_round or config.federation.clients
     training = local_training(config)

@@ -65,7 +65,7 @@ def check_inputs(
             with _named(same[0]):
                 public = public_examples(same[0].config, data.task, data.train)
                 base = prepare_base(same[0].config, replace(data, public=public))
-                digests["base"] = base_digest(base.model, base.head)
+                digests["base"] = base_digest(base.model, base.task_head)
     return held_out, digests
 
 

@@ -128,7 +128,7 @@ def _heads(config: RunConfig, method: Method) -> Iterator[str]:
 
 def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
     wanted = config.method
-    if wanted.refresh_every is not None and not (method.has_core and method.settle is None):
+    if wanted.refresh_every is not None and not (method.has_core and method.finish_upload is None):
         yield f"method.refresh_every: only fed-sb and lora-xs start anew, found {method.name}; leave it out"
     if wanted.residual_rank is not None and method.name != "fedex-lora":
         yield f"method.residual_rank: only fedex-lora sends a residual, found {method.name}; leave it out"

@@ -51,7 +51,7 @@ class _Asked(NamedTuple):
 
 
 @dataclass
-class Asking:
+class Question:
     """One question on its way.
 
     Args:

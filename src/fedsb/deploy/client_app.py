@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedsb.common.printable import printable
 from fedsb.deploy.identity import sign, statement
-from fedsb.deploy.node import HELLO, HeldNode
+from fedsb.deploy.node import HELLO, OpenNode
 from fedsb.deploy.node_config import NodeConfig, Refused
 from fedsb.deploy.questions import Question, read_question
 from fedsb.deploy.records import Facts, pack
@@ -24,7 +24,7 @@ from fedsb.federation.training import ClientFailed
 
 log = logging.getLogger("flwr")
 app = ClientApp()
-held = HeldNode()
+held = OpenNode()
 """Flower may give this process one message or many."""
 
 

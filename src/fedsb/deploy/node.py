@@ -34,9 +34,9 @@ from fedsb.federation import wire
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models import load_tokenizer
 from fedsb.models.digest import base_digest
-from fedsb.runner.clients import Party, party_of
+from fedsb.runner.clients import LocalClient, local_client
 from fedsb.runner.prepare_data import Data, check_apart, check_can_deploy, make_task
-from fedsb.runner.prepare_model import Base, prepare_base, trainable_of
+from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.private_run import PrivateRun, prepare_privacy
 from fedsb.tasks import Row
 from fedsb.tasks.rows import read_rows
@@ -83,7 +83,7 @@ class Node:
         return rounded(count) if self.own.limited or self.config.privacy is not None else count
 
     @cached_property
-    def base(self) -> Base:
+    def base(self) -> BaseModel:
         return prepare_base(self.config, self.data)
 
     @cached_property
@@ -110,10 +110,10 @@ class Node:
         )
 
     @cached_property
-    def party(self) -> Party:
-        trainable = trainable_of(self.config, self.data, self.base, self.start.factors())
-        party = party_of(self.config, self.data, trainable, self.private, self.own.client)
-        return replace(party, registered=self.registered)
+    def local_client(self) -> LocalClient:
+        local_model = local_model_of(self.config, self.data, self.base, self.start.factors())
+        this_client = local_client(self.config, self.data, local_model, self.private, self.own.client)
+        return replace(this_client, registered=self.registered)
 
     def facts(self) -> NodeFacts:
         """What the server is told before the run; checks the privacy budget on the way."""
@@ -136,7 +136,7 @@ class Node:
     def hello(self, question: bytes) -> Disclosure:
         """`NodeFacts` as JSON."""
         assert self.private is None or self.private.epsilon() >= 0
-        facts = NodeFacts(self.own.client, self.registered, base_digest(self.base.model, self.base.head))
+        facts = NodeFacts(self.own.client, self.registered, base_digest(self.base.model, self.base.task_head))
         return PublicFacts(json.dumps(asdict(facts)).encode())
 
     def train(self, broadcast: bytes) -> Disclosure:
@@ -144,19 +144,21 @@ class Node:
         number, rounds = wire.unpack(broadcast)[0].round, self.config.federation.rounds
         if not 1 <= number <= rounds:
             raise UpdateRejected(f"wrong round: expected one from 1 to {rounds}, found {number}")
-        party = replace(self.party, private=self._with_secret_batches())
-        make = partial(self._update, party, broadcast)
-        if party.private is None or party.private.clients is not None:
+        this_client = replace(self.local_client, private=self._with_secret_batches())
+        make = partial(self._update, this_client, broadcast)
+        if this_client.private is None or this_client.private.clients is not None:
             return UnprotectedUpdate(make)
-        return NoisedRelease(make, Charge("round", number, party.private.examples[self.own.client].round))
+        return NoisedRelease(
+            make, Charge("round", number, this_client.private.examples[self.own.client].round)
+        )
 
-    def _update(self, party: Party, broadcast: bytes) -> bytes:
-        trainable = party.trainable
-        if trainable.base_round == 0:
+    def _update(self, this_client: LocalClient, broadcast: bytes) -> bytes:
+        local_model = this_client.local_model
+        if local_model.base_round == 0:
             self._restore_base()
-        before = trainable.base_round
-        answer = party.answer(broadcast)
-        if trainable.base_round != before:
+        before = local_model.base_round
+        answer = this_client.answer(broadcast)
+        if local_model.base_round != before:
             self._keep_base()
         return answer
 
@@ -165,17 +167,17 @@ class Node:
         return self.private and self.private.with_secret_samples()
 
     def _restore_base(self) -> None:
-        file, trainable = self.folder / "base.safetensors", self.party.trainable
+        file, local_model = self.folder / "base.safetensors", self.local_client.local_model
         if file.exists():
             kept = load_file(file)
-            trainable.base_round = int(kept.pop("round"))
-            set_base_updates(trainable.attached, kept)
+            local_model.base_round = int(kept.pop("round"))
+            set_base_updates(local_model.attached, kept)
 
     def _keep_base(self) -> None:
-        trainable = self.party.trainable
-        layers = trainable.attached.layers
+        local_model = self.local_client.local_model
+        layers = local_model.attached.layers
         kept = {n: u.cpu() for n, layer in layers.items() if (u := layer.base_update) is not None}
-        keep(self.folder / "base.safetensors", save(kept | {"round": torch.tensor(trainable.base_round)}))
+        keep(self.folder / "base.safetensors", save(kept | {"round": torch.tensor(local_model.base_round)}))
 
     def _audit(self, kind: str, answer: bytes) -> None:
         if not self.own.audit:
@@ -286,7 +288,7 @@ HELLO = "hello"
 
 
 @dataclass
-class HeldNode:
+class OpenNode:
     """At most one open node, and what it was opened from.
 
     Attributes:

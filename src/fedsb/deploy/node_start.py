@@ -22,7 +22,7 @@ from fedsb.deploy.node_config import Refused
 from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
 from fedsb.federation.fixed_shape import OfOneShape
-from fedsb.federation.start.contribution import SENT_AS, Own, PrivateStart, empty
+from fedsb.federation.start.contribution import SENT_AS, Contributor, PrivateStart, empty
 from fedsb.federation.start.from_gradients import (
     Calibration,
     Draw,
@@ -45,7 +45,7 @@ from fedsb.federation.training import ClientFailed
 from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
-from fedsb.runner.prepare_model import Base
+from fedsb.runner.prepare_model import BaseModel
 
 BASES = "bases.safetensors"
 MOST_EXAMPLES = 100_000_000
@@ -74,7 +74,7 @@ class NodeStart:
     client: int
     registered: int
     data: Data
-    base: Base
+    base: BaseModel
     folder: Path
     private: PrivateStart | None = None
 
@@ -96,7 +96,7 @@ class NodeStart:
         return _disclosure(calibration, partial(self._warmed_up, self.start.head_warmup, calibration, number))
 
     def _warmed_up(self, warmup: Warmup, calibration: Calibration, number: int) -> bytes:
-        model, head = self.base.model, self.base.head
+        model, head = self.base.model, self.base.task_head
         indices = calibration.draw[self.client]
         cached = cache_base_outputs(model, calibration.batches_of(indices, self.start.batch_size))
         train_head(
@@ -135,7 +135,7 @@ class NodeStart:
         everyone = sum(map(len, calibration.draw.values()))
         indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
         batches = partial(calibration.batches_of, indices)
-        own = Own(batches, calibration.losses, everyone, self.client)
+        own = Contributor(batches, calibration.losses, everyone, self.client)
         model.eval()
         with estimating(model):
             return self._pack("contribute", 0, contribution(how).send(model, self.base.targets, how, own))
@@ -143,8 +143,8 @@ class NodeStart:
     def take_bases(self, message: bytes) -> Disclosure:
         """Keep the bases that the server made; what else its message says is not written down."""
         self._check_from_gradients()
-        facts, tensors = unpack_start(message, like := self._bases_like())
-        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, like=like)
+        facts, tensors = unpack_start(message, template := self._bases_like())
+        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, template=template)
         bases = {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
         keep(self.folder / BASES, pack_start({"kind": "bases", "round": 0}, bases))
         return PublicFacts(self._pack("bases", 0, {}))
@@ -157,11 +157,11 @@ class NodeStart:
                 "method.init.public: this party has declared no rows public, so it looks at none for the "
                 "start; the server looks at its own, or name a file of public rows in data.public here"
             )
-        head = self.base.head
-        like: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in head.items()}
-        like["sizes"] = torch.empty(len(self.data.parts), dtype=torch.int64)
-        facts, tensors = unpack_start(question, like)
-        check_start(facts, tensors, wanted={"kind": kind}, like=like)
+        head = self.base.task_head
+        template: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in head.items()}
+        template["sizes"] = torch.empty(len(self.data.parts), dtype=torch.int64)
+        facts, tensors = unpack_start(question, template)
+        check_start(facts, tensors, wanted={"kind": kind}, template=template)
         sizes, number = self._checked_sizes(tensors.pop("sizes")), facts.get("round")
         if not (type(number) is int and 0 <= number <= MOST_WARM_UPS):
             raise UpdateRejected(f"wrong round: expected a count, found {str(number)[:40]!r}")

@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from fedsb.config import RunConfig
 from fedsb.deploy import asking
 from fedsb.deploy.answers import Said, node_facts, read_answer
-from fedsb.deploy.asking import Answer, Asking
+from fedsb.deploy.asking import Answer, Question
 from fedsb.deploy.identity import PublicKey, read_registered, statement, verify
 from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.records import Facts, pack
@@ -52,7 +52,7 @@ Nonces = dict[str, str]
 
 
 @dataclass
-class Federation:
+class Nodes:
     """Nodes by client number.
 
     Attributes:
@@ -85,7 +85,7 @@ class Federation:
     def __post_init__(self) -> None:
         self._hello_nonces: Nonces = {}
         send = partial(self._send, "hello", lambda node: b"", self._hello_nonces)
-        self._hello = Asking(self.grid, send, self.say, again=False)
+        self._hello = Question(self.grid, send, self.say, again=False)
 
     def gather(self, seconds: float) -> None:
         """Wait until every client of the config has said hello.
@@ -197,7 +197,7 @@ class Federation:
         send = partial(self._send, kind, lambda node: message_to(client_of[node]), nonces)
         privacy = self.config.privacy
         charged = privacy is not None and privacy.unit == "example"
-        question = Asking(self.grid, send, self.say, again=not charged)
+        question = Question(self.grid, send, self.say, again=not charged)
         for node, answer in question.answers(client_of, self.config.federation.deadline_seconds):
             client = client_of[node]
             try:

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from fedsb.common.files import alone, write_text
 from fedsb.config import RunConfig
-from fedsb.deploy.nodes import Federation
+from fedsb.deploy.nodes import Nodes
 from fedsb.errors import FedsbError, InputError
 from fedsb.report.console import PlainLines
 from fedsb.report.screen import Screen
 from fedsb.runner import run
-from fedsb.runner.clients import Remote
+from fedsb.runner.clients import RemoteClients
 
 app = ServerApp()
 
@@ -51,10 +51,10 @@ def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig
     resume, progress = (out / "config.yaml").exists(), PlainLines(console)
     progress.stage("going on with the run in its folder" if resume else "waiting for the nodes")
     name, keys = _run_name(out, resume=resume), context.run_config.get("clients")
-    federation = Federation(grid, config, name, progress.stage, keys=str(keys) if keys else None)
-    federation.gather(float(context.run_config.get("wait-seconds", 600)))
-    facts = [federation.facts[client] for client in range(config.federation.clients)]
-    remote = Remote([f.num_examples for f in facts], federation.ask, facts[0].base_digest)
+    nodes = Nodes(grid, config, name, progress.stage, keys=str(keys) if keys else None)
+    nodes.gather(float(context.run_config.get("wait-seconds", 600)))
+    facts = [nodes.facts[client] for client in range(config.federation.clients)]
+    remote = RemoteClients([f.num_examples for f in facts], nodes.ask, facts[0].base_digest)
     result = run(config, out, resume=resume, progress=progress, remote=remote)
     console.print(f"report   {result.folder / 'report.html'}", highlight=False, markup=False)
 

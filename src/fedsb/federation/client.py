@@ -16,13 +16,13 @@ from torch import Tensor
 from fedsb.adapter import FACTOR_NAMES
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Part
-from fedsb.federation.local_model import Example, Trainable, place, take_base
+from fedsb.federation.local_model import Example, LocalModel, apply_base_change, load_round
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
 
 
 def client_update(
     broadcast: bytes,
-    trainable: Trainable,
+    local_model: LocalModel,
     examples: Sequence[Example],
     training: LocalTraining,
     *,
@@ -46,16 +46,16 @@ def client_update(
     header, vector = wire.unpack(broadcast)
     if not examples:
         raise ClientFailed("it holds no examples")
-    exchange, part = trainable.exchange, part or trainable.exchange.whole
+    exchange, part = local_model.exchange, part or local_model.exchange.whole
     layout = exchange.message(part.rank, header.base)
     expected = wire.Header(exchange.method.name, header.round, layout.digest)
     wire.check(header, vector, expected=expected, size=layout.size)
     down = exchange.down(part.rank)
-    take_base(trainable, header, vector[down.size :])
+    apply_base_change(local_model, header, vector[down.size :])
     shared = down.unflatten(vector[: down.size])
-    parameters = place(trainable, shared, part, round_number=header.round, seed=seed)
+    parameters = load_round(local_model, shared, part, round_number=header.round, seed=seed)
     mean_loss = (train_with or train)(
-        trainable,
+        local_model,
         parameters,
         examples,
         training,
@@ -79,10 +79,10 @@ def client_update(
 
 def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
     """What goes up: trained factors as the method settles them (of heads that trained), and the task head."""
-    answer = {name: parameters[name].detach() for name in exchange.head}
+    answer = {name: parameters[name].detach() for name in exchange.task_head}
     for layer in exchange.layers:
         factors = {f: p.detach() for f in FACTOR_NAMES if (p := parameters.get(f"{layer}.{f}")) is not None}
-        settled = exchange.method.settle(factors) if exchange.method.settle else factors
+        settled = exchange.method.finish_upload(factors) if exchange.method.finish_upload else factors
         for name, value in settled.items():
             answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]
     return answer
@@ -92,7 +92,7 @@ def _masks(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> 
     """By parameter, 1 for the heads of the core that train and 0 for the others; empty if all do."""
     masks = {}
     for name, parameter in parameters.items():
-        if part.heads is not None and name not in exchange.head:
+        if part.heads is not None and name not in exchange.task_head:
             masks[name] = torch.zeros(len(parameter), *[1] * (parameter.dim() - 1), device=parameter.device)
             masks[name][list(part.heads)] = 1.0
     return masks

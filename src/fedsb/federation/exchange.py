@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.methods.averaging.stack import factors_are_smaller
-from fedsb.methods.method import Frame, Method, Padding, Shape
+from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
 
 # Named tensors as one flat vector, in a fixed order.
 #
@@ -106,7 +106,7 @@ class _View(Mapping[str, Tensor]):
         return len(self._layout.entries)
 
 
-Entry = tuple[str, tuple[int, ...]]
+NamedShape = tuple[str, tuple[int, ...]]
 
 
 class Part(NamedTuple):
@@ -126,7 +126,7 @@ class Exchange:
         heads: heads of the core (1 for methods without one).
         head: the task head's parameters and shapes.
         scale: s of the update s B R A.
-        padding, residual_rank: see `Frame`.
+        padding, residual_rank: see `AggregationInputs`.
         upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
     """
 
@@ -134,7 +134,7 @@ class Exchange:
     layers: Mapping[str, Shape]
     rank: int
     heads: int
-    head: Mapping[str, tuple[int, ...]]
+    task_head: Mapping[str, tuple[int, ...]]
     scale: float = 1.0
     padding: Padding = "all"
     residual_rank: int | None = None
@@ -149,15 +149,15 @@ class Exchange:
         """An upload's layout. Scales of heads never travel: they are folded into R first."""
         names = tuple(name for name in self.method.trains(round_number) if name != "s")
         trained = None if part.heads is None else len(part.heads)
-        return Layout((*self._factors(names, part.rank, trained), *self.head.items()))
+        return Layout((*self._factors(names, part.rank, trained), *self.task_head.items()))
 
     def down(self, rank: int) -> Layout:
         """A broadcast's layout, without an update of the base."""
-        return Layout((*self._factors(self.method.sends, rank), *self.head.items()))
+        return Layout((*self._factors(self.method.sends, rank), *self.task_head.items()))
 
     def base(self, base_rank: int) -> Layout:
         """An update of the base weights: factors of that rank, or dense where smaller; 0 is all dense."""
-        entries: list[Entry] = []
+        entries: list[NamedShape] = []
         for name, shape in self.layers.items():
             if base_rank > 0 and factors_are_smaller(shape, base_rank):
                 entries += [
@@ -173,9 +173,9 @@ class Exchange:
         down = self.down(rank)
         return down if base_rank is None else Layout(down.entries + self.base(base_rank).entries)
 
-    def frame(self, round_number: int, vector: Tensor) -> Frame:
+    def frame(self, round_number: int, vector: Tensor) -> AggregationInputs:
         """What the aggregation of this round knows; `vector` as in `ServerState`."""
-        return Frame(
+        return AggregationInputs(
             current=self.down(self.rank).unflatten(vector),
             answer=dict(self.up(round_number, self.whole).entries),
             layers=self.layers,
@@ -184,9 +184,11 @@ class Exchange:
             residual_rank=self.residual_rank,
         )
 
-    def _factors(self, names: tuple[str, ...], rank: int, trained_heads: int | None = None) -> list[Entry]:
+    def _factors(
+        self, names: tuple[str, ...], rank: int, trained_heads: int | None = None
+    ) -> list[NamedShape]:
         heads = self.heads
-        found: list[Entry] = []
+        found: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
             shapes: dict[str, tuple[int, ...]] = {
                 "A": (heads * rank, n_in),

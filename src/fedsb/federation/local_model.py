@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter.attached import Attached, fit, set_base_updates, set_trained
+from fedsb.adapter.attached import Attached, set_base_updates, set_factors, set_trained
 from fedsb.adapter.layer import Factors, leading
 from fedsb.adapter.linear import features
 from fedsb.common.seeding import torch_generator
@@ -28,7 +28,7 @@ Losses = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass
-class Trainable:
+class LocalModel:
     """A party's model and what it needs to train it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Trainable:
     """
 
     attached: Attached
-    head: Mapping[str, nn.Parameter]
+    task_head: Mapping[str, nn.Parameter]
     exchange: Exchange
     start: Mapping[str, Factors]
     collate: Collate
@@ -52,73 +52,82 @@ class Trainable:
         return self.attached.model
 
 
-def place(
-    trainable: Trainable, shared: Mapping[str, Tensor], part: Part, *, round_number: int, seed: int
+def load_round(
+    local_model: LocalModel, shared: Mapping[str, Tensor], part: Part, *, round_number: int, seed: int
 ) -> dict[str, nn.Parameter]:
     """Put the round's values at this part's rank into the model; the parameters that train, by name.
 
     Factors come from `shared` (the broadcast) where the method sends them, from a fresh draw of the shared
     seed where they train and are not sent, and stay as they started otherwise.
     """
-    exchange, layers = trainable.exchange, trainable.start
-    fit(trainable.attached, {n: _values(trainable, n, shared, part, round_number, seed) for n in layers})
-    trainable.rank = part.rank
+    exchange, layers = local_model.exchange, local_model.start
+    set_factors(
+        local_model.attached, {n: _values(local_model, n, shared, part, round_number, seed) for n in layers}
+    )
+    local_model.rank = part.rank
     with torch.no_grad():
-        for name, parameter in trainable.head.items():
+        for name, parameter in local_model.task_head.items():
             parameter.copy_(shared[name])
-    return set_trained(trainable.attached, exchange.method.trains(round_number)) | dict(trainable.head)
+    return set_trained(local_model.attached, exchange.method.trains(round_number)) | dict(
+        local_model.task_head
+    )
 
 
 def _values(
-    trainable: Trainable, layer: str, shared: Mapping[str, Tensor], part: Part, round_number: int, seed: int
+    local_model: LocalModel,
+    layer: str,
+    shared: Mapping[str, Tensor],
+    part: Part,
+    round_number: int,
+    seed: int,
 ) -> dict[str, Tensor]:
     """The factors of one layer that are to be written, by name."""
-    method = trainable.exchange.method
+    method = local_model.exchange.method
     values = {f: shared[f"{layer}.{f}"] for f in method.sends}
     restarted = set(method.trains(round_number)) - set(method.sends)
-    frozen = set() if trainable.rank == part.rank else set("AB") - set(method.sends)
-    held = trainable.start[layer]
+    frozen = set() if local_model.rank == part.rank else set("AB") - set(method.sends)
+    held = local_model.start[layer]
     if restarted and method.draw is not None:
-        shape = features(trainable.attached.layers[layer].base)
+        shape = features(local_model.attached.layers[layer].base)
         generator = torch_generator(seed, "restart", round_number, layer)
-        held = method.draw(*shape, trainable.exchange.rank, generator=generator)
+        held = method.draw(*shape, local_model.exchange.rank, generator=generator)
     held = leading(held, part.rank)
     return values | {f: getattr(held, f) for f in restarted | frozen}
 
 
-def take_base(trainable: Trainable, header: wire.Header, numbers: Tensor) -> None:
+def apply_base_change(local_model: LocalModel, header: wire.Header, numbers: Tensor) -> None:
     """Bring the base weights to what they are before `header.round`, if they are not there already.
 
     Raises:
         UpdateRejected: they are not those that the message adds to.
     """
-    has, least = trainable.base_round, header.needs or 0
+    has, least = local_model.base_round, header.needs or 0
     if not (least <= has < header.round):
         raise UpdateRejected(
             f"wrong base weights: this client's are those after round {has}, the message is for those after "
             f"round {least} to {header.round - 1}; what it kept was lost or is of another run"
         )
-    if header.base is None or trainable.base_round >= header.round - 1:
+    if header.base is None or local_model.base_round >= header.round - 1:
         return
-    named = trainable.exchange.base(header.base).unflatten(numbers)
-    for name, layer in trainable.attached.layers.items():
+    named = local_model.exchange.base(header.base).unflatten(numbers)
+    for name, layer in local_model.attached.layers.items():
         update = named[f"{name}.base"] if f"{name}.base" in named else _product(named, name)
         adds = header.base > 0 and layer.base_update is not None
         layer.set_base_update(layer.base_update + update if adds else update)  # type: ignore[operator]
-    trainable.base_round = header.round - 1
+    local_model.base_round = header.round - 1
 
 
 def _product(named: Mapping[str, Tensor], layer: str) -> Tensor:
     return named[f"{layer}.base.B"] @ named[f"{layer}.base.A"]
 
 
-def adopt(
-    trainable: Trainable, vector: Tensor, total: Mapping[str, Tensor], *, round_number: int, seed: int
+def load_state(
+    local_model: LocalModel, vector: Tensor, total: Mapping[str, Tensor], *, round_number: int, seed: int
 ) -> None:
     """Put a server's state after `round_number` into the model: what it shares, and all it added to W0."""
-    exchange = trainable.exchange
-    if total and trainable.base_round != round_number:
-        set_base_updates(trainable.attached, total)
-        trainable.base_round = round_number
+    exchange = local_model.exchange
+    if total and local_model.base_round != round_number:
+        set_base_updates(local_model.attached, total)
+        local_model.base_round = round_number
     shared = exchange.down(exchange.rank).unflatten(vector)
-    place(trainable, shared, exchange.whole, round_number=round_number + 1, seed=seed)
+    load_round(local_model, shared, exchange.whole, round_number=round_number + 1, seed=seed)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape, width
-from fedsb.federation.local_model import Example, Trainable
+from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.training import (
     ClientFailed,
     LocalTraining,
@@ -41,7 +41,7 @@ from fedsb.privacy.plan import ExamplePlan
 
 
 def train_privately(
-    trainable: Trainable,
+    local_model: LocalModel,
     parameters: Mapping[str, nn.Parameter],
     examples: Sequence[Example],
     training: LocalTraining,
@@ -73,21 +73,23 @@ def train_privately(
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
     total = training.rounds * plan.steps_per_round
     done = (round_number - 1) * plan.steps_per_round
-    with without_dropout(trainable.model):
-        _check_repeatable(trainable, examples[:2], training)
+    with without_dropout(local_model.model):
+        _check_repeatable(local_model, examples[:2], training)
         optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
-        with per_example_gradients(trainable.model):
+        with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
-                private_step(trainable, parameters, optimizer, [examples[i] for i in batch], training, masks)
+                private_step(
+                    local_model, parameters, optimizer, [examples[i] for i in batch], training, masks
+                )
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
 
 
-def _check_repeatable(trainable: Trainable, examples: Sequence[Example], training: LocalTraining) -> None:
+def _check_repeatable(local_model: LocalModel, examples: Sequence[Example], training: LocalTraining) -> None:
     if examples:
-        check_repeatable(trainable.model, lambda: _losses(trainable, examples, training))
+        check_repeatable(local_model.model, lambda: _losses(local_model, examples, training))
 
 
 def clipping_optimizer(
@@ -118,7 +120,7 @@ def clipping_optimizer(
 
 
 def private_step(
-    trainable: Trainable,
+    local_model: LocalModel,
     parameters: Mapping[str, nn.Parameter],
     optimizer: Any,
     batch: Sequence[Example],
@@ -131,7 +133,7 @@ def private_step(
     groups = physical_batches(batch, training.batch_size)
     for number, group in enumerate(groups, start=1):
         if group:
-            _losses(trainable, group, training).sum().backward()
+            _losses(local_model, group, training).sum().backward()
         for name, parameter in parameters.items():
             parameter.grad_sample = _usable(parameter, len(group), masks.get(name))  # type: ignore[attr-defined]
         optimizer.signal_skip_step(do_skip=number < len(groups))
@@ -147,15 +149,15 @@ def physical_batches(batch: Sequence[Example], most: int) -> list[list[Example]]
     return [ordered[start:end] for start, end in pairwise(bounds)]
 
 
-def _losses(trainable: Trainable, group: Sequence[Example], training: LocalTraining) -> Tensor:
+def _losses(local_model: LocalModel, group: Sequence[Example], training: LocalTraining) -> Tensor:
     """One for each example, from a batch that has more rows where its shape is fixed."""
-    model, collate = trainable.model, trainable.collate
+    model, collate = local_model.model, local_model.collate
     if computes_in_16_bits(model, training.autocast):
         batch = of_shape(collate, group, training.batch_size, width(model, training.max_length))
     else:
         batch = collate(group)
-    with autocast(training, trainable.device):
-        return trainable.losses(model, to_device(batch, trainable.device))[: len(group)]
+    with autocast(training, local_model.device):
+        return local_model.losses(model, to_device(batch, local_model.device))[: len(group)]
 
 
 def _usable(parameter: Any, num_examples: int, mask: Tensor | None) -> Tensor:

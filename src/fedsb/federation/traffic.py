@@ -14,7 +14,7 @@ Direction = Literal["up", "down"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Traffic:
     """Bytes of one kind, over all `clients` together. `round` 0 is the one-time phase."""
 
     round: int
@@ -30,9 +30,9 @@ class Entry:
 class Ledger:
     """All entries of a run, in order."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Traffic] = field(default_factory=list)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Traffic) -> None:
         self.entries.append(entry)
 
     def total_bytes(self, *, direction: Direction | None = None, once: bool | None = None) -> int:
@@ -48,4 +48,4 @@ class Ledger:
 
     @staticmethod
     def from_json(entries: list[dict[str, Any]]) -> Ledger:
-        return Ledger([Entry(**e) for e in entries])
+        return Ledger([Traffic(**e) for e in entries])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.common.seeding import numpy_generator, scoped_global_seed
-from fedsb.federation.local_model import Batch, Example, Trainable
+from fedsb.federation.local_model import Batch, Example, LocalModel
 
 # Learning-rate factors over the whole run, so that a new round does not restart the warm-up.
 
@@ -102,7 +102,7 @@ def _masked(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> It
 
 
 def train(
-    trainable: Trainable,
+    local_model: LocalModel,
     parameters: Mapping[str, nn.Parameter],
     examples: Sequence[Example],
     training: LocalTraining,
@@ -124,12 +124,12 @@ def train(
     steps = [batches[i : i + training.accumulation] for i in range(0, len(batches), training.accumulation)]
     optimizer = make_optimizer(parameters.values(), training)
     loss_sum = seen = 0.0
-    trainable.model.train()
+    local_model.model.train()
     with scoped_global_seed(seed, "dropout", round_number, client), _masked(parameters, masks or {}):
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
             set_learning_rate(optimizer, number, training.rounds * len(steps), training)
             chosen = [[examples[i] for i in batch] for batch in group]
-            loss_sum += plain_step(trainable, parameters, optimizer, chosen, training)
+            loss_sum += plain_step(local_model, parameters, optimizer, chosen, training)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
@@ -174,7 +174,7 @@ def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Opti
 
 
 def plain_step(
-    trainable: Trainable,
+    local_model: LocalModel,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     group: Sequence[Sequence[Example]],
@@ -185,9 +185,9 @@ def plain_step(
     num_examples = sum(map(len, group))
     total = 0.0
     for batch_examples in group:
-        batch = to_device(trainable.collate(batch_examples), trainable.device)
-        with autocast(training, trainable.device):
-            loss = trainable.losses(trainable.model, batch).sum() / num_examples
+        batch = to_device(local_model.collate(batch_examples), local_model.device)
+        with autocast(training, local_model.device):
+            loss = local_model.losses(local_model.model, batch).sum() / num_examples
         loss.backward()
         total += loss.item() * num_examples
     if not math.isfinite(total):

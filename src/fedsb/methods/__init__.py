@@ -13,11 +13,11 @@ from fedsb.methods.flora import flora as flora
 from fedsb.methods.hetlora import hetlora as hetlora
 from fedsb.methods.lora_xs import lora_xs as lora_xs
 from fedsb.methods.method import Aggregation as Aggregation
+from fedsb.methods.method import AggregationInputs as AggregationInputs
 from fedsb.methods.method import Averaged as Averaged
 from fedsb.methods.method import BaseUpdate as BaseUpdate
-from fedsb.methods.method import Frame as Frame
+from fedsb.methods.method import Counts as Counts
 from fedsb.methods.method import Method as Method
-from fedsb.methods.method import Numbers as Numbers
 from fedsb.methods.method import Shape as Shape
 from fedsb.methods.method import Upload as Upload
 from fedsb.methods.ravan import ravan as ravan

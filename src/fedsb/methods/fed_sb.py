@@ -10,13 +10,13 @@ owns the leading r_i x r_i block of each head.
 from __future__ import annotations
 
 from fedsb.methods.averaging.mean import weighted_mean
-from fedsb.methods.method import Method, Numbers, Shape, always, no_scale
+from fedsb.methods.method import Counts, Method, Shape, always, no_scale
 
 
-def core_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def core_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     """heads * rank^2, whatever the layer and the cohort."""
     numbers = heads * rank * rank
-    return Numbers(numbers, numbers, numbers, numbers)
+    return Counts(numbers, numbers, numbers, numbers)
 
 
 fed_sb = Method(

@@ -12,17 +12,17 @@ from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.covariance import MeansAndCovariances
 from fedsb.methods.averaging.stack import stacked_numbers
 from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, always, lora_scale
+from fedsb.methods.method import Aggregation, Averaged, Counts, Method, Shape, always, lora_scale
 
 
 def _finish(sums: MeansAndCovariances) -> Averaged:
     return Averaged(sums.means(), sums.residuals(), sums.deviation())
 
 
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     numbers = pair_numbers(shape, rank)
     down = numbers + stacked_numbers(shape, (cohort - 1) * rank)
-    return Numbers(numbers, numbers, down, paper=cohort * numbers)
+    return Counts(numbers, numbers, down, paper=cohort * numbers)
 
 
 fedex_lora = Method(

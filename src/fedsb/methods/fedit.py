@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.covariance import MeansAndCovariances
-from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, always, lora_scale
+from fedsb.methods.method import Aggregation, Averaged, Counts, Method, Shape, always, lora_scale
 
 
 def pair_numbers(shape: Shape, rank: int) -> int:
@@ -17,10 +17,10 @@ def pair_numbers(shape: Shape, rank: int) -> int:
     return rank * (shape.out + shape.n_in)
 
 
-def pair_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def pair_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     """(out + in) * rank up and down; the paper counts one client's upload."""
     numbers = pair_numbers(shape, rank)
-    return Numbers(numbers, numbers, numbers, numbers)
+    return Counts(numbers, numbers, numbers, numbers)
 
 
 def _finish(sums: MeansAndCovariances) -> Averaged:

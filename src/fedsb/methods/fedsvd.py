@@ -15,7 +15,7 @@ from fedsb.adapter.bases import orthonormal_rows
 from fedsb.methods.averaging.mean import WeightedSum
 from fedsb.methods.averaging.stack import product_svd
 from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.method import Aggregation, Averaged, Method, Numbers, Shape, Upload, always, lora_scale
+from fedsb.methods.method import Aggregation, Averaged, Counts, Method, Shape, Upload, always, lora_scale
 
 
 def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
@@ -38,9 +38,9 @@ def _finish(total: WeightedSum) -> Averaged:
     return Averaged(tensors)
 
 
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     B, both = rank * shape.out, pair_numbers(shape, rank)
-    return Numbers(B, B, both, paper=both / 2)
+    return Counts(B, B, both, paper=both / 2)
 
 
 fedsvd = Method(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.mean import weighted_mean
-from fedsb.methods.method import Method, Numbers, Shape, always, lora_scale
+from fedsb.methods.method import Counts, Method, Shape, always, lora_scale
 
 
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     """out * rank; the tables of Singhal et al. count half of LoRA's, the same on square layers only."""
     numbers = rank * shape.out
-    return Numbers(numbers, numbers, numbers, paper=rank * (shape.out + shape.n_in) / 2)
+    return Counts(numbers, numbers, numbers, paper=rank * (shape.out + shape.n_in) / 2)
 
 
 ffa_lora = Method(

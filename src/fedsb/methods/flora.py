@@ -16,10 +16,10 @@ from fedsb.methods.averaging.stack import Stack, stacked_numbers
 from fedsb.methods.fedit import pair_numbers
 from fedsb.methods.method import (
     Aggregation,
+    AggregationInputs,
     Averaged,
-    Frame,
+    Counts,
     Method,
-    Numbers,
     Shape,
     Upload,
     always,
@@ -30,7 +30,7 @@ from fedsb.methods.method import (
 class Stacks:
     """One growing stack per layer, and the mean of everything else (the head)."""
 
-    def __init__(self, frame: Frame):
+    def __init__(self, frame: AggregationInputs):
         self.frame = frame
         self.stacks = {layer: Stack(shape) for layer, shape in frame.layers.items()}
         factors = {f"{layer}.{name}" for layer in frame.layers for name in ("A", "B")}
@@ -62,9 +62,9 @@ def _finish(sums: Stacks) -> Averaged:
     return Averaged(head, {layer: stack.result(sums.factor) for layer, stack in sums.stacks.items()})
 
 
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     numbers = pair_numbers(shape, rank)
-    return Numbers(numbers, numbers, stacked_numbers(shape, cohort * rank), paper=cohort * numbers)
+    return Counts(numbers, numbers, stacked_numbers(shape, cohort * rank), paper=cohort * numbers)
 
 
 flora = Method(

@@ -15,13 +15,13 @@ from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.mean import WeightedSum, keep_directions
 from fedsb.methods.averaging.stack import product_squared_norm
 from fedsb.methods.fedit import pair_cost
-from fedsb.methods.method import Aggregation, Averaged, Frame, Method, Upload, always, lora_scale
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Method, Upload, always, lora_scale
 
 
 class NormWeighted:
     """Two sums: factors weighted by norm, everything else as usual."""
 
-    def __init__(self, frame: Frame):
+    def __init__(self, frame: AggregationInputs):
         self.frame = frame
         self.usual, self.by_norm = WeightedSum(frame), WeightedSum(frame)
 
@@ -33,7 +33,7 @@ class NormWeighted:
         return self
 
 
-def update_norm(upload: Upload, frame: Frame) -> float:
+def update_norm(upload: Upload, frame: AggregationInputs) -> float:
     """||B A||_F over all layers together."""
     pairs = (LoraPair(upload.tensors[f"{n}.B"], upload.tensors[f"{n}.A"]) for n in frame.layers)
     return math.sqrt(sum(product_squared_norm(pair) for pair in pairs))

@@ -22,7 +22,7 @@ class Shape(NamedTuple):
     n_in: int
 
 
-class Numbers(NamedTuple):
+class Counts(NamedTuple):
     """How many numbers one layer costs in a round with a full cohort of up-to-date clients.
 
     Attributes:
@@ -44,7 +44,7 @@ class DrawFactors(Protocol):
     def __call__(self, out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors: ...
 
 
-class Frame(NamedTuple):
+class AggregationInputs(NamedTuple):
     """What the server knows as it opens a round's aggregation.
 
     Attributes:
@@ -83,7 +83,7 @@ class Upload(NamedTuple):
     client: int = 0
 
 
-def as_one(vector: Tensor, frame: Frame) -> Upload:
+def as_one(vector: Tensor, frame: AggregationInputs) -> Upload:
     """The upload of one client that holds everything and sent this vector."""
     parts = vector.split([prod(shape) for shape in frame.answer.values()])
     views = {name: part.view(shape) for (name, shape), part in zip(frame.answer.items(), parts, strict=True)}
@@ -116,7 +116,7 @@ class Aggregation(NamedTuple):
     change the result by fp64 rounding and no more: answers come as the network has it.
     """
 
-    start: Callable[[Frame], Any]
+    start: Callable[[AggregationInputs], Any]
     add: Callable[[Any, Upload], Any]
     finish: Callable[[Any], Averaged]
 
@@ -149,10 +149,10 @@ class Method(NamedTuple):
     sends: tuple[str, ...]
     scale: Callable[[int, float | None], float]
     aggregation: Aggregation
-    cost: Callable[[Shape, int, int, int], Numbers]
+    cost: Callable[[Shape, int, int, int], Counts]
     draw: DrawFactors | None = None
     bases: Literal["init", "weights", "orthonormal"] = "init"
-    settle: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    finish_upload: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     heads: int = 1
     mixed_ranks: bool = False
     changes_base: bool = False

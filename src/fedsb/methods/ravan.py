@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.fed_sb import core_cost
-from fedsb.methods.method import Method, Numbers, Shape, always, no_scale
+from fedsb.methods.method import Counts, Method, Shape, always, no_scale
 
 
 def _fold_scales(factors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"R": factors["s"][:, None, None] * factors["R"]}
 
 
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Numbers:
+def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     return core_cost(shape, rank, heads, cohort)._replace(trained=heads * rank * rank + heads)
 
 
@@ -32,7 +32,7 @@ ravan = Method(
     aggregation=weighted_mean(),
     cost=_cost,
     bases="orthonormal",
-    settle=_fold_scales,
+    finish_upload=_fold_scales,
     heads=4,
     mixed_ranks=True,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, as_one
 from fedsb.privacy.clipping import ClippedSum
 from fedsb.privacy.noise import NoiseSource, gaussian_like, standard_normals
 from fedsb.privacy.plan import ClientPlan
@@ -34,10 +34,10 @@ class ClientRelease:
     round: int
     next_clip_norm: float = 0.0
 
-    def around(self, aggregation: Aggregation) -> Aggregation:
+    def wrap(self, aggregation: Aggregation) -> Aggregation:
         """The method's aggregation, fed the one noised mean in place of the uploads."""
 
-        def start(frame: Frame) -> _Sum:
+        def start(frame: AggregationInputs) -> _Sum:
             current = torch.cat([frame.current[name].flatten().double() for name in frame.answer])
             return _Sum(frame, current, ClippedSum(current.numel(), self.clip_norm))
 
@@ -66,6 +66,6 @@ class ClientRelease:
 
 @dataclass
 class _Sum:
-    frame: Frame
+    frame: AggregationInputs
     current: Tensor
     clipped: ClippedSum

@@ -32,7 +32,7 @@ STATE = "state.json"
 
 
 @dataclass
-class Saved:
+class RunState:
     """A run between two rounds."""
 
     state: ServerState
@@ -48,7 +48,7 @@ class Saved:
     """What `started_on.Inputs` says of the config, rows, weights and versions of the start."""
 
 
-def save_checkpoint(folder: Path, saved: Saved) -> None:
+def save_checkpoint(folder: Path, saved: RunState) -> None:
     """Write this round's state, then point `state.json` at it, then remove the former one."""
     folder.mkdir(parents=True, exist_ok=True)
     start, name = _start_name(saved.factors_round), f"round-{saved.state.round:05d}.safetensors"
@@ -104,7 +104,7 @@ def _state_of(tensors: dict[str, Tensor], record: dict[str, Any]) -> ServerState
     return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts))
 
 
-def load_checkpoint(folder: Path) -> Saved | None:
+def load_checkpoint(folder: Path) -> RunState | None:
     """The newest whole state, or None if the run was stopped before its first checkpoint.
 
     Raises:
@@ -122,7 +122,7 @@ def load_checkpoint(folder: Path) -> Saved | None:
         factors = _nested(tensors[start], record["layers"])
         ledger = Ledger.from_json(record["ledger"])
         draw = {int(client): indices for client, indices in record["draw"].items()}
-        return Saved(
+        return RunState(
             state,
             factors,
             ledger,

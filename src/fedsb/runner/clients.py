@@ -16,7 +16,7 @@ from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Part
-from fedsb.federation.local_model import Example, Trainable
+from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
 from fedsb.report.progress import Progress
@@ -26,7 +26,7 @@ from fedsb.runner.private_run import PrivateRun
 
 
 @dataclass(frozen=True)
-class Party:
+class LocalClient:
     """A client and what it trains with.
 
     Attributes:
@@ -36,7 +36,7 @@ class Party:
     """
 
     client: int
-    trainable: Trainable
+    local_model: LocalModel
     examples: Sequence[Example]
     training: LocalTraining
     seed: int
@@ -59,7 +59,7 @@ class Party:
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
         return client_update(
             broadcast,
-            self.trainable,
+            self.local_model,
             self.examples,
             self.training,
             client=self.client,
@@ -71,13 +71,13 @@ class Party:
         )
 
 
-def party_of(
-    config: RunConfig, data: Data, trainable: Trainable, private: PrivateRun | None, client: int
-) -> Party:
+def local_client(
+    config: RunConfig, data: Data, local_model: LocalModel, private: PrivateRun | None, client: int
+) -> LocalClient:
     """The config's party of this number, with its part of the data."""
-    return Party(
+    return LocalClient(
         client=client,
-        trainable=trainable,
+        local_model=local_model,
         examples=[data.train[i] for i in data.parts[client]],
         training=local_training(config),
         seed=config.seed,
@@ -92,18 +92,18 @@ def party_of(
 MessageTo = Callable[[int], bytes]
 """Client -> its message, made when it is about to be sent."""
 
-Peers = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
+AskClients = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
 
 Kind = Literal["hello", "warm-up", "contribute", "bases", "train"]
 """Every question that a node answers; `node.QUESTIONS` has the answer of each."""
 
 Ask = Callable[[Kind, Sequence[int], MessageTo], Iterable[Outcome]]
-"""As `Peers`, for every kind of question."""
+"""As `AskClients`, for every kind of question."""
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteClients:
     """Clients on other machines.
 
     Attributes:
@@ -122,23 +122,23 @@ class Remote:
         return [list(range(start, end)) for start, end in pairwise(ends)]
 
 
-def expecting(private: PrivateRun, peers: Peers, number: int) -> Peers:
+def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskClients:
     """Peers elsewhere whose answers cost privacy: asked only if they can pay by the server's account."""
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         able = [client for client in cohort if private.expect(client, number)]
         yield from (Failed(client, private.used_up) for client in cohort if client not in able)
-        yield from peers(able, broadcast)
+        yield from ask_clients(able, broadcast)
 
     return ask
 
 
-def simulated(party: Callable[[int], Party], progress: Progress) -> Peers:
-    """Peers in this process; `party(client)` is made when its turn comes."""
+def clients_here(client_of: Callable[[int], LocalClient], progress: Progress) -> AskClients:
+    """Peers in this process; `client_of(client)` is made when its turn comes."""
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:
-            own = party(client)
+            own = client_of(client)
             progress.client_begins(client, round(own.training.epochs * len(own.examples)))
             return own.answer(broadcast(client), progress.step)
 

@@ -24,7 +24,7 @@ from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.methods import Method
 from fedsb.models.peft_folder import write_adapter
-from fedsb.runner.checkpoint import STATE, Saved
+from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.prepare_data import Data, partition_record
 from fedsb.runner.private_state import PRIVATE, write_privately
 from fedsb.tasks import generate_texts
@@ -128,7 +128,7 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
         write_privately(folder / PRIVATE / "partition.json", whole.encode())
 
 
-def write_progress(folder: Path, saved: Saved) -> None:
+def write_progress(folder: Path, saved: RunState) -> None:
     """metrics.jsonl and ledger.json up to the last finished round."""
     write_jsonl(folder / "metrics.jsonl", saved.metrics)
     write_json(folder / "ledger.json", {"calibration": saved.draw, "entries": saved.ledger.to_json()})
@@ -151,7 +151,7 @@ def finish(
     data: Data,
     attached: Attached,
     head: Mapping[str, nn.Parameter],
-    saved: Saved,
+    saved: RunState,
     clock: float,
     base_weights: str | None,
     privacy: dict[str, Any] | None = None,
@@ -176,7 +176,7 @@ def finish(
     return summary
 
 
-def make_summary(config: RunConfig, method: Method, data: Data, saved: Saved) -> dict[str, Any]:
+def make_summary(config: RunConfig, method: Method, data: Data, saved: RunState) -> dict[str, Any]:
     """What summary.json holds."""
     ledger, evaluated = saved.ledger, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
     kind = config.method.init.kind if method.bases == "init" else method.bases
@@ -217,7 +217,7 @@ def _rule(config: RunConfig) -> str:
     return f"{init.rule}, of public examples" if init.public else init.rule
 
 
-def _mean_upload(saved: Saved) -> int:
+def _mean_upload(saved: RunState) -> int:
     """Numbers in one upload, on average where clients or rounds differ."""
     rounds = [m for m in saved.metrics if m["clients"]]
     answers = sum(len(m["clients"]) + len(m["rejected"]) for m in rounds)

@@ -23,11 +23,11 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.cohort import cohort
 from fedsb.federation.exchange import Part
-from fedsb.federation.local_model import Trainable, adopt
+from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
-from fedsb.federation.traffic import Entry
+from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.client_level import ClientRelease
@@ -43,12 +43,12 @@ from fedsb.runner.arguments import (
     robust_average,
     start_of,
 )
-from fedsb.runner.checkpoint import Saved, load_checkpoint, save_checkpoint
-from fedsb.runner.clients import Peers, Remote, expecting, party_of, simulated
+from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
+from fedsb.runner.clients import AskClients, RemoteClients, clients_here, expecting, local_client
 from fedsb.runner.folder import write_samples
 from fedsb.runner.precision import slow_bfloat16
 from fedsb.runner.prepare_data import Data, prepare_data, prepare_server_data
-from fedsb.runner.prepare_model import Base, prepare_base, prepare_shapes, trainable_of
+from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base, prepare_shapes
 from fedsb.runner.private_run import PrivateRun, prepare_privacy
 from fedsb.runner.processes import pool
 from fedsb.runner.remote_start import share_bases
@@ -74,12 +74,12 @@ class _Session:
     folder: Path
     method: Method
     data: Data
-    base: Base
-    trainable: Trainable
+    base: BaseModel
+    local_model: LocalModel
     attached: Attached
     progress: Progress
     private: PrivateRun | None
-    peers: Peers
+    ask_clients: AskClients
     remote: bool
 
 
@@ -89,7 +89,7 @@ def run(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    remote: Remote | None = None,
+    remote: RemoteClients | None = None,
 ) -> RunResult:
     """Do one federated run, or go on with one that was stopped, and leave a whole run folder.
 
@@ -108,7 +108,7 @@ def run(
 
 
 def _run_alone(
-    config: RunConfig, folder: Path, resume: bool, progress: Progress, remote: Remote | None
+    config: RunConfig, folder: Path, resume: bool, progress: Progress, remote: RemoteClients | None
 ) -> RunResult:
     run_folder.check_free(folder, config, resume=resume)
     method = method_of(config)
@@ -119,7 +119,7 @@ def _run_alone(
     progress.stage(f"loading {Path(config.model.path).name}")
     if remote is None or needs_weights_at_server(config):
         base = prepare_base(config, data)
-        weights: str | None = base_digest(base.model, base.head)
+        weights: str | None = base_digest(base.model, base.task_head)
         _check_same_base(weights, remote)
         made_for = layer_digest(base.targets)
     else:
@@ -143,7 +143,16 @@ def _run_alone(
             write_samples(folder, config, data, base.model)
             privacy = private.summary(saved.metrics) if private else None
             summary = run_folder.finish(
-                folder, config, method, data, session.attached, base.head, saved, clock, made_for, privacy
+                folder,
+                config,
+                method,
+                data,
+                session.attached,
+                base.task_head,
+                saved,
+                clock,
+                made_for,
+                privacy,
             )
     return RunResult(summary, base.model, folder)
 
@@ -154,7 +163,7 @@ def _watchers(config: RunConfig, folder: Path, progress: Progress) -> Watchers:
     return Watchers({"the live report": LivePage(folder, config.federation.rounds), **named}, progress.stage)
 
 
-def _check_same_base(own: str | None, remote: Remote | None) -> None:
+def _check_same_base(own: str | None, remote: RemoteClients | None) -> None:
     if remote is not None and remote.base_digest not in (None, own):
         raise InputError(
             f"model.path: the server's base model has the digest {own}, the nodes' {remote.base_digest}: "
@@ -163,7 +172,7 @@ def _check_same_base(own: str | None, remote: Remote | None) -> None:
 
 
 def _prepare_privacy(
-    config: RunConfig, folder: Path, data: Data, saved: Saved | None, progress: Progress
+    config: RunConfig, folder: Path, data: Data, saved: RunState | None, progress: Progress
 ) -> PrivateRun | None:
     """Noise calibrated, and the ledger checked against what the run had reported."""
     if config.privacy is None:
@@ -180,38 +189,38 @@ def _session(
     folder: Path,
     method: Method,
     data: Data,
-    base: Base,
-    saved: Saved,
+    base: BaseModel,
+    saved: RunState,
     private: PrivateRun | None,
     progress: Progress,
-    remote: Remote | None,
-    spread: Peers | None,
+    remote: RemoteClients | None,
+    spread: AskClients | None,
 ) -> _Session:
-    trainable = trainable_of(config, data, base, saved.factors)
-    party = partial(party_of, config, data, trainable, private)
-    here = spread or simulated(party, progress)
-    peers = partial(remote.ask, "train") if remote else here
+    local_model = local_model_of(config, data, base, saved.factors)
+    client_of = partial(local_client, config, data, local_model, private)
+    here = spread or clients_here(client_of, progress)
+    ask_clients = partial(remote.ask, "train") if remote else here
     return _Session(
         config=config,
         folder=folder,
         method=method,
         data=data,
         base=base,
-        trainable=trainable,
-        attached=trainable.attached,
+        local_model=local_model,
+        attached=local_model.attached,
         progress=progress,
         private=private,
-        peers=peers,
+        ask_clients=ask_clients,
         remote=remote is not None,
     )
 
 
-def _rounds(session: _Session, saved: Saved, clock: float, watchers: Watchers) -> None:
+def _rounds(session: _Session, saved: RunState, clock: float, watchers: Watchers) -> None:
     """Every round that is left, with a checkpoint after each; the model ends with the last state in it."""
     total = session.config.federation.rounds
     save_checkpoint(session.folder / "checkpoint", saved)
     run_folder.write_progress(session.folder, saved)
-    _adopt(session, saved)
+    _load_state(session, saved)
     while saved.state.round < total:
         watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1
@@ -237,7 +246,7 @@ def _cohort(session: _Session, number: int) -> list[int]:
     return cohort(federation.clients, federation.clients_per_round, rng)
 
 
-def _stop(session: _Session, saved: Saved) -> None:
+def _stop(session: _Session, saved: RunState) -> None:
     """End before the last round, the budget being used up; the last state is scored if it was not."""
     done, total = saved.state.round, session.config.federation.rounds
     session.progress.stage(f"the privacy budget is used up: stopping after round {done} of {total}")
@@ -246,13 +255,13 @@ def _stop(session: _Session, saved: Saved) -> None:
         last["eval"] = score(session.config, session.data, session.base.model, session.progress)
 
 
-def _adopt(session: _Session, saved: Saved) -> None:
+def _load_state(session: _Session, saved: RunState) -> None:
     state, seed = saved.state, session.config.seed
-    adopt(session.trainable, state.vector, state.base.total, round_number=state.round, seed=seed)
+    load_state(session.local_model, state.vector, state.base.total, round_number=state.round, seed=seed)
 
 
-def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> dict[str, Any]:
-    config, exchange, federation = session.config, session.trainable.exchange, session.config.federation
+def _round(session: _Session, saved: RunState, number: int, chosen: list[int]) -> dict[str, Any]:
+    config, exchange, federation = session.config, session.local_model.exchange, session.config.federation
     parts = {client: part_of(config, client, number) for client in chosen}
     session.progress.round_begins(number, federation.rounds, chosen)
     sent = _Sent()
@@ -264,7 +273,7 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
         exchange,
         weighting=federation.weighting,
         part_of=parts.__getitem__,
-        aggregation=release.around(exchange.method.aggregation) if release else robust_average(config),
+        aggregation=release.wrap(exchange.method.aggregation) if release else robust_average(config),
         fewest=0 if release else 1,
         bound=norm_bound(config),
         registered={client: len(session.data.parts[client]) for client in chosen},
@@ -272,9 +281,11 @@ def _round(session: _Session, saved: Saved, number: int, chosen: list[int]) -> d
     if release is None:
         _check_enough(config, report, number)
     everyone = len(chosen)
-    saved.ledger.add(Entry(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
-    saved.ledger.add(Entry(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters))
-    _adopt(session, saved)
+    saved.ledger.add(Traffic(number, "broadcast", "down", everyone, sent.bytes, sent.parameters))
+    saved.ledger.add(
+        Traffic(number, "updates", "up", everyone, report.upload_bytes, report.upload_parameters)
+    )
+    _load_state(session, saved)
     every = config.evaluation.every
     due = every is not None and (number % every == 0 or number == federation.rounds)
     metrics = score(config, session.data, session.base.model, session.progress) if due else {}
@@ -314,7 +325,7 @@ def _check_enough(config: RunConfig, report: RoundReport, number: int) -> None:
         )
 
 
-def _server_release(session: _Session, saved: Saved, number: int) -> ClientRelease | None:
+def _server_release(session: _Session, saved: RunState, number: int) -> ClientRelease | None:
     """What clips and noises the mean of this round, where the unit is a client."""
     if session.private is None:
         return None
@@ -327,7 +338,7 @@ def _refresh_is_due(config: RunConfig, number: int) -> bool:
     return every is not None and number % every == 0 and number < config.federation.rounds
 
 
-def _refresh(session: _Session, saved: Saved, record: Mapping[str, Any]) -> dict[str, int]:
+def _refresh(session: _Session, saved: RunState, record: Mapping[str, Any]) -> dict[str, int]:
     """Fold and start new bases; the round's bytes with this traffic in them."""
     config, data, number = session.config, session.data, saved.state.round
     session.progress.stage(f"new bases after round {number}")
@@ -336,7 +347,7 @@ def _refresh(session: _Session, saved: Saved, record: Mapping[str, Any]) -> dict
     )
     spilled = SpilledTensors(session.folder / "checkpoint" / "spill")
     saved.state, saved.factors, traffic = refresh(
-        session.trainable,
+        session.local_model,
         saved.state,
         start,
         calibration_of(data, session.base, start, session.method, {}),
@@ -366,7 +377,7 @@ class _Sent:
 def _cohort_outcomes(
     session: _Session, state: ServerState, parts: Mapping[int, Part], sent: _Sent
 ) -> Iterable[Outcome]:
-    message_for = broadcasts(state, session.trainable.exchange)
+    message_for = broadcasts(state, session.local_model.exchange)
 
     def message_to(client: int) -> bytes:
         message = message_for(client, parts[client])
@@ -374,7 +385,7 @@ def _cohort_outcomes(
         sent.parameters += wire.count(message)
         return message
 
-    private, peers = session.private, session.peers
+    private, ask_clients = session.private, session.ask_clients
     if session.remote and private is not None and private.clients is None:
-        peers = expecting(private, peers, state.round + 1)
-    return peers(list(parts), message_to)
+        ask_clients = expecting(private, ask_clients, state.round + 1)
+    return ask_clients(list(parts), message_to)

@@ -14,7 +14,7 @@ from fedsb.adapter.linear import features
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.local_model import Trainable
+from fedsb.federation.local_model import LocalModel
 from fedsb.methods import Shape
 from fedsb.models.devices import pick_device
 from fedsb.models.head import head_parameters
@@ -28,16 +28,16 @@ from fedsb.runner.prepare_data import Data
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """The base model with nothing attached yet."""
 
     model: nn.Module
     targets: dict[str, nn.Module]
-    head: dict[str, nn.Parameter]
+    task_head: dict[str, nn.Parameter]
     device: torch.device
 
 
-def prepare_base(config: RunConfig, data: Data) -> Base:
+def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     """Load the base model, find its target layers, check the rank.
 
     Raises:
@@ -61,7 +61,7 @@ def prepare_base(config: RunConfig, data: Data) -> Base:
     return _base(config, data, model, device)
 
 
-def prepare_shapes(config: RunConfig, data: Data) -> Base:
+def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
     """As `prepare_base`, without the base's weights: their shapes, from the config alone, and a head.
 
     Raises:
@@ -77,13 +77,13 @@ def prepare_shapes(config: RunConfig, data: Data) -> Base:
     return _base(config, data, model, torch.device("cpu"))
 
 
-def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device) -> Base:
+def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device) -> BaseModel:
     targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
-    return Base(model, targets, head, input_device(model))
+    return BaseModel(model, targets, head, input_device(model))
 
 
 def memory_of(config: RunConfig, data: Data) -> Memory | None:
@@ -118,7 +118,7 @@ def _check_length(config: RunConfig, model: nn.Module) -> None:
         )
 
 
-def exchange_of(config: RunConfig, base: Base) -> Exchange:
+def exchange_of(config: RunConfig, base: BaseModel) -> Exchange:
     """What travels in this run."""
     method, wanted = method_of(config), config.method
     return Exchange(
@@ -126,7 +126,7 @@ def exchange_of(config: RunConfig, base: Base) -> Exchange:
         layers={name: Shape(*features(layer)) for name, layer in base.targets.items()},
         rank=wanted.rank,
         heads=heads_of(config),
-        head={name: tuple(p.shape) for name, p in base.head.items()},
+        task_head={name: tuple(p.shape) for name, p in base.task_head.items()},
         scale=method.scale(wanted.rank, wanted.alpha),
         padding=config.federation.padding,
         residual_rank=wanted.residual_rank,
@@ -134,10 +134,12 @@ def exchange_of(config: RunConfig, base: Base) -> Exchange:
     )
 
 
-def trainable_of(config: RunConfig, data: Data, base: Base, factors: Mapping[str, Factors]) -> Trainable:
+def local_model_of(
+    config: RunConfig, data: Data, base: BaseModel, factors: Mapping[str, Factors]
+) -> LocalModel:
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
     exchange, task = exchange_of(config, base), data.task
     attached = attach(base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale)
-    for parameter in base.head.values():
+    for parameter in base.task_head.values():
         parameter.requires_grad_(True)
-    return Trainable(attached, base.head, exchange, factors, task.collate, task.losses, base.device)
+    return LocalModel(attached, base.task_head, exchange, factors, task.collate, task.losses, base.device)

@@ -38,7 +38,7 @@ from fedsb.federation.start.from_gradients import (
 )
 from fedsb.federation.start.initialize import (
     Start,
-    Started,
+    StartResult,
     Warmup,
     bases_kind,
     gradient_start_of,
@@ -47,10 +47,10 @@ from fedsb.federation.start.initialize import (
 )
 from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.federation.start.robust import Head, Robust, average_heads
-from fedsb.federation.traffic import Entry
+from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method, Shape
 from fedsb.report.progress import Progress
-from fedsb.runner.clients import Kind, Remote
+from fedsb.runner.clients import Kind, RemoteClients
 
 LARGEST_SUM = 1e12
 """Magnitude of a number of a contribution that is absurd; a product of two such is still finite in fp32."""
@@ -68,10 +68,10 @@ def start_remotely(
     *,
     num_clients: int,
     sums: MutableMapping[str, Tensor] | None,
-    remote: Remote,
+    remote: RemoteClients,
     progress: Progress,
     bases: Path,
-) -> Started:
+) -> StartResult:
     """As `initialize.start_factors`, of examples that are elsewhere. What needs none, or public ones alone,
     is made here.
 
@@ -88,25 +88,25 @@ def start_remotely(
         )
         from_gradients = method.draw is None and bases_kind(start, method) == "gradient"
         return _with_message(made, bases) if from_gradients else made
-    draw, traffic = calibration.draw, list[Entry]()
+    draw, traffic = calibration.draw, list[Traffic]()
     if head and start.head_warmup is not None:
         traffic = _warm_up(head, start.head_warmup, remote, draw, progress, start.robust)
     if needs_data(replace(start, head_warmup=None), method, head):
         factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
         write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
-        return Started(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
+        return StartResult(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
     rest = replace(start, head_warmup=None)
     made = start_factors(model, targets, head, method, rest, calibration, num_clients=num_clients)
     return replace(made, traffic=[*traffic, *made.traffic], draw=draw)
 
 
-def _with_message(made: Started, file: Path) -> Started:
+def _with_message(made: StartResult, file: Path) -> StartResult:
     """Bases made of public rows here, in a message for the clients; and as everybody has them then."""
     write_bytes(file, pack_start({"kind": "bases", "round": 0}, as_sent(made.factors)))
     return replace(made, factors=as_received(made.factors))
 
 
-def share_bases(file: Path, remote: Remote, progress: Progress) -> None:
+def share_bases(file: Path, remote: RemoteClients, progress: Progress) -> None:
     """Give every client the bases that it cannot make itself; `Remote.ask` may leave out who has them.
 
     Args:
@@ -120,7 +120,7 @@ def share_bases(file: Path, remote: Remote, progress: Progress) -> None:
             progress.client_ends(answer.client, answer.reason)
 
 
-def _question(kind: Kind, number: int, head: Mapping[str, Tensor], remote: Remote) -> bytes:
+def _question(kind: Kind, number: int, head: Mapping[str, Tensor], remote: RemoteClients) -> bytes:
     tensors = {f"head.{name}": tensor for name, tensor in head.items()}
     return pack_start({"kind": kind, "round": number}, tensors | {"sizes": torch.tensor(remote.sizes)})
 
@@ -138,25 +138,25 @@ class _Measured:
         self.bytes += messages * size
         self.numbers += messages * numbers
 
-    def entry(self, what: str, direction: Literal["up", "down"], clients: int) -> Entry:
-        return Entry(0, what, direction, clients, self.bytes, self.numbers)
+    def entry(self, what: str, direction: Literal["up", "down"], clients: int) -> Traffic:
+        return Traffic(0, what, direction, clients, self.bytes, self.numbers)
 
 
 def _warm_up(
     head: Mapping[str, nn.Parameter],
     warmup: Warmup,
-    remote: Remote,
+    remote: RemoteClients,
     draw: Draw,
     progress: Progress,
     robust: Robust | None,
-) -> list[Entry]:
+) -> list[Traffic]:
     layout, sent, received = Layout.of(head), _Measured(), _Measured()
-    like = {f"head.{name}": parameter for name, parameter in head.items()}
+    template = {f"head.{name}": parameter for name, parameter in head.items()}
     for number in range(1, warmup.rounds + 1):
         question = _question("warm-up", number, head, remote)
         sent.add(len(draw), len(question), layout.size)
         answers = remote.ask("warm-up", list(draw), partial(_same, question))
-        usable = _usable("warm-up", number, answers, like, progress, asked=draw)
+        usable = _usable("warm-up", number, answers, template, progress, asked=draw)
 
         def warmed_up(usable: Iterator[Usable] = usable) -> Iterator[Head]:
             for client, tensors, size in usable:
@@ -177,10 +177,10 @@ def _gather(
     targets: Mapping[str, nn.Module],
     head: Mapping[str, Tensor],
     how: GradientStart,
-    remote: Remote,
+    remote: RemoteClients,
     draw: Draw,
     progress: Progress,
-) -> tuple[dict[str, Factors], Entry]:
+) -> tuple[dict[str, Factors], Traffic]:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     kind, received = contribution(how), _Measured()
     question = _question("contribute", 0, head, remote)
@@ -190,8 +190,8 @@ def _gather(
     answers = remote.ask("contribute", list(draw), partial(_same, question))
 
     def messages() -> Iterator[tuple[Tensors, int]]:
-        like = kind.like(shapes, how)
-        usable = _usable("contribute", 0, answers, like, progress, asked=draw, largest=LARGEST_SUM)
+        template = kind.template(shapes, how)
+        usable = _usable("contribute", 0, answers, template, progress, asked=draw, largest=LARGEST_SUM)
         for client, tensors, size in usable:
             received.add(1, size, sum(t.numel() for t in tensors.values()))
             yield tensors, len(draw[client])
@@ -204,7 +204,7 @@ def _usable(
     kind: Kind,
     number: int,
     answers: Iterable[Outcome],
-    like: Mapping[str, Tensor],
+    template: Mapping[str, Tensor],
     progress: Progress,
     *,
     asked: Container[int] | None = None,
@@ -219,9 +219,9 @@ def _usable(
             if answer.client in heard or (asked is not None and answer.client not in asked):
                 raise UpdateRejected("it was not asked, or answered before")
             heard.add(answer.client)
-            facts, tensors = unpack_start(answer.message, like)
+            facts, tensors = unpack_start(answer.message, template)
             wanted: Facts = {"kind": kind, "round": number, "client": answer.client}
-            check_start(facts, tensors, wanted=wanted, like=like, largest=largest)
+            check_start(facts, tensors, wanted=wanted, template=template, largest=largest)
         except UpdateRejected as reason:
             progress.client_ends(answer.client, printable(reason))
             continue

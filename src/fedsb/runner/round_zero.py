@@ -20,10 +20,10 @@ from fedsb.federation.traffic import Ledger
 from fedsb.methods import Method
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import start_of
-from fedsb.runner.checkpoint import Saved
-from fedsb.runner.clients import Remote
+from fedsb.runner.checkpoint import RunState
+from fedsb.runner.clients import RemoteClients
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
-from fedsb.runner.prepare_model import Base, exchange_of
+from fedsb.runner.prepare_model import BaseModel, exchange_of
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.remote_start import start_remotely
 from fedsb.runner.spill import SpilledTensors
@@ -37,11 +37,11 @@ def begin(
     folder: Path,
     method: Method,
     data: Data,
-    base: Base,
+    base: BaseModel,
     private: PrivateRun | None,
     progress: Progress,
-    remote: Remote | None,
-) -> Saved:
+    remote: RemoteClients | None,
+) -> RunState:
     """Round 0: score the base as it is, then make bases and head."""
     began = time.monotonic()
     if config.evaluation.every is not None:
@@ -50,7 +50,7 @@ def begin(
     start = start_of(config, data.parts)
     if private is not None:
         start = replace(start, private=private.private_start(elsewhere=remote is not None))
-    calibration = calibration_of(data, base, start, method, base.head)
+    calibration = calibration_of(data, base, start, method, base.task_head)
     progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
     spilled = SpilledTensors(folder / "checkpoint" / "spill")
     make = start_factors
@@ -59,7 +59,7 @@ def begin(
     started = make(
         base.model,
         base.targets,
-        base.head,
+        base.task_head,
         method,
         start,
         calibration,
@@ -68,16 +68,16 @@ def begin(
     )
     shutil.rmtree(spilled.folder)
     sent = {f"{n}.{f}": getattr(part, f) for n, part in started.factors.items() for f in method.sends}
-    state = ServerState(0, exchange_of(config, base).down(config.method.rank).flatten(sent | base.head))
+    state = ServerState(0, exchange_of(config, base).down(config.method.rank).flatten(sent | base.task_head))
     progress.round_ends(record)
     if private is not None:
         record["epsilon"] = private.epsilon()
     told = {} if private or calibration.public else started.draw
-    return Saved(state, started.factors, Ledger(started.traffic), [record], told, time.monotonic() - began)
+    return RunState(state, started.factors, Ledger(started.traffic), [record], told, time.monotonic() - began)
 
 
 def calibration_of(
-    data: Data, base: Base, start: Start, method: Method, head: Mapping[str, Any]
+    data: Data, base: BaseModel, start: Start, method: Method, head: Mapping[str, Any]
 ) -> Calibration:
     """The examples that the start may look at: public ones, all of each client's if it protects them itself,
     or an equal draw."""

@@ -23,14 +23,14 @@ from run_helpers import metrics_of, write_config
 
 from fedsb import RunConfig, run
 from fedsb.deploy import client_app, server_app
-from fedsb.deploy.node import HeldNode
+from fedsb.deploy.node import OpenNode
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.deploy.records import facts_of, pack, payload_of
 from fedsb.errors import RunFailed
 from fedsb.federation import wire
 from fedsb.federation.server import Failed
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.clients import Remote, simulate_cohort
+from fedsb.runner.clients import RemoteClients, simulate_cohort
 
 DEADLINE_SECONDS = 0.4
 
@@ -94,7 +94,7 @@ class FaultyGrid(FakeGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._helds = {node: HeldNode() for node in self.node_configs}
+        self._helds = {node: OpenNode() for node in self.node_configs}
         self._former: dict[int, bytes] = {}
         self._late: dict[str, float] = {}
         self._unseen: Counter[int] = Counter()
@@ -116,9 +116,9 @@ class FaultyGrid(FakeGrid):
             self.happened[kind] += 1
         if kind == "server killed":
             raise Killed
-        client_app.held = self._helds.setdefault(node, HeldNode())
+        client_app.held = self._helds.setdefault(node, OpenNode())
         if kind == "client killed before":
-            self._helds[node] = HeldNode()
+            self._helds[node] = OpenNode()
             return self._arrives(message, Message(Error(8, "stopped"), reply_to=message))
         name = super()._deliver(message)
         return self._spoiled(kind, node, name, message)
@@ -140,7 +140,7 @@ class FaultyGrid(FakeGrid):
         reply = self._replies[name]
         answer = b"" if reply.has_error() else payload_of(reply.content)
         if kind == "client killed after":
-            self._helds[node] = HeldNode()
+            self._helds[node] = OpenNode()
             self._replies[name] = Message(Error(8, "stopped"), reply_to=message)
         elif kind == "node forgot":
             del self._replies[name]
@@ -209,7 +209,7 @@ def without_faults(
     config: dict, files: dict[int, str], parts: list[list[int]], folder: Path, accepted: list[list[int]]
 ) -> Path:
     """The folder of a run in which these clients, and no others, took part in each round."""
-    helds, rounds = {client: HeldNode() for client in range(len(parts))}, iter(accepted)
+    helds, rounds = {client: OpenNode() for client in range(len(parts))}, iter(accepted)
     own = {client: folder / f"undisturbed{client}.yaml" for client in helds}
     for client, file in zip(helds, files.values(), strict=True):
         elsewhere = {"state": str(folder / f"undisturbed-state{client}")}
@@ -226,7 +226,7 @@ def without_faults(
         yield from (Failed(c, "left out") for c in cohort if c not in present)
 
     target = folder / "0" * 32
-    run(RunConfig.from_dict(config), target, remote=Remote([len(part) for part in parts], ask))
+    run(RunConfig.from_dict(config), target, remote=RemoteClients([len(part) for part in parts], ask))
     return target
 
 

@@ -10,7 +10,7 @@ from run_helpers import write_config
 from fedsb import RunConfig
 from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.node_config import NodeConfig
-from fedsb.deploy.nodes import Federation
+from fedsb.deploy.nodes import Nodes
 from fedsb.federation.server import Arrived
 
 RUN = "0123456789abcdef" * 2
@@ -48,7 +48,7 @@ class StubHeld:
 
 
 @dataclass
-class Nodes:
+class StubNodes:
     """Three nodes, 100 to 102, with registered keys; more may be added.
 
     Attributes:
@@ -66,7 +66,7 @@ class Nodes:
                 register(make_key(self.key(f"client-{client}")), client, self.clients)
             self.add(100 + client, client, f"client-{client}")
         keys = self.clients if self.signed else None
-        self.federation = Federation(self.grid, RunConfig.from_dict(CONFIG), RUN, self.said.append, keys=keys)
+        self.federation = Nodes(self.grid, RunConfig.from_dict(CONFIG), RUN, self.said.append, keys=keys)
 
     def key(self, name):
         return self.folder / "keys" / name

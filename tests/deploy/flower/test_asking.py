@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Error
 
 from fedsb.deploy import asking
-from fedsb.deploy.asking import Asking
+from fedsb.deploy.asking import Question
 from fedsb.deploy.records import pack
 
 NODE = 7
@@ -51,7 +51,7 @@ def in_no_time(monkeypatch):
 
 def come_of(script, *, again=True):
     said, grid = [], ScriptedGrid([*script, (True, None)])
-    ((node, answer),) = Asking(grid, grid.send, said.append, again).answers([NODE], None)
+    ((node, answer),) = Question(grid, grid.send, said.append, again).answers([NODE], None)
     assert node == NODE
     return answer if isinstance(answer, str) else "answered", len(grid.asked), said
 
@@ -84,6 +84,6 @@ def test_where_answers_cost_privacy_none_is_asked_for_twice():
 
 def test_a_node_that_flower_takes_no_message_for_fails_at_once():
     found = list(
-        Asking(ScriptedGrid([]), lambda nodes: [("", n) for n in nodes], print, True).answers([NODE], None)
+        Question(ScriptedGrid([]), lambda nodes: [("", n) for n in nodes], print, True).answers([NODE], None)
     )
     assert found == [(NODE, "its node is not connected")]

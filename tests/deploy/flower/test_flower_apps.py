@@ -25,12 +25,12 @@ from fedsb import RunConfig, run
 from fedsb.common.files import alone
 from fedsb.deploy import asking, client_app, server_app
 from fedsb.deploy import nodes as federation
-from fedsb.deploy.nodes import Federation
+from fedsb.deploy.nodes import Nodes
 from fedsb.deploy.records import pack, payload_of
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.clients import Remote
+from fedsb.runner.clients import RemoteClients
 from fedsb.runner.private_run import PrivateRun
 
 CLIENTS = 3
@@ -383,10 +383,10 @@ def test_a_run_whose_nodes_sign_equals_the_simulated_run(world, tmp_path):
     own = yaml.safe_load(Path(files[100]).read_text()) | stranger
     said, grid = [], FakeGrid({99: str(write_config(tmp_path / "stranger.yaml", own)), **files})
     parsed = RunConfig.from_dict(config)
-    nodes = Federation(grid, parsed, "0" * 32, said.append, keys=clients)
+    nodes = Nodes(grid, parsed, "0" * 32, said.append, keys=clients)
     nodes.gather(0.0)
     facts = [nodes.facts[client] for client in range(CLIENTS)]
-    remote = Remote([f.num_examples for f in facts], nodes.ask, facts[0].base_digest)
+    remote = RemoteClients([f.num_examples for f in facts], nodes.ask, facts[0].base_digest)
     run(parsed, tmp_path / "deployed", remote=remote)
     assert_equal_runs(tmp_path)
     assert (99, "train") not in grid.pushed

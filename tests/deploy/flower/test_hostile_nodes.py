@@ -5,13 +5,13 @@ import threading
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from stubs import CONFIG, Nodes, StubHeld
+from stubs import CONFIG, StubHeld, StubNodes
 
 from fedsb import RunConfig
 from fedsb.deploy import asking, client_app
 from fedsb.deploy import nodes as federation
 from fedsb.deploy.answers import MOST_EXAMPLES, node_facts
-from fedsb.deploy.asking import Asking
+from fedsb.deploy.asking import Question
 from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.records import facts_of, pack
 from fedsb.errors import RunFailed, UpdateRejected
@@ -28,7 +28,7 @@ def stubbed(monkeypatch):
 
 @pytest.fixture
 def nodes(tmp_path):
-    return Nodes(tmp_path, signed=False)
+    return StubNodes(tmp_path, signed=False)
 
 
 def array(dtype="uint8", shape=(4,), stype="fedsb", data=b"junk"):
@@ -230,7 +230,7 @@ def test_a_node_silent_at_training_is_left_out_at_the_deadline(nodes):
 
 def test_without_a_deadline_there_is_one(monkeypatch, nodes):
     monkeypatch.setattr(asking, "DEADLINE_SECONDS", 0.05)
-    asked = Asking(nodes.grid, lambda ids: [("never", node) for node in ids], print, again=True)
+    asked = Question(nodes.grid, lambda ids: [("never", node) for node in ids], print, again=True)
     assert list(asked.answers([7], None)) == [(7, "no answer within 0.05 s")]
 
 

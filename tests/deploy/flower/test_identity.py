@@ -3,7 +3,7 @@
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from keys import make_key, register
-from stubs import RUN, Nodes, StubHeld
+from stubs import RUN, StubHeld, StubNodes
 
 from fedsb.deploy import asking, client_app
 from fedsb.deploy import nodes as federation
@@ -24,7 +24,7 @@ def stubbed(monkeypatch):
 
 @pytest.fixture
 def nodes(tmp_path):
-    return Nodes(tmp_path)
+    return StubNodes(tmp_path)
 
 
 HONEST = {0: b"0: q", 1: b"1: q", 2: b"2: q"}
@@ -37,7 +37,7 @@ def test_registered_nodes_are_served(nodes):
 
 
 def test_without_registered_keys_that_is_said_aloud(tmp_path):
-    nodes = Nodes(tmp_path, signed=False)
+    nodes = StubNodes(tmp_path, signed=False)
     nodes.federation.gather(0.0)
     assert nodes.asked() == HONEST
     assert UNSIGNED in nodes.said
@@ -107,7 +107,7 @@ def test_its_own_key_takes_its_place_under_another_node_id(nodes, gone):
 
 
 def test_without_keys_nobody_takes_the_place_of_a_node_that_is_there(tmp_path):
-    nodes = Nodes(tmp_path, signed=False)
+    nodes = StubNodes(tmp_path, signed=False)
     nodes.federation.gather(0.0)
     nodes.add(200, 0, None)
     nodes.asked()

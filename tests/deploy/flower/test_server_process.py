@@ -165,7 +165,7 @@ def test_another_flower_or_no_key_is_refused(monkeypatch, tmp_path, capsys):
 def test_a_node_is_let_in_once_and_never_after_it_was_sent_away():
     asked = []
 
-    class Nodes:
+    class StubNodes:
         nodes = (
             SimpleNamespace(public_key=b"in", status="online", node_id=1),
             SimpleNamespace(public_key=b"out", status="unregistered", node_id=2),
@@ -181,7 +181,7 @@ def test_a_node_is_let_in_once_and_never_after_it_was_sent_away():
             asked.append(request.node_id)
 
     control = Control("localhost:9", b"", "k" * 64)
-    control.__dict__["_client"] = Nodes()
+    control.__dict__["_client"] = StubNodes()
     control.register(b"in")
     control.unregister(b"out")
     control.unregister(b"nobody")

@@ -9,7 +9,7 @@ from torch import nn
 from fedsb.adapter.attached import find_targets
 from fedsb.adapter.linear import features
 from fedsb.errors import RunFailed
-from fedsb.federation.start.moments import Sketch, add, leading_directions, probes, sketch_moments
+from fedsb.federation.start.moments import MomentSketch, add, leading_directions, probes, sketch_moments
 
 
 def dense_moments(model, names, batches):
@@ -95,7 +95,7 @@ def test_a_layer_without_gradient_and_one_that_is_not_finite_are_refused(bert, t
     with pytest.raises(RunFailed, match="no gradient reached layer 'idle'"):
         sketches(bert, idle, [token_batch], 2)
     name = next(iter(targets))
-    bad = {name: Sketch(*(p for p in probes(*features(targets[name]), 2, generator=torch.Generator())))}
+    bad = {name: MomentSketch(*(p for p in probes(*features(targets[name]), 2, generator=torch.Generator())))}
 
     def losses(model, batch):
         return example_losses(model, batch) * float("nan")

@@ -69,7 +69,7 @@ class GradientStart:
 
 
 @dataclass(frozen=True)
-class Own:
+class Contributor:
     """A contributor's examples.
 
     Attributes:
@@ -98,9 +98,9 @@ class Contribution(NamedTuple):
     """
 
     what: str
-    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Own], Tensors]
+    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Contributor], Tensors]
     combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
-    like: Callable[[Shapes, GradientStart], Tensors]
+    template: Callable[[Shapes, GradientStart], Tensors]
     sizes: Callable[[Tensors, str], Sizes]
 
     def bases(

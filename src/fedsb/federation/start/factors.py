@@ -14,8 +14,8 @@ from fedsb.common.seeding import torch_generator
 from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
+    Contributor,
     GradientStart,
-    Own,
     Shapes,
     Tensors,
     check_some,
@@ -31,7 +31,7 @@ from fedsb.methods.method import Shape
 
 
 def _send_factors(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
 ) -> Tensors:
     sent = estimate_update(
         model,

@@ -33,8 +33,8 @@ from fedsb.federation.local_model import Batch, Example, Losses
 from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
+    Contributor,
     GradientStart,
-    Own,
     Tensors,
     reducer,
     step_rule,
@@ -45,7 +45,7 @@ from fedsb.federation.start.noised_sums import NOISED_SUMS
 from fedsb.federation.start.sketches import (
     SKETCH,
 )
-from fedsb.federation.traffic import Entry
+from fedsb.federation.traffic import Traffic
 from fedsb.methods.method import Shape
 
 Draw = dict[int, list[int]]
@@ -72,7 +72,7 @@ class Bases(NamedTuple):
     """Start factors by layer, and what it cost to get them to everybody."""
 
     factors: dict[str, Factors]
-    traffic: list[Entry]
+    traffic: list[Traffic]
 
 
 def bases_from_gradients(
@@ -117,7 +117,7 @@ def _from_contributions(
     start: GradientStart,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
-) -> tuple[dict[str, Factors], Entry]:
+) -> tuple[dict[str, Factors], Traffic]:
     """Each contributor's message is made and measured when the server is ready to take it in."""
     kind, draw = contribution(start), looked_at(start, calibration.draw)
     everyone = sum(map(len, draw.values()))
@@ -126,7 +126,7 @@ def _from_contributions(
     def messages() -> Iterator[tuple[Tensors, int]]:
         for client, indices in draw.items():
             batches = partial(calibration.batches_of, indices)
-            own = Own(batches, calibration.losses, everyone, client, sums)
+            own = Contributor(batches, calibration.losses, everyone, client, sums)
             message = kind.send(model, targets, start, own)
             sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
             yield message, len(indices)
@@ -134,7 +134,7 @@ def _from_contributions(
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     factors = kind.bases(shapes, start, messages())
     size, numbers = (sum(column) for column in zip(*sizes, strict=True))
-    return factors, Entry(0, kind.what, "up", len(sizes), size, numbers)
+    return factors, Traffic(0, kind.what, "up", len(sizes), size, numbers)
 
 
 def looked_at(start: GradientStart, draw: Draw) -> Draw:
@@ -145,22 +145,22 @@ def looked_at(start: GradientStart, draw: Draw) -> Draw:
     return {c: [own[i] for i in start.private.sample(c)] for c, own in draw.items()}
 
 
-def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Entry:
+def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Traffic:
     """Computed from shapes: the simulation pools these gradients in one pass and has no such message."""
     numbers = contributors * sum(prod(features(layer)) for layer in targets.values())
     what = "gradients of the target layers"
-    return Entry(0, what, "up", contributors, 4 * numbers, numbers, measured=False)
+    return Traffic(0, what, "up", contributors, 4 * numbers, numbers, measured=False)
 
 
-def _bases_up(factors: Mapping[str, Factors]) -> Entry:
+def _bases_up(factors: Mapping[str, Factors]) -> Traffic:
     size, numbers = _sizes(factors, ("A", "B", "R"))
-    return Entry(0, "bases from the one contributor", "up", 1, size, numbers)
+    return Traffic(0, "bases from the one contributor", "up", 1, size, numbers)
 
 
-def bases_down(factors: Mapping[str, Factors], num_clients: int) -> Entry:
+def bases_down(factors: Mapping[str, Factors], num_clients: int) -> Traffic:
     """R0 comes with the next round's broadcast."""
     size, numbers = _sizes(factors, ("A", "B"))
-    return Entry(0, "bases B and A", "down", num_clients, num_clients * size, num_clients * numbers)
+    return Traffic(0, "bases B and A", "down", num_clients, num_clients * size, num_clients * numbers)
 
 
 def _sizes(factors: Mapping[str, Factors], names: Sequence[str]) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from fedsb.federation.start.contribution import GradientStart, PrivateStart
 from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_gradients
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.robust import Head, Robust, average_heads
-from fedsb.federation.traffic import Entry
+from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method
 
 
@@ -57,11 +57,11 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Started:
+class StartResult:
     """Start factors by layer, the one-time traffic, and which examples were used."""
 
     factors: dict[str, Factors]
-    traffic: list[Entry]
+    traffic: list[Traffic]
     draw: Draw
 
 
@@ -105,19 +105,19 @@ def start_factors(
     *,
     num_clients: int,
     sums: MutableMapping[str, Tensor] | None = None,
-) -> Started:
+) -> StartResult:
     """Train the head if asked to, make every layer's factors, and list the one-time traffic.
 
     The model carries no adapter yet; only its head is changed.
     """
     model.eval()
-    traffic: list[Entry] = []
+    traffic: list[Traffic] = []
     if head and start.head_warmup is not None:
         traffic += warm_up_head(model, head, start.head_warmup, start.batch_size, calibration, start.robust)
     factors, sent = _factors(model, targets, method, start, calibration, num_clients, sums)
     if "s" in method.trains(1):
         factors = {name: part._replace(s=torch.ones(start.heads)) for name, part in factors.items()}
-    return Started(factors, traffic + sent, calibration.draw)
+    return StartResult(factors, traffic + sent, calibration.draw)
 
 
 def warm_up_head(
@@ -127,7 +127,7 @@ def warm_up_head(
     batch_size: int,
     calibration: Calibration,
     robust: Robust | None = None,
-) -> list[Entry]:
+) -> list[Traffic]:
     """Federated averaging of the head alone over cached base outputs; its measured traffic."""
     layout = Layout.of(head)
     cached = {
@@ -170,7 +170,7 @@ def _factors(
     calibration: Calibration,
     num_clients: int,
     sums: MutableMapping[str, Tensor] | None,
-) -> tuple[dict[str, Factors], list[Entry]]:
+) -> tuple[dict[str, Factors], list[Traffic]]:
     draw, rank, heads, seed = method.draw, start.rank, start.heads, start.seed
     kind = bases_kind(start, method)
     if draw is not None:
@@ -206,8 +206,8 @@ def gradient_start_of(start: Start) -> GradientStart:
 
 def _entry(
     what: str, direction: Any, clients: int, bytes_each: int, numbers_each: int, measured: bool = True
-) -> Entry:
-    return Entry(0, what, direction, clients, clients * bytes_each, clients * numbers_each, measured)
+) -> Traffic:
+    return Traffic(0, what, direction, clients, clients * bytes_each, clients * numbers_each, measured)
 
 
 def _generator(seed: int, layer: str) -> torch.Generator:

@@ -39,7 +39,9 @@ def pack_start(facts: Facts, tensors: Mapping[str, Tensor]) -> bytes:
     return save(ready, metadata={FORMAT: json.dumps(facts)})
 
 
-def unpack_start(message: bytes, like: Mapping[str, Tensor] | None = None) -> tuple[Facts, dict[str, Tensor]]:
+def unpack_start(
+    message: bytes, template: Mapping[str, Tensor] | None = None
+) -> tuple[Facts, dict[str, Tensor]]:
     """Facts and tensors.
 
     Args:
@@ -50,7 +52,7 @@ def unpack_start(message: bytes, like: Mapping[str, Tensor] | None = None) -> tu
         UpdateRejected: the bytes are no message of this format, or hold a number that is not finite.
     """
     try:
-        most = HEADER_BYTES if like is None else _check_length(message, like)
+        most = HEADER_BYTES if template is None else _check_length(message, template)
         start = header_end(message, most)
         described = strict_json(message[8:start], most)
         facts = _facts(strict_json(described.pop("__metadata__")[FORMAT], FACTS_BYTES))
@@ -63,10 +65,10 @@ def unpack_start(message: bytes, like: Mapping[str, Tensor] | None = None) -> tu
     return facts, tensors
 
 
-def _check_length(message: bytes, like: Mapping[str, Tensor]) -> int:
+def _check_length(message: bytes, template: Mapping[str, Tensor]) -> int:
     """The most bytes that a header of these tensors can have."""
-    header = FACTS_BYTES + 1024 + sum(6 * len(name) + 256 for name in like)
-    numbers = sum(tensor.numel() * tensor.itemsize for tensor in like.values())
+    header = FACTS_BYTES + 1024 + sum(6 * len(name) + 256 for name in template)
+    numbers = sum(tensor.numel() * tensor.itemsize for tensor in template.values())
     if len(message) > (most := 8 + header + numbers):
         raise ValueError(f"{len(message)} bytes, {most} is the most")
     return header
@@ -117,7 +119,7 @@ def check_start(
     tensors: Mapping[str, Tensor],
     *,
     wanted: Facts,
-    like: Mapping[str, Tensor],
+    template: Mapping[str, Tensor],
     largest: float = LARGEST,
 ) -> None:
     """Refuse a message of another step or client, or whose tensors are not those of `like` in name, shape and
@@ -133,7 +135,7 @@ def check_start(
         found = facts.get(name)
         if type(found) is not type(value) or found != value:
             raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(found, 100)!r}")
-    own, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, like))
+    own, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, template))
     if own != expected:
         other = printable(sorted(own ^ expected)[:3])
         raise UpdateRejected(f"start message: tensors differ from what is expected, first in {other}")

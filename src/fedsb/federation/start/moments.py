@@ -24,8 +24,8 @@ from fedsb.adapter.update_estimate import sum_over_batches
 from fedsb.common.seeding import torch_generator
 from fedsb.federation.start.contribution import (
     Contribution,
+    Contributor,
     GradientStart,
-    Own,
     Shapes,
     Tensors,
     check_some,
@@ -37,22 +37,22 @@ WIDER = 1.5
 """Columns of a sketch for each direction wanted."""
 
 
-class Sketch(NamedTuple):
+class MomentSketch(NamedTuple):
     """L @ P and R @ Q of one layer."""
 
     left: Float[Tensor, "out width"]
     right: Float[Tensor, "in width"]
 
 
-def add(one: Sketch, other: Sketch) -> Sketch:
+def add(one: MomentSketch, other: MomentSketch) -> MomentSketch:
     """Sketches of two parties, or of two batches, as one."""
-    return Sketch(one.left + other.left, one.right + other.right)
+    return MomentSketch(one.left + other.left, one.right + other.right)
 
 
-def probes(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Sketch:
+def probes(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> MomentSketch:
     """P and Q: orthonormal columns, WIDER * rank of them, or as many as the layer has."""
     width = round(WIDER * rank)
-    return Sketch(*(orthonormal_columns(size, min(width, size), generator) for size in (out, n_in)))
+    return MomentSketch(*(orthonormal_columns(size, min(width, size), generator) for size in (out, n_in)))
 
 
 def sketch_moments(
@@ -60,8 +60,8 @@ def sketch_moments(
     layers: Mapping[str, nn.Module],
     batches: Sequence[Any],
     losses: Callable[[nn.Module, Any], Float[Tensor, "batch"]],
-    shared: Mapping[str, Sketch],
-) -> dict[str, Sketch]:
+    shared: Mapping[str, MomentSketch],
+) -> dict[str, MomentSketch]:
     """One sketch per layer, on the CPU, of the gradients of each batch's summed loss.
 
     Memory beyond the backward pass: one layer's gradient, and the sketches.
@@ -70,14 +70,14 @@ def sketch_moments(
         RunFailed: no gradient reached a layer, or it is not finite.
     """
     device = next(model.parameters()).device
-    ours = {name: Sketch(*(side.to(device) for side in probe)) for name, probe in shared.items()}
+    ours = {name: MomentSketch(*(side.to(device) for side in probe)) for name, probe in shared.items()}
 
-    def moments_of(name: str, gradient: Tensor) -> Sketch:
+    def moments_of(name: str, gradient: Tensor) -> MomentSketch:
         P, Q = ours[name]
-        return Sketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
+        return MomentSketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
 
     found = sum_over_batches(model, layers, batches, losses, moments_of, add)
-    return {name: Sketch(*(side.cpu() for side in sketch)) for name, sketch in found.items()}
+    return {name: MomentSketch(*(side.cpu() for side in sketch)) for name, sketch in found.items()}
 
 
 def leading_directions(
@@ -105,7 +105,7 @@ MOMENT_BATCH = 4
 
 
 def _send_moments(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
 ) -> Tensors:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     shared = _moment_probes(shapes, start)
@@ -117,10 +117,10 @@ def _combine_moments(
     shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
 ) -> dict[str, Factors]:
     """R0 is zero, since moments have no sign."""
-    total: dict[str, Sketch] = {}
+    total: dict[str, MomentSketch] = {}
     for message, _ in messages:
         for name in shapes:
-            new = Sketch(*(message[f"{name}.{side}"] for side in Sketch._fields))
+            new = MomentSketch(*(message[f"{name}.{side}"] for side in MomentSketch._fields))
             total[name] = add(total[name], new) if name in total else new
     check_some(len(total))
     rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
@@ -134,7 +134,7 @@ def _combine_moments(
     }
 
 
-def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, Sketch]:
+def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, MomentSketch]:
     width = start.heads * start.rank
     return {
         name: probes(*shape, width, generator=torch_generator(start.seed, "probes", name))
@@ -148,5 +148,9 @@ def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
 
 
 MOMENTS = Contribution(
-    "sketches of gradient moments", _send_moments, _combine_moments, _moments_like, norms_of(*Sketch._fields)
+    "sketches of gradient moments",
+    _send_moments,
+    _combine_moments,
+    _moments_like,
+    norms_of(*MomentSketch._fields),
 )

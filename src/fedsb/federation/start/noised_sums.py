@@ -15,8 +15,8 @@ from fedsb.adapter import Factors
 from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
+    Contributor,
     GradientStart,
-    Own,
     Shapes,
     Tensors,
     check_some,
@@ -27,7 +27,9 @@ from fedsb.federation.start.contribution import (
 from fedsb.privacy.private_start import noised_gradient_sums
 
 
-def _send(model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own) -> Tensors:
+def _send(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
+) -> Tensors:
     """Paid for before it leaves."""
     private = start.private
     assert private is not None

@@ -22,7 +22,7 @@ from fedsb.errors import RunFailed
 from fedsb.federation.exchange import Layout
 from fedsb.methods.averaging.mean import weighted_mean
 from fedsb.methods.averaging.robust import Average, NormBound, robust
-from fedsb.methods.method import Frame, Upload
+from fedsb.methods.method import AggregationInputs, Upload
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def average_heads(
     """
     checks = checks or Robust()
     aggregation, count = robust(weighted_mean(), checks.average, checks.trim), 0
-    accumulator = aggregation.start(Frame(layout.view(before), dict(layout.entries), {}, 1.0))
+    accumulator = aggregation.start(AggregationInputs(layout.view(before), dict(layout.entries), {}, 1.0))
     for client, vector, examples in heads:
         if checks.bound is not None:
             vector, _ = checks.bound.within(vector, before)

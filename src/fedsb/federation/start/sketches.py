@@ -29,8 +29,8 @@ from fedsb.common.seeding import torch_generator
 from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
+    Contributor,
     GradientStart,
-    Own,
     Shapes,
     Tensors,
     check_some,
@@ -120,7 +120,7 @@ def matrix_of(sketch: MatrixSketch, probes: Probes | None) -> Float[Tensor, "out
 
 
 def _send_sketch(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Own
+    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
 ) -> Tensors:
     """Its share of the pooled mean, sketched batch by batch: no dense gradient is kept."""
     device = next(model.parameters()).device

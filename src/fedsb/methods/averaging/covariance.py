@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsb.adapter import LoraPair
 from fedsb.methods.averaging.mean import WeightedSum
 from fedsb.methods.averaging.stack import Stack, factors_are_smaller
-from fedsb.methods.method import BaseUpdate, Frame, Shape, Upload
+from fedsb.methods.method import AggregationInputs, BaseUpdate, Shape, Upload
 
 
 class Covariance:
@@ -77,7 +77,7 @@ class Covariance:
 class MeansAndCovariances:
     """One fp64 sum of everything, and per layer the products about the means (see covariance.py)."""
 
-    def __init__(self, frame: Frame):
+    def __init__(self, frame: AggregationInputs):
         self.frame = frame
         self.sums = WeightedSum(frame)
         self.covariances = {layer: Covariance(shape) for layer, shape in frame.layers.items()}

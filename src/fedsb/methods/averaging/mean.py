@@ -17,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.errors import RunFailed
-from fedsb.methods.method import Aggregation, Averaged, Frame, Upload
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload
 
 
 class WeightedSum:
     """sum(w_i v_i) over vectors whose parts may be leading blocks of the whole."""
 
-    def __init__(self, frame: Frame):
+    def __init__(self, frame: AggregationInputs):
         self.frame = frame
         self.size = sum(prod(shape) for shape in frame.answer.values())
         self.total, self.named = _zeros(frame)
@@ -82,7 +82,7 @@ def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
     return (list(heads), *block[1:]) if heads is not None and _is_core(name) else block
 
 
-def keep_directions(tensors: dict[str, Tensor], frame: Frame) -> None:
+def keep_directions(tensors: dict[str, Tensor], frame: AggregationInputs) -> None:
     """Where A and B are both zero, as no client of the round held them, A keeps what was broadcast.
 
     B A is the same, and the direction can train again: with both at zero, both gradients are zero for ever.
@@ -110,7 +110,7 @@ def _is_core(name: str) -> bool:
     return name.endswith(".R")
 
 
-def _zeros(frame: Frame) -> tuple[Float[Tensor, "size"], dict[str, Tensor]]:
+def _zeros(frame: AggregationInputs) -> tuple[Float[Tensor, "size"], dict[str, Tensor]]:
     """An fp64 vector and its views by name."""
     sizes = [prod(shape) for shape in frame.answer.values()]
     flat = torch.zeros(sum(sizes), dtype=torch.float64)

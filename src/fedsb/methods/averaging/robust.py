@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsb.methods.method import Aggregation, Averaged, Frame, Upload, as_one
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, as_one
 
 Average = Literal["mean", "median", "trimmed-mean"]
 
@@ -64,7 +64,7 @@ def robust(own: Aggregation, average: Average, trim: float) -> Aggregation:
 class _All:
     """Every update of the round."""
 
-    frame: Frame
+    frame: AggregationInputs
     vectors: list[Tensor] = field(default_factory=list)
 
     def add(self, upload: Upload) -> _All:
@@ -72,7 +72,7 @@ class _All:
         return self
 
 
-def _broadcast(frame: Frame) -> Float[Tensor, "n"]:
+def _broadcast(frame: AggregationInputs) -> Float[Tensor, "n"]:
     return torch.cat([frame.current[name].reshape(-1) for name in frame.answer])
 
 

@@ -28,7 +28,7 @@ from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.report.progress import Progress
-from fedsb.runner.clients import MessageTo, Peers
+from fedsb.runner.clients import AskClients, MessageTo
 from fedsb.runner.processes.child import Frame, read_frame, threads, write_frame
 
 Answers = Queue[tuple[int, Frame | None]]
@@ -67,7 +67,7 @@ class _Worker:
 
 
 @contextmanager
-def pool(config: RunConfig, folder: Path, progress: Progress) -> Iterator[Peers | None]:
+def pool(config: RunConfig, folder: Path, progress: Progress) -> Iterator[AskClients | None]:
     """Peers that train in `federation.processes` processes; None where that is one, this one.
 
     Processes start with the first cohort, when the run's checkpoint is there, and end with the block.
@@ -111,7 +111,7 @@ class _Workers:
     lost: int = 0
 
     def ask(self, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
-        """`peers.Peers`."""
+        """`peers.AskClients`."""
         count = self.config.federation.processes
         if not self.places:
             self.progress.stage(f"starting {count} processes")

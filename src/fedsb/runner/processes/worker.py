@@ -15,13 +15,13 @@ from typing import Any
 
 from fedsb.config import RunConfig
 from fedsb.errors import FedsbError, RunFailed
-from fedsb.federation.local_model import adopt
+from fedsb.federation.local_model import load_state
 from fedsb.federation.server import Arrived
 from fedsb.models.devices import visible_gpus
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.clients import Party, party_of, simulate_cohort
+from fedsb.runner.clients import LocalClient, local_client, simulate_cohort
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import prepare_base, trainable_of
+from fedsb.runner.prepare_model import local_model_of, prepare_base
 from fedsb.runner.processes.child import read_frame, write_frame
 
 
@@ -33,16 +33,16 @@ def main() -> None:
     if request is None:
         return
     try:
-        party = open_run(request[0])
+        client_of = open_run(request[0])
     except Exception as error:
         text = str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
         return write_frame(answers, {"broken": text})
     write_frame(answers, {"ready": True})
     while (frame := read_frame(sys.stdin.buffer)) is not None:
-        write_frame(answers, *_answer(party, int(frame[0]["client"]), frame[1]))
+        write_frame(answers, *_answer(client_of, int(frame[0]["client"]), frame[1]))
 
 
-def open_run(request: dict[str, Any]) -> Callable[[int], Party]:
+def open_run(request: dict[str, Any]) -> Callable[[int], LocalClient]:
     """Client -> its party, over one model with the run's start factors. Base weights are those of its last
     finished round, for a process that takes another's place."""
     config = placed(RunConfig.from_dict(request["config"]), int(request["number"]), len(visible_gpus()))
@@ -50,10 +50,10 @@ def open_run(request: dict[str, Any]) -> Callable[[int], Party]:
     saved = load_checkpoint(Path(request["folder"]) / "checkpoint")
     if saved is None:
         raise RunFailed(f"found no checkpoint of the run in {request['folder']}")
-    trainable = trainable_of(config, data, prepare_base(config, data), saved.factors)
+    local_model = local_model_of(config, data, prepare_base(config, data), saved.factors)
     state = saved.state
-    adopt(trainable, state.vector, state.base.total, round_number=state.round, seed=config.seed)
-    return lambda client: party_of(config, data, trainable, None, client)
+    load_state(local_model, state.vector, state.base.total, round_number=state.round, seed=config.seed)
+    return lambda client: local_client(config, data, local_model, None, client)
 
 
 def placed(config: RunConfig, number: int, gpus: int) -> RunConfig:
@@ -65,8 +65,10 @@ def placed(config: RunConfig, number: int, gpus: int) -> RunConfig:
     )
 
 
-def _answer(party: Callable[[int], Party], client: int, broadcast: bytes) -> tuple[dict[str, Any], bytes]:
-    (outcome,) = simulate_cohort([client], lambda c: party(c).answer(broadcast))
+def _answer(
+    client_of: Callable[[int], LocalClient], client: int, broadcast: bytes
+) -> tuple[dict[str, Any], bytes]:
+    (outcome,) = simulate_cohort([client], lambda c: client_of(c).answer(broadcast))
     if isinstance(outcome, Arrived):
         return {"client": client}, outcome.message
     return {"client": client, "reason": outcome.reason}, b""
