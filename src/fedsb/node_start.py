@@ -114,8 +114,8 @@ class NodeStart:
     def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
         """The draw of all parties, of which this one's examples alone are here; the head is put in place."""
         head = self.base.head
-        like = {f"head.{name}": parameter for name, parameter in head.items()}
-        like |= {"sizes": torch.empty(len(self.data.parts), dtype=torch.int64)}
+        like: dict[str, Tensor] = {"sizes": torch.empty(len(self.data.parts), dtype=torch.int64)}
+        like |= {f"head.{name}": parameter for name, parameter in head.items()}
         facts, tensors = unpack_start(question, like)
         check_start(facts, tensors, wanted={"kind": kind}, like=like)
         sizes, number = tensors["sizes"].tolist(), facts.get("round")

@@ -89,7 +89,9 @@ def _tensors(message: bytes, start: int, described: dict[str, Any]) -> dict[str,
     edges = [0, *(edge for place in ends for edge in place), len(message) - start]
     if any(one != other for one, other in list(pairwise(edges))[::2]):
         raise ValueError("tensors that overlap, or do not fill the message")
-    return {name: _view(message, start + begin, *of) for name, (*of, begin, _) in places.items()}
+    return {
+        name: _view(message, start + begin, dtype, shape) for name, (dtype, shape, begin, _) in places.items()
+    }
 
 
 def _place(name: str, entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
@@ -130,7 +132,7 @@ def check_start(
     for name, value in wanted.items():
         found = facts.get(name)
         if type(found) is not type(value) or found != value:
-            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(found, 100)!r}")
+            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(found), 100)}")
     own, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, like))
     if own != expected:
         other = printable(sorted(own ^ expected)[:3])
