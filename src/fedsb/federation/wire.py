@@ -177,15 +177,15 @@ def _check_kinds(header: Header) -> None:
     for name in ("method", "layout"):
         text = getattr(header, name)
         if type(text) is not str or len(text) > LONGEST_TEXT:
-            raise UpdateRejected(f"wrong {name}: expected a short text, found {printable(text, 40)!r}")
+            raise UpdateRejected(f"wrong {name}: expected a short text, found {printable(repr(text), 40)}")
     for name in ("round", "num_examples", "client", "base", "needs"):
         number, may_lack = getattr(header, name), name in ("client", "base", "needs")
         if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
-            raise UpdateRejected(f"wrong {name}: expected a count, found {printable(number, 40)!r}")
+            raise UpdateRejected(f"wrong {name}: expected a count, found {printable(repr(number), 40)}")
     loss = header.train_loss
     if not (loss is None or (type(loss) in (int, float) and abs(loss) <= LARGEST_LOSS)):
         raise UpdateRejected(
-            f"wrong train_loss: expected a number up to {LARGEST_LOSS:g}, found {printable(loss, 40)!r}"
+            f"wrong train_loss: expected a number up to {LARGEST_LOSS:g}, found {printable(repr(loss), 40)}"
         )
 
 
@@ -198,7 +198,7 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
     for name in ("method", "round", "layout", "client"):
         wanted, found = getattr(expected, name), getattr(header, name)
         if wanted != found:
-            raise UpdateRejected(f"wrong {name}: expected {wanted!r}, found {printable(found, 100)!r}")
+            raise UpdateRejected(f"wrong {name}: expected {wanted!r}, found {printable(repr(found), 100)}")
     if vector.dtype != torch.float32 or tuple(vector.shape) != (size,):
         raise UpdateRejected(
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"

@@ -134,7 +134,7 @@ def check_start(
     for name, value in wanted.items():
         found = facts.get(name)
         if type(found) is not type(value) or found != value:
-            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(found, 100)!r}")
+            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(found), 100)}")
     own, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, template))
     if own != expected:
         other = printable(sorted(own ^ expected)[:3])
