@@ -225,7 +225,7 @@ def without_faults(
         yield from simulate_cohort([c for c in cohort if c in present], answer)
         yield from (Failed(c, "left out") for c in cohort if c not in present)
 
-    target = folder / "0" * 32
+    target = folder / "undisturbed"
     run(RunConfig.from_dict(config), target, remote=RemoteClients([len(part) for part in parts], ask))
     return target
 
