@@ -20,8 +20,8 @@ from fedsb.config import RunConfig
 from fedsb.contribution import Own, PrivateStart
 from fedsb.contributions import contribution
 from fedsb.errors import UpdateRejected
-from fedsb.fixed_shape import OfOneShape
 from fedsb.files import write_bytes
+from fedsb.fixed_shape import OfOneShape
 from fedsb.gradient_start import Calibration, Draw, as_received, estimating, looked_at
 from fedsb.head import cache_base_outputs, train_head
 from fedsb.initialize import Start, bases_kind, draw_calibration, gradient_start_of, start_factors

@@ -110,9 +110,7 @@ class PrivateRun:
             return None
         charge = self._count_start if elsewhere else self._charge_start
         repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
-        return PrivateStart(
-            self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length
-        )
+        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length)
 
     def _charge_start(self, client: int) -> None:
         self.guard.charge(client, "start", 0, self.starts[client].release)

@@ -102,7 +102,9 @@ def log_odds(releases, directions, probability, noise):
         seen = directions @ (released - prior * directions.sum(0))
         score = ((seen - gram @ (rest @ seen)) / noise**2 + prior * signal) / own
         ratio = score - signal / own / 2
-        odds += ratio if probability == 1 else np.logaddexp(np.log1p(-probability), np.log(probability) + ratio)
+        odds += (
+            ratio if probability == 1 else np.logaddexp(np.log1p(-probability), np.log(probability) + ratio)
+        )
     return odds
 
 

@@ -77,7 +77,9 @@ def moved(world, *, number=1, batch_size=30):
     whole = released(examples)
     assert torch.isfinite(whole).all()
     assert whole.norm() > 3 * CLIP_NORM, "a sum that nothing can move"
-    return [float((released(these) - whole).norm() / CLIP_NORM) for these in ([long, *examples], examples[1:])]
+    return [
+        float((released(these) - whole).norm() / CLIP_NORM) for these in ([long, *examples], examples[1:])
+    ]
 
 
 @pytest.mark.parametrize("model", ["bert", "llama"])
@@ -201,7 +203,10 @@ def test_a_probability_that_cannot_be_set_is_named():
             return 0.25
 
     model = nn.Sequential(nn.Linear(4, 4), Fixed())
-    with pytest.raises(RunFailed, match=r"1: its drop_rate of 0.25 cannot be switched off"), without_dropout(model):
+    with (
+        pytest.raises(RunFailed, match=r"1: its drop_rate of 0.25 cannot be switched off"),
+        without_dropout(model),
+    ):
         pass
     assert model[1].dropout == 0.5
 
