@@ -1,7 +1,6 @@
 """What decides a private run's batches is a secret of the run, and nothing that is shown tells of it."""
 
 import json
-import os
 
 import pytest
 from run_helpers import adapter_bytes, classification_config, parts_of, tiny_bert, write_data
@@ -15,8 +14,8 @@ from fedsb.private_state import SampleSecret, sampling_secret, write_privately
 from fedsb.report import write_report
 from fedsb.status import run_status
 
-EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
-CLIENT = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5}
+EXAMPLE = {"unit": "example", "noise_multiplier": 2.0, "delta": 1e-3, "clip_norm": 0.5}
+CLIENT = {"unit": "client", "noise_multiplier": 2.0, "delta": 1e-2, "clip_norm": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +85,9 @@ def test_no_file_that_is_shown_tells_who_has_what_or_how_batches_are_drawn(two_r
     assert json.loads((one / "ledger.json").read_text())["calibration"] == {}
 
 
-def test_a_report_a_card_and_a_status_need_nothing_private(two_runs, monkeypatch):
+def test_a_report_a_card_and_a_status_need_nothing_private(two_runs):
     folder, _ = two_runs
-    one, opened, real = folder / "one", [], os.open
+    one = folder / "one"
     page, card = (one / "report.html").read_text(), model_card(one, rank=4)
     (one / "private").rename(folder / "away")
     write_report([one], one / "report.html")

@@ -54,8 +54,9 @@ ROWS = {
 """Of the smallest client of each recipe, or its clients."""
 
 
-@pytest.mark.parametrize(
-    "recipe", sorted((SCRIPT.parents[1] / "recipes/private").glob("*.yaml")), ids=lambda p: p.stem
-)
+RECIPES = sorted((SCRIPT.parents[1] / "recipes/private").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_a_private_recipe_s_delta_is_below_a_tenth_of_one_over_n(recipe):
     assert RunConfig.from_yaml(recipe).privacy.delta <= 0.1 / ROWS[recipe.stem]
