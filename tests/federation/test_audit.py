@@ -104,9 +104,7 @@ def log_odds(releases, directions, probability, noise):
         seen = directions @ (released - prior * directions.sum(0))
         score = ((seen - gram @ (rest @ seen)) / noise**2 + prior * signal) / own
         ratio = score - signal / own / 2
-        odds += (
-            ratio if probability == 1 else np.logaddexp(np.log1p(-probability), np.log(probability) + ratio)
-        )
+        odds += np.log(1 - probability + probability * np.exp(np.clip(ratio, -500, 500)))
     return odds
 
 
