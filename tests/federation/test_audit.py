@@ -148,7 +148,7 @@ def test_a_server_that_protects_clients_proves_less_than_it_claims_and_would_be_
             map(update, np.flatnonzero(included).tolist()),
             exchange,
             weighting="uniform",
-            aggregation=release.around(fed_sb.aggregation),
+            aggregation=release.wrap(fed_sb.aggregation),
             fewest=0,
         )
         seen = state.vector[:CANARIES].double().numpy() * plan.expected_cohort / CLIP_NORM
