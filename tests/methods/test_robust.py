@@ -16,10 +16,11 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.server import Arrived, aggregate
-from fedsb.federation.start import initialize, sketches
+from fedsb.federation.start import head_warmup, sketches
 from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import contribution
-from fedsb.federation.start.initialize import Warmup, gradient_start_of
+from fedsb.federation.start.head_warmup import warm_up
+from fedsb.federation.start.initialize import gradient_start_of
 from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.start.noised_sums import NOISED_SUMS
 from fedsb.federation.start.robust import Head, Robust, Sizes, average_heads, evened
@@ -31,7 +32,7 @@ from fedsb.methods.averaging.robust import NormBound, cut_of, robust, trimmed_me
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import start_of
 from fedsb.runner.clients import RemoteClients
-from fedsb.runner.remote_start import _warm_up
+from fedsb.runner.remote_start import _ask_for_heads
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(9, 8), "value": Shape(6, 7)}, 3, 1, {"out.weight": (2, 3)})
 SIZE = 24
@@ -274,7 +275,7 @@ WAYS = {
 def contribution_of(way, gradients, how):
     """What a client with these gradients sends."""
     kind, sent = (NOISED_SUMS if way == "noised sums" else contribution(how)), {}
-    like = kind.like(SHAPES, how)
+    like = kind.template(SHAPES, how)
     for name, G in gradients.items():
         if way == "factors":
             U, S, Vh = torch.linalg.svd(G, full_matrices=False)
@@ -363,8 +364,8 @@ def test_the_head_of_a_deployed_start_withstands_one_client(spoil):
     head = {"w": torch.nn.Parameter(torch.zeros(3, 4))}
     remote = RemoteClients([5, 5, 5], poisoned_answers(1, spoil))
     draw = {client: [client] for client in range(3)}
-    warmup = Warmup(rounds=2, steps=1, learning_rate=0.1)
-    _warm_up(head, warmup, remote, draw, Silent(), Robust("median", bound=NormBound(5.0)))
+    ask = _ask_for_heads(head, remote, draw, Silent())
+    warm_up(head, 2, 3, ask, Robust("median", bound=NormBound(5.0)))
     torch.testing.assert_close(head["w"].detach(), torch.full((3, 4), 0.2))
 
 
@@ -383,7 +384,7 @@ def test_the_config_tells_the_start():
 
 def test_a_simulated_start_withstands_what_a_deployed_one_does(world, tmp_path, monkeypatch):
     """Client 2's head is thrown far off in every warm-up round."""
-    real, trained = initialize.train_head, []
+    real, trained = head_warmup.train_head, []
 
     def train_head(model, head, *args, **more):
         real(model, head, *args, **more)
@@ -392,7 +393,7 @@ def test_a_simulated_start_withstands_what_a_deployed_one_does(world, tmp_path, 
             for parameter in head.values():
                 parameter.data.mul_(-50)
 
-    monkeypatch.setattr(initialize, "train_head", train_head)
+    monkeypatch.setattr(head_warmup, "train_head", train_head)
     init = {"kind": "gradient", "samples": 30, "head_warmup": {"rounds": 2, "steps": 10}}
     changes = {"federation__clients": 3, "method__init": init, "training__learning_rate": 1e-6}
     losses = {}

@@ -7,7 +7,8 @@ from fedsb.config import RunConfig
 from fedsb.federation import partition
 from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
-from fedsb.federation.start.initialize import Start, Warmup, bases_kind
+from fedsb.federation.start.head_warmup import Warmup
+from fedsb.federation.start.initialize import Start, bases_kind
 from fedsb.federation.start.robust import Robust
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Aggregation, Method, by_name

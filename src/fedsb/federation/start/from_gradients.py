@@ -14,7 +14,7 @@ energy they hold not at all; twice the columns, for fp32's bytes, add 0.1 (`benc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,10 +42,8 @@ from fedsb.federation.start.contribution import (
 from fedsb.federation.start.factors import FACTORS
 from fedsb.federation.start.moments import MOMENTS
 from fedsb.federation.start.noised_sums import NOISED_SUMS
-from fedsb.federation.start.sketches import (
-    SKETCH,
-)
-from fedsb.federation.traffic import Traffic
+from fedsb.federation.start.sketches import SKETCH
+from fedsb.federation.traffic import Tally, Traffic
 from fedsb.methods.method import Shape
 
 Draw = dict[int, list[int]]
@@ -119,30 +117,46 @@ def _from_contributions(
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], Traffic]:
     """Each contributor's message is made and measured when the server is ready to take it in."""
-    kind, draw = contribution(start), looked_at(start, calibration.draw)
-    everyone = sum(map(len, draw.values()))
-    sizes: list[tuple[int, int]] = []
 
-    def messages() -> Iterator[tuple[Tensors, int]]:
-        for client, indices in draw.items():
-            batches = partial(calibration.batches_of, indices)
-            own = Contributor(batches, calibration.losses, everyone, client, sums)
-            message = kind.send(model, targets, start, own)
-            sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
-            yield message, len(indices)
+    def messages() -> Iterator[tuple[Tensors, int, int]]:
+        for client, indices in calibration.draw.items():
+            message = contribute(model, targets, start, calibration, client, sums)
+            yield message, len(indices), len(save(message))
 
-    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
-    factors = kind.bases(shapes, start, messages())
-    size, numbers = (sum(column) for column in zip(*sizes, strict=True))
-    return factors, Traffic(0, kind.what, "up", len(sizes), size, numbers)
+    return combine(targets, start, messages())
 
 
-def looked_at(start: GradientStart, draw: Draw) -> Draw:
-    """The examples of each contributor that the estimate is made of: all that were drawn, or, under privacy,
-    a Poisson sample of them."""
-    if start.private is None:
-        return draw
-    return {c: [own[i] for i in start.private.sample(c)] for c, own in draw.items()}
+def contribute(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: GradientStart,
+    calibration: Calibration,
+    client: int,
+    sums: MutableMapping[str, Tensor] | None = None,
+) -> Tensors:
+    """What this client sends of its drawn examples, or, under privacy, of a Poisson sample of them."""
+    indices = calibration.draw[client]
+    if start.private is not None:
+        indices = [indices[i] for i in start.private.sample(client)]
+    everyone = sum(map(len, calibration.draw.values()))
+    batches = partial(calibration.batches_of, indices)
+    own = Contributor(batches, calibration.losses, everyone, client, sums)
+    return contribution(start).send(model, targets, start, own)
+
+
+def combine(
+    targets: Mapping[str, nn.Module], start: GradientStart, messages: Iterable[tuple[Tensors, int, int]]
+) -> tuple[dict[str, Factors], Traffic]:
+    """Start factors of messages as they come, each with its examples and its bytes; and what was sent."""
+    kind, sent = contribution(start), Tally()
+
+    def counted() -> Iterator[tuple[Tensors, int]]:
+        for message, examples, size in messages:
+            sent.add(size, sum(tensor.numel() for tensor in message.values()))
+            yield message, examples
+
+    factors = kind.bases({n: Shape(*features(layer)) for n, layer in targets.items()}, start, counted())
+    return factors, sent.entry(kind.what, "up", sent.messages)
 
 
 def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Traffic:
