@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from fedsb import RunConfig
 from fedsb.cli.compare import LiveBars, PlainLines, how_to_go_on
 from fedsb.common import files
+from fedsb.common.child import threads
 from fedsb.compare import CompareConfig, compare, tuning
 from fedsb.compare.config import settings_from_dict
 from fedsb.compare.results import (
@@ -46,7 +47,6 @@ from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
 from fedsb.errors import InputError
 from fedsb.runner import loop as runner
-from fedsb.runner.processes.child import threads
 from fedsb.tasks.rows import read_rows
 
 RATES = [0.01, 0.03]

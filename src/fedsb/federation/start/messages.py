@@ -122,7 +122,7 @@ def check_start(
     template: Mapping[str, Tensor],
     largest: float = LARGEST,
 ) -> None:
-    """Refuse a message of another step or client, or whose tensors are not those of `template` in name, shape and
+    """Refuse a message of another step or client, or whose tensors differ from `template` in name, shape and
     type.
 
     Args:
