@@ -38,8 +38,8 @@ from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import BaseModel
+from fedsb.runner.remote_start import BASES
 
-BASES = "bases.safetensors"
 MOST_EXAMPLES = 100_000_000
 """Of all parties together: calibration examples are drawn from as many."""
 MOST_WARM_UPS = 1_000

@@ -51,6 +51,8 @@ from fedsb.methods import Method, Shape
 from fedsb.report.progress import Progress
 from fedsb.runner.clients import Kind, RemoteClients
 
+BASES = "bases.safetensors"
+"""In the folder of a run whose bases were made of gradients elsewhere, at the server and at a node."""
 LARGEST_SUM = 1e12
 """Magnitude of a number of a contribution that is absurd; a product of two such is still finite in fp32."""
 Usable = tuple[int, dict[str, Tensor], int]

@@ -25,11 +25,8 @@ from fedsb.runner.clients import RemoteClients
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import BaseModel, exchange_of
 from fedsb.runner.private_run import PrivateRun
-from fedsb.runner.remote_start import start_remotely
+from fedsb.runner.remote_start import BASES, start_remotely
 from fedsb.runner.spill import SpilledTensors
-
-BASES = "bases.safetensors"
-"""In the run folder, where bases were made of gradients elsewhere: what clients were sent."""
 
 
 def begin(
