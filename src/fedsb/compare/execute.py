@@ -20,7 +20,7 @@ Problems = dict[str, str]
 def execute(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
     """Do the jobs, `at_once` at a time; what failed does not stop the others.
 
-    A run with a started folder goes on after its last finished round.
+    A run with a started folder is resumed after its last finished round.
     """
     progress.begins(len(jobs))
     return _one_by_one(jobs, progress) if at_once == 1 else _several(jobs, at_once, progress)

@@ -21,8 +21,8 @@ from fedsb.privacy.ledger import LEDGER, paid_after, read_spends
 def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> str | None:
     """Do what is not done; None, or why it failed.
 
-    A started run goes on after its last finished round. A private one that was stopped in a round it had paid
-    for begins anew.
+    A started run is resumed after its last finished round. A private one that was stopped in a round that
+    was charged begins again.
     """
     from fedsb.runner import run
     from fedsb.runner.evaluate import evaluate_run
@@ -41,14 +41,11 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
     return None
 
 
-# Private runs of a comparison that were stopped in the middle of a round: going on cannot mend them.
-
-
 def set_aside(folder: Path) -> Path | None:
-    """Rename the folder of a run that paid for a round it did not finish; the new place, None if it has not.
+    """Rename the folder of a run that was charged for a round it did not finish; the new place, else None.
 
     With what is left of its budget it would train less than the runs it is compared with, so it is to begin
-    anew. What it paid stays written in the folder set aside.
+    again. What it was charged stays written in the folder set aside.
     """
     rounds = [line["round"] for line in read_jsonl(folder / "metrics.jsonl")]
     if not paid_after(read_spends(folder / LEDGER), max(rounds, default=-1)):
@@ -58,11 +55,8 @@ def set_aside(folder: Path) -> Path | None:
     return folder.rename(place)
 
 
-# One run in a process of its own: a request comes in, and frames about the run go out.
-
-
 def main() -> None:
-    """Do the run that the first frame asks for; end at once when standard input closes."""
+    """Do the run that the first frame asks for, telling of it; end at once when standard input closes."""
     answers, request = standard_output(), read_frame(sys.stdin.buffer)
     if request is None:
         return
@@ -81,7 +75,7 @@ def _run(request: dict[str, Any], watcher: OneRun) -> str | None:
 
 
 def _end_with_parent() -> None:
-    """No run goes on beside the command that is given again."""
+    """No run continues beside the command that is given again."""
     while os.read(0, 1):
         pass
     os._exit(1)

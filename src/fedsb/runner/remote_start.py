@@ -6,7 +6,7 @@
 
 Sizes are everybody's numbers of examples: from them each party draws its calibration examples as a simulated
 run would. Under privacy it draws them from a secret of its own, and the server counts its contribution as
-paid for before it asks. A contributor that fails, or whose answer is of no use, is left out.
+charged before it asks. A contributor that fails, or whose answer is of no use, is left out.
 """
 
 from __future__ import annotations

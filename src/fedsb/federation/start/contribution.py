@@ -1,6 +1,6 @@
 """One contributor's part in bases that are made of everybody's gradients: what it gets, sends, and what for.
 
-`contributions` and `noised_sums` hold the ways there are.
+`factors`, `sketches`, `moments` and `noised_sums` hold the ways there are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class GradientStart:
     seed: int
     private: PrivateStart | None = None
     robust: bool = False
-    """Whether contributions are brought to the median's size (`robust_start`)."""
+    """Whether contributions are brought to the median's size (`robust`)."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,6 @@ from fedsb.federation.start.robust import Sizes
 from fedsb.methods.averaging.stack import Stack, factors_are_smaller, product_squared_norm
 from fedsb.methods.method import Shape
 
-# Factors
-
 
 def _send_factors(
     model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor

@@ -1,6 +1,6 @@
 """Bases from the clients' gradients, and what each client sends of its own.
 
-    contributions:  each contributor sends factors, sketches or noised sums (see `contributions`)  -> combined
+    contributions:  each contributor sends factors, sketches or noised sums (see `contribution`)  -> combined
     whole:          each contributor sends its gradient, out x in numbers a layer  -> mean -> rule -> SVD
 
 Without privacy and with the rules sign and raw a single contributor takes the SVD itself and sends the bases.

@@ -101,9 +101,6 @@ MOMENT_BATCH = 4
 """Examples whose summed gradient counts as one in the second moments."""
 
 
-# Moments
-
-
 def _send_moments(
     model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
 ) -> Tensors:

@@ -43,7 +43,7 @@ def refresh(
     seed: int,
     sums: MutableMapping[str, Tensor] | None = None,
 ) -> RefreshResult:
-    """Fold and start anew. The model holds `state` before, and the new state after."""
+    """Fold and start again. The model holds `state` before, and the new state after."""
     cores = _cores_to_all(state, local_model, num_clients)
     total = fold_into_base(local_model)
     targets = {name: layer.base for name, layer in local_model.attached.layers.items()}

@@ -116,9 +116,6 @@ def matrix_of(sketch: MatrixSketch, probes: Probes | None) -> Float[Tensor, "out
     return (Q @ X).float()
 
 
-# Sketches
-
-
 def _send_sketch(
     model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
 ) -> Tensors:
