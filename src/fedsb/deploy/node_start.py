@@ -22,7 +22,7 @@ from fedsb.deploy.node_config import Refused
 from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
 from fedsb.federation.fixed_shape import OfOneShape
-from fedsb.federation.start.contribution import SENT_AS, Contributor, PrivateStart, empty
+from fedsb.federation.start.contribution import SENT_AS, Contributor, empty
 from fedsb.federation.start.from_gradients import (
     Calibration,
     Draw,
@@ -33,14 +33,12 @@ from fedsb.federation.start.from_gradients import (
 )
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
-    Start,
-    Warmup,
     bases_kind,
     draw_calibration,
-    gradient_start_of,
     start_factors,
 )
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
+from fedsb.federation.start.settings import PrivateStart, Start, Warmup
 from fedsb.federation.training import ClientFailed
 from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.clients import Kind
@@ -131,7 +129,7 @@ class NodeStart:
         return answer
 
     def _contribution(self, calibration: Calibration) -> bytes:
-        how, model = gradient_start_of(self.start), self.base.model
+        how, model = self.start, self.base.model
         everyone = sum(map(len, calibration.draw.values()))
         indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
         batches = partial(calibration.batches_of, indices)

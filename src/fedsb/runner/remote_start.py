@@ -27,7 +27,7 @@ from fedsb.common.printable import printable
 from fedsb.errors import UpdateRejected
 from fedsb.federation.exchange import Layout
 from fedsb.federation.server import Failed, Outcome
-from fedsb.federation.start.contribution import GradientStart, Tensors
+from fedsb.federation.start.contribution import Tensors
 from fedsb.federation.start.from_gradients import (
     Calibration,
     Draw,
@@ -37,16 +37,14 @@ from fedsb.federation.start.from_gradients import (
     contribution,
 )
 from fedsb.federation.start.initialize import (
-    Start,
     StartResult,
-    Warmup,
     bases_kind,
-    gradient_start_of,
     needs_data,
     start_factors,
 )
 from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.federation.start.robust import Head, Robust, average_heads
+from fedsb.federation.start.settings import Start, Warmup
 from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method, Shape
 from fedsb.report.progress import Progress
@@ -92,7 +90,7 @@ def start_remotely(
     if head and start.head_warmup is not None:
         traffic = _warm_up(head, start.head_warmup, remote, draw, progress, start.robust)
     if needs_data(replace(start, head_warmup=None), method, head):
-        factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
+        factors, up = _gather(targets, head, start, remote, draw, progress)
         write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
         return StartResult(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
     rest = replace(start, head_warmup=None)
@@ -176,7 +174,7 @@ def _same(message: bytes, client: int) -> bytes:
 def _gather(
     targets: Mapping[str, nn.Module],
     head: Mapping[str, Tensor],
-    how: GradientStart,
+    how: Start,
     remote: RemoteClients,
     draw: Draw,
     progress: Progress,

@@ -34,7 +34,6 @@ from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
     Contributor,
-    GradientStart,
     Tensors,
     reducer,
     step_rule,
@@ -42,6 +41,7 @@ from fedsb.federation.start.contribution import (
 from fedsb.federation.start.factors import FACTORS
 from fedsb.federation.start.moments import MOMENTS
 from fedsb.federation.start.noised_sums import NOISED_SUMS
+from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import (
     SKETCH,
 )
@@ -78,7 +78,7 @@ class Bases(NamedTuple):
 def bases_from_gradients(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     *,
     num_clients: int,
@@ -99,7 +99,7 @@ def bases_from_gradients(
 def _from_pooled(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> dict[str, Factors]:
@@ -114,7 +114,7 @@ def _from_pooled(
 def _from_contributions(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], Traffic]:
@@ -137,7 +137,7 @@ def _from_contributions(
     return factors, Traffic(0, kind.what, "up", len(sizes), size, numbers)
 
 
-def looked_at(start: GradientStart, draw: Draw) -> Draw:
+def looked_at(start: Start, draw: Draw) -> Draw:
     """The examples of each contributor that the estimate is made of: all that were drawn, or, under privacy,
     a Poisson sample of them."""
     if start.private is None:
@@ -206,7 +206,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(before[name])
 
 
-def contribution(start: GradientStart) -> Contribution:
+def contribution(start: Start) -> Contribution:
     """The one that this start asks for, where each contributor sends its own."""
     if start.private is not None:
         return NOISED_SUMS
