@@ -26,7 +26,8 @@ from fedsb.adapter.update_estimate import estimate_update
 from fedsb.common.seeding import torch_generator
 from fedsb.config import RunConfig
 from fedsb.federation.start.from_gradients import Calibration
-from fedsb.federation.start.head_warmup import Warmup, warm_up_here
+from fedsb.federation.start.head_warmup import warm_up_here
+from fedsb.federation.start.settings import Warmup
 from fedsb.federation.start.sketches import (
     MatrixSketch,
     add_sketches,

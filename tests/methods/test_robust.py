@@ -17,13 +17,12 @@ from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.server import Arrived, aggregate
 from fedsb.federation.start import head_warmup, sketches
-from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import contribution
 from fedsb.federation.start.head_warmup import warm_up
-from fedsb.federation.start.initialize import gradient_start_of
 from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.start.noised_sums import NOISED_SUMS
 from fedsb.federation.start.robust import Head, Robust, Sizes, average_heads, evened
+from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import sketch_of
 from fedsb.federation.state import ServerState
 from fedsb.methods import ALL, Shape, by_name, fed_sb
@@ -296,7 +295,7 @@ def contribution_of(way, gradients, how):
 def spoiled_bases(way, factor, *, robust):
     """Three clients with the same gradients of rank 2 and a fourth with others, times `factor`."""
     wanted = {"upload": "factors", "batch_size": 4, "rank": 2, "heads": 1, "step_size": 0.1, "seed": 0}
-    how = GradientStart(**wanted | WAYS[way], robust=robust)
+    how = Start(**wanted | WAYS[way], robust=Robust() if robust else None)
     draw = torch.Generator().manual_seed(3)
     other = {name: factor * torch.randn(shape, generator=draw) for name, shape in SHAPES.items()}
     sent = [contribution_of(way, gradients, how) for gradients in (TRUTH, TRUTH, TRUTH, other)]
@@ -376,10 +375,8 @@ def test_the_config_tells_the_start():
     }
     config = RunConfig.from_dict(classification_config(Path("m"), Path("d"), **changes))
     assert start_of(config, [[0]]).robust == Robust("median", 0.1, NormBound(3.0))
-    assert gradient_start_of(start_of(config, [[0]])).robust
     without = start_of(RunConfig.from_dict(classification_config(Path("m"), Path("d"))), [[0]])
     assert without.robust is None
-    assert not gradient_start_of(without).robust
 
 
 def test_a_simulated_start_withstands_what_a_deployed_one_does(world, tmp_path, monkeypatch):

@@ -22,17 +22,16 @@ from fedsb.deploy.node_config import Refused
 from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
 from fedsb.federation.fixed_shape import OfOneShape
-from fedsb.federation.start.contribution import SENT_AS, PrivateStart, empty
+from fedsb.federation.start.contribution import SENT_AS, empty
 from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, contribute, estimating
-from fedsb.federation.start.head_warmup import Warmup, cache_base_outputs, train_head
+from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
-    Start,
     bases_kind,
     draw_calibration,
-    gradient_start_of,
     start_factors,
 )
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
+from fedsb.federation.start.settings import PrivateStart, Start, Warmup
 from fedsb.federation.training import ClientFailed
 from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.clients import Kind
@@ -116,7 +115,7 @@ class NodeStart:
         return answer
 
     def _contribution(self, calibration: Calibration) -> bytes:
-        how, model = gradient_start_of(self.start), self.base.model
+        how, model = self.start, self.base.model
         model.eval()
         with estimating(model):
             sent = contribute(model, self.base.targets, how, calibration, self.client)

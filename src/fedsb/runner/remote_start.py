@@ -25,7 +25,6 @@ from fedsb.common.printable import printable
 from fedsb.errors import UpdateRejected
 from fedsb.federation.exchange import Layout
 from fedsb.federation.server import Failed, Outcome
-from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import (
     Calibration,
     Draw,
@@ -37,15 +36,14 @@ from fedsb.federation.start.from_gradients import (
 )
 from fedsb.federation.start.head_warmup import Answers, AskForHeads, warm_up
 from fedsb.federation.start.initialize import (
-    Start,
     StartResult,
     bases_kind,
-    gradient_start_of,
     needs_data,
     start_factors,
 )
 from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.federation.start.robust import Head
+from fedsb.federation.start.settings import Start
 from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method, Shape
 from fedsb.report.progress import Progress
@@ -94,7 +92,7 @@ def start_remotely(
         ask = _ask_for_heads(head, remote, draw, progress)
         traffic = warm_up(head, start.head_warmup.rounds, len(draw), ask, start.robust)
     if needs_data(replace(start, head_warmup=None), method, head):
-        factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
+        factors, up = _gather(targets, head, start, remote, draw, progress)
         write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
         return StartResult(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
     rest = replace(start, head_warmup=None)
@@ -147,7 +145,7 @@ def _ask_for_heads(
 def _gather(
     targets: Mapping[str, nn.Module],
     head: Mapping[str, Tensor],
-    how: GradientStart,
+    how: Start,
     remote: RemoteClients,
     draw: Draw,
     progress: Progress,

@@ -14,7 +14,8 @@ from torch import nn
 
 from fedsb.config import RunConfig
 from fedsb.federation.start.from_gradients import Calibration
-from fedsb.federation.start.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.federation.start.initialize import bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.federation.start.settings import Start
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Ledger
 from fedsb.methods import Method

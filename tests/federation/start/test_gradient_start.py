@@ -18,8 +18,8 @@ from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import RunFailed
 from fedsb.federation.start import from_gradients as gradient_start
 from fedsb.federation.start import sketches
-from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import Calibration, bases_from_gradients
+from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import sketched_numbers
 from fedsb.methods import Shape, fed_sb
 
@@ -28,7 +28,7 @@ DRAW = {0: list(range(8)), 1: list(range(8, 20)), 2: list(range(20, 24))}
 
 def start(model: Any, draw: Any = None, *, num_clients: int = 4, **changes: Any) -> Any:
     defaults: dict[str, Any] = {"rule": "sign", "upload": "factors", "batch_size": 8, "rank": 4, "heads": 1}
-    how = GradientStart(**defaults | {"step_size": 1e-2, "seed": 0} | changes)
+    how = Start(**defaults | {"step_size": 1e-2, "seed": 0} | changes)
     calibration = Calibration(draw or DRAW, _examples(24), _batches, example_losses)
     targets = find_targets(model, ["query", "value"])
     return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients)

@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from oracles import example_losses, numbers, weighted_mean
 
 from fedsb.federation.exchange import Layout
-from fedsb.federation.start.head_warmup import Warmup, cache_base_outputs, train_head, warm_up_here
-from fedsb.federation.start.initialize import (
-    Calibration,
-    Start,
-    draw_calibration,
-    needs_data,
-    start_factors,
-)
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.head_warmup import cache_base_outputs, train_head, warm_up_here
+from fedsb.federation.start.initialize import draw_calibration, needs_data, start_factors
+from fedsb.federation.start.settings import Start, Warmup
 from fedsb.methods import fed_sb, fedit
 from fedsb.models.head import head_parameters
 

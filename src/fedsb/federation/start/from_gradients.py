@@ -34,7 +34,6 @@ from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
     Contributor,
-    GradientStart,
     Tensors,
     reducer,
     step_rule,
@@ -42,6 +41,7 @@ from fedsb.federation.start.contribution import (
 from fedsb.federation.start.factors import FACTORS
 from fedsb.federation.start.moments import MOMENTS
 from fedsb.federation.start.noised_sums import NOISED_SUMS
+from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import SKETCH
 from fedsb.federation.traffic import Tally, Traffic
 from fedsb.methods.method import Shape
@@ -76,7 +76,7 @@ class Bases(NamedTuple):
 def bases_from_gradients(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     *,
     num_clients: int,
@@ -97,7 +97,7 @@ def bases_from_gradients(
 def _from_pooled(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> dict[str, Factors]:
@@ -112,7 +112,7 @@ def _from_pooled(
 def _from_contributions(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], Traffic]:
@@ -129,7 +129,7 @@ def _from_contributions(
 def contribute(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     client: int,
     sums: MutableMapping[str, Tensor] | None = None,
@@ -145,7 +145,7 @@ def contribute(
 
 
 def combine(
-    targets: Mapping[str, nn.Module], start: GradientStart, messages: Iterable[tuple[Tensors, int, int]]
+    targets: Mapping[str, nn.Module], start: Start, messages: Iterable[tuple[Tensors, int, int]]
 ) -> tuple[dict[str, Factors], Traffic]:
     """Start factors of messages as they come, each with its examples and its bytes; and what was sent."""
     kind, sent = contribution(start), Tally()
@@ -220,7 +220,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(before[name])
 
 
-def contribution(start: GradientStart) -> Contribution:
+def contribution(start: Start) -> Contribution:
     """The one that this start asks for, where each contributor sends its own."""
     if start.private is not None:
         return NOISED_SUMS

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.robust import Head, Robust, average_heads
+from fedsb.federation.start.settings import Warmup
 from fedsb.federation.traffic import Tally, Traffic
 
 Answers = Iterable[tuple[Head, int]]
@@ -28,15 +28,6 @@ AskForHeads = Callable[[int], tuple[int, Answers]]
 """Round -> the bytes of its question to one client, and the answers as they come."""
 Cached = tuple[Batch, Any]
 """A batch and the base model's output for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Warmup:
-    """Head warm-up: fields as in the config's `method.init.head_warmup`."""
-
-    rounds: int
-    steps: int
-    learning_rate: float
 
 
 def warm_up(

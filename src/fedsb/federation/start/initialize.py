@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,34 +14,12 @@ from torch import Tensor, nn
 from fedsb.adapter import Factors
 from fedsb.adapter.bases import bases_from_weight, orthonormal_bases
 from fedsb.adapter.linear import dense_weight, features
-from fedsb.adapter.update_estimate import Rule
 from fedsb.common.seeding import numpy_generator, torch_generator
-from fedsb.federation.start.contribution import GradientStart, PrivateStart
 from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_gradients
-from fedsb.federation.start.head_warmup import Warmup, warm_up_here
-from fedsb.federation.start.robust import Robust
+from fedsb.federation.start.head_warmup import warm_up_here
+from fedsb.federation.start.settings import Start
 from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """How the factors start: fields as in the config's `method` and `method.init`."""
-
-    kind: Literal["gradient", "weights", "orthonormal"]
-    rule: Rule | Literal["moments"]
-    samples: int
-    batch_size: int
-    upload: Literal["factors", "sketch", "whole"] = "factors"
-    head_warmup: Warmup | None
-    rank: int
-    heads: int = 1
-    step_size: float
-    """Learning rate of the estimated update: the size of R0."""
-    seed: int
-    private: PrivateStart | None = None
-    robust: Robust | None = None
-    """What is done against clients that want to spoil the start; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -132,23 +109,7 @@ def _factors(
             n: bases_from_weight(dense_weight(m), rank, heads=heads, generator=_generator(seed, n))
             for n, m in targets.items()
         }, []
-    how = gradient_start_of(start)
-    return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients, sums=sums)
-
-
-def gradient_start_of(start: Start) -> GradientStart:
-    """The part of the start that says how bases come from gradients."""
-    return GradientStart(
-        rule=start.rule,
-        upload=start.upload,
-        batch_size=start.batch_size,
-        rank=start.rank,
-        heads=start.heads,
-        step_size=start.step_size,
-        seed=start.seed,
-        private=start.private,
-        robust=start.robust is not None,
-    )
+    return bases_from_gradients(model, targets, start, calibration, num_clients=num_clients, sums=sums)
 
 
 def _generator(seed: int, layer: str) -> torch.Generator:

@@ -20,7 +20,8 @@ from fedsb.adapter.attached import set_base_updates
 from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.server import broadcast
 from fedsb.federation.start.from_gradients import Calibration
-from fedsb.federation.start.initialize import Start, start_factors
+from fedsb.federation.start.initialize import start_factors
+from fedsb.federation.start.settings import Start
 from fedsb.federation.state import ServerState, with_base
 from fedsb.federation.traffic import Traffic
 
