@@ -16,8 +16,7 @@ from fedsb.adapter.linear import features
 from fedsb.cli.cost import Question, method_cost
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import RunFailed
-from fedsb.federation.start import from_gradients as gradient_start
-from fedsb.federation.start import sketches
+from fedsb.federation.start import from_gradients, sketches
 from fedsb.federation.start.from_gradients import Calibration, bases_from_gradients
 from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import sketched_numbers
@@ -174,9 +173,9 @@ def test_the_formula_of_the_cost_counts_what_is_sent(wide_bert: Any, upload: str
 )
 def test_what_goes_up_and_down_is_booked(wide_bert: Any, rule: str, upload: str, monkeypatch: Any) -> None:
     messages: list[bytes] = []
-    real = gradient_start.save
+    real = from_gradients.save
     monkeypatch.setattr(
-        gradient_start, "save", lambda tensors: messages.append(real(tensors)) or messages[-1]
+        from_gradients, "save", lambda tensors: messages.append(real(tensors)) or messages[-1]
     )
     model = wide_bert
     found = start(model, rule=rule, upload=upload)
