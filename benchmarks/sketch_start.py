@@ -26,7 +26,8 @@ from fedsb.adapter.update_estimate import estimate_update
 from fedsb.common.seeding import torch_generator
 from fedsb.config import RunConfig
 from fedsb.federation.start.from_gradients import Calibration
-from fedsb.federation.start.initialize import Warmup, warm_up_head
+from fedsb.federation.start.head_warmup import warm_up_here
+from fedsb.federation.start.settings import Warmup
 from fedsb.federation.start.sketches import (
     MatrixSketch,
     add_sketches,
@@ -167,7 +168,7 @@ def prepared(options: argparse.Namespace) -> tuple[BaseModel, Calibration]:
     base = prepare_base(config, data)
     draw = {client: list(indices) for client, indices in enumerate(data.parts)}
     calibration = Calibration(draw, data.train, batches_of(data, base.device), data.task.losses)
-    warm_up_head(
+    warm_up_here(
         base.model, base.task_head, Warmup(rounds=3, steps=30, learning_rate=0.01), BATCH_SIZE, calibration
     )
     base.model.requires_grad_(False)

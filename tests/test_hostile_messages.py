@@ -26,10 +26,10 @@ from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.server import Arrived, Failed, aggregate
-from fedsb.federation.start.contribution import GradientStart
 from fedsb.federation.start.from_gradients import as_sent, contribution
 from fedsb.federation.start.messages import FORMAT as START
 from fedsb.federation.start.messages import LARGEST, check_start, pack_start, unpack_start
+from fedsb.federation.start.settings import Start
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Shape, fed_sb
@@ -41,7 +41,7 @@ LAYERS = {"l": Shape(8, 8), "m": Shape(12, 9)}
 EXCHANGE = Exchange(fed_sb, LAYERS, 4, 1, {"h": (2,)})
 UP, DOWN = EXCHANGE.up(1, EXCHANGE.whole), EXCHANGE.down(4)
 STATE = ServerState(0, torch.zeros(DOWN.size))
-HOW = GradientStart(rule="sign", upload="factors", batch_size=4, rank=2, heads=1, step_size=0.1, seed=0)
+HOW = Start(rule="sign", upload="factors", batch_size=4, rank=2, heads=1, step_size=0.1, seed=0)
 BASES_LIKE = {name: torch.zeros(shape) for name, shape in (("l.B", (8, 2)), ("l.A", (2, 8)))}
 
 

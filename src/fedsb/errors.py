@@ -21,3 +21,8 @@ class RunFailed(FedsbError):
 
 class UpdateRejected(FedsbError):
     """A client's update cannot be used (not finite, wrong shape, wrong key, wrong round)."""
+
+
+def explain(error: Exception) -> str:
+    """What is said of an error: our own explain themselves, of others the type is named."""
+    return str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"

@@ -24,7 +24,9 @@ from fedsb.adapter.bases import bases_from_update
 from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import estimate_update
 from fedsb.errors import RunFailed
-from fedsb.federation.start.initialize import Calibration, Start, start_factors
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.initialize import start_factors
+from fedsb.federation.start.settings import Start
 from fedsb.methods import fed_sb
 from fedsb.runner.spill import SpilledTensors
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.cli import app as cli
+from fedsb.cli import app
 
 pytestmark = pytest.mark.plots
 
@@ -20,7 +20,7 @@ def test_the_quickstart_learns_and_says_what_to_do_next(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fedsb", "run"])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     assert stopped.value.code == 0
     summary = json.loads((tmp_path / "runs/quickstart/summary.json").read_text())
     assert summary["base"]["accuracy"] < 0.35
@@ -57,7 +57,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_written(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["fedsb", "run", "--out", str(out)])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     assert stopped.value.code == 2
     assert "--out" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

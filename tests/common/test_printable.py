@@ -18,7 +18,7 @@ from run_helpers import classification_config, shell, write_config
 
 import fedsb
 from fedsb import RunConfig
-from fedsb.cli import compare as compare_terminal
+from fedsb.cli import compare
 from fedsb.cli.common import print_json
 from fedsb.common.printable import printable
 from fedsb.report import markup
@@ -109,7 +109,7 @@ def test_a_comparison_prints_none_either() -> None:
         lines.run_ends(EVIL, EVIL)
         lines.stage(EVIL)
 
-    for kind in (compare_terminal.PlainLines, compare_terminal.LiveBars):
+    for kind in (compare.PlainLines, compare.LiveBars):
         text = printed(say, kind)
         assert_clean(text)
         assert "[red]c[/red]" in text

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from fedsb import RunConfig
 from fedsb.cli.compare import LiveBars, PlainLines, how_to_go_on
 from fedsb.common import files
+from fedsb.common.child import threads
 from fedsb.compare import CompareConfig, compare, tuning
 from fedsb.compare.config import settings_from_dict
 from fedsb.compare.results import (
@@ -45,8 +46,7 @@ from fedsb.compare.results import (
 from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
 from fedsb.errors import InputError
-from fedsb.runner import loop as runner
-from fedsb.runner.processes.child import threads
+from fedsb.runner import loop
 from fedsb.tasks.rows import read_rows
 
 RATES = [0.01, 0.03]
@@ -109,13 +109,13 @@ def fedsb(monkeypatch, capsys):
 @pytest.fixture
 def runs_done(monkeypatch):
     """The folders of runs done from here on, in this process."""
-    done, run = [], runner.run
+    done, run = [], loop.run
 
     def noted(config, out, **options):
         done.append(out.name)
         return run(config, out, **options)
 
-    monkeypatch.setattr(runner, "run", noted)
+    monkeypatch.setattr(loop, "run", noted)
     return done
 
 
@@ -304,7 +304,7 @@ def test_rows_keep_their_columns_and_types_in_the_split(tmp_path):
 
 def test_an_interrupted_comparison_goes_on_and_ends_the_same(world, whole, tmp_path, fedsb, monkeypatch):
     """Stopped in the middle of the sixth run: after its first round, with two runs to come."""
-    saves, save = [], runner.save_checkpoint
+    saves, save = [], loop.save_checkpoint
 
     def interrupted(folder, saved):
         save(folder, saved)
@@ -315,7 +315,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(world, whole, tmp_p
     out = tmp_path / "out"
     call = ("compare", world / "good.yaml", *TWO, "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "save_checkpoint", interrupted)
+        patch.setattr(loop, "save_checkpoint", interrupted)
         status, _, err = fedsb(*call)
     assert status == 130
     assert err.strip() == f"stopped; go on with: fedsb {' '.join(map(str, call))}"

@@ -16,13 +16,13 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.server import Arrived, aggregate
-from fedsb.federation.start import initialize, sketches
-from fedsb.federation.start.contribution import GradientStart
+from fedsb.federation.start import head_warmup, sketches
 from fedsb.federation.start.from_gradients import contribution
-from fedsb.federation.start.initialize import Warmup, gradient_start_of
+from fedsb.federation.start.head_warmup import warm_up
 from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.start.noised_sums import NOISED_SUMS
 from fedsb.federation.start.robust import Head, Robust, Sizes, average_heads, evened
+from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import sketch_of
 from fedsb.federation.state import ServerState
 from fedsb.methods import ALL, Shape, by_name, fed_sb
@@ -31,7 +31,7 @@ from fedsb.methods.averaging.robust import NormBound, cut_of, robust, trimmed_me
 from fedsb.report.progress import Silent
 from fedsb.runner.arguments import start_of
 from fedsb.runner.clients import RemoteClients
-from fedsb.runner.remote_start import _warm_up
+from fedsb.runner.remote_start import _ask_for_heads
 
 EXCHANGE = Exchange(fed_sb, {"query": Shape(9, 8), "value": Shape(6, 7)}, 3, 1, {"out.weight": (2, 3)})
 SIZE = 24
@@ -295,7 +295,7 @@ def contribution_of(way, gradients, how):
 def spoiled_bases(way, factor, *, robust):
     """Three clients with the same gradients of rank 2 and a fourth with others, times `factor`."""
     wanted = {"upload": "factors", "batch_size": 4, "rank": 2, "heads": 1, "step_size": 0.1, "seed": 0}
-    how = GradientStart(**wanted | WAYS[way], robust=robust)
+    how = Start(**wanted | WAYS[way], robust=Robust() if robust else None)
     draw = torch.Generator().manual_seed(3)
     other = {name: factor * torch.randn(shape, generator=draw) for name, shape in SHAPES.items()}
     sent = [contribution_of(way, gradients, how) for gradients in (TRUTH, TRUTH, TRUTH, other)]
@@ -363,8 +363,8 @@ def test_the_head_of_a_deployed_start_withstands_one_client(spoil):
     head = {"w": torch.nn.Parameter(torch.zeros(3, 4))}
     remote = RemoteClients([5, 5, 5], poisoned_answers(1, spoil))
     draw = {client: [client] for client in range(3)}
-    warmup = Warmup(rounds=2, steps=1, learning_rate=0.1)
-    _warm_up(head, warmup, remote, draw, Silent(), Robust("median", bound=NormBound(5.0)))
+    ask = _ask_for_heads(head, remote, draw, Silent())
+    warm_up(head, 2, 3, ask, Robust("median", bound=NormBound(5.0)))
     torch.testing.assert_close(head["w"].detach(), torch.full((3, 4), 0.2))
 
 
@@ -375,15 +375,13 @@ def test_the_config_tells_the_start():
     }
     config = RunConfig.from_dict(classification_config(Path("m"), Path("d"), **changes))
     assert start_of(config, [[0]]).robust == Robust("median", 0.1, NormBound(3.0))
-    assert gradient_start_of(start_of(config, [[0]])).robust
     without = start_of(RunConfig.from_dict(classification_config(Path("m"), Path("d"))), [[0]])
     assert without.robust is None
-    assert not gradient_start_of(without).robust
 
 
 def test_a_simulated_start_withstands_what_a_deployed_one_does(world, tmp_path, monkeypatch):
     """Client 2's head is thrown far off in every warm-up round."""
-    real, trained = initialize.train_head, []
+    real, trained = head_warmup.train_head, []
 
     def train_head(model, head, *args, **more):
         real(model, head, *args, **more)
@@ -392,7 +390,7 @@ def test_a_simulated_start_withstands_what_a_deployed_one_does(world, tmp_path, 
             for parameter in head.values():
                 parameter.data.mul_(-50)
 
-    monkeypatch.setattr(initialize, "train_head", train_head)
+    monkeypatch.setattr(head_warmup, "train_head", train_head)
     init = {"kind": "gradient", "samples": 30, "head_warmup": {"rounds": 2, "steps": 10}}
     changes = {"federation__clients": 3, "method__init": init, "training__learning_rate": 1e-6}
     losses = {}

@@ -13,7 +13,7 @@ from test_families import round_of
 
 from fedsb.errors import InputError
 from fedsb.models import load as models
-from fedsb.runner import prepare_model as prepare_base
+from fedsb.runner import prepare_model
 from fedsb.runner.prepare_data import prepare_data
 
 GPUS = [torch.device("cuda", 0), torch.device("cuda", 1)]
@@ -36,7 +36,7 @@ def place(model: Any, blocks: tuple[str, ...]) -> Any:
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs that nobody looks at closely, with memory enough."""
     monkeypatch.setattr(models, "visible_gpus", lambda: GPUS)
-    monkeypatch.setattr(prepare_base, "free_memory", lambda config: 1 << 40)
+    monkeypatch.setattr(prepare_model, "free_memory", lambda config: 1 << 40)
 
 
 def with_hooks(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
@@ -72,7 +72,7 @@ def test_parts_that_do_not_fit_on_the_gpus_are_refused(
     config = config_of(saved, "llama", model__device_map="auto")
     monkeypatch.setattr(models, "_from_pretrained", lambda path, **rest: _mapped(path, last))
     with pytest.raises(InputError, match=r"1 parts, such as lm_head, do not fit on the 2 visible GPUs"):
-        prepare_base.prepare_base(config, prepare_data(config))
+        prepare_model.prepare_base(config, prepare_data(config))
 
 
 def _mapped(path: str, last: str) -> Any:
@@ -89,7 +89,7 @@ def test_without_a_gpu_there_is_nothing_to_spread_over(
     monkeypatch.setattr(models, "visible_gpus", list)
     config = config_of(saved, "bert", model__device_map="auto")
     with pytest.raises(InputError, match=r"model\.device_map: auto spreads a model over GPUs, and none"):
-        prepare_base.prepare_base(config, prepare_data(config))
+        prepare_model.prepare_base(config, prepare_data(config))
 
 
 def test_a_device_and_a_map_exclude_each_other(saved: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ from fedsb.compare.progress import OneRun
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.ledger import PrivacyLedger
-from fedsb.runner import clients as party
+from fedsb.runner import clients
 from fedsb.runner.folder import finished_summary
 
 PRIVACY = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
@@ -33,7 +33,7 @@ def config(tmp_path):
 
 def kill_at(monkeypatch, update):
     """Let the process die at this client update, counted from 1."""
-    real, calls = party.client_update, []
+    real, calls = clients.client_update, []
 
     def until_killed(*arguments, **more):
         calls.append(1)
@@ -41,7 +41,7 @@ def kill_at(monkeypatch, update):
             raise Killed
         return real(*arguments, **more)
 
-    monkeypatch.setattr(party, "client_update", until_killed)
+    monkeypatch.setattr(clients, "client_update", until_killed)
 
 
 def released(folder):

@@ -24,8 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsb.errors import RunFailed
-from fedsb.federation import fixed_shape
-from fedsb.federation import private_training as dp_sgd
+from fedsb.federation import fixed_shape, private_training
 from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.methods import ALL
 
@@ -120,14 +119,14 @@ def test_this_test_sees_dropout(folder, model, monkeypatch):
         return nullcontext()
 
     world = world_of(folder, model)
-    monkeypatch.setattr(dp_sgd, "without_dropout", in_training)
-    monkeypatch.setattr(dp_sgd, "check_repeatable", lambda *_: None)
+    monkeypatch.setattr(private_training, "without_dropout", in_training)
+    monkeypatch.setattr(private_training, "check_repeatable", lambda *_: None)
     assert max(moved(world)) > 1 + 10 * ROUNDING
 
 
 def test_this_test_sees_batches_of_other_shapes(folder, monkeypatch):
     world = world_of(folder, "llama", model__dtype="bfloat16")
-    monkeypatch.setattr(dp_sgd, "of_shape", lambda collate, group, rows, tokens: collate(group))
+    monkeypatch.setattr(private_training, "of_shape", lambda collate, group, rows, tokens: collate(group))
     assert max(moved(world)) > 1 + ROUNDING
 
 

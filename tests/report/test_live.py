@@ -12,7 +12,7 @@ from fedsb.report import write as live
 from fedsb.report import write_report
 from fedsb.report.progress import Silent
 from fedsb.report.write import LivePage, is_live
-from fedsb.runner import loop as runner
+from fedsb.runner import loop
 from fedsb.runner.folder import finished_summary
 
 pytestmark = pytest.mark.plots
@@ -107,6 +107,6 @@ def test_a_run_shows_its_rounds_as_they_end(tmp_path: Path, monkeypatch: pytest.
     config = classification_config(
         tmp_path / "bert", tmp_path / "data", method__init={"kind": "weights", "head_warmup": None}
     )
-    runner.run(RunConfig.from_dict(config), file.parent, progress=Look())
+    loop.run(RunConfig.from_dict(config), file.parent, progress=Look())
     assert [f"{n} of 3 rounds done" in page for n, page in enumerate(seen)] == [True] * 3
     assert not is_live(file)

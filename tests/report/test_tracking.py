@@ -17,7 +17,7 @@ from fedsb.report import tracking
 from fedsb.report.progress import Watchers
 from fedsb.report.tracking import TRACKERS, check_tracking, trackers
 from fedsb.report.tracking.tracked import Opening, Tracked, numbers_of
-from fedsb.runner import loop as runner
+from fedsb.runner import loop
 from fedsb.runner.folder import check_free
 
 LINE = {
@@ -176,18 +176,18 @@ def test_a_run_its_kill_and_its_resume_in_real_event_files(world, tmp_path, monk
     pytest.importorskip("tensorboard", reason="needs the extra fedsb[tensorboard]")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config, real = RunConfig.from_dict(config_of(world, tracking="tensorboard")), runner.save_checkpoint
+    config, real = RunConfig.from_dict(config_of(world, tracking="tensorboard")), loop.save_checkpoint
 
     def killed(folder, saved):
         if saved.state.round == 2:
             raise KeyboardInterrupt
         real(folder, saved)
 
-    monkeypatch.setattr(runner, "save_checkpoint", killed)
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(config, tmp_path / "run")
-    monkeypatch.setattr(runner, "save_checkpoint", real)
-    runner.run(config, tmp_path / "run", resume=True)
+        loop.run(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "save_checkpoint", real)
+    loop.run(config, tmp_path / "run", resume=True)
     events = EventAccumulator(str(tmp_path / "run/tracking/tensorboard"), purge_orphaned_data=False).Reload()
     for name in numbers_of(metrics_of(tmp_path / "run")[2]):
         wanted = [(m["round"], n[name]) for m in metrics_of(tmp_path / "run") if name in (n := numbers_of(m))]

@@ -15,12 +15,12 @@ import pytest
 from run_helpers import adapter_bytes, classification_config, metrics_of, timeless, tiny_bert, write_data
 
 from fedsb import RunConfig, run
+from fedsb.common.child import read_frame, write_frame
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation.server import Failed
 from fedsb.report.progress import Silent
 from fedsb.runner.processes import pool as pool_of
-from fedsb.runner.processes.child import read_frame, write_frame
 from fedsb.runner.processes.worker import placed
 
 POOL = sys.modules["fedsb.runner.processes.pool"]

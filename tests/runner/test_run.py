@@ -25,7 +25,7 @@ from fedsb.errors import RunFailed
 from fedsb.federation import client, wire
 from fedsb.federation.client import client_update
 from fedsb.runner import clients as party
-from fedsb.runner import loop as runner
+from fedsb.runner import loop
 
 LINE_KEYS = {
     "round",
@@ -62,7 +62,7 @@ def world(tmp_path_factory):
 
 
 def start(config, folder, **options):
-    return runner.run(RunConfig.from_dict(config), folder, **options)
+    return loop.run(RunConfig.from_dict(config), folder, **options)
 
 
 @pytest.fixture(scope="module")

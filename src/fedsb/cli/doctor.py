@@ -14,12 +14,12 @@ from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError
 from fedsb.methods import Counts
+from fedsb.models.devices import slow_bfloat16
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import local_training, method_of
 from fedsb.runner.folder import versions
 from fedsb.runner.memory import check_memory
-from fedsb.runner.precision import slow_bfloat16
 from fedsb.runner.prepare_data import Data, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.tasks.scoring.benchmark import check_benchmarks
@@ -46,7 +46,7 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     try:
         yield Finding("method", True, _describe_method(config))
         looked_at = "precision"
-        if slow := slow_bfloat16(config):
+        if slow := slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device):
             yield Finding("precision", True, slow)
         if config.tracking:
             looked_at = "tracking"

@@ -1,5 +1,5 @@
 """Methods times seeds on one config: same data, partition, batches and budget; rates chosen on held-out
-training rows. `settings` -> `arms` -> `inputs` (checks) -> `tuning` -> `execute` -> `results` -> page.
+training rows. `config` -> `arms` -> `inputs` (checks) -> `tuning` -> `execute` -> `results` -> page.
 
     from fedsb.compare import CompareConfig, compare
     found = compare(config, CompareConfig(), ["fed-sb", "fedit"], seeds=[0, 1, 2], out="runs/compare")

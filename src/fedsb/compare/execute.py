@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from queue import Empty, Queue
-from threading import Thread
-from typing import IO, Any
 
+from fedsb.common.child import Answers, Child, Frame, next_answer, start
 from fedsb.compare.arms import Job
 from fedsb.compare.perform import perform
 from fedsb.compare.progress import OneRun, Progress
-from fedsb.runner.processes.child import threads
 
 SILENT_SECONDS = 1800.0
 """Without a word of any run, after which that is said."""
@@ -28,7 +20,7 @@ Problems = dict[str, str]
 def execute(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
     """Do the jobs, `at_once` at a time; what failed does not stop the others.
 
-    A run with a started folder goes on after its last finished round.
+    A run with a started folder is resumed after its last finished round.
     """
     progress.begins(len(jobs))
     return _one_by_one(jobs, progress) if at_once == 1 else _several(jobs, at_once, progress)
@@ -53,101 +45,48 @@ def _run_here(job: Job, progress: Progress) -> str | None:
 
 def _several(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
     """Processes report through one queue, which only this thread reads."""
-    waiting, problems = list(reversed(jobs)), {}
-    events: Queue[tuple[Job, dict[str, Any]]] = Queue()
+    waiting, ended, answers = list(reversed(jobs)), dict[str, str | None](), Answers()
     with _children() as children:
         while waiting or children:
             while waiting and len(children) < at_once:
                 job = waiting.pop()
                 progress.run_begins(job.name)
-                children[job.name] = _start(job, at_once, events)
-            job, event = _next(events, children, progress)
-            if "ended" not in event:
-                progress.run_at(job.name, event["share"], event["text"])
-                continue
-            children.pop(job.name)
-            if event["ended"] is not None:
-                problems[job.name] = str(event["ended"])
-            progress.run_ends(job.name, event["ended"])
-    return problems
+                children[_start(job, at_once, answers)] = job
+            child, frame = _next(answers, children.values(), progress)
+            name = children[child].name
+            if frame is None:
+                problem = ended.setdefault(name, f"its process {child.fate()}")
+                progress.run_ends(name, problem)
+                del children[child]
+                child.end()
+            elif "ended" in frame[0]:
+                ended[name] = frame[0]["ended"]
+            else:
+                progress.run_at(name, frame[0]["share"], frame[0]["text"])
+    return {name: problem for name, problem in ended.items() if problem is not None}
 
 
-def _next(
-    events: Queue[tuple[Job, dict[str, Any]]], running: Iterable[str], progress: Progress
-) -> tuple[Job, dict[str, Any]]:
-    """The next event; a line at times while there is none. What a run may take cannot be known here."""
-    while True:
-        try:
-            return events.get(timeout=SILENT_SECONDS)
-        except Empty:
-            names = ", ".join(running)
-            progress.stage(f"nothing new of {names} for {SILENT_SECONDS / 60:g} minutes; Ctrl-C stops")
+def _next(answers: Answers, running: Iterable[Job], progress: Progress) -> tuple[Child, Frame | None]:
+    """The next answer; a line at times while there is none. What a run may take cannot be known here."""
+    while (answer := next_answer(answers, SILENT_SECONDS)) is None:
+        names = ", ".join(job.name for job in running)
+        progress.stage(f"nothing new of {names} for {SILENT_SECONDS / 60:g} minutes; Ctrl-C stops")
+    return answer
 
 
 @contextmanager
-def _children() -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Processes by name of their run; those left at the end, as after Ctrl-C, are stopped."""
-    children: dict[str, subprocess.Popen[str]] = {}
+def _children() -> Iterator[dict[Child, Job]]:
+    """Processes and their runs; those left at the end, as after Ctrl-C, are stopped."""
+    children: dict[Child, Job] = {}
     try:
         yield children
     finally:
-        for child in children.values():
-            child.terminate()
-        for child in children.values():
-            child.wait()
+        for child in children:
+            child.end()
 
 
-def _start(job: Job, at_once: int, events: Queue[tuple[Job, dict[str, Any]]]) -> subprocess.Popen[str]:
-    """A process for one run. Its standard input stays open: it ends itself when that closes."""
-    log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fedsb.compare.perform"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": str(threads(at_once))},
-        start_new_session=True,  # Ctrl-C is for this process to handle
-    )
-    Thread(target=_listen, args=(job, child, log, events), daemon=True).start()
-    assert child.stdin is not None
-    try:
-        child.stdin.write(json.dumps(_request(job)) + "\n")
-        child.stdin.flush()
-    except BrokenPipeError:
-        pass  # it died at once; _listen says so
+def _start(job: Job, at_once: int, answers: Answers) -> Child:
+    """A process for one run."""
+    child = start(["-m", "fedsb.compare.perform"], answers, at_once)
+    child.send({"config": job.config.model_dump(mode="json"), "folder": str(job.folder), "asks": job.asks})
     return child
-
-
-def _request(job: Job) -> dict[str, Any]:
-    return {"config": job.config.model_dump(mode="json"), "folder": str(job.folder), "asks": job.asks}
-
-
-def _listen(
-    job: Job,
-    child: subprocess.Popen[str],
-    log: IO[str],
-    events: Queue[tuple[Job, dict[str, Any]]],
-) -> None:
-    """Pass on what the process says, then how it ended."""
-    last: dict[str, Any] = {}
-    assert child.stdout is not None
-    for line in child.stdout:
-        last = json.loads(line)
-        if "ended" not in last:
-            events.put((job, last))
-    status = child.wait()
-    child.stdout.close()
-    if child.stdin is not None:
-        child.stdin.close()
-    if "ended" not in last:
-        last = {"ended": f"its process ended with status {status}{_last_words(log)}"}
-    log.close()
-    events.put((job, last))
-
-
-def _last_words(log: IO[str]) -> str:
-    log.seek(0)
-    lines = [line.strip() for line in log if line.strip()]
-    return f": {lines[-1]}" if lines else ""

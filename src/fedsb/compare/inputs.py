@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedsb.common.dotted import at
 from fedsb.common.files import read_json
 from fedsb.compare.arms import Arm
 from fedsb.compare.config import CompareConfig
@@ -129,11 +130,5 @@ def _grouped(arms: Sequence[Arm], keys: Sequence[str]) -> Iterator[list[Arm]]:
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         values = arm.config.model_dump(mode="json")
-        groups.setdefault(json.dumps([_at(values, key) for key in keys]), []).append(arm)
+        groups.setdefault(json.dumps([at(values, key) for key in keys]), []).append(arm)
     yield from groups.values()
-
-
-def _at(values: object, key: str) -> object:
-    for part in key.split("."):
-        values = values[part] if isinstance(values, dict) else None
-    return values

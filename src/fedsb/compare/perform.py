@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from itertools import count
@@ -11,18 +10,19 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from fedsb.common.child import read_frame, standard_output, write_frame
 from fedsb.common.files import read_jsonl
 from fedsb.compare.progress import OneRun
 from fedsb.config import RunConfig
-from fedsb.errors import FedsbError
+from fedsb.errors import FedsbError, explain
 from fedsb.privacy.ledger import LEDGER, paid_after, read_spends
 
 
 def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> str | None:
     """Do what is not done; None, or why it failed.
 
-    A started run goes on after its last finished round. A private one that was stopped in a round it had paid
-    for begins anew.
+    A started run is resumed after its last finished round. A private one that was stopped in a round that
+    was charged begins again.
     """
     from fedsb.runner import run
     from fedsb.runner.evaluate import evaluate_run
@@ -41,18 +41,11 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
     return None
 
 
-def explain(error: Exception) -> str:
-    return str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
-
-
-# Private runs of a comparison that were stopped in the middle of a round: going on cannot mend them.
-
-
 def set_aside(folder: Path) -> Path | None:
-    """Rename the folder of a run that paid for a round it did not finish; the new place, None if it has not.
+    """Rename the folder of a run that was charged for a round it did not finish; the new place, else None.
 
     With what is left of its budget it would train less than the runs it is compared with, so it is to begin
-    anew. What it paid stays written in the folder set aside.
+    again. What it was charged stays written in the folder set aside.
     """
     rounds = [line["round"] for line in read_jsonl(folder / "metrics.jsonl")]
     if not paid_after(read_spends(folder / LEDGER), max(rounds, default=-1)):
@@ -62,20 +55,14 @@ def set_aside(folder: Path) -> Path | None:
     return folder.rename(place)
 
 
-# One run in a process of its own: a JSON request comes in, JSON lines about the run go out.
-
-
 def main() -> None:
-    """Do the run that the first line asks for; end at once when standard input closes."""
-    request = json.loads(sys.stdin.readline())
+    """Do the run that the first frame asks for, telling of it; end at once when standard input closes."""
+    answers, request = standard_output(), read_frame(sys.stdin.buffer)
+    if request is None:
+        return
     Thread(target=_end_with_parent, daemon=True).start()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def say(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer) + "\n")
-
-    say({"ended": _run(request, OneRun(lambda share, text: say({"share": share, "text": text})))})
+    watcher = OneRun(lambda share, text: write_frame(answers, {"share": share, "text": text}))
+    write_frame(answers, {"ended": _run(request[0], watcher)})
 
 
 def _run(request: dict[str, Any], watcher: OneRun) -> str | None:
@@ -83,12 +70,12 @@ def _run(request: dict[str, Any], watcher: OneRun) -> str | None:
     try:
         config = RunConfig.from_dict(request["config"])
     except FedsbError as error:
-        return explain(error)
+        return str(error)
     return perform(config, Path(request["folder"]), watcher, asks=request["asks"])
 
 
 def _end_with_parent() -> None:
-    """No run goes on beside the command that is given again."""
+    """No run continues beside the command that is given again."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
@@ -161,20 +162,13 @@ def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
             "set it to 0"
         )
     for key in ("privacy", "method.refresh_every", "model.device_map") if federation.processes > 1 else ():
-        if _value(config, key) is not None:
+        if attrgetter(key)(config) is not None:
             yield f"federation.processes: with {key} clients train in one process; leave one of the two out"
     if federation.client_ranks and wanted.refresh_every:
         yield (
             "method.refresh_every: with federation.client_ranks small clients cannot fold the whole core; "
             "leave one of the two out"
         )
-
-
-def _value(config: RunConfig, key: str) -> object:
-    value: object = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _per_client(key: str, found: list[int] | None, clients: int, largest: int, limit: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
 from fedsb.config.sections import (
     BenchmarkConfig,
@@ -129,17 +130,10 @@ class RunConfig(Section):
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """`key: a -> b` for every value that differs."""
-    a, b = (_flat(c.model_dump(mode="json")) for c in (one, other))
+    a, b = (flat_settings(c) for c in (one, other))
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 
 def flat_settings(config: RunConfig) -> dict[str, Any]:
     """Every setting by its dotted key."""
-    return _flat(config.model_dump(mode="json"))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+    return flat(config.model_dump(mode="json"))

@@ -22,32 +22,23 @@ from fedsb.deploy.node_config import Refused
 from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
 from fedsb.federation.fixed_shape import OfOneShape
-from fedsb.federation.start.contribution import SENT_AS, Contributor, PrivateStart, empty
-from fedsb.federation.start.from_gradients import (
-    Calibration,
-    Draw,
-    as_received,
-    contribution,
-    estimating,
-    looked_at,
-)
+from fedsb.federation.start.contribution import SENT_AS, empty
+from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, contribute, estimating
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import (
-    Start,
-    Warmup,
     bases_kind,
     draw_calibration,
-    gradient_start_of,
     start_factors,
 )
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
+from fedsb.federation.start.settings import PrivateStart, Start, Warmup
 from fedsb.federation.training import ClientFailed
 from fedsb.runner.arguments import heads_of, method_of, start_of
 from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import BaseModel
+from fedsb.runner.remote_start import BASES
 
-BASES = "bases.safetensors"
 MOST_EXAMPLES = 100_000_000
 """Of all parties together: calibration examples are drawn from as many."""
 MOST_WARM_UPS = 1_000
@@ -99,14 +90,7 @@ class NodeStart:
         model, head = self.base.model, self.base.task_head
         indices = calibration.draw[self.client]
         cached = cache_base_outputs(model, calibration.batches_of(indices, self.start.batch_size))
-        train_head(
-            model,
-            head,
-            cached,
-            calibration.losses,
-            steps=warmup.steps,
-            learning_rate=warmup.learning_rate,
-        )
+        train_head(model, head, cached, calibration.losses, warmup)
         return self._pack("warm-up", number, {f"head.{n}": p.detach() for n, p in head.items()})
 
     def contribute(self, question: bytes) -> Disclosure:
@@ -131,14 +115,11 @@ class NodeStart:
         return answer
 
     def _contribution(self, calibration: Calibration) -> bytes:
-        how, model = gradient_start_of(self.start), self.base.model
-        everyone = sum(map(len, calibration.draw.values()))
-        indices = looked_at(how, {self.client: calibration.draw[self.client]})[self.client]
-        batches = partial(calibration.batches_of, indices)
-        own = Contributor(batches, calibration.losses, everyone, self.client)
+        how, model = self.start, self.base.model
         model.eval()
         with estimating(model):
-            return self._pack("contribute", 0, contribution(how).send(model, self.base.targets, how, own))
+            sent = contribute(model, self.base.targets, how, calibration, self.client)
+        return self._pack("contribute", 0, sent)
 
     def take_bases(self, message: bytes) -> Disclosure:
         """Keep the bases that the server made; what else its message says is not written down."""

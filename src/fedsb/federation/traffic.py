@@ -27,6 +27,24 @@ class Traffic:
 
 
 @dataclass
+class Tally:
+    """Messages of one kind of the one-time phase, counted as they travel."""
+
+    messages: int = 0
+    bytes: int = 0
+    numbers: int = 0
+
+    def add(self, size: int, numbers: int, *, messages: int = 1) -> None:
+        """So many messages of `size` bytes and `numbers` numbers each."""
+        self.messages += messages
+        self.bytes += messages * size
+        self.numbers += messages * numbers
+
+    def entry(self, what: str, direction: Direction, clients: int) -> Traffic:
+        return Traffic(0, what, direction, clients, self.bytes, self.numbers)
+
+
+@dataclass
 class Ledger:
     """All entries of a run, in order."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedsb.common.files import write_json
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.ledger import Phase
@@ -222,13 +222,4 @@ def _read_heads(file: Path) -> Heads:
 
 def _write_heads(file: Path, heads: Heads) -> None:
     """Whole or not at all, for this user alone."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as part:
-            part.write(json.dumps({ledger: asdict(head) for ledger, head in heads.items()}, indent=2) + "\n")
-            part.flush()
-            os.fsync(part.fileno())
-        os.replace(temporary, file)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    write_json(file, {ledger: asdict(head) for ledger, head in heads.items()}, private=True)

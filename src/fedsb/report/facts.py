@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
+from fedsb.common.dotted import at
 from fedsb.report.load import Run, mapping, number, sequence, whole
 from fedsb.report.metrics import describe, guess_primary, show
 from fedsb.report.units import human_bytes, plural
@@ -21,10 +22,7 @@ class OneTime(NamedTuple):
 
 def setting(run: Run, dotted: str) -> Any:
     """The config value at a dotted key, None where there is none."""
-    value: Any = run.config
-    for key in dotted.split("."):
-        value = mapping(value).get(key)
-    return value
+    return at(run.config, dotted)
 
 
 def summary(run: Run) -> dict[str, Any]:

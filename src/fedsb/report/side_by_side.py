@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from math import isfinite
 from statistics import mean, stdev
-from typing import Any
 
+from fedsb.common.dotted import flat
 from fedsb.report import facts
 from fedsb.report.canvas import Plot
 from fedsb.report.load import Run, mapping, number, whole
@@ -171,16 +171,12 @@ def _mean(label: str, held: list[Run], name: str) -> list[str]:
 
 def _differences(run: Run, runs: Sequence[Run]) -> list[str]:
     """What sets this run's config apart from those of the same method, the seed aside."""
-    own = _flat(run.config)
-    others = [_flat(other.config) for other in runs if facts.method(other) == facts.method(run)]
+    own = _texts(run)
+    others = [_texts(other) for other in runs if facts.method(other) == facts.method(run)]
     keys = list(dict.fromkeys(key for flat in others for key in flat if key not in NOT_TELLING))
     apart = [key for key in keys if any(flat.get(key) != own.get(key) for flat in others)]
     return [f"{key.split('.')[-1]} {own.get(key, DASH)}" for key in apart[:MOST_DIFFERENCES]]
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, item in value.items():
-        inner = mapping(item)
-        found |= _flat(inner, f"{prefix}{key}.") if inner else {f"{prefix}{key}": str(item)}
-    return found
+def _texts(run: Run) -> dict[str, str]:
+    return {key: str(value) for key, value in flat(run.config).items()}

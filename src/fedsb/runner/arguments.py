@@ -7,8 +7,9 @@ from fedsb.config import RunConfig
 from fedsb.federation import partition
 from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
-from fedsb.federation.start.initialize import Start, Warmup, bases_kind
+from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
+from fedsb.federation.start.settings import Start, Warmup
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Aggregation, Method, by_name
 from fedsb.methods.averaging.robust import NormBound, robust
@@ -62,11 +63,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
     """The config's method.init section as flat arguments."""
     init = config.method.init
     return Start(
-        kind=init.kind,
-        rule=init.rule,
-        samples=init.samples,
-        batch_size=init.batch_size,
-        upload=init.upload,
+        **init.model_dump(include={"kind", "rule", "samples", "batch_size", "upload"}),
         head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
         rank=config.method.rank,
         heads=heads_of(config),

@@ -29,6 +29,7 @@ from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method
+from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.report.progress import Progress, Silent, Watchers
@@ -46,13 +47,12 @@ from fedsb.runner.arguments import (
 from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
 from fedsb.runner.clients import AskClients, RemoteClients, clients_here, expecting, local_client
 from fedsb.runner.folder import write_samples
-from fedsb.runner.precision import slow_bfloat16
 from fedsb.runner.prepare_data import Data, prepare_data, prepare_server_data
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base, prepare_shapes
 from fedsb.runner.private_run import PrivateRun, prepare_privacy
 from fedsb.runner.processes import pool
-from fedsb.runner.remote_start import share_bases
-from fedsb.runner.round_zero import BASES, begin, calibration_of, record_of, score
+from fedsb.runner.remote_start import BASES, share_bases
+from fedsb.runner.round_zero import begin, calibration_of, record_of, score
 from fedsb.runner.spill import SpilledTensors
 from fedsb.runner.started_on import check_same, started_on
 
@@ -114,7 +114,9 @@ def _run_alone(
     method = method_of(config)
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
-    if remote is None and (slow := slow_bfloat16(config)):
+    if remote is None and (
+        slow := slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
+    ):
         progress.stage(slow)
     progress.stage(f"loading {Path(config.model.path).name}")
     if remote is None or needs_weights_at_server(config):

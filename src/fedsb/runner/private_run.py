@@ -17,7 +17,7 @@ from fedsb.config.sections import PrivacyConfig
 from fedsb.errors import InputError
 from fedsb.federation.cohort import cohort
 from fedsb.federation.private_training import train_privately
-from fedsb.federation.start.contribution import PrivateStart
+from fedsb.federation.start.settings import PrivateStart
 from fedsb.federation.training import ClientFailed, LocalTraining, Train, train
 from fedsb.privacy.account import Account, BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism, epsilon

@@ -6,16 +6,14 @@
 
 Sizes are everybody's numbers of examples: from them each party draws its calibration examples as a simulated
 run would. Under privacy it draws them from a secret of its own, and the server counts its contribution as
-paid for before it asks. A contributor that fails, or whose answer is of no use, is left out.
+charged before it asks. A contributor that fails, or whose answer is of no use, is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,31 +25,32 @@ from fedsb.common.printable import printable
 from fedsb.errors import UpdateRejected
 from fedsb.federation.exchange import Layout
 from fedsb.federation.server import Failed, Outcome
-from fedsb.federation.start.contribution import GradientStart, Tensors
 from fedsb.federation.start.from_gradients import (
     Calibration,
     Draw,
     as_received,
     as_sent,
     bases_down,
+    combine,
     contribution,
 )
+from fedsb.federation.start.head_warmup import Answers, AskForHeads, warm_up
 from fedsb.federation.start.initialize import (
-    Start,
     StartResult,
-    Warmup,
     bases_kind,
-    gradient_start_of,
     needs_data,
     start_factors,
 )
 from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
-from fedsb.federation.start.robust import Head, Robust, average_heads
+from fedsb.federation.start.robust import Head
+from fedsb.federation.start.settings import Start
 from fedsb.federation.traffic import Traffic
 from fedsb.methods import Method, Shape
 from fedsb.report.progress import Progress
 from fedsb.runner.clients import Kind, RemoteClients
 
+BASES = "bases.safetensors"
+"""In the folder of a run whose bases were made of gradients elsewhere, at the server and at a node."""
 LARGEST_SUM = 1e12
 """Magnitude of a number of a contribution that is absurd; a product of two such is still finite in fp32."""
 Usable = tuple[int, dict[str, Tensor], int]
@@ -90,9 +89,10 @@ def start_remotely(
         return _with_message(made, bases) if from_gradients else made
     draw, traffic = calibration.draw, list[Traffic]()
     if head and start.head_warmup is not None:
-        traffic = _warm_up(head, start.head_warmup, remote, draw, progress, start.robust)
+        ask = _ask_for_heads(head, remote, draw, progress)
+        traffic = warm_up(head, start.head_warmup.rounds, len(draw), ask, start.robust)
     if needs_data(replace(start, head_warmup=None), method, head):
-        factors, up = _gather(targets, head, gradient_start_of(start), remote, draw, progress)
+        factors, up = _gather(targets, head, start, remote, draw, progress)
         write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
         return StartResult(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
     rest = replace(start, head_warmup=None)
@@ -125,79 +125,40 @@ def _question(kind: Kind, number: int, head: Mapping[str, Tensor], remote: Remot
     return pack_start({"kind": kind, "round": number}, tensors | {"sizes": torch.tensor(remote.sizes)})
 
 
-@dataclass
-class _Measured:
-    """Messages that travelled."""
+def _ask_for_heads(
+    head: Mapping[str, nn.Parameter], remote: RemoteClients, draw: Draw, progress: Progress
+) -> AskForHeads:
+    layout, template = Layout.of(head), {f"head.{name}": parameter for name, parameter in head.items()}
 
-    messages: int = 0
-    bytes: int = 0
-    numbers: int = 0
-
-    def add(self, messages: int, size: int, numbers: int) -> None:
-        self.messages += messages
-        self.bytes += messages * size
-        self.numbers += messages * numbers
-
-    def entry(self, what: str, direction: Literal["up", "down"], clients: int) -> Traffic:
-        return Traffic(0, what, direction, clients, self.bytes, self.numbers)
-
-
-def _warm_up(
-    head: Mapping[str, nn.Parameter],
-    warmup: Warmup,
-    remote: RemoteClients,
-    draw: Draw,
-    progress: Progress,
-    robust: Robust | None,
-) -> list[Traffic]:
-    layout, sent, received = Layout.of(head), _Measured(), _Measured()
-    template = {f"head.{name}": parameter for name, parameter in head.items()}
-    for number in range(1, warmup.rounds + 1):
+    def ask(number: int) -> tuple[int, Answers]:
         question = _question("warm-up", number, head, remote)
-        sent.add(len(draw), len(question), layout.size)
-        answers = remote.ask("warm-up", list(draw), partial(_same, question))
+        answers = remote.ask("warm-up", list(draw), lambda client: question)
         usable = _usable("warm-up", number, answers, template, progress, asked=draw)
+        return len(question), ((_head(client, tensors), size) for client, tensors, size in usable)
 
-        def warmed_up(usable: Iterator[Usable] = usable) -> Iterator[Head]:
-            for client, tensors, size in usable:
-                received.add(1, size, layout.size)
-                named = {name: tensors[f"head.{name}"] for name in head}
-                yield Head(client, layout.flatten(named), len(draw[client]))
+    def _head(client: int, tensors: Mapping[str, Tensor]) -> Head:
+        return Head(client, layout.flatten({n: tensors[f"head.{n}"] for n in head}), len(draw[client]))
 
-        layout.copy_into(head, average_heads(warmed_up(), layout.flatten(head), layout, robust))
-    clients = len(draw)
-    return [sent.entry("head warm-up", "down", clients), received.entry("head warm-up", "up", clients)]
-
-
-def _same(message: bytes, client: int) -> bytes:
-    return message
+    return ask
 
 
 def _gather(
     targets: Mapping[str, nn.Module],
     head: Mapping[str, Tensor],
-    how: GradientStart,
+    how: Start,
     remote: RemoteClients,
     draw: Draw,
     progress: Progress,
 ) -> tuple[dict[str, Factors], Traffic]:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
-    kind, received = contribution(how), _Measured()
     question = _question("contribute", 0, head, remote)
     if how.private is not None:
         for client in draw:
             how.private.charge(client)
-    answers = remote.ask("contribute", list(draw), partial(_same, question))
-
-    def messages() -> Iterator[tuple[Tensors, int]]:
-        template = kind.template(shapes, how)
-        usable = _usable("contribute", 0, answers, template, progress, asked=draw, largest=LARGEST_SUM)
-        for client, tensors, size in usable:
-            received.add(1, size, sum(t.numel() for t in tensors.values()))
-            yield tensors, len(draw[client])
-
-    factors = kind.bases(shapes, how, messages())
-    return factors, received.entry(kind.what, "up", received.messages)
+    answers = remote.ask("contribute", list(draw), lambda client: question)
+    template = contribution(how).template(shapes, how)
+    usable = _usable("contribute", 0, answers, template, progress, asked=draw, largest=LARGEST_SUM)
+    return combine(targets, how, ((tensors, len(draw[client]), size) for client, tensors, size in usable))
 
 
 def _usable(

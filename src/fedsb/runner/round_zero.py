@@ -14,7 +14,8 @@ from torch import nn
 
 from fedsb.config import RunConfig
 from fedsb.federation.start.from_gradients import Calibration
-from fedsb.federation.start.initialize import Start, bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.federation.start.initialize import bases_kind, draw_calibration, needs_data, start_factors
+from fedsb.federation.start.settings import Start
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Ledger
 from fedsb.methods import Method
@@ -25,11 +26,8 @@ from fedsb.runner.clients import RemoteClients
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import BaseModel, exchange_of
 from fedsb.runner.private_run import PrivateRun
-from fedsb.runner.remote_start import start_remotely
+from fedsb.runner.remote_start import BASES, start_remotely
 from fedsb.runner.spill import SpilledTensors
-
-BASES = "bases.safetensors"
-"""In the run folder, where bases were made of gradients elsewhere: what clients were sent."""
 
 
 def begin(

@@ -16,10 +16,9 @@ from fedsb.adapter.linear import features
 from fedsb.cli.cost import Question, method_cost
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import RunFailed
-from fedsb.federation.start import from_gradients as gradient_start
-from fedsb.federation.start import sketches
-from fedsb.federation.start.contribution import GradientStart
+from fedsb.federation.start import from_gradients, sketches
 from fedsb.federation.start.from_gradients import Calibration, bases_from_gradients
+from fedsb.federation.start.settings import Start
 from fedsb.federation.start.sketches import sketched_numbers
 from fedsb.methods import Shape, fed_sb
 
@@ -28,7 +27,7 @@ DRAW = {0: list(range(8)), 1: list(range(8, 20)), 2: list(range(20, 24))}
 
 def start(model: Any, draw: Any = None, *, num_clients: int = 4, **changes: Any) -> Any:
     defaults: dict[str, Any] = {"rule": "sign", "upload": "factors", "batch_size": 8, "rank": 4, "heads": 1}
-    how = GradientStart(**defaults | {"step_size": 1e-2, "seed": 0} | changes)
+    how = Start(**defaults | {"step_size": 1e-2, "seed": 0} | changes)
     calibration = Calibration(draw or DRAW, _examples(24), _batches, example_losses)
     targets = find_targets(model, ["query", "value"])
     return bases_from_gradients(model, targets, how, calibration, num_clients=num_clients)
@@ -174,9 +173,9 @@ def test_the_formula_of_the_cost_counts_what_is_sent(wide_bert: Any, upload: str
 )
 def test_what_goes_up_and_down_is_booked(wide_bert: Any, rule: str, upload: str, monkeypatch: Any) -> None:
     messages: list[bytes] = []
-    real = gradient_start.save
+    real = from_gradients.save
     monkeypatch.setattr(
-        gradient_start, "save", lambda tensors: messages.append(real(tensors)) or messages[-1]
+        from_gradients, "save", lambda tensors: messages.append(real(tensors)) or messages[-1]
     )
     model = wide_bert
     found = start(model, rule=rule, upload=upload)

@@ -10,16 +10,10 @@ from hypothesis import strategies as st
 from oracles import example_losses, numbers, weighted_mean
 
 from fedsb.federation.exchange import Layout
-from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
-from fedsb.federation.start.initialize import (
-    Calibration,
-    Start,
-    Warmup,
-    draw_calibration,
-    needs_data,
-    start_factors,
-    warm_up_head,
-)
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.head_warmup import cache_base_outputs, train_head, warm_up_here
+from fedsb.federation.start.initialize import draw_calibration, needs_data, start_factors
+from fedsb.federation.start.settings import Start, Warmup
 from fedsb.methods import fed_sb, fedit
 from fedsb.models.head import head_parameters
 
@@ -64,7 +58,7 @@ def test_training_on_kept_outputs_equals_training_the_head_on_the_whole_model(cl
     head = head_parameters(classifier)
     start = {name: p.detach().clone() for name, p in head.items()}
     cached = cache_base_outputs(classifier, batches)
-    train_head(classifier, head, cached, example_losses, steps=7, learning_rate=0.05)
+    train_head(classifier, head, cached, example_losses, Warmup(rounds=1, steps=7, learning_rate=0.05))
     for name, value in expected.items():
         assert (value - start[name]).abs().max() > 0.01
         torch.testing.assert_close(head[name].detach(), value, atol=1e-5, rtol=1e-5)
@@ -76,7 +70,7 @@ def test_the_base_runs_once_per_batch_and_not_in_training(classifier, token_batc
     batches = split(token_batch, [2, 2])
     cached = cache_base_outputs(classifier, batches)
     head = head_parameters(classifier)
-    train_head(classifier, head, cached, example_losses, steps=5, learning_rate=0.01)
+    train_head(classifier, head, cached, example_losses, Warmup(rounds=1, steps=5, learning_rate=0.01))
     handle.remove()
     assert runs == [False, False]
 
@@ -89,7 +83,7 @@ def test_only_the_head_changes_and_flags_and_modules_are_put_back(classifier, to
     state = copy.deepcopy(classifier.state_dict())
     head = head_parameters(classifier)
     cached = cache_base_outputs(classifier, [token_batch])
-    train_head(classifier, head, cached, example_losses, steps=2, learning_rate=0.01)
+    train_head(classifier, head, cached, example_losses, Warmup(rounds=1, steps=2, learning_rate=0.01))
     assert [p.requires_grad for p in classifier.parameters()] == flags
     assert [(name, id(m)) for name, m in classifier.named_modules()] == modules
     assert not any(m._forward_hooks for m in classifier.modules())
@@ -105,7 +99,13 @@ def test_the_base_is_put_back_even_if_training_fails(classifier, token_batch):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train_head(classifier, head_parameters(classifier), cached, broken, steps=1, learning_rate=0.1)
+        train_head(
+            classifier,
+            head_parameters(classifier),
+            cached,
+            broken,
+            Warmup(rounds=1, steps=1, learning_rate=0.1),
+        )
     assert [(name, id(m)) for name, m in classifier.named_modules()] == modules
 
 
@@ -123,7 +123,7 @@ def test_the_warm_up_is_federated_averaging_of_heads_trained_apart(make_bert, to
     draw = {0: [0], 4: [1, 2, 3]}
     warmup = Warmup(rounds=2, steps=3, learning_rate=0.05)
     model = make_bert()
-    traffic = warm_up_head(model, head_parameters(model), warmup, 2, calibration_of(token_batch, draw))
+    traffic = warm_up_here(model, head_parameters(model), warmup, 2, calibration_of(token_batch, draw))
     oracle, names = make_bert(), list(head_parameters(make_bert()))
     singles = split(token_batch, [1] * 4)
     for _ in range(2):

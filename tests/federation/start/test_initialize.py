@@ -11,7 +11,9 @@ from torch import nn
 
 from fedsb.adapter.attached import find_targets
 from fedsb.config import RunConfig
-from fedsb.federation.start.initialize import Calibration, Start, Warmup, draw_calibration, start_factors
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.initialize import draw_calibration, start_factors
+from fedsb.federation.start.settings import Start, Warmup
 from fedsb.methods import fed_sb, fedit
 from fedsb.models.head import head_parameters
 from fedsb.models.load import enable_checkpointing

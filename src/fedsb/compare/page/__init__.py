@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from fedsb.common.dotted import at
 from fedsb.compare.page.figures import figures
-from fedsb.compare.page.load import Compared, at, load_comparison, settings_apart
+from fedsb.compare.page.load import Compared, load_comparison, settings_apart
 from fedsb.compare.page.tables import config, differences, listed, result, runs, settings, tuning
 from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import pairs, paragraph, plain, section, tag

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.common.documents import parse_yaml
+from fedsb.common.dotted import flat
 from fedsb.common.files import read_json
 from fedsb.errors import InputError
 from fedsb.report.load import Run, load_run, mapping, sequence
@@ -69,27 +70,11 @@ def load_comparison(folder: Path) -> Compared:
 
 def settings_apart(found: Compared) -> dict[str, dict[str, str]]:
     """Dotted key -> method -> value, for keys whose value is not the same in all of them."""
-    flat = {name: _flat(held[0].config) for name in found.summary if (held := found.folders(name))}
-    keys = dict.fromkeys(key for values in flat.values() for key in values)
-    told = {
-        key: {name: values.get(key, DASH) for name, values in flat.items()} for key in keys if key != "seed"
-    }
+    settings = {name: flat(held[0].config) for name in found.summary if (held := found.folders(name))}
+    keys = dict.fromkeys(key for values in settings.values() for key in values if key != "seed")
+    told = {key: {name: _text(values.get(key)) for name, values in settings.items()} for key in keys}
     return {key: values for key, values in told.items() if len(set(values.values())) > 1}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, item in values.items():
-        inner = mapping(item)
-        found |= (
-            _flat(inner, f"{prefix}{key}.")
-            if inner
-            else {f"{prefix}{key}": DASH if item is None else str(item)}
-        )
-    return found
-
-
-def at(values: object, dotted: str) -> Any:
-    for key in dotted.split("."):
-        values = mapping(values).get(key)
-    return values
+def _text(value: object) -> str:
+    return DASH if value is None else str(value)

@@ -1,13 +1,13 @@
 """One contributor's part in bases that are made of everybody's gradients: what it gets, sends, and what for.
 
-`contributions` and `noised_sums` hold the ways there are.
+`factors`, `sketches`, `moments` and `noised_sums` hold the ways there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,53 +19,13 @@ from fedsb.common.seeding import torch_generator
 from fedsb.errors import RunFailed
 from fedsb.federation.local_model import Batch, Losses
 from fedsb.federation.start.robust import Sizes, evened
+from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
-from fedsb.privacy.keystream import Keystream
-from fedsb.privacy.noise import NoiseSource
-from fedsb.privacy.plan import StartPlan
 
 SENT_AS = torch.bfloat16
 
 Tensors = dict[str, Tensor]
 Shapes = Mapping[str, Shape]
-
-
-@dataclass(frozen=True)
-class PrivateStart:
-    """How clients protect what they send: a plan for each, noise, and who is told before a sum leaves.
-
-    Attributes:
-        repeats: how often each client's sum was charged before; every time has a sample of its own.
-        samples: (purpose, ...) -> the secret stream behind a Poisson sample.
-        max_length: tokens of every row, where batches must have one shape.
-    """
-
-    plans: Mapping[int, StartPlan]
-    noise: NoiseSource
-    charge: Callable[[int], None]
-    repeats: Mapping[int, int]
-    samples: Callable[..., Keystream]
-    max_length: int
-
-    def sample(self, client: int) -> list[int]:
-        """Which of the client's own examples are looked at."""
-        return self.plans[client].sample(self.samples("private start", client, self.repeats[client]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientStart:
-    """How bases come from gradients: fields as in the config's `method` and `method.init`."""
-
-    rule: Rule | Literal["moments"]
-    upload: Literal["factors", "sketch", "whole"]
-    batch_size: int
-    rank: int
-    heads: int
-    step_size: float
-    seed: int
-    private: PrivateStart | None = None
-    robust: bool = False
-    """Whether contributions are brought to the median's size (`robust_start`)."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +58,13 @@ class Contribution(NamedTuple):
     """
 
     what: str
-    send: Callable[[nn.Module, Mapping[str, nn.Module], GradientStart, Contributor], Tensors]
-    combine: Callable[[Shapes, GradientStart, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
-    template: Callable[[Shapes, GradientStart], Tensors]
+    send: Callable[[nn.Module, Mapping[str, nn.Module], Start, Contributor], Tensors]
+    combine: Callable[[Shapes, Start, Iterable[tuple[Tensors, int]]], dict[str, Factors]]
+    template: Callable[[Shapes, Start], Tensors]
     sizes: Callable[[Tensors, str], Sizes]
 
     def bases(
-        self, shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+        self, shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]
     ) -> dict[str, Factors]:
         """Start factors of messages as they come; no client's dominates where the start is to be robust."""
         if start.robust:
@@ -113,13 +73,13 @@ class Contribution(NamedTuple):
         return self.combine(shapes, start, messages)
 
 
-def step_rule(start: GradientStart) -> Rule:
+def step_rule(start: Start) -> Rule:
     """The rule of a start that takes the SVD of an update."""
     assert start.rule != "moments"
     return start.rule
 
 
-def reducer(start: GradientStart) -> Callable[[str, Tensor], Factors]:
+def reducer(start: Start) -> Callable[[str, Tensor], Factors]:
     """An update's leading directions, R0 of the wished size."""
 
     def reduce(name: str, update: Tensor) -> Factors:

@@ -15,7 +15,6 @@ from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
     Contributor,
-    GradientStart,
     Shapes,
     Tensors,
     check_some,
@@ -24,14 +23,13 @@ from fedsb.federation.start.contribution import (
     step_rule,
 )
 from fedsb.federation.start.robust import Sizes
+from fedsb.federation.start.settings import Start
 from fedsb.methods.averaging.stack import Stack, factors_are_smaller, product_squared_norm
 from fedsb.methods.method import Shape
 
-# Factors
-
 
 def _send_factors(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor
 ) -> Tensors:
     sent = estimate_update(
         model,
@@ -47,7 +45,7 @@ def _send_factors(
 
 
 def _combine_factors(
-    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+    shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]
 ) -> dict[str, Factors]:
     """Stacks of factors, or dense sums where those are smaller."""
     stacks, total = {name: Stack(shape) for name, shape in shapes.items()}, 0
@@ -68,7 +66,7 @@ def _dense(stack: Stack) -> Tensor:
     return found.B @ found.A if isinstance(found, LoraPair) else found
 
 
-def _cut(start: GradientStart) -> Callable[[str, Tensor], dict[str, Tensor]]:
+def _cut(start: Start) -> Callable[[str, Tensor], dict[str, Tensor]]:
     """A gradient's best factors of the bases' rank, or the gradient itself (and I) where that is smaller."""
     rank = start.heads * start.rank
 
@@ -87,7 +85,7 @@ def _factor_sizes(message: Tensors, layer: str) -> Sizes:
     return Sizes((product_squared_norm(pair) ** 0.5,), (f"{layer}.B",))
 
 
-def _factors_like(shapes: Shapes, start: GradientStart) -> Tensors:
+def _factors_like(shapes: Shapes, start: Start) -> Tensors:
     rank = start.heads * start.rank
     found: Tensors = {}
     for name, shape in shapes.items():

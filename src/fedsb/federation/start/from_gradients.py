@@ -1,6 +1,6 @@
 """Bases from the clients' gradients, and what each client sends of its own.
 
-    contributions:  each contributor sends factors, sketches or noised sums (see `contributions`)  -> combined
+    contributions:  each contributor sends factors, sketches or noised sums (see `contribution`)  -> combined
     whole:          each contributor sends its gradient, out x in numbers a layer  -> mean -> rule -> SVD
 
 Without privacy and with the rules sign and raw a single contributor takes the SVD itself and sends the bases.
@@ -14,7 +14,7 @@ energy they hold not at all; twice the columns, for fp32's bytes, add 0.1 (`benc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,6 @@ from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
     Contributor,
-    GradientStart,
     Tensors,
     reducer,
     step_rule,
@@ -42,10 +41,9 @@ from fedsb.federation.start.contribution import (
 from fedsb.federation.start.factors import FACTORS
 from fedsb.federation.start.moments import MOMENTS
 from fedsb.federation.start.noised_sums import NOISED_SUMS
-from fedsb.federation.start.sketches import (
-    SKETCH,
-)
-from fedsb.federation.traffic import Traffic
+from fedsb.federation.start.settings import Start
+from fedsb.federation.start.sketches import SKETCH
+from fedsb.federation.traffic import Tally, Traffic
 from fedsb.methods.method import Shape
 
 Draw = dict[int, list[int]]
@@ -78,7 +76,7 @@ class Bases(NamedTuple):
 def bases_from_gradients(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     *,
     num_clients: int,
@@ -99,7 +97,7 @@ def bases_from_gradients(
 def _from_pooled(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> dict[str, Factors]:
@@ -114,35 +112,51 @@ def _from_pooled(
 def _from_contributions(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    start: GradientStart,
+    start: Start,
     calibration: Calibration,
     sums: MutableMapping[str, Tensor] | None,
 ) -> tuple[dict[str, Factors], Traffic]:
     """Each contributor's message is made and measured when the server is ready to take it in."""
-    kind, draw = contribution(start), looked_at(start, calibration.draw)
-    everyone = sum(map(len, draw.values()))
-    sizes: list[tuple[int, int]] = []
 
-    def messages() -> Iterator[tuple[Tensors, int]]:
-        for client, indices in draw.items():
-            batches = partial(calibration.batches_of, indices)
-            own = Contributor(batches, calibration.losses, everyone, client, sums)
-            message = kind.send(model, targets, start, own)
-            sizes.append((len(save(message)), sum(t.numel() for t in message.values())))
-            yield message, len(indices)
+    def messages() -> Iterator[tuple[Tensors, int, int]]:
+        for client, indices in calibration.draw.items():
+            message = contribute(model, targets, start, calibration, client, sums)
+            yield message, len(indices), len(save(message))
 
-    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
-    factors = kind.bases(shapes, start, messages())
-    size, numbers = (sum(column) for column in zip(*sizes, strict=True))
-    return factors, Traffic(0, kind.what, "up", len(sizes), size, numbers)
+    return combine(targets, start, messages())
 
 
-def looked_at(start: GradientStart, draw: Draw) -> Draw:
-    """The examples of each contributor that the estimate is made of: all that were drawn, or, under privacy,
-    a Poisson sample of them."""
-    if start.private is None:
-        return draw
-    return {c: [own[i] for i in start.private.sample(c)] for c, own in draw.items()}
+def contribute(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: Start,
+    calibration: Calibration,
+    client: int,
+    sums: MutableMapping[str, Tensor] | None = None,
+) -> Tensors:
+    """What this client sends of its drawn examples, or, under privacy, of a Poisson sample of them."""
+    indices = calibration.draw[client]
+    if start.private is not None:
+        indices = [indices[i] for i in start.private.sample(client)]
+    everyone = sum(map(len, calibration.draw.values()))
+    batches = partial(calibration.batches_of, indices)
+    own = Contributor(batches, calibration.losses, everyone, client, sums)
+    return contribution(start).send(model, targets, start, own)
+
+
+def combine(
+    targets: Mapping[str, nn.Module], start: Start, messages: Iterable[tuple[Tensors, int, int]]
+) -> tuple[dict[str, Factors], Traffic]:
+    """Start factors of messages as they come, each with its examples and its bytes; and what was sent."""
+    kind, sent = contribution(start), Tally()
+
+    def counted() -> Iterator[tuple[Tensors, int]]:
+        for message, examples, size in messages:
+            sent.add(size, sum(tensor.numel() for tensor in message.values()))
+            yield message, examples
+
+    factors = kind.bases({n: Shape(*features(layer)) for n, layer in targets.items()}, start, counted())
+    return factors, sent.entry(kind.what, "up", sent.messages)
 
 
 def _gradients_up(targets: Mapping[str, nn.Module], contributors: int) -> Traffic:
@@ -206,7 +220,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(before[name])
 
 
-def contribution(start: GradientStart) -> Contribution:
+def contribution(start: Start) -> Contribution:
     """The one that this start asks for, where each contributor sends its own."""
     if start.private is not None:
         return NOISED_SUMS

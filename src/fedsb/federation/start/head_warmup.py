@@ -7,17 +7,74 @@ federated like everything else: each client trains on its own examples, the serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedsb.federation import wire
+from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.robust import Head, Robust, average_heads
+from fedsb.federation.start.settings import Warmup
+from fedsb.federation.traffic import Tally, Traffic
 
+Answers = Iterable[tuple[Head, int]]
+"""Trained heads, each with the bytes of the message it came in."""
+AskForHeads = Callable[[int], tuple[int, Answers]]
+"""Round -> the bytes of its question to one client, and the answers as they come."""
 Cached = tuple[Batch, Any]
 """A batch and the base model's output for it."""
+
+
+def warm_up(
+    head: Mapping[str, nn.Parameter], rounds: int, clients: int, ask: AskForHeads, robust: Robust | None
+) -> list[Traffic]:
+    """Federated averaging of the head alone, in place; its measured traffic."""
+    layout, down, up = Layout.of(head), Tally(), Tally()
+
+    def counted(answers: Answers) -> Iterator[Head]:
+        for answer, size in answers:
+            up.add(size, layout.size)
+            yield answer
+
+    for number in range(1, rounds + 1):
+        before = layout.flatten(head)
+        size, answers = ask(number)
+        down.add(size, layout.size, messages=clients)
+        layout.copy_into(head, average_heads(counted(answers), before, layout, robust))
+    return [down.entry("head warm-up", "down", clients), up.entry("head warm-up", "up", clients)]
+
+
+def warm_up_here(
+    model: nn.Module,
+    head: Mapping[str, nn.Parameter],
+    warmup: Warmup,
+    batch_size: int,
+    calibration: Calibration,
+    robust: Robust | None = None,
+) -> list[Traffic]:
+    """The warm-up of clients in this process, over cached base outputs; public examples travel nowhere."""
+    layout, losses = Layout.of(head), calibration.losses
+    cached = {
+        client: cache_base_outputs(model, calibration.batches_of(indices, batch_size))
+        for client, indices in calibration.draw.items()
+    }
+    size = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
+
+    def answers(before: Tensor) -> Iterator[tuple[Head, int]]:
+        for client, outputs in cached.items():
+            layout.copy_into(head, before)
+            train_head(model, head, outputs, losses, warmup)
+            yield Head(client, layout.flatten(head), len(calibration.draw[client])), size
+
+    traffic = warm_up(
+        head, warmup.rounds, len(cached), lambda number: (size, answers(layout.flatten(head))), robust
+    )
+    return [] if calibration.public else traffic
 
 
 def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cached]:
@@ -40,16 +97,14 @@ def train_head(
     head: Mapping[str, nn.Parameter],
     cached: Sequence[Cached],
     losses: Losses,
-    *,
-    steps: int,
-    learning_rate: float,
+    warmup: Warmup,
 ) -> None:
     """Full-batch AdamW on the head alone, in place, without dropout."""
-    optimizer = torch.optim.AdamW(list(head.values()), lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(list(head.values()), lr=warmup.learning_rate, weight_decay=0.0)
     num_examples = sum(len(batch["labels"]) for batch, _ in cached)
     model.eval()
     with _only_these_train(model, head), _replayed_base(model) as replay:
-        for _ in range(steps):
+        for _ in range(warmup.steps):
             optimizer.zero_grad()
             for batch, output in cached:
                 replay(output)

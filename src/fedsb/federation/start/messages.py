@@ -45,7 +45,7 @@ def unpack_start(
     """Facts and tensors.
 
     Args:
-        like: tensors of the names, types and shapes that are expected; a message too long for them is not
+        template: tensors of the names, types and shapes that are expected; a message too long for them is not
             looked at. None: any.
 
     Raises:
@@ -122,7 +122,7 @@ def check_start(
     template: Mapping[str, Tensor],
     largest: float = LARGEST,
 ) -> None:
-    """Refuse a message of another step or client, or whose tensors are not those of `like` in name, shape and
+    """Refuse a message of another step or client, or whose tensors differ from `template` in name, shape and
     type.
 
     Args:

@@ -25,12 +25,12 @@ from fedsb.common.seeding import torch_generator
 from fedsb.federation.start.contribution import (
     Contribution,
     Contributor,
-    GradientStart,
     Shapes,
     Tensors,
     check_some,
     norms_of,
 )
+from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
 
 WIDER = 1.5
@@ -101,11 +101,8 @@ MOMENT_BATCH = 4
 """Examples whose summed gradient counts as one in the second moments."""
 
 
-# Moments
-
-
 def _send_moments(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor
 ) -> Tensors:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     shared = _moment_probes(shapes, start)
@@ -114,7 +111,7 @@ def _send_moments(
 
 
 def _combine_moments(
-    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+    shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]
 ) -> dict[str, Factors]:
     """R0 is zero, since moments have no sign."""
     total: dict[str, MomentSketch] = {}
@@ -134,7 +131,7 @@ def _combine_moments(
     }
 
 
-def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, MomentSketch]:
+def _moment_probes(shapes: Shapes, start: Start) -> dict[str, MomentSketch]:
     width = start.heads * start.rank
     return {
         name: probes(*shape, width, generator=torch_generator(start.seed, "probes", name))
@@ -142,7 +139,7 @@ def _moment_probes(shapes: Shapes, start: GradientStart) -> dict[str, MomentSket
     }
 
 
-def _moments_like(shapes: Shapes, start: GradientStart) -> Tensors:
+def _moments_like(shapes: Shapes, start: Start) -> Tensors:
     shared = _moment_probes(shapes, start)
     return {f"{n}.{side}": t for n, sketch in shared.items() for side, t in sketch._asdict().items()}
 

@@ -16,7 +16,6 @@ from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
     Contributor,
-    GradientStart,
     Shapes,
     Tensors,
     check_some,
@@ -24,12 +23,11 @@ from fedsb.federation.start.contribution import (
     norms_of,
     reducer,
 )
+from fedsb.federation.start.settings import Start
 from fedsb.privacy.private_start import noised_gradient_sums
 
 
-def _send(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
-) -> Tensors:
+def _send(model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor) -> Tensors:
     """Paid for before it leaves."""
     private = start.private
     assert private is not None
@@ -46,9 +44,7 @@ def _send(
     return {f"{name}.sum": tensor.to(SENT_AS) for name, tensor in sums.items()}
 
 
-def _combine(
-    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
-) -> dict[str, Factors]:
+def _combine(shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]) -> dict[str, Factors]:
     total: Tensors = {}
     for message, _ in messages:
         for name in shapes:
@@ -63,7 +59,7 @@ def _with_zero_core(factors: Factors) -> Factors:
     return factors if factors.R is None else factors._replace(R=torch.zeros_like(factors.R))
 
 
-def _like(shapes: Shapes, start: GradientStart) -> dict[str, Tensor]:
+def _like(shapes: Shapes, start: Start) -> dict[str, Tensor]:
     return {f"{name}.sum": empty(*shape) for name, shape in shapes.items()}
 
 

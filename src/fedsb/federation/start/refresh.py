@@ -20,7 +20,8 @@ from fedsb.adapter.attached import set_base_updates
 from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.server import broadcast
 from fedsb.federation.start.from_gradients import Calibration
-from fedsb.federation.start.initialize import Start, start_factors
+from fedsb.federation.start.initialize import start_factors
+from fedsb.federation.start.settings import Start
 from fedsb.federation.state import ServerState, with_base
 from fedsb.federation.traffic import Traffic
 
@@ -43,7 +44,7 @@ def refresh(
     seed: int,
     sums: MutableMapping[str, Tensor] | None = None,
 ) -> RefreshResult:
-    """Fold and start anew. The model holds `state` before, and the new state after."""
+    """Fold and start again. The model holds `state` before, and the new state after."""
     cores = _cores_to_all(state, local_model, num_clients)
     total = fold_into_base(local_model)
     targets = {name: layer.base for name, layer in local_model.attached.layers.items()}

@@ -30,7 +30,6 @@ from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
     Contributor,
-    GradientStart,
     Shapes,
     Tensors,
     check_some,
@@ -39,6 +38,7 @@ from fedsb.federation.start.contribution import (
     reducer,
     step_rule,
 )
+from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
 
 COLUMNS_PER_DIRECTION = 2
@@ -116,11 +116,8 @@ def matrix_of(sketch: MatrixSketch, probes: Probes | None) -> Float[Tensor, "out
     return (Q @ X).float()
 
 
-# Sketches
-
-
 def _send_sketch(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: GradientStart, own: Contributor
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor
 ) -> Tensors:
     """Its share of the pooled mean, sketched batch by batch: no dense gradient is kept."""
     device = next(model.parameters()).device
@@ -145,7 +142,7 @@ def _send_sketch(
 
 
 def _combine_sketches(
-    shapes: Shapes, start: GradientStart, messages: Iterable[tuple[Tensors, int]]
+    shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]
 ) -> dict[str, Factors]:
     """The sum of the sketches is all that is looked at. The rule is applied to what comes back, since the
     sign of a sum is no sum of signs."""
@@ -162,7 +159,7 @@ def _combine_sketches(
     }
 
 
-def _shared_probes(shapes: Shapes, start: GradientStart) -> dict[str, Probes | None]:
+def _shared_probes(shapes: Shapes, start: Start) -> dict[str, Probes | None]:
     """Every party draws the same ones."""
     width = start.heads * start.rank
     return {
@@ -171,7 +168,7 @@ def _shared_probes(shapes: Shapes, start: GradientStart) -> dict[str, Probes | N
     }
 
 
-def _sketch_like(shapes: Shapes, start: GradientStart) -> Tensors:
+def _sketch_like(shapes: Shapes, start: Start) -> Tensors:
     found: Tensors = {}
     for name, shape in shapes.items():
         widths = sketch_widths(shape, start.heads * start.rank, COLUMNS_PER_DIRECTION)

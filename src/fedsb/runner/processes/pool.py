@@ -10,29 +10,22 @@ another worker takes its place.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Queue
 from threading import Thread
-from typing import IO
 
+from fedsb.common.child import Answers, Child, Frame, next_answer, start
 from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.report.progress import Progress
 from fedsb.runner.clients import AskClients, MessageTo
-from fedsb.runner.processes.child import Frame, read_frame, threads, write_frame
 
-Answers = Queue[tuple[int, Frame | None]]
-"""(serial number of a process, its frame); None: it ended."""
 LOAD_SECONDS = 1800.0
 """For a model to be loaded."""
 GRACE_SECONDS = 30.0
@@ -46,24 +39,14 @@ class _Worker:
     """One process.
 
     Attributes:
-        serial: tells its frames from those of the one before it in its place.
         client: whom it trains.
         due: when it must have answered; infinity where nothing sets an end.
     """
 
-    process: subprocess.Popen[bytes]
-    log: IO[str]
-    serial: int
+    child: Child
     client: int | None = None
     ready: bool = False
     due: float = math.inf
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.log):
-            with suppress(OSError, ValueError):  # what it did not read any more
-                stream.close()  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -98,7 +81,6 @@ class _Workers:
     """All processes, by their place.
 
     Attributes:
-        started: processes so far.
         lost: those that were lost since the last answer.
     """
 
@@ -107,7 +89,6 @@ class _Workers:
     progress: Progress
     places: list[_Worker] = field(default_factory=list)
     answers: Answers = field(default_factory=Queue)
-    started: int = 0
     lost: int = 0
 
     def ask(self, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
@@ -133,17 +114,20 @@ class _Workers:
 
     def end(self) -> None:
         for worker in self.places:
-            worker.end()
+            worker.child.end()
 
     def _start(self, place: int) -> _Worker:
-        self.started += 1
-        return _start(self.config, self.folder, place, self.started, self.answers)
+        """A process with the run's config."""
+        child = start(["-m", "fedsb.runner.processes.worker"], self.answers, self.config.federation.processes)
+        config = self.config.model_dump(mode="json")
+        child.send({"config": config, "folder": str(self.folder), "number": place})
+        return _Worker(child)
 
     def _send(self, place: int, client: int, message_to: MessageTo) -> None:
+        """In a thread of its own: a worker that hangs reads nothing, and the pipe takes only so much."""
         worker, message = self.places[place], message_to(client)
         worker.client, worker.due = client, self._due(worker.ready)
-        assert worker.process.stdin is not None
-        Thread(target=_write, args=(worker.process.stdin, client, message), daemon=True).start()
+        Thread(target=worker.child.send, args=({"client": client}, message), daemon=True).start()
 
     def _due(self, ready: bool) -> float:
         return time.monotonic() + seconds_of(self.config) + (0.0 if ready else LOAD_SECONDS)
@@ -151,22 +135,25 @@ class _Workers:
     def _next(self) -> tuple[int, Outcome]:
         """The place and the outcome of the next client that is done with, one way or the other."""
         while True:
-            frame = self._frame()
-            if frame is None:
-                late = min(range(len(self.places)), key=lambda place: self.places[place].due)
-                outcome = self._lose(late, "did not answer in time")
+            due = min(worker.due for worker in self.places)
+            left = None if due == math.inf else max(0.0, due - time.monotonic())
+            answer = next_answer(self.answers, left)
+            if answer is None:
+                place = [worker.due for worker in self.places].index(due)
+                outcome = self._lose(place, "did not answer in time")
             else:
-                place = next((p for p, worker in enumerate(self.places) if worker.serial == frame[0]), None)
-                if place is None:  # the last frames of a process that was ended
+                children = [worker.child for worker in self.places]
+                if answer[0] not in children:  # the last frames of a process that was ended
                     continue
-                late, outcome = place, self._heard(place, frame[1])
+                place = children.index(answer[0])
+                outcome = self._heard(place, answer[1])
             if outcome is not None:
-                return late, outcome
+                return place, outcome
 
     def _heard(self, place: int, frame: Frame | None) -> Outcome | None:
         worker = self.places[place]
         if frame is None:
-            return self._lose(place, f"ended with status {worker.process.wait()}{_last_words(worker)}")
+            return self._lose(place, worker.child.fate())
         facts, message = frame
         if "broken" in facts:
             raise RunFailed(_worker_process(str(facts["broken"])))
@@ -177,18 +164,10 @@ class _Workers:
         worker.client, worker.due, self.lost = None, math.inf, 0
         return Failed(client, str(facts["reason"])) if "reason" in facts else Arrived(client, message)
 
-    def _frame(self) -> tuple[int, Frame | None] | None:
-        """The next frame of any process; None: one is overdue."""
-        left = min(worker.due for worker in self.places) - time.monotonic()
-        try:
-            return self.answers.get(timeout=None if left == math.inf else max(0.0, left))
-        except Empty:
-            return None
-
     def _lose(self, place: int, why: str) -> Outcome | None:
         """Another process for this place; the client it trained, if it trained one, has failed."""
         client = self.places[place].client
-        self.places[place].end()
+        self.places[place].child.end()
         self.lost += 1
         if self.lost > MOST_LOST:
             raise RunFailed(_worker_process(why))
@@ -198,44 +177,3 @@ class _Workers:
 
 def _worker_process(why: str) -> str:
     return f"federation.processes: a worker process {why}; the last finished round is saved"
-
-
-def _write(stream: IO[bytes], client: int, message: bytes) -> None:
-    """In a thread of its own: a worker that hangs reads nothing, and the pipe takes only so much."""
-    with suppress(OSError, ValueError):  # it died; `_listen` says so
-        write_frame(stream, {"client": client}, message)
-
-
-def _start(config: RunConfig, folder: Path, place: int, serial: int, answers: Answers) -> _Worker:
-    """A process with the run's config; its standard input stays open: it ends itself when that closes."""
-    log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fedsb.runner.processes.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads(config.federation.processes))},
-        start_new_session=True,  # Ctrl-C is for this process to handle
-    )
-    Thread(target=_listen, args=(serial, process, answers), daemon=True).start()
-    assert process.stdin is not None
-    request = {"config": config.model_dump(mode="json"), "folder": str(folder), "number": place}
-    with suppress(BrokenPipeError):
-        write_frame(process.stdin, request)
-    return _Worker(process, log, serial)
-
-
-def _listen(serial: int, process: subprocess.Popen[bytes], answers: Answers) -> None:
-    """Pass on what the process answers, and then that it ended."""
-    assert process.stdout is not None
-    with suppress(OSError, ValueError):
-        while (frame := read_frame(process.stdout)) is not None:
-            answers.put((serial, frame))
-    process.stdout.close()
-    answers.put((serial, None))
-
-
-def _last_words(worker: _Worker) -> str:
-    worker.log.seek(0)
-    lines = [line.strip() for line in worker.log if line.strip()]
-    return f" ({lines[-1]})" if lines else ""

@@ -7,14 +7,14 @@ update or the reason why there is none.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedsb.common.child import read_frame, standard_output, write_frame
 from fedsb.config import RunConfig
-from fedsb.errors import FedsbError, RunFailed
+from fedsb.errors import RunFailed, explain
 from fedsb.federation.local_model import load_state
 from fedsb.federation.server import Arrived
 from fedsb.models.devices import visible_gpus
@@ -22,21 +22,18 @@ from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.clients import LocalClient, local_client, simulate_cohort
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base
-from fedsb.runner.processes.child import read_frame, write_frame
 
 
 def main() -> None:
     """Answer until standard input closes."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    answers = standard_output()
     request = read_frame(sys.stdin.buffer)
     if request is None:
         return
     try:
         client_of = open_run(request[0])
     except Exception as error:
-        text = str(error) if isinstance(error, FedsbError) else f"{type(error).__name__}: {error}"
-        return write_frame(answers, {"broken": text})
+        return write_frame(answers, {"broken": explain(error)})
     write_frame(answers, {"ready": True})
     while (frame := read_frame(sys.stdin.buffer)) is not None:
         write_frame(answers, *_answer(client_of, int(frame[0]["client"]), frame[1]))

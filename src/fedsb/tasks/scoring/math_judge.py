@@ -1,22 +1,18 @@
 """Whether two formulas are worth the same, asked of math-verify in a process of its own.
 
 A model can write anything: 9^{9^{9^9}} keeps sympy busy for ever within one bytecode, where no alarm gets
-through, and alarms need the main thread. So the work is done elsewhere, one line of JSON asked and one
-answered, and a process that does not answer in time is ended: what it was asked counts as not the same.
+through, and alarms need the main thread. So the work is done elsewhere, and a process that does not answer
+in time is ended: what it was asked counts as not the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
-import queue
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from typing import IO
 
+from fedsb.common.child import Answers, Child, next_answer, read_frame, standard_output, start, write_frame
 from fedsb.errors import InputError
 
 MOST_BYTES = 4 << 30
@@ -33,82 +29,44 @@ def math_judge(timeout_seconds: float = 5.0) -> Iterator[Callable[[str, str], bo
     """
     if importlib.util.find_spec("math_verify") is None:
         raise InputError("score: math needs math-verify, which is not installed; pip install 'fedsb[eval]'")
-    workers: list[_Worker] = []
+    held: list[Child] = []
 
     def same(answer: str, gold: str) -> bool:
-        if not workers:
-            workers.append(_start())
-        verdict = _ask(workers[0], {"answer": answer, "gold": gold}, timeout_seconds)
+        if not held:
+            held.append(_start())
+        held[0].send({"answer": answer, "gold": gold})
+        verdict = _next(held[0], timeout_seconds)
         if verdict is None:
-            _end(workers.pop())
+            held.pop().end()
         return verdict is True
 
     try:
         yield same
     finally:
-        for worker in workers:
-            _end(worker)
+        for child in held:
+            child.end()
 
 
-class _Worker:
-    """A process, and a queue of the lines it answers."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        for line in self.process.stdout or ():
-            self.lines.put(line)
-        self.lines.put("")  # it has ended
-
-
-def _start() -> _Worker:
-    worker = _Worker()
-    if _next(worker, START_SECONDS) is None:
-        _end(worker)
+def _start() -> Child:
+    """Started by its path: the package around it loads torch, which is more than `MOST_BYTES`."""
+    child = start([__file__], Answers())
+    if _next(child, START_SECONDS) is None:
+        child.end()
         raise InputError("score: math-verify cannot be loaded; pip install 'fedsb[eval]' again")
-    return worker
+    return child
 
 
-def _ask(worker: _Worker, question: dict[str, str], seconds: float) -> bool | None:
+def _next(child: Child, seconds: float) -> bool | None:
     """None: no answer in time, or the process is gone."""
-    stdin: IO[str] = worker.process.stdin  # type: ignore[assignment]
-    try:
-        stdin.write(json.dumps(question) + "\n")
-        stdin.flush()
-    except OSError:
-        return None
-    return _next(worker, seconds)
-
-
-def _next(worker: _Worker, seconds: float) -> bool | None:
-    try:
-        line = worker.lines.get(timeout=seconds)
-    except queue.Empty:
-        return None
-    return bool(json.loads(line)) if line else None
-
-
-def _end(worker: _Worker) -> None:
-    worker.process.kill()
-    worker.process.wait()
-    for stream in (worker.process.stdin, worker.process.stdout):
-        with contextlib.suppress(OSError, ValueError):
-            stream.close()  # type: ignore[union-attr]
+    answer = next_answer(child.answers, seconds)
+    return None if answer is None or answer[1] is None else bool(answer[1][0]["same"])
 
 
 # In the other process
 
 
 def _serve() -> None:
+    answers = standard_output()
     _limit_memory()
     import logging
 
@@ -125,13 +83,13 @@ def _serve() -> None:
         gold, answer = parsed(question["gold"]), parsed(question["answer"])
         return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))
 
-    print("true", flush=True)
-    for line in sys.stdin:
+    write_frame(answers, {"same": True})
+    while (frame := read_frame(sys.stdin.buffer)) is not None:
         try:
-            verdict = same(json.loads(line))
+            verdict = same(frame[0])
         except Exception:  # whatever the algebra stumbles over, the two are not shown to be the same
             verdict = False
-        print(json.dumps(verdict), flush=True)
+        write_frame(answers, {"same": verdict})
 
 
 def _limit_memory() -> None:

@@ -6,42 +6,39 @@ from run_helpers import classification_config
 
 from fedsb import RunConfig
 from fedsb.cli.doctor import examine
-from fedsb.runner import precision
-from fedsb.runner.precision import cpu_has_bfloat16, slow_bfloat16
-
-
-def config(tmp_path, **changes):
-    changes = {"model__device": "cpu", **changes}
-    return RunConfig.from_dict(classification_config(tmp_path / "bert", tmp_path / "data", **changes))
+from fedsb.models import devices
+from fedsb.models.devices import cpu_has_bfloat16, slow_bfloat16
 
 
 @pytest.fixture
 def old_cpu(monkeypatch):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"training__autocast": "bfloat16"}, "training.autocast: null"),
-        ({"model__dtype": "bfloat16"}, "model.dtype: float32"),
+        ({"autocast": "bfloat16"}, "training.autocast: null"),
+        ({"dtype": "bfloat16"}, "model.dtype: float32"),
     ],
 )
-def test_it_names_the_key_and_what_to_set(tmp_path, old_cpu, changes, key):
-    assert key in slow_bfloat16(config(tmp_path, **changes))
+def test_it_names_the_key_and_what_to_set(old_cpu, changes, key):
+    assert key in slow_bfloat16(**{"dtype": "float32", "autocast": None, "device": "cpu", **changes})
 
 
-def test_float32_is_never_slow(tmp_path, old_cpu):
-    assert slow_bfloat16(config(tmp_path)) is None
+def test_float32_is_never_slow(old_cpu):
+    assert slow_bfloat16("float32", None, "cpu") is None
 
 
-def test_a_cpu_with_bfloat16_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
-    assert slow_bfloat16(config(tmp_path, training__autocast="bfloat16")) is None
+def test_a_cpu_with_bfloat16_is_left_alone(monkeypatch):
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
+    assert slow_bfloat16("float32", "bfloat16", "cpu") is None
 
 
 def test_the_doctor_says_so(tmp_path, old_cpu):
-    findings = {f.what: f for f in examine(config(tmp_path, training__autocast="bfloat16"))}
+    changes = {"model__device": "cpu", "training__autocast": "bfloat16"}
+    config = RunConfig.from_dict(classification_config(tmp_path / "bert", tmp_path / "data", **changes))
+    findings = {f.what: f for f in examine(config)}
     assert findings["precision"].ok
     assert "training.autocast: null" in findings["precision"].detail
 
