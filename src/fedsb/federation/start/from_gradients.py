@@ -42,9 +42,7 @@ from fedsb.federation.start.factors import FACTORS
 from fedsb.federation.start.moments import MOMENTS
 from fedsb.federation.start.noised_sums import NOISED_SUMS
 from fedsb.federation.start.settings import Start
-from fedsb.federation.start.sketches import (
-    SKETCH,
-)
+from fedsb.federation.start.sketches import SKETCH
 from fedsb.federation.traffic import Traffic
 from fedsb.methods.method import Shape
 
