@@ -29,7 +29,7 @@ from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.arguments import local_training, start_of
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base
-from fedsb.runner.round_zero import calibration_of
+from fedsb.runner.prepared import calibration_of
 
 Numbers = dict[str, Tensor]
 """What trains, by name: `layer.R` (1, r, r) of each target layer, and the task head's weights."""

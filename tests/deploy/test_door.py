@@ -267,7 +267,7 @@ def test_a_question_that_is_added_must_pass_the_door(world, tmp_path, monkeypatc
     """One that gives its bytes away, adds no noise, or only says that it charged, gets nothing out."""
     node = node_of(world, config_of(world), tmp_path)
     secret = json.dumps(node.data.train).encode()
-    charge = Charge("round", 1, node.private.examples[0].round)
+    charge = Charge("round", 1, node.private.plans[0].round)
     for answer, error in [
         (secret, TypeError),
         (UnprotectedUpdate(lambda: secret), Refused),

@@ -425,7 +425,7 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     )
     own = {"client": 0, "data": {"train": str(tmp_path / "rows.jsonl")}, "state": str(tmp_path / "state")}
     node = Node(config, NodeConfig(**own), RUN)
-    for plan in (node.private.examples[0], node.private.starts[0]):
+    for plan in (node.private.plans[0], node.private.starts[0]):
         assert (plan.num_examples, plan.rows) == (100, 104)
     assert node.private.starts[0].sampling_probability == 1.0
     head = {f"head.{n}": p for n, p in node.base.task_head.items()}

@@ -28,8 +28,8 @@ from fedsb.privacy.audit import chance, epsilon_at_least
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.noise import NoiseSource, add_noise, gaussian_like
 from fedsb.privacy.plan import ClientPlan
-from fedsb.runner.clients import local_client
-from fedsb.runner.private_run import prepare_privacy
+from fedsb.runner.clients import local_clients
+from fedsb.runner.prepare_privacy import prepare_privacy
 
 CANARIES = 1000
 CLAIM, DELTA, CLIP_NORM = 1.5, 1e-5, 0.01
@@ -79,8 +79,8 @@ class Audited:
         world, sizes = self.world, {0: int(self.included.sum())}
         (self.folder / name).mkdir()
         private = prepare_privacy(world.config, sizes, self.folder / name)
-        party = local_client(world.config, world.data, world.local_model, private, 0)
-        return private, [self._released(party, private.examples[0], number) for number in range(self.rounds)]
+        party = local_clients(world.config, world.data, world.local_model, private)(0)
+        return private, [self._released(party, private.plans[0], number) for number in range(self.rounds)]
 
     def _released(self, party, plan, number):
         """The noisy sum that an answer is made of, in clip norms."""
@@ -116,7 +116,7 @@ def test_a_client_proves_less_than_it_claims_and_would_be_caught(model, tmp_path
             dp_sgd, "add_noise", lambda total, std, stream, by=divisor: add_noise(total, std / by, stream)
         )
         private, releases = audited.run(f"noise-over-{divisor}")
-        plan = private.examples[0]
+        plan = private.plans[0]
         assert (plan.steps_per_round, private.guard.epsilon(0)) == (1, pytest.approx(CLAIM, rel=0.01))
         assert plan.sampling_probability == pytest.approx(share, rel=0.02)
         odds = log_odds(

@@ -28,6 +28,7 @@ from fedsb.adapter.attached import Attached, detach
 from fedsb.federation.start import refresh
 from fedsb.methods import ALL, Shape, by_name
 from fedsb.runner import loop as runner
+from fedsb.runner import rounds
 from fedsb.runner.export import export_merged
 
 PROBE = (torch.arange(3 * 9).reshape(3, 9) * 7 + 4) % 27
@@ -255,7 +256,7 @@ def test_one_head_and_no_refresh_are_plain_fed_sb_bit_for_bit(world, runs, chang
 @pytest.fixture
 def refreshes(monkeypatch):
     """What the model held around each refresh: (logits, own update by layer) before and after."""
-    seen, real = [], runner.refresh
+    seen, real = [], rounds.refresh
 
     def own_updates(local_model):
         return {
@@ -269,7 +270,7 @@ def refreshes(monkeypatch):
         seen.append((before, (logits_of(local_model.model), own_updates(local_model))))
         return refreshed
 
-    monkeypatch.setattr(runner, "refresh", watched)
+    monkeypatch.setattr(rounds, "refresh", watched)
     return seen
 
 
@@ -379,7 +380,7 @@ def test_a_run_killed_between_rounds_goes_on_to_the_same_adapter(world, monkeypa
     name, changes = STOPPED[case]
     config = config_of(world, name, **changes)
     whole = start(config, world / f"whole {case}").folder
-    folder, real = world / f"killed {case}", runner._round
+    folder, real = world / f"killed {case}", runner.play_round
     for stop in (2, 3):
 
         def killed(session, saved, number, chosen, stop=stop):
@@ -388,7 +389,7 @@ def test_a_run_killed_between_rounds_goes_on_to_the_same_adapter(world, monkeypa
             return real(session, saved, number, chosen)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "_round", killed)
+            patch.setattr(runner, "play_round", killed)
             with pytest.raises(Killed):
                 start(config, folder, resume=stop > 2)
     start(config, folder, resume=True)
@@ -400,7 +401,7 @@ def test_a_run_killed_between_rounds_goes_on_to_the_same_adapter(world, monkeypa
 def test_a_run_killed_while_it_made_new_bases_goes_on_to_the_same_adapter(world, monkeypatch):
     config = refreshing(world)
     whole = start(config, world / "whole-refresh").folder
-    folder, real = world / "killed-refresh", runner.refresh
+    folder, real = world / "killed-refresh", rounds.refresh
 
     def killed(local_model, state, *args, **kwargs):
         refreshed = real(local_model, state, *args, **kwargs)
@@ -409,7 +410,7 @@ def test_a_run_killed_while_it_made_new_bases_goes_on_to_the_same_adapter(world,
         return refreshed
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "refresh", killed)
+        patch.setattr(rounds, "refresh", killed)
         with pytest.raises(Killed):
             start(config, folder)
     start(config, folder, resume=True)

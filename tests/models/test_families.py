@@ -20,10 +20,9 @@ from fedsb.federation.server import broadcast
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import chosen_targets
 from fedsb.report.progress import Silent
-from fedsb.runner.arguments import method_of
-from fedsb.runner.clients import local_client
-from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import local_model_of, prepare_base
+from fedsb.runner.clients import local_clients
+from fedsb.runner.prepare_model import local_model_of
+from fedsb.runner.prepared import prepare
 from fedsb.runner.round_zero import begin
 
 NAMES = list(FAMILIES)
@@ -82,13 +81,12 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 def round_of(config: RunConfig, folder: Path) -> tuple[nn.Module, set[str], set[str]]:
     """(model, names that train, names that moved) after one client's round."""
-    data = prepare_data(config)
-    base = prepare_base(config, data)
-    start = begin(config, folder, method_of(config), data, base, None, Silent(), None)
+    prepared = prepare(config, folder, Silent())
+    data, base, start = prepared.data, prepared.base, begin(prepared)
     local_model = local_model_of(config, data, base, start.factors)
     before = state_of(base.model)
     message = broadcast(start.state, local_model.exchange, 0, local_model.exchange.whole)
-    local_client(config, data, local_model, None, 0).answer(message)
+    local_clients(config, data, local_model, None)(0).answer(message)
     moved = {name for name, tensor in state_of(base.model).items() if not torch.equal(tensor, before[name])}
     return base.model, set(base.task_head), moved
 

@@ -24,7 +24,7 @@ from fedsb.privacy.composition import epsilon_over_runs
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.ledger import PrivacyLedger, Spend
 from fedsb.privacy.statement import rounded_up
-from fedsb.runner.private_run import prepare_privacy
+from fedsb.runner.prepare_privacy import prepare_privacy
 
 RELEASE = Mechanism(2.0, 0.2, 3)
 DELTA = 1e-3
@@ -132,13 +132,13 @@ def test_a_node_refuses_a_run_that_its_rows_cannot_pay_for_as_a_whole(world, tmp
     privately = [Node(config, own, f"{n:032x}").private for n in (1, 2)]
     first, late = (private.release(1, 1, lambda: b"answer") for private in privately[:1]), privately[1]
     assert list(first) == [b"answer"]
-    assert privately[0].times_charged(1, "round", 1) == 1
+    assert privately[0].guard.ledger.times(1, "round", 1) == 1
     with pytest.raises(ClientFailed, match="over all runs"):
         late.release(1, 1, lambda: pytest.fail("nothing is to be trained"))
     with pytest.raises(BudgetSpent, match=r"limits.lifetime_epsilon") as refusal:
         _ = Node(config, own, f"{3:032x}").private
     assert "this run" in str(refusal.value)
-    assert Node(config, own, f"{1:032x}").private.times_charged(1, "round", 1) == 1, "it has begun"
+    assert Node(config, own, f"{1:032x}").private.guard.ledger.times(1, "round", 1) == 1, "it has begun"
 
 
 def test_a_node_takes_no_ledger_from_a_server_and_no_unprotected_run_with_a_lifetime_alone(world, tmp_path):
@@ -182,8 +182,8 @@ def test_four_processes_of_one_node_never_spend_more_than_the_budget(world, tmp_
     for name in names:
         private = prepare_privacy(config, {1: 50}, tmp_path / "state" / name, account(own, name))
         (tmp_path / "state" / name).mkdir(parents=True, exist_ok=True)
-        opened.append(replace(private, examples={1: replace(private.examples[1], steps_per_round=3)}))
-    assert opened[0].examples[1].round == RELEASE
+        opened.append(replace(private, plans={1: replace(private.plans[1], steps_per_round=3)}))
+    assert opened[0].plans[1].round == RELEASE
     answers = at_once(lambda number: opened[number].release(1, 1, lambda: b"answer"), 4)
     assert answers.count(b"answer") == 2
     assert all("ClientFailed" in str(answer) for answer in answers if answer != b"answer")

@@ -11,7 +11,7 @@ from fedsb.adapter import LoraPair
 from fedsb.common import files
 from fedsb.errors import InputError
 from fedsb.federation.state import BaseChange, ServerState
-from fedsb.federation.traffic import Ledger, Traffic
+from fedsb.federation.traffic import Traffic
 from fedsb.runner import checkpoint
 from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
 
@@ -24,16 +24,16 @@ def saved(generator):
     }
     factors["layer.0.query"] = factors["layer.0.query"]._replace(s=torch.randn(2, generator=generator))
     state = ServerState(0, torch.randn(9, generator=generator))
-    ledger = Ledger([Traffic(0, "bases", "down", 3, 300, 30)])
+    traffic = [Traffic(0, "bases", "down", 3, 300, 30)]
     return RunState(
-        state, factors, ledger, [{"round": 0, "eval": {"accuracy": 0.5}}], {0: [1, 2], 10: [3]}, 1.5
+        state, factors, traffic, [{"round": 0, "eval": {"accuracy": 0.5}}], {0: [1, 2], 10: [3]}, 1.5
     )
 
 
 def next_round(saved):
     number = saved.state.round + 1
     saved.state = ServerState(number, saved.state.vector + 1)
-    saved.ledger.add(Traffic(number, "updates", "up", 3, 100, 10))
+    saved.traffic.append(Traffic(number, "updates", "up", 3, 100, 10))
     saved.metrics.append({"round": number, "train_loss": None})
     saved.seconds += 1.0
 
@@ -57,7 +57,7 @@ def assert_equal(found: RunState, expected: RunState):
         for one, other in zip(found.factors[name], factors, strict=True):
             assert (one is None) == (other is None)
             assert one is None or torch.equal(one, other)
-    for name in ("ledger", "metrics", "draw", "seconds", "hashes"):
+    for name in ("traffic", "metrics", "draw", "seconds", "hashes"):
         assert getattr(found, name) == getattr(expected, name)
 
 

@@ -17,10 +17,10 @@ from fedsb.errors import InputError
 from fedsb.models import load_base
 from fedsb.report.progress import Silent
 from fedsb.runner import memory as memory_module
-from fedsb.runner.arguments import method_of
 from fedsb.runner.memory import Longest, Memory, advice, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.runner.prepare_model import local_model_of, memory_of, prepare_base
+from fedsb.runner.prepare_model import local_model_of, memory_of
+from fedsb.runner.prepared import prepare
 from fedsb.runner.round_zero import begin
 
 Saved = dict[str, Path]
@@ -29,9 +29,8 @@ SMALL = Memory(weights=100, factors=20, training=30, activations=40, start=10)
 
 def kept_for_backward(config: RunConfig, folder: Path) -> int:
     """Bytes that autograd keeps of one training batch of the longest example, weights aside: counted."""
-    data = prepare_data(config)
-    base = prepare_base(config, data)
-    start = begin(config, folder, method_of(config), data, base, None, Silent(), None)
+    prepared = prepare(config, folder, Silent())
+    data, base, start = prepared.data, prepared.base, begin(prepared)
     local_model = local_model_of(config, data, base, start.factors)
     longest = max(data.train, key=lambda example: len(example["input_ids"]))
     batch = local_model.collate([longest] * config.training.batch_size)

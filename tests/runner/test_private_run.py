@@ -23,7 +23,7 @@ from fedsb.methods import ALL
 from fedsb.models import load_base
 from fedsb.privacy import plan
 from fedsb.privacy.accounting import Mechanism, epsilon
-from fedsb.runner.private_run import prepare_privacy
+from fedsb.runner.prepare_privacy import prepare_privacy
 
 EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
 CLIENT = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5}

@@ -11,7 +11,7 @@ from fedsb.errors import InputError
 from fedsb.privacy import plan
 from fedsb.report import write_report
 from fedsb.runner.model_card import model_card
-from fedsb.runner.private_run import prepare_privacy
+from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_state import SampleSecret, sampling_secret, write_privately
 
 EXAMPLE = {"unit": "example", "noise_multiplier": 2.0, "delta": 1e-3, "clip_norm": 0.5}

@@ -422,10 +422,10 @@ class Told:
 
 def test_other_versions_are_named_and_the_run_is_resumed(started, monkeypatch):
     config, folder = started
-    from fedsb.runner import folder as run_folder
+    from fedsb.runner import started_on
 
-    now = run_folder.versions()
-    monkeypatch.setattr(run_folder, "versions", lambda: now | {"torch": "0.0", "peft": "none"})
+    now = started_on.versions()
+    monkeypatch.setattr(started_on, "versions", lambda: now | {"torch": "0.0", "peft": "none"})
     told = Told()
     start(config, folder / "run", resume=True, progress=told)
     said = [text for text in told.stages if "other versions" in text]

@@ -18,10 +18,10 @@ from fedsb.models.devices import slow_bfloat16
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import local_training, method_of
-from fedsb.runner.folder import versions
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
+from fedsb.runner.started_on import versions
 from fedsb.tasks.scoring.benchmark import check_benchmarks
 
 

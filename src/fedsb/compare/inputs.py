@@ -20,7 +20,7 @@ from fedsb.models.digest import base_digest, examples_digest
 from fedsb.runner.evaluate import check_evaluation
 from fedsb.runner.prepare_data import make_partition, prepare_data, public_examples
 from fedsb.runner.prepare_model import prepare_base
-from fedsb.runner.private_run import check_budget
+from fedsb.runner.prepare_privacy import check_budget
 from fedsb.runner.started_on import NAMES
 from fedsb.tasks import Row
 from fedsb.tasks.sources import test_rows, train_rows

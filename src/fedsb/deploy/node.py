@@ -34,10 +34,11 @@ from fedsb.federation import wire
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models import load_tokenizer
 from fedsb.models.digest import base_digest
-from fedsb.runner.clients import LocalClient, local_client
+from fedsb.runner.clients import LocalClient, local_clients
 from fedsb.runner.prepare_data import Data, check_apart, check_can_deploy, make_task
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
-from fedsb.runner.private_run import PrivateRun, prepare_privacy
+from fedsb.runner.prepare_privacy import prepare_privacy
+from fedsb.runner.private_run import PrivateRun
 from fedsb.tasks import Row
 from fedsb.tasks.rows import read_rows
 
@@ -94,7 +95,7 @@ class Node:
             secret = privacy.insecure_seed is None
             account = node_account(self.own, self.folder.name, secret_noise=secret)
         private = prepare_privacy(self.config, {self.own.client: self.registered}, self.folder, account)
-        return private and _over_rows(private, len(self.data.train))
+        return private and private.over_rows(len(self.data.train))
 
     @cached_property
     def door(self) -> Door:
@@ -112,7 +113,7 @@ class Node:
     @cached_property
     def local_client(self) -> LocalClient:
         local_model = local_model_of(self.config, self.data, self.base, self.start.factors())
-        this_client = local_client(self.config, self.data, local_model, self.private, self.own.client)
+        this_client = local_clients(self.config, self.data, local_model, self.private)(self.own.client)
         return replace(this_client, registered=self.registered)
 
     def facts(self) -> NodeFacts:
@@ -146,11 +147,11 @@ class Node:
             raise UpdateRejected(f"wrong round: expected one from 1 to {rounds}, found {number}")
         this_client = replace(self.local_client, private=self._with_secret_batches())
         make = partial(self._update, this_client, broadcast)
-        if this_client.private is None or this_client.private.clients is not None:
+        private = this_client.private
+        mechanism = private.charge_of(self.own.client) if private else None
+        if mechanism is None:
             return UnprotectedUpdate(make)
-        return NoisedRelease(
-            make, Charge("round", number, this_client.private.examples[self.own.client].round)
-        )
+        return NoisedRelease(make, Charge("round", number, mechanism))
 
     def _update(self, this_client: LocalClient, broadcast: bytes) -> bytes:
         local_model = this_client.local_model
@@ -218,15 +219,6 @@ def rounded(count: int) -> int:
     return (count + unit // 2) // unit * unit
 
 
-def _over_rows(private: PrivateRun, rows: int) -> PrivateRun:
-    """With plans that sample from so many rows."""
-    return replace(
-        private,
-        examples={client: replace(plan, rows=rows) for client, plan in private.examples.items()},
-        starts={client: replace(plan, rows=rows) for client, plan in private.starts.items()},
-    )
-
-
 def _localized(config: RunConfig, own: NodeConfig) -> RunConfig:
     """The run's config with this machine's paths and device. Rows without a label are this party's to take
     out: a run must not ask how many there are."""
@@ -279,7 +271,6 @@ def _given_rows(file: str, own: NodeConfig) -> list[Row]:
 # The open node of a process that lasts: kept from one message to the next where that changes no answer.
 #
 # A node is opened again, as a fresh process would open it, when the run, its config, this party's config or
-# its
 # rows have changed, when a node that has trained is asked anything else than to train, and after a failure.
 # Nothing of a former node is left in memory then.
 

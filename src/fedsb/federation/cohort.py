@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsb.common.seeding import numpy_generator
 
-def cohort(num_clients: int, clients_per_round: int | None, rng: np.random.Generator) -> list[int]:
-    """Client ids of one round, ascending: all, or a uniform sample without replacement."""
+
+def cohort(num_clients: int, clients_per_round: int | None, seed: int, number: int) -> list[int]:
+    """Client ids of the round of this number, ascending: all, or a uniform sample without replacement."""
     if clients_per_round is None or clients_per_round >= num_clients:
         return list(range(num_clients))
-    return _some(num_clients, clients_per_round, rng)
+    return _some(num_clients, clients_per_round, numpy_generator(seed, "cohort", number))
 
 
 def trained_heads(heads: int, trained: int, rng: np.random.Generator) -> tuple[int, ...] | None:

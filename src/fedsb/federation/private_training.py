@@ -74,7 +74,8 @@ def train_privately(
     total = training.rounds * plan.steps_per_round
     done = (round_number - 1) * plan.steps_per_round
     with without_dropout(local_model.model):
-        _check_repeatable(local_model, examples[:2], training)
+        if examples:
+            check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
         optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
         with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins)):
@@ -85,11 +86,6 @@ def train_privately(
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
-
-
-def _check_repeatable(local_model: LocalModel, examples: Sequence[Example], training: LocalTraining) -> None:
-    if examples:
-        check_repeatable(local_model.model, lambda: _losses(local_model, examples, training))
 
 
 def clipping_optimizer(

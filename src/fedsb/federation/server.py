@@ -18,7 +18,7 @@ from fedsb.common.printable import printable
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
-from fedsb.federation.state import ServerState, base_by_name, base_rank_of, changed_base, needed_round
+from fedsb.federation.state import ServerState, base_by_name, base_for, changed_base
 from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.robust import NormBound
@@ -77,15 +77,18 @@ def broadcasts(state: ServerState, exchange: Exchange) -> Callable[[int, Part], 
     The newest message is kept, and given to every client that lacks the same.
     """
     message = lru_cache(maxsize=1)(partial(_broadcast, state, exchange))
-    return lambda client, part: message(part.rank, base_rank_of(state, client))
+    untouched = not state.base.changed
+    return lambda client, part: message(part.rank, *((None, None) if untouched else base_for(state, client)))
 
 
 def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -> bytes:
     """As `broadcasts`, for one client."""
-    return _broadcast(state, exchange, part.rank, base_rank_of(state, client))
+    return broadcasts(state, exchange)(client, part)
 
 
-def _broadcast(state: ServerState, exchange: Exchange, rank: int, base_rank: int | None) -> bytes:
+def _broadcast(
+    state: ServerState, exchange: Exchange, rank: int, base_rank: int | None, needs: int | None
+) -> bytes:
     layout = exchange.message(rank, base_rank)
     named = exchange.down(exchange.rank).unflatten(state.vector)
     down = exchange.down(rank)
@@ -93,7 +96,6 @@ def _broadcast(state: ServerState, exchange: Exchange, rank: int, base_rank: int
     if base_rank is not None:
         update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
         numbers.append(exchange.base(base_rank).flatten(base_by_name(update)))
-    needs = needed_round(state, base_rank)
     header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank, needs=needs)
     return wire.pack(header, torch.cat(numbers))
 
@@ -155,7 +157,9 @@ def aggregate(
     down = exchange.down(exchange.rank)
     named = down.unflatten(state.vector) | dict(averaged.tensors)
     vector = down.flatten({name: named[name] for name, _ in down.entries})
-    base = changed_base(state, exchange, averaged.base_update, report.clients)
+    base = state.base
+    if averaged.base_update or base.changed:
+        base = changed_base(state, exchange, averaged.base_update, report.clients)
     return ServerState(state.round + 1, vector, base), report
 
 
@@ -226,5 +230,7 @@ def _too_few(number: int, report: RoundReport, fewest: int) -> str:
     more = f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
     if not report.clients:
         return f"round {number}: no client's update could be used ({reasons}{more})"
-    found = len(report.clients)
-    return f"round {number}: {found} usable updates, this average needs {fewest} ({reasons}{more})"
+    return (
+        f"round {number}: {len(report.clients)} usable updates, federation.min_updates is {fewest} "
+        f"({reasons}{more}); fix the clients and resume"
+    )

@@ -42,20 +42,15 @@ class ServerState:
     base: BaseChange = field(default_factory=BaseChange)
 
 
-def needed_round(state: ServerState, base_rank: int | None) -> int | None:
-    """`wire.Header.needs` of a message with this `wire.Header.base`."""
-    everything_follows = base_rank == 0
-    wanted = state.base.changed if base_rank is None else state.base.previous
-    return None if everything_follows else wanted or None
-
-
-def base_rank_of(state: ServerState, client: int) -> int | None:
-    """`wire.Header.base` for this client: None if its base weights are up to date."""
+def base_for(state: ServerState, client: int) -> tuple[int | None, int | None]:
+    """`wire.Header.base` and `.needs` of a message to this client."""
     base, held = state.base, state.base.seen.get(client, 0)
     if held >= base.changed:
-        return None
+        return None, base.changed or None
     newest = base.changed == state.round  # else it was broadcast before, and a client that failed may have it
-    return base.last_rank if newest and held >= base.previous and base.last else 0
+    if newest and held >= base.previous and base.last:
+        return base.last_rank, base.previous or None
+    return 0, None
 
 
 def base_by_name(update: BaseUpdate) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ no message to measure (`measured=False`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 Direction = Literal["up", "down"]
 
@@ -44,26 +45,12 @@ class Tally:
         return Traffic(0, what, direction, clients, self.bytes, self.numbers)
 
 
-@dataclass
-class Ledger:
-    """All entries of a run, in order."""
-
-    entries: list[Traffic] = field(default_factory=list)
-
-    def add(self, entry: Traffic) -> None:
-        self.entries.append(entry)
-
-    def total_bytes(self, *, direction: Direction | None = None, once: bool | None = None) -> int:
-        """Bytes over all entries; `once` picks the one-time phase (True) or the rounds (False)."""
-        return sum(
-            e.bytes
-            for e in self.entries
-            if (direction is None or e.direction == direction) and (once is None or (e.round == 0) == once)
-        )
-
-    def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(e) for e in self.entries]
-
-    @staticmethod
-    def from_json(entries: list[dict[str, Any]]) -> Ledger:
-        return Ledger([Traffic(**e) for e in entries])
+def total_bytes(
+    entries: Iterable[Traffic], *, direction: Direction | None = None, once: bool | None = None
+) -> int:
+    """Bytes over all entries; `once` picks the one-time phase (True) or the rounds (False)."""
+    return sum(
+        entry.bytes
+        for entry in entries
+        if direction in (None, entry.direction) and once in (None, entry.round == 0)
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedsb.common.seeding import numpy_generator
+from dataclasses import dataclass
+
 from fedsb.config import RunConfig
 from fedsb.federation import partition
-from fedsb.federation.cohort import trained_heads
-from fedsb.federation.exchange import Part
+from fedsb.federation.server import Weighting
 from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
 from fedsb.federation.start.settings import Start, Warmup
@@ -26,28 +26,48 @@ def heads_of(config: RunConfig) -> int:
     return method.heads if config.method.heads is None else config.method.heads
 
 
-def part_of(config: RunConfig, client: int, round_number: int) -> Part:
-    """The client's rank, and the heads it trains in this round."""
-    ranks, trained = config.federation.client_ranks, config.federation.client_heads
-    rank = config.method.rank if ranks is None else ranks[client]
-    if trained is None:
-        return Part(rank)
-    rng = numpy_generator(config.seed, "heads", round_number, client)
-    return Part(rank, trained_heads(heads_of(config), trained[client], rng))
+@dataclass(frozen=True, kw_only=True)
+class RoundRules:
+    """What every round of a run follows.
+
+    Attributes:
+        aggregation: the method's, over the average that federation.robust asks for.
+        norm_bound: how far an update may lie from the broadcast; None: anywhere.
+        evaluate_every, refresh_every: rounds between them; None: never.
+    """
+
+    rounds: int
+    weighting: Weighting
+    aggregation: Aggregation
+    norm_bound: NormBound | None
+    min_updates: int
+    evaluate_every: int | None
+    refresh_every: int | None
 
 
-def robust_average(config: RunConfig) -> Aggregation:
-    """The method's aggregation, over the average that federation.robust asks for."""
-    own, wanted = method_of(config).aggregation, config.federation.robust
-    return own if wanted is None else robust(own, wanted.average, wanted.trim)
+def round_rules(config: RunConfig) -> RoundRules:
+    """The rules, looked up once."""
+    federation, checks, aggregation = config.federation, robust_of(config), method_of(config).aggregation
+    if checks is not None:
+        aggregation = robust(aggregation, checks.average, checks.trim)
+    return RoundRules(
+        rounds=federation.rounds,
+        weighting=federation.weighting,
+        aggregation=aggregation,
+        norm_bound=checks and checks.bound,
+        min_updates=federation.min_updates,
+        evaluate_every=config.evaluation.every,
+        refresh_every=config.method.refresh_every,
+    )
 
 
-def norm_bound(config: RunConfig) -> NormBound | None:
-    """How far an update may lie from the broadcast."""
-    wanted = config.federation.robust
-    if wanted is None or wanted.norm_bound is None:
+def robust_of(config: RunConfig) -> Robust | None:
+    """The config's federation.robust as flat arguments."""
+    settings = config.federation.robust
+    if settings is None:
         return None
-    return NormBound(wanted.norm_bound, wanted.over_bound)
+    bound = NormBound(settings.norm_bound, settings.over_bound) if settings.norm_bound is not None else None
+    return Robust(settings.average, settings.trim, bound)
 
 
 def local_training(config: RunConfig) -> LocalTraining:
@@ -69,13 +89,8 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         heads=heads_of(config),
         step_size=step_size(config, parts),
         seed=config.seed,
-        robust=_robust_start(config),
+        robust=robust_of(config),
     )
-
-
-def _robust_start(config: RunConfig) -> Robust | None:
-    wanted = config.federation.robust
-    return None if wanted is None else Robust(wanted.average, wanted.trim, norm_bound(config))
 
 
 def step_size(config: RunConfig, parts: partition.Parts) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fedsb.common.documents import parse_json
 from fedsb.common.files import finite, write_bytes, write_json
 from fedsb.errors import InputError
 from fedsb.federation.state import BaseChange, ServerState
-from fedsb.federation.traffic import Ledger
+from fedsb.federation.traffic import Traffic
 from fedsb.methods import BaseUpdate
 
 STATE = "state.json"
@@ -37,7 +37,7 @@ class RunState:
 
     state: ServerState
     factors: dict[str, Factors]
-    ledger: Ledger
+    traffic: list[Traffic]
     metrics: list[dict[str, Any]]
     draw: dict[int, list[int]]
     seconds: float
@@ -45,7 +45,7 @@ class RunState:
     """The round after which the factors started."""
     hashes: dict[str, str] = field(default_factory=dict)
     started_on: dict[str, Any] = field(default_factory=dict)
-    """What `started_on.Inputs` says of the config, rows, weights and versions of the start."""
+    """What `started_on` says of the config, rows, weights and versions of the start."""
 
 
 def save_checkpoint(folder: Path, saved: RunState) -> None:
@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, saved: RunState) -> None:
         "files": saved.hashes,
         "seconds": saved.seconds,
         "draw": saved.draw,
-        "ledger": saved.ledger.to_json(),
+        "ledger": [asdict(entry) for entry in saved.traffic],
         "metrics": saved.metrics,
         "layers": list(saved.factors),
         "started_on": saved.started_on,
@@ -120,12 +120,12 @@ def load_checkpoint(folder: Path) -> RunState | None:
         start = _start_name(record["factors_round"])
         state = _state_of(next(t for name, t in tensors.items() if name != start), record)
         factors = _nested(tensors[start], record["layers"])
-        ledger = Ledger.from_json(record["ledger"])
+        traffic = [Traffic(**entry) for entry in record["ledger"]]
         draw = {int(client): indices for client, indices in record["draw"].items()}
         return RunState(
             state,
             factors,
-            ledger,
+            traffic,
             record["metrics"],
             draw,
             record["seconds"],

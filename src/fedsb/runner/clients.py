@@ -11,16 +11,18 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal
 
+from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.client import client_update
+from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
 from fedsb.report.progress import Progress
-from fedsb.runner.arguments import local_training, part_of
+from fedsb.runner.arguments import heads_of, local_training
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.private_run import PrivateRun
 
@@ -45,10 +47,10 @@ class LocalClient:
     registered: int | None = None
 
     def answer(self, broadcast: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
-        """Train as the broadcast asks; the update, paid for where it costs privacy.
+        """Train as the broadcast asks; the update, charged where it costs privacy.
 
         Raises:
-            UpdateRejected: the broadcast is no message for this party.
+            UpdateRejected: the broadcast is no message for this client.
             ClientFailed: training failed, or the privacy budget has no room for it.
         """
         number = wire.unpack(broadcast)[0].round
@@ -71,19 +73,27 @@ class LocalClient:
         )
 
 
-def local_client(
-    config: RunConfig, data: Data, local_model: LocalModel, private: PrivateRun | None, client: int
-) -> LocalClient:
-    """The config's party of this number, with its part of the data."""
-    return LocalClient(
-        client=client,
-        local_model=local_model,
-        examples=[data.train[i] for i in data.parts[client]],
-        training=local_training(config),
-        seed=config.seed,
-        part_of=partial(part_of, config, client),
-        private=private,
-    )
+def part_of(config: RunConfig, client: int, round_number: int) -> Part:
+    """The client's rank, and the heads it trains in this round."""
+    ranks, trained = config.federation.client_ranks, config.federation.client_heads
+    rank = config.method.rank if ranks is None else ranks[client]
+    if trained is None:
+        return Part(rank)
+    rng = numpy_generator(config.seed, "heads", round_number, client)
+    return Part(rank, trained_heads(heads_of(config), trained[client], rng))
+
+
+def local_clients(
+    config: RunConfig, data: Data, local_model: LocalModel, private: PrivateRun | None
+) -> Callable[[int], LocalClient]:
+    """The config's client of each number, with its part of the data."""
+    training, seed = local_training(config), config.seed
+
+    def local_client(client: int) -> LocalClient:
+        part, examples = partial(part_of, config, client), [data.train[i] for i in data.parts[client]]
+        return LocalClient(client, local_model, examples, training, seed, part, private)
+
+    return local_client
 
 
 # How a server reaches its clients: it asks a cohort, and answers come as they are ready.
@@ -123,7 +133,7 @@ class RemoteClients:
 
 
 def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskClients:
-    """Peers elsewhere whose answers cost privacy: asked only if they can pay by the server's account."""
+    """Clients elsewhere of a private run: asked only while the server's account of them has room."""
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         able = [client for client in cohort if private.expect(client, number)]
@@ -134,7 +144,7 @@ def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskC
 
 
 def clients_here(client_of: Callable[[int], LocalClient], progress: Progress) -> AskClients:
-    """Peers in this process; `client_of(client)` is made when its turn comes."""
+    """Clients in this process; `client_of(client)` is made when its turn comes."""
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:

@@ -24,7 +24,7 @@ from fedsb.runner.prepare_data import make_task, read_splits
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
 from fedsb.tasks.generate import Engine, transformers_engine
-from fedsb.tasks.intervals import Measurement, Score, mean_of_shares, scores
+from fedsb.tasks.intervals import Score, mean_of_shares, scores
 from fedsb.tasks.scoring.benchmark import (
     Questions,
     check_benchmarks,
@@ -35,6 +35,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
+from fedsb.tasks.task import Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
 """In a run folder: where a finished run's scores and outputs are."""

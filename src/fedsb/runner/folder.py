@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json,
 from fedsb.config.run_config import RunConfig, differences
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
-from fedsb.methods import Method
+from fedsb.federation.traffic import total_bytes
 from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.prepare_data import Data, partition_record
+from fedsb.runner.prepared import Prepared
 from fedsb.runner.private_state import PRIVATE, write_privately
+from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
-
-PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 
 MAY_BE_THERE = ("data", LOCK)
 """In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves, such as
@@ -131,7 +130,8 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
 def write_progress(folder: Path, saved: RunState) -> None:
     """metrics.jsonl and ledger.json up to the last finished round."""
     write_jsonl(folder / "metrics.jsonl", saved.metrics)
-    write_json(folder / "ledger.json", {"calibration": saved.draw, "entries": saved.ledger.to_json()})
+    entries = [asdict(entry) for entry in saved.traffic]
+    write_json(folder / "ledger.json", {"calibration": saved.draw, "entries": entries})
 
 
 def finished_summary(folder: Path) -> dict[str, Any] | None:
@@ -144,65 +144,57 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / "summary.json")
 
 
-def finish(
-    folder: Path,
-    config: RunConfig,
-    method: Method,
-    data: Data,
-    attached: Attached,
-    head: Mapping[str, nn.Parameter],
-    saved: RunState,
-    clock: float,
-    base_weights: str | None,
-    privacy: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write adapter/, summary.json and report.html; summary.json marks the run as finished."""
+def finish(prepared: Prepared, attached: Attached, saved: RunState, clock: float) -> dict[str, Any]:
+    """Write samples, adapter/, summary.json and report.html; summary.json marks the run as finished."""
     from fedsb.report import write_report
 
+    folder, config, data, base = prepared.folder, prepared.config, prepared.data, prepared.base
+    write_samples(folder, config, data, base.model)
     write_progress(folder, saved)
     write_adapter(
         folder / "adapter",
         fold(attached),
         base_model=config.model.path,
-        base_weights=base_weights,
+        base_weights=prepared.layers_digest,
         causal=data.task.num_labels is None,
         fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
-        head=head,
+        head=base.task_head,
     )
     saved.seconds = time.monotonic() - clock
-    summary = make_summary(config, method, data, saved) | {"privacy": privacy}
+    summary = _summary(prepared, saved)
     write_json(folder / "summary.json", summary)
     write_report([folder], folder / "report.html")
     return summary
 
 
-def make_summary(config: RunConfig, method: Method, data: Data, saved: RunState) -> dict[str, Any]:
+def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
     """What summary.json holds."""
-    ledger, evaluated = saved.ledger, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
+    config, method, task, privacy = prepared.config, prepared.method, prepared.data.task, prepared.privacy
+    traffic, evaluated = saved.traffic, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
     kind = config.method.init.kind if method.bases == "init" else method.bases
     return {
         "method": method.name,
         "exact": method.exact,
-        "primary_metric": data.task.primary_metric,
-        "higher_is_better": data.task.higher_is_better,
+        "primary_metric": task.primary_metric,
+        "higher_is_better": task.higher_is_better,
         "base": evaluated[0],
         "final": evaluated[-1],
-        "num_test_examples": len(data.test),
-        "label_names": list(data.task.label_names) if data.task.label_names else None,
+        "num_test_examples": len(prepared.data.test),
+        "label_names": list(task.label_names) if task.label_names else None,
         "rounds": saved.state.round,
         "communication": {
-            "init_bytes": ledger.total_bytes(once=True),
-            "upload_bytes": ledger.total_bytes(direction="up", once=False),
-            "download_bytes": ledger.total_bytes(direction="down", once=False),
+            "init_bytes": total_bytes(traffic, once=True),
+            "upload_bytes": total_bytes(traffic, direction="up", once=False),
+            "download_bytes": total_bytes(traffic, direction="down", once=False),
             "upload_parameters_per_client_per_round": _mean_upload(saved),
-            "one_time": [e for e in ledger.to_json() if e["round"] == 0],
+            "one_time": [asdict(entry) for entry in traffic if entry.round == 0],
         },
         "initialization": {
             "kind": "lora" if method.draw else kind,
             "rule": _rule(config) if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
-        "privacy": None,
+        "privacy": privacy.summary(saved.metrics) if privacy else None,
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
@@ -229,17 +221,6 @@ def peak_memory_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 # A few greedy answers of the final model, for people to read: samples.jsonl in the run folder.

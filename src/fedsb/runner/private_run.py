@@ -1,74 +1,62 @@
-"""What privacy adds to a run: each client's plan, the guard of the budget, and what is said about both."""
+"""What privacy adds to a run: the guard of its budget, and what is said about it.
+
+`example_privacy` and `client_privacy` are the two units; `prepare_privacy` makes the one that a config names.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
-from fedsb.common.seeding import numpy_generator
-from fedsb.config import RunConfig
-from fedsb.config.privacy_checks import check_delta
 from fedsb.config.sections import PrivacyConfig
 from fedsb.errors import InputError
-from fedsb.federation.cohort import cohort
-from fedsb.federation.private_training import train_privately
 from fedsb.federation.start.settings import PrivateStart
-from fedsb.federation.training import ClientFailed, LocalTraining, Train, train
-from fedsb.privacy.account import Account, BudgetSpent, Guard
+from fedsb.federation.training import ClientFailed, Train
+from fedsb.privacy.account import BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
-from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.keystream import GENERATOR
-from fedsb.privacy.ledger import LEDGER, Phase, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
 from fedsb.privacy.statement import statement
-from fedsb.runner.arguments import local_training
 from fedsb.runner.private_state import SampleSecret
 
+P = TypeVar("P", ExamplePlan, ClientPlan)
 
-@dataclass(frozen=True)
-class PrivateRun:
-    """Plans and budget of one run.
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateRun(ABC, Generic[P]):
+    """Plans and budget of one run. What a unit does not override is as without privacy.
 
     Attributes:
-        examples, starts: plans by client (unit: example).
-        clients: the server's plan (unit: client).
         samples: the secret behind Poisson batches and cohorts.
-        max_length: tokens that an example may have.
+        plans: of the rounds, by the client whose account is charged; None: the server's, of all together.
+        starts: of the clients' parts in private bases.
     """
 
-    wanted: PrivacyConfig
+    settings: PrivacyConfig
     guard: Guard
     noise: NoiseSource
     rounds: int
-    examples: Mapping[int, ExamplePlan]
-    starts: Mapping[int, StartPlan]
-    clients: ClientPlan | None
     samples: SampleSecret
-    max_length: int
+    plans: Mapping[Any, P]
+    starts: Mapping[Any, StartPlan]
 
-    def with_secret_samples(self) -> PrivateRun:
-        """With batches of this answer alone: the same question asked twice at once, or of a state that was
-        copied back, is never answered from one batch with two noises."""
-        return replace(self, samples=self.samples.once())
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """How many units there are, of one client or of all, which delta is measured by."""
 
+    @abstractmethod
     def trainer(self, client: int, number: int) -> Train:
-        """What trains this client in this round in place of `client.train`; it declares no loss."""
-        if self.clients is not None:
-            return _without_loss
-        repeat = self.guard.ledger.times(client, "round", number)
-        return partial(
-            train_privately,
-            plan=self.examples[client],
-            noise=self.noise,
-            coins=self.samples.stream("poisson", number, client, repeat),
-        )
+        """What trains this client in this round in place of `training.train`; it declares no loss."""
+
+    def charge_of(self, client: int) -> Mechanism | None:
+        """What a round costs this client; None where it costs the server."""
+        return None
 
     def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
         """A client's answer of this round, charged before it leaves.
@@ -76,9 +64,9 @@ class PrivateRun:
         Raises:
             ClientFailed: the budget has no room, found before training if it can be; nothing leaves.
         """
-        if self.clients is not None:
+        mechanism = self.charge_of(client)
+        if mechanism is None:
             return make()
-        mechanism = self.examples[client].round
         try:
             self.guard.check(client, mechanism)
             answer = make()
@@ -87,22 +75,12 @@ class PrivateRun:
             raise ClientFailed(str(spent)) from None
         return answer
 
-    def times_charged(self, client: int, phase: Phase, number: int) -> int:
-        """How often the ledger on disk was charged for this release of this client (start: number 0)."""
-        return self.guard.ledger.times(client, phase, number)
-
-    @property
-    def used_up(self) -> str:
-        """Why a client takes no part any more."""
-        return f"its privacy budget of epsilon {self.guard.ceiling:g} is used up"
-
     def expect(self, client: int, number: int) -> bool:
-        """Charge a round that a client elsewhere is about to be asked for; False if there is no room for it.
-
-        The client keeps its own account; this is the server's, which takes every question as answered.
-        """
+        """Charge, in the server's account of a client elsewhere, a question as answered; False: no room."""
+        mechanism = self.charge_of(client)
         try:
-            self.guard.charge(client, "round", number, self.examples[client].round)
+            if mechanism is not None:
+                self.guard.charge(client, "round", number, mechanism)
         except BudgetSpent:
             return False
         return True
@@ -111,50 +89,43 @@ class PrivateRun:
         """How clients protect their part of private bases; None where the start looks at no private rows.
 
         Args:
-            elsewhere: the clients keep their own accounts, and each sends its sum once, however often it is
-                asked: here it is counted once.
+            elsewhere: clients keep their own accounts; here each one's sum counts once, however often asked.
         """
-        if not self.starts:
-            return None
-        charge = self._count_start if elsewhere else self._charge_start
-        repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
-        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length)
+        return None
 
-    def _charge_start(self, client: int) -> None:
-        self.guard.charge(client, "start", 0, self.starts[client].release)
+    def cohort(self, number: int) -> list[int] | None:
+        """The Poisson cohort of a round, another one if it was charged before; None: the seeded one."""
+        return None
 
-    def _count_start(self, client: int) -> None:
-        if not self.guard.ledger.mechanisms(client, "start"):
-            self._charge_start(client)
+    def server_release(self, number: int, clip_norm: float | None) -> ClientRelease | None:
+        """What clips (None: to the config's norm) and noises this round's mean, charged; None: nothing."""
+        return None
 
-    def cohort(self, number: int) -> list[int]:
-        """The Poisson cohort of a round (unit: client); another one if the round was charged before."""
-        assert self.clients is not None
-        repeat = self.guard.ledger.times(None, "round", number)
-        return self.clients.cohort(self.samples.stream("cohort", number, repeat))
-
-    def server_release(self, number: int, clip_norm: float) -> ClientRelease | None:
-        """What clips and noises this round's mean (unit: client), paid for."""
-        if self.clients is None:
-            return None
-        self.guard.charge(None, "round", number, self.clients.round)
-        return ClientRelease(self.clients, clip_norm, self.noise, number)
-
-    def can_go_on(self, chosen: list[int]) -> bool:
+    def affords(self, cohort: Sequence[int]) -> bool:
         """Whether the budget has room for another round of at least one of these clients."""
-        if self.clients is not None:
-            return self.guard.affords(None, self.clients.round)
-        return any(self.guard.affords(c, self.examples[c].round) for c in chosen)
+        charged = {who: plan for who, plan in self.plans.items() if who is None or who in cohort}
+        return any(self.guard.affords(who, plan.round) for who, plan in charged.items())
+
+    def over_rows(self, rows: int) -> Self:
+        """With plans that sample from so many rows."""
+        return self
+
+    def with_secret_samples(self) -> Self:
+        """With batches of this answer alone: the same question asked twice at once, or of a state that was
+        copied back, is never answered from one batch with two noises."""
+        return replace(self, samples=self.samples.once())
+
+    @property
+    def used_up(self) -> str:
+        """Why a client takes no part any more."""
+        return f"its privacy budget of epsilon {self.guard.ceiling:g} is used up"
 
     def epsilon(self) -> float:
         """The largest over clients so far."""
-        return max((self.guard.epsilon(who) for who in self._who()), default=0.0)
-
-    def _who(self) -> list[int | None]:
-        return [None] if self.clients is not None else [*sorted(self.examples)]
+        return max((self.guard.epsilon(who) for who in self.plans), default=0.0)
 
     def check_ledger(self, last_epsilon: float | None) -> None:
-        """Refuse to go on with a ledger that knows of less than was reported.
+        """Refuse to resume on a ledger that knows of less than was reported.
 
         Raises:
             InputError: lines are missing.
@@ -172,11 +143,11 @@ class PrivateRun:
         Args:
             metrics: the lines of metrics.jsonl.
         """
-        private, rounds_done = self.wanted.insecure_seed is None, metrics[-1]["round"]
-        per_client = {"all" if who is None else str(who): self._of(who) for who in self._who()}
+        private, rounds_done = self.settings.insecure_seed is None, metrics[-1]["round"]
+        per_client = {"all" if who is None else str(who): self._of(who) for who in self.plans}
         worst = max(per_client.values(), key=lambda of: of["epsilon"])
         facts = {
-            "unit": self.wanted.unit,
+            "unit": self.settings.unit,
             "private": private,
             "epsilon": worst["epsilon"] if private else None,
             "delta": self.guard.delta,
@@ -186,46 +157,26 @@ class PrivateRun:
             "epsilon_rounds": worst["epsilon_rounds"] if private else None,
             "noise_multiplier": max(of["noise_multiplier"] for of in per_client.values()),
             "noise_source": f"{GENERATOR}, keys from the operating system" if private else "a fixed seed",
-            "clip_norm": self.wanted.clip_norm,
-            "quantile": self.wanted.quantile,
-            "target_epsilon": self.wanted.epsilon,
-            "relation": f"one {self.wanted.unit} present or blanked",
+            "clip_norm": self.settings.clip_norm,
+            "quantile": self.settings.quantile,
+            "target_epsilon": self.settings.epsilon,
+            "relation": f"one {self.settings.unit} present or blanked",
             "sampling": "Poisson",
-            "units": self._units,
+            "units": self.units,
             "rounds": rounds_done,
             "stopped_early": rounds_done < self.rounds,
             "per_client": per_client,
         }
-        if self.clients is not None:
-            facts |= self._seen_cohorts(self.clients, metrics)
+        facts |= self.cohort_facts(metrics)
         return facts | {"statement": statement(facts)}
 
-    @property
-    def _units(self) -> int:
-        """How many units there are, of one client or of all, which delta is measured by."""
-        if self.clients is not None:
-            return self.clients.num_clients
-        return min(plan.num_examples for plan in self.examples.values())
-
-    def _seen_cohorts(self, plan: ClientPlan, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What is left of the claim against a reader of the cohorts: for the client that was in most of them,
-        each of its rounds is a release without sampling. A round that was charged and not listed counts."""
-        listed = Counter(client for line in metrics for client in _cohort_of(line))
-        charged = len(self.guard.ledger.mechanisms(None, "round"))
-        most = max(listed.values(), default=0) + charged - metrics[-1]["round"]
-        seen = plan.round._replace(sampling_probability=1.0, steps=most)
-        return {
-            "count_noise_std": plan.count_noise_std,
-            "update_noise_multiplier": plan.update_noise_multiplier,
-            "rounds_of_one_client": most,
-            "epsilon_cohorts_known": epsilon([seen], self.guard.delta),
-        }
+    def cohort_facts(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What is left of the claim against a reader of the cohorts, where they are secret."""
+        return {}
 
     def _of(self, who: int | None) -> dict[str, Any]:
         ledger, delta = self.guard.ledger, self.guard.delta
-        plan = self.clients if who is None else self.examples[who]
-        assert plan is not None
-        start = None if who is None else self.starts.get(who)
+        plan, start = self.plans[who], self.starts.get(who)
         spent = ledger.mechanisms(who)
         return {
             "epsilon": epsilon(spent, delta),
@@ -237,157 +188,3 @@ class PrivateRun:
             "sampling_probability": plan.sampling_probability,
             "steps": sum(m.steps for m in ledger.mechanisms(who, "round")),
         }
-
-
-def _cohort_of(line: Mapping[str, Any]) -> list[int]:
-    """Everybody who was asked in this round of metrics.jsonl."""
-    return [*line["clients"], *(rejected["client"] for rejected in line["rejected"])]
-
-
-def _without_loss(*args: Any, **more: Any) -> None:
-    train(*args, **more)
-
-
-def prepare_privacy(
-    config: RunConfig, sizes: Mapping[int, int], folder: Path, account: Account | None = None
-) -> PrivateRun | None:
-    """Plans with their noise calibrated, and the ledgers as far as they were written; None without privacy.
-
-    Args:
-        sizes: how many examples each of the clients has whose privacy is accounted for here: of all in a
-            simulated run, of itself on a node.
-        account: a node's, of its rows over all runs.
-
-    Raises:
-        InputError: delta is too large, epsilon cannot be reached, a ledger is not what it was.
-        BudgetSpent: this run has not begun, and the account has no room for all of it.
-    """
-    wanted = config.privacy
-    if wanted is None:
-        return None
-    delta = check_delta(config, sizes.values())
-    account = account or _account(wanted, folder)
-    guard = Guard(PrivacyLedger(folder / LEDGER), delta, wanted.epsilon, account)
-    noise, rounds = NoiseSource(wanted.insecure_seed), config.federation.rounds
-    rest = (SampleSecret(folder, wanted.insecure_seed), config.training.max_length)
-    if wanted.unit == "client":
-        return PrivateRun(wanted, guard, noise, rounds, {}, {}, _client_plan(config, wanted, delta), *rest)
-    starts = _start_plans(config, wanted, sizes, delta)
-    plans = _example_plans(config, wanted, sizes, starts, delta)
-    private = PrivateRun(wanted, guard, noise, rounds, plans, starts, None, *rest)
-    for client, plan in plans.items():
-        start = [starts[client].release] if client in starts else []
-        guard.check_plan([*start, *[plan.round] * plan.rounds])
-    return private
-
-
-def _account(wanted: PrivacyConfig, folder: Path) -> Account | None:
-    """Of a simulated data set, if one is asked for; it is checked before the run begins."""
-    if wanted.ledger is None:
-        return None
-    ledger = DataLedger(place_beside(Path(wanted.ledger)))
-    secret = wanted.insecure_seed is None
-    account = Account(ledger, str(folder.resolve()), wanted.unit, secret_noise=secret)
-    account.check()
-    return account
-
-
-def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:
-    """Refuse early what `prepare_privacy` would refuse once the run begins.
-
-    Noise is looked for on behalf of the smallest client alone: one calibration takes seconds.
-
-    Args:
-        sizes: examples of each client.
-
-    Raises:
-        InputError: delta is too large, or epsilon cannot be reached.
-    """
-    wanted = config.privacy
-    if wanted is None:
-        return
-    delta = check_delta(config, sizes)
-    if wanted.unit == "client":
-        _client_plan(config, wanted, delta)
-        return
-    smallest = min(range(len(sizes)), key=lambda client: sizes[client])
-    alone = {smallest: sizes[smallest]}
-    _example_plans(config, wanted, alone, _start_plans(config, wanted, alone, delta), delta)
-
-
-def _client_plan(config: RunConfig, wanted: PrivacyConfig, delta: float) -> ClientPlan:
-    federation = config.federation
-    plan = ClientPlan(
-        num_clients=federation.clients,
-        expected_cohort=federation.clients_per_round or federation.clients,
-        rounds=federation.rounds,
-        clip_norm=wanted.clip_norm,
-        quantile=wanted.quantile,
-        noise_multiplier=wanted.noise_multiplier or 0.0,
-    )
-    return plan if wanted.noise_multiplier else plan.calibrated(_budget(wanted), delta)
-
-
-def _start_plans(
-    config: RunConfig, wanted: PrivacyConfig, sizes: Mapping[int, int], delta: float
-) -> dict[int, StartPlan]:
-    """The same number of samples for each, as far as it has them: a client knows nobody else's size."""
-    init = config.method.init
-    if not init.private:
-        return {}
-    each = max(1, round(init.samples / config.federation.clients))
-    plans = {}
-    for client, size in sizes.items():
-        plan = StartPlan(num_examples=size, expected_samples=min(size, each))
-        if wanted.epsilon is None:
-            plans[client] = replace(plan, noise_multiplier=wanted.noise_multiplier or 0.0)
-        else:
-            plans[client] = plan.calibrated(init.budget_share * wanted.epsilon, delta)
-    return plans
-
-
-def _example_plans(
-    config: RunConfig,
-    wanted: PrivacyConfig,
-    sizes: Mapping[int, int],
-    starts: Mapping[int, StartPlan],
-    delta: float,
-) -> dict[int, ExamplePlan]:
-    plans: dict[int, ExamplePlan] = {}
-    for client, size in sizes.items():
-        plan = example_plan(local_training(config), wanted, size, _times_chosen(config, client))
-        if not wanted.noise_multiplier:
-            before: list[Mechanism] = [starts[client].release] if client in starts else []
-            plan = plan.calibrated(_budget(wanted), delta, before=before)
-        plans[client] = plan
-    return plans
-
-
-def example_plan(training: LocalTraining, wanted: PrivacyConfig, size: int, rounds: int) -> ExamplePlan:
-    """One client's plan before calibration: as many steps a round as without privacy."""
-    batch = min(size, training.batch_size * training.accumulation)
-    return ExamplePlan(
-        num_examples=size,
-        expected_batch_size=batch,
-        steps_per_round=training.steps_per_round(size),
-        rounds=rounds,
-        clip_norm=wanted.clip_norm,
-        noise_multiplier=wanted.noise_multiplier or 0.0,
-    )
-
-
-def _times_chosen(config: RunConfig, client: int) -> int:
-    """Rounds in which the seeded cohorts include this client; at least 1."""
-    federation = config.federation
-    if federation.clients_per_round is None:
-        return federation.rounds
-    cohorts = (
-        cohort(federation.clients, federation.clients_per_round, numpy_generator(config.seed, "cohort", n))
-        for n in range(1, federation.rounds + 1)
-    )
-    return max(1, sum(client in chosen for chosen in cohorts))
-
-
-def _budget(wanted: PrivacyConfig) -> float:
-    assert wanted.epsilon is not None
-    return wanted.epsilon

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedsb.config.run_config import RunConfig, differences
@@ -11,6 +12,7 @@ from fedsb.errors import InputError
 from fedsb.models.digest import examples_digest
 from fedsb.runner.prepare_data import Data
 
+PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 NAMES = {
     "train": "the training rows (data.train), or how the tokenizer in model.path reads them",
     "test": "the test rows (data.test), or how the tokenizer in model.path reads them",
@@ -20,42 +22,32 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class StartedOn:
-    """Digests of a run's inputs. None: no such input here."""
-
-    config: dict[str, Any]
-    versions: dict[str, str]
-    train: str
-    test: str
-    parts: str
-    public: str | None
-    base: str | None
-
-
-def started_on(
-    config: RunConfig, data: Data, base: str | None, versions: Mapping[str, str]
-) -> dict[str, Any]:
-    """As it is kept in the checkpoint.
+def started_on(config: RunConfig, data: Data, base: str | None) -> dict[str, Any]:
+    """Digests of a run's inputs, as the checkpoint keeps them.
 
     Args:
         base: digest of the base's weights; None where they are elsewhere.
     """
-    return asdict(
-        StartedOn(
-            config=config.model_dump(mode="json", exclude={"tracking"}),
-            versions=dict(versions),
-            train=examples_digest(data.train),
-            test=examples_digest(data.test),
-            parts=_parts_digest(data.parts),
-            public=None if data.public is None else examples_digest(data.public),
-            base=base,
-        )
-    )
+    return {
+        "config": config.model_dump(mode="json", exclude={"tracking"}),
+        "versions": versions(),
+        "train": examples_digest(data.train),
+        "test": examples_digest(data.test),
+        "parts": examples_digest({"indices": list(part)} for part in data.parts),
+        "public": None if data.public is None else examples_digest(data.public),
+        "base": base,
+    }
 
 
-def _parts_digest(parts: Sequence[Sequence[int]]) -> str:
-    return examples_digest({"indices": list(part)} for part in parts)
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig) -> str | None:

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from fedsb.errors import InputError
 from fedsb.tasks.generate import generate_texts
-from fedsb.tasks.intervals import Measurement
 from fedsb.tasks.prompts import Template, added_bos, cut_left, fill, parse_template, prompt_ids, tokenize
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import (
     Batch,
     Example,
+    Measurement,
     Progress,
     Row,
     Task,

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from fedsb.common.documents import is_text
 from fedsb.errors import InputError
-from fedsb.tasks.intervals import Measurement
 from fedsb.tasks.rows import cell_text, is_missing, require_columns
 from fedsb.tasks.task import (
     Batch,
     Example,
+    Measurement,
     Progress,
     Row,
     Task,

@@ -5,32 +5,17 @@ other seeds, other training data or other prompts.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 
+from fedsb.tasks.task import Measurement
+
 CONFIDENCE = 0.95
 Z = 1.959963984540054  # the normal quantile of 97.5 %
 RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured on `count` examples, so that it can be scored on any of them.
-
-    metrics(indices): the metrics over the examples with these indices, repeats allowed.
-    shares: the metrics that are means of noughts and ones.
-    """
-
-    count: int
-    metrics: Callable[[np.ndarray], dict[str, float]]
-    shares: frozenset[str] = frozenset()
-
-    def all(self) -> dict[str, float]:
-        """The metrics over all examples, each once."""
-        return self.metrics(np.arange(self.count))
 
 
 @dataclass(frozen=True)
@@ -43,11 +28,6 @@ class Score:
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
-
-
-def merged(measurements: Sequence[Measurement]) -> dict[str, float]:
-    """All metrics of several measurements."""
-    return {name: value for each in measurements for name, value in each.all().items()}
 
 
 def scores(

@@ -8,16 +8,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-
-from fedsb.tasks.intervals import Measurement, merged
 
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on `count` examples, so that it can be scored on any of them.
+
+    metrics(indices): the metrics over the examples with these indices, repeats allowed.
+    shares: the metrics that are means of noughts and ones.
+    """
+
+    count: int
+    metrics: Callable[[np.ndarray], dict[str, float]]
+    shares: frozenset[str] = frozenset()
+
+    def all(self) -> dict[str, float]:
+        """The metrics over all examples, each once."""
+        return self.metrics(np.arange(self.count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +67,8 @@ class Task:
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], **how: Any) -> dict[str, float]:
         """The metrics over all examples; arguments as of `measure`."""
-        return merged(self.measure(model, examples, **how))
+        measured = self.measure(model, examples, **how)
+        return {name: value for each in measured for name, value in each.all().items()}
 
 
 def pad(

@@ -30,8 +30,8 @@ from fedsb.deploy.records import pack, payload_of
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.runner.checkpoint import load_checkpoint
+from fedsb.runner.client_privacy import ClientPrivacy
 from fedsb.runner.clients import RemoteClients
-from fedsb.runner.private_run import PrivateRun
 
 CLIENTS = 3
 
@@ -142,14 +142,14 @@ def test_cohorts_are_drawn_from_a_secret_of_the_server(world, tmp_path, monkeypa
     """Every node knows the run's seed, and with it could name who else took part in a model that it sees."""
     privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-2, "clip_norm": 0.5}
     config = config_of(world, privacy=privacy, federation__weighting="uniform")
-    secrets, cohort = [], PrivateRun.cohort
+    secrets, cohort = [], ClientPrivacy.cohort
 
     def watched(self, *arguments):
         secrets.append((self.samples.run, self.samples.insecure_seed))
         return cohort(self, *arguments)
 
     files = nodes_of(config, tmp_path)
-    monkeypatch.setattr(PrivateRun, "cohort", watched)
+    monkeypatch.setattr(ClientPrivacy, "cohort", watched)
     serve(FakeGrid(files), config, tmp_path)
     assert secrets == [(tmp_path / "deployed", None)] * 2
     assert len((tmp_path / "deployed/private/sampling-secret").read_bytes()) == 32

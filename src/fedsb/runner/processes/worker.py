@@ -19,7 +19,7 @@ from fedsb.federation.local_model import load_state
 from fedsb.federation.server import Arrived
 from fedsb.models.devices import visible_gpus
 from fedsb.runner.checkpoint import load_checkpoint
-from fedsb.runner.clients import LocalClient, local_client, simulate_cohort
+from fedsb.runner.clients import LocalClient, local_clients, simulate_cohort
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base
 
@@ -50,7 +50,7 @@ def open_run(request: dict[str, Any]) -> Callable[[int], LocalClient]:
     local_model = local_model_of(config, data, prepare_base(config, data), saved.factors)
     state = saved.state
     load_state(local_model, state.vector, state.base.total, round_number=state.round, seed=config.seed)
-    return lambda client: local_client(config, data, local_model, None, client)
+    return local_clients(config, data, local_model, None)
 
 
 def placed(config: RunConfig, number: int, gpus: int) -> RunConfig:

@@ -18,11 +18,10 @@ from fedsb.config.sections import BenchmarkConfig, CausalLmConfig
 from fedsb.tasks import Example, Row, Task
 from fedsb.tasks.choices import family_of, offered
 from fedsb.tasks.generate import Decoding
-from fedsb.tasks.intervals import Measurement
 from fedsb.tasks.scoring.checker import Checker, checker
 from fedsb.tasks.scoring.texts import check_libraries, measure_texts
 from fedsb.tasks.sources import benchmark_rows
-from fedsb.tasks.task import evaluating
+from fedsb.tasks.task import Measurement, evaluating
 
 Record = dict[str, Any]
 

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from fedsb.errors import InputError
-from fedsb.tasks.intervals import Measurement
+from fedsb.tasks.task import Measurement
 
 BLEU_ORDERS = 4
 

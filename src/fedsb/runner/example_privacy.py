@@ -1,0 +1,121 @@
+"""Privacy whose unit is one example: each client clips, noises and is charged; the mean is a plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+from fedsb.config import RunConfig
+from fedsb.config.sections import PrivacyConfig
+from fedsb.federation.cohort import cohort
+from fedsb.federation.private_training import train_privately
+from fedsb.federation.start.settings import PrivateStart
+from fedsb.federation.training import LocalTraining, Train
+from fedsb.privacy.accounting import Mechanism
+from fedsb.privacy.plan import ExamplePlan, StartPlan
+from fedsb.runner.arguments import local_training
+from fedsb.runner.private_run import PrivateRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePrivacy(PrivateRun[ExamplePlan]):
+    """Each client's plan.
+
+    Attributes:
+        max_length: tokens that an example may have.
+    """
+
+    max_length: int
+
+    @property
+    def units(self) -> int:
+        return min(plan.num_examples for plan in self.plans.values())
+
+    def trainer(self, client: int, number: int) -> Train:
+        repeat = self.guard.ledger.times(client, "round", number)
+        return partial(
+            train_privately,
+            plan=self.plans[client],
+            noise=self.noise,
+            coins=self.samples.stream("poisson", number, client, repeat),
+        )
+
+    def charge_of(self, client: int) -> Mechanism:
+        return self.plans[client].round
+
+    def private_start(self, *, elsewhere: bool = False) -> PrivateStart | None:
+        if not self.starts:
+            return None
+        charge = self._count_start if elsewhere else self._charge_start
+        repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
+        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length)
+
+    def _charge_start(self, client: int) -> None:
+        self.guard.charge(client, "start", 0, self.starts[client].release)
+
+    def _count_start(self, client: int) -> None:
+        if not self.guard.ledger.mechanisms(client, "start"):
+            self._charge_start(client)
+
+    def over_rows(self, rows: int) -> Self:
+        return replace(
+            self,
+            plans={client: replace(plan, rows=rows) for client, plan in self.plans.items()},
+            starts={client: replace(plan, rows=rows) for client, plan in self.starts.items()},
+        )
+
+
+def example_plans(
+    config: RunConfig, settings: PrivacyConfig, sizes: Mapping[int, int], delta: float
+) -> tuple[dict[int, ExamplePlan], dict[int, StartPlan]]:
+    """Each client's plan of its rounds, and of its part in private bases; their noise calibrated.
+
+    Raises:
+        InputError: epsilon cannot be reached.
+    """
+    plans, starts = {}, {}
+    for client, size in sizes.items():
+        if config.method.init.private:
+            starts[client] = _start_plan(config, settings, size, delta)
+        plan = _plan(local_training(config), settings, size, _times_chosen(config, client))
+        if settings.epsilon is not None and not settings.noise_multiplier:
+            before = [starts[client].release] if client in starts else []
+            plan = plan.calibrated(settings.epsilon, delta, before=before)
+        plans[client] = plan
+    return plans, starts
+
+
+def _start_plan(config: RunConfig, settings: PrivacyConfig, size: int, delta: float) -> StartPlan:
+    """The same number of samples for each, as far as it has them: a client knows nobody else's size."""
+    init = config.method.init
+    each = max(1, round(init.samples / config.federation.clients))
+    plan = StartPlan(num_examples=size, expected_samples=min(size, each))
+    if settings.epsilon is None:
+        return replace(plan, noise_multiplier=settings.noise_multiplier or 0.0)
+    return plan.calibrated(init.budget_share * settings.epsilon, delta)
+
+
+def _plan(training: LocalTraining, settings: PrivacyConfig, size: int, rounds: int) -> ExamplePlan:
+    """One client's plan before calibration: as many steps a round as without privacy."""
+    return ExamplePlan(
+        num_examples=size,
+        expected_batch_size=min(size, training.batch_size * training.accumulation),
+        steps_per_round=training.steps_per_round(size),
+        rounds=rounds,
+        clip_norm=settings.clip_norm,
+        noise_multiplier=settings.noise_multiplier or 0.0,
+    )
+
+
+def _times_chosen(config: RunConfig, client: int) -> int:
+    """Rounds in which the seeded cohorts include this client; at least 1."""
+    federation = config.federation
+    if federation.clients_per_round is None:
+        return federation.rounds
+    cohorts = (
+        cohort(federation.clients, federation.clients_per_round, config.seed, number)
+        for number in range(1, federation.rounds + 1)
+    )
+    return max(1, sum(client in chosen for chosen in cohorts))

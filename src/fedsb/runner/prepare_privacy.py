@@ -1,0 +1,81 @@
+"""From a config to a run's privacy: plans with their noise calibrated, and the ledgers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsb.config import RunConfig
+from fedsb.config.privacy_checks import check_delta
+from fedsb.config.sections import PrivacyConfig
+from fedsb.privacy.account import Account, Guard
+from fedsb.privacy.data_ledger import DataLedger, place_beside
+from fedsb.privacy.ledger import LEDGER, PrivacyLedger
+from fedsb.privacy.noise import NoiseSource
+from fedsb.runner.client_privacy import ClientPrivacy, client_plan
+from fedsb.runner.example_privacy import ExamplePrivacy, example_plans
+from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.private_state import SampleSecret
+
+
+def prepare_privacy(
+    config: RunConfig, sizes: Mapping[int, int], folder: Path, account: Account | None = None
+) -> PrivateRun | None:
+    """Plans with their noise calibrated, and the ledgers as far as they were written; None without privacy.
+
+    Args:
+        sizes: how many examples each of the clients has whose privacy is accounted for here: of all in a
+            simulated run, of itself on a node.
+        account: a node's, of its rows over all runs.
+
+    Raises:
+        InputError: delta is too large, epsilon cannot be reached, a ledger is not what it was.
+        BudgetSpent: this run has not begun, and the account has no room for all of it.
+    """
+    settings = config.privacy
+    if settings is None:
+        return None
+    delta = check_delta(config, sizes.values())
+    account = account or _account(settings, folder)
+    guard = Guard(PrivacyLedger(folder / LEDGER), delta, settings.epsilon, account)
+    noise, samples = NoiseSource(settings.insecure_seed), SampleSecret(folder, settings.insecure_seed)
+    shared: dict[str, Any] = {"settings": settings, "guard": guard, "noise": noise, "samples": samples}
+    shared["rounds"] = config.federation.rounds
+    if settings.unit == "client":
+        return ClientPrivacy(**shared, plans={None: client_plan(config, settings, delta)}, starts={})
+    plans, starts = example_plans(config, settings, sizes, delta)
+    for client, plan in plans.items():
+        before = [starts[client].release] if client in starts else []
+        guard.check_plan([*before, *[plan.round] * plan.rounds])
+    return ExamplePrivacy(**shared, plans=plans, starts=starts, max_length=config.training.max_length)
+
+
+def _account(settings: PrivacyConfig, folder: Path) -> Account | None:
+    """Of a simulated data set, if one is asked for; it is checked before the run begins."""
+    if settings.ledger is None:
+        return None
+    ledger = DataLedger(place_beside(Path(settings.ledger)))
+    secret = settings.insecure_seed is None
+    account = Account(ledger, str(folder.resolve()), settings.unit, secret_noise=secret)
+    account.check()
+    return account
+
+
+def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:
+    """Refuse early what `prepare_privacy` would refuse once the run begins.
+
+    `sizes`: examples of each client. Noise is sought for the smallest alone: one calibration takes seconds.
+
+    Raises:
+        InputError: delta is too large, or epsilon cannot be reached.
+    """
+    settings = config.privacy
+    if settings is None:
+        return
+    delta = check_delta(config, sizes)
+    if settings.unit == "client":
+        client_plan(config, settings, delta)
+    else:
+        smallest = min(range(len(sizes)), key=lambda client: sizes[client])
+        example_plans(config, settings, {smallest: sizes[smallest]}, delta)

@@ -1,0 +1,130 @@
+"""A prepared run: one value with all that stays as it is from the first round to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.config import RunConfig
+from fedsb.errors import InputError
+from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.initialize import draw_calibration, needs_data
+from fedsb.federation.start.settings import Start
+from fedsb.methods import Method
+from fedsb.models.devices import slow_bfloat16
+from fedsb.models.digest import base_digest, layer_digest
+from fedsb.report.progress import Progress
+from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
+from fedsb.runner.checkpoint import RunState
+from fedsb.runner.clients import RemoteClients
+from fedsb.runner.prepare_data import Data, batches_of, prepare_data, prepare_server_data, protected_batches
+from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
+from fedsb.runner.prepare_privacy import prepare_privacy
+from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.started_on import check_same, started_on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run before its first round.
+
+    Attributes:
+        start: how its factors start, unprotected.
+        remote: clients on other machines; None in a simulated run.
+        inputs: what it is started on, as the checkpoint has it.
+        layers_digest: of the base weights the adapter is made for; None where they are elsewhere.
+    """
+
+    config: RunConfig
+    folder: Path
+    method: Method
+    rules: RoundRules
+    start: Start
+    data: Data
+    base: BaseModel
+    privacy: PrivateRun | None
+    progress: Progress
+    remote: RemoteClients | None
+    inputs: Mapping[str, Any]
+    layers_digest: str | None
+
+
+def prepare(
+    config: RunConfig,
+    folder: Path,
+    progress: Progress,
+    remote: RemoteClients | None = None,
+    saved: RunState | None = None,
+) -> Prepared:
+    """Rows, base model and privacy of the config.
+
+    Args:
+        saved: where a run is resumed, its state: it was started on the same, and its ledger is whole.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    method, rules = method_of(config), round_rules(config)
+    progress.stage("reading data")
+    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
+    slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
+    if remote is None and slow:
+        progress.stage(slow)
+    progress.stage(f"loading {Path(config.model.path).name}")
+    base, weights, layers = _base_model(config, data, remote)
+    inputs = started_on(config, data, weights)
+    if saved is not None and (other := check_same(saved.started_on, inputs, config)):
+        progress.stage(other)
+    if config.privacy is not None:
+        progress.stage("calibrating noise")
+    privacy = prepare_privacy(config, {c: len(part) for c, part in enumerate(data.parts)}, folder)
+    if privacy is not None:
+        privacy.check_ledger(saved.metrics[-1].get("epsilon") if saved else None)
+    return Prepared(
+        config=config,
+        folder=folder,
+        method=method,
+        rules=rules,
+        start=start_of(config, data.parts),
+        data=data,
+        base=base,
+        privacy=privacy,
+        progress=progress,
+        remote=remote,
+        inputs=inputs,
+        layers_digest=layers,
+    )
+
+
+def _base_model(
+    config: RunConfig, data: Data, remote: RemoteClients | None
+) -> tuple[BaseModel, str | None, str | None]:
+    """The base, the digest of its weights and head, and that of its target layers."""
+    if remote is not None and not needs_weights_at_server(config):
+        return prepare_shapes(config, data), remote.base_digest, None
+    base = prepare_base(config, data)
+    weights = base_digest(base.model, base.task_head)
+    if remote is not None and remote.base_digest not in (None, weights):
+        raise InputError(
+            f"model.path: the server's base model has the digest {weights}, the nodes' {remote.base_digest}: "
+            "not the same weights. Give the server or the nodes the other's model folder"
+        )
+    return base, weights, layer_digest(base.targets)
+
+
+def calibration_of(
+    data: Data, base: BaseModel, start: Start, method: Method, head: Mapping[str, Any]
+) -> Calibration:
+    """The examples that the start may look at: public ones, all of each client's if it protects them itself,
+    or an equal draw."""
+    batches, losses = batches_of(data, base.device), data.task.losses
+    if data.public is not None:
+        return Calibration({0: list(range(len(data.public)))}, data.public, batches, losses, public=True)
+    if start.private is not None:
+        how = protected_batches(data, base.model, base.device, start.private.max_length)
+        return Calibration(dict(enumerate(data.parts)), data.train, *how)
+    looks = needs_data(start, method, head)
+    draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
+    return Calibration(draw, data.train, batches, losses)

@@ -1,0 +1,155 @@
+"""One round of a run: broadcast -> clients train -> aggregate -> evaluate -> record."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedsb.common.seeding import derive
+from fedsb.federation import wire
+from fedsb.federation.exchange import Part
+from fedsb.federation.local_model import LocalModel, load_state
+from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
+from fedsb.federation.start.refresh import refresh
+from fedsb.federation.state import ServerState
+from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.runner.checkpoint import RunState
+from fedsb.runner.clients import AskClients, expecting, part_of
+from fedsb.runner.prepared import Prepared, calibration_of
+from fedsb.runner.spill import SpilledTensors
+
+Sent = Counter[str]
+"""What a round's broadcasts came to: bytes and parameters."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A prepared run with its adapter in the model, and a way to its clients."""
+
+    prepared: Prepared
+    local_model: LocalModel
+    ask_clients: AskClients
+
+
+def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[int]) -> dict[str, Any]:
+    """The run after one more round; its line of metrics.jsonl.
+
+    Raises:
+        RunFailed: too few updates could be used.
+    """
+    prepared, rules = session.prepared, session.prepared.rules
+    privacy, progress, parts = prepared.privacy, prepared.progress, prepared.data.parts
+    progress.round_begins(number, rules.rounds, cohort)
+    held = {client: part_of(prepared.config, client, number) for client in cohort}
+    sent = Sent()
+    outcomes = _ask(session, saved.state, held, sent)
+    release = privacy.server_release(number, saved.metrics[-1].get("clip_norm")) if privacy else None
+    saved.state, report = aggregate(
+        saved.state,
+        outcomes,
+        session.local_model.exchange,
+        weighting=rules.weighting,
+        part_of=held.__getitem__,
+        aggregation=release.wrap(prepared.method.aggregation) if release else rules.aggregation,
+        fewest=0 if release else rules.min_updates,
+        bound=rules.norm_bound,
+        registered={client: len(parts[client]) for client in cohort},
+    )
+    saved.traffic += [
+        Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
+        Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
+    ]
+    put_state(session, saved)
+    every = rules.evaluate_every
+    scored = every is not None and (number % every == 0 or number == rules.rounds)
+    record = record_of(number, score(prepared) if scored else {}, report, sent["bytes"])
+    if privacy is not None:
+        record["epsilon"] = privacy.epsilon()
+    if release is not None:
+        record["clip_norm"] = release.next_clip_norm
+    if rules.refresh_every and number % rules.refresh_every == 0 and number < rules.rounds:
+        _refresh(session, saved, record)
+    return record
+
+
+def put_state(session: Session, saved: RunState) -> None:
+    """Put the state into the model."""
+    state, seed = saved.state, session.prepared.config.seed
+    load_state(session.local_model, state.vector, state.base.total, round_number=state.round, seed=seed)
+
+
+def score(prepared: Prepared) -> dict[str, float]:
+    """The task's metrics on the test examples; none if the config wants none."""
+    settings, data = prepared.config.evaluation, prepared.data
+    if settings.every is None:
+        return {}
+    return data.task.evaluate(
+        prepared.base.model,
+        data.test,
+        batch_size=settings.batch_size,
+        generate=settings.generate,
+        progress=prepared.progress.evaluating,
+    )
+
+
+def record_of(
+    number: int, metrics: Mapping[str, float], report: RoundReport, download_bytes: int
+) -> dict[str, Any]:
+    """One line of metrics.jsonl, without its seconds."""
+    record = {
+        "round": number,
+        "train_loss": report.train_loss,
+        "eval": dict(metrics),
+        "upload_bytes": report.upload_bytes,
+        "download_bytes": download_bytes,
+        "upload_parameters": report.upload_parameters,
+        "clients": sorted(report.clients),
+        "rejected": report.rejected,
+        "seconds": 0.0,
+    }
+    if report.scaled:
+        record["scaled"] = report.scaled
+    if report.deviation is not None:
+        record["deviation"] = report.deviation
+    return record
+
+
+def _ask(session: Session, state: ServerState, held: Mapping[int, Part], sent: Sent) -> Iterable[Outcome]:
+    message_for = broadcasts(state, session.local_model.exchange)
+
+    def message_to(client: int) -> bytes:
+        message = message_for(client, held[client])
+        sent["bytes"] += len(message)
+        sent["parameters"] += wire.count(message)
+        return message
+
+    privacy, ask_clients = session.prepared.privacy, session.ask_clients
+    if session.prepared.remote is not None and privacy is not None:
+        ask_clients = expecting(privacy, ask_clients, state.round + 1)
+    return ask_clients(list(held), message_to)
+
+
+def _refresh(session: Session, saved: RunState, record: dict[str, Any]) -> None:
+    """Fold and start new bases; the record's bytes with this traffic in them."""
+    prepared, data, number = session.prepared, session.prepared.data, saved.state.round
+    prepared.progress.stage(f"new bases after round {number}")
+    seed = prepared.config.seed
+    start = replace(prepared.start, seed=derive(seed, "refresh", number), head_warmup=None)
+    spilled = SpilledTensors(prepared.folder / "checkpoint" / "spill")
+    saved.state, saved.factors, traffic = refresh(
+        session.local_model,
+        saved.state,
+        start,
+        calibration_of(data, prepared.base, start, prepared.method, {}),
+        num_clients=len(data.parts),
+        seed=seed,
+        sums=spilled,
+    )
+    shutil.rmtree(spilled.folder)
+    saved.factors_round = number
+    saved.traffic += traffic
+    record["upload_bytes"] += total_bytes(traffic, direction="up")
+    record["download_bytes"] += total_bytes(traffic, direction="down")
