@@ -15,12 +15,12 @@ from fedsb.adapter import LowRankLinear
 from fedsb.adapter.linear import features
 from fedsb.cli.doctor import examine
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.federation.server import broadcast
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import chosen_targets
 from fedsb.report.progress import Silent
-from fedsb.runner.arguments import method_of
 from fedsb.runner.clients import local_client
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base

@@ -13,11 +13,11 @@ from run_helpers import main_status
 from torch.autograd.graph import saved_tensors_hooks
 
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.models import load_base
 from fedsb.report.progress import Silent
 from fedsb.runner import memory as memory_module
-from fedsb.runner.arguments import method_of
 from fedsb.runner.memory import Longest, Memory, advice, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, memory_of, prepare_base

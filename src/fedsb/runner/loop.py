@@ -18,6 +18,7 @@ from torch import nn
 
 from fedsb.adapter.attached import Attached
 from fedsb.common.seeding import derive, numpy_generator
+from fedsb.config.method import method_of
 from fedsb.config.run_config import RunConfig, flat_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
@@ -36,7 +37,6 @@ from fedsb.report.tracking import check_tracking, trackers
 from fedsb.report.write import LivePage
 from fedsb.runner import folder as run_folder
 from fedsb.runner.arguments import (
-    method_of,
     needs_weights_at_server,
     norm_bound,
     part_of,

@@ -24,7 +24,7 @@ from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.traffic import Traffic
-from fedsb.methods import Method
+from fedsb.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Warmup:
 class Start:
     """How the factors start: fields as in the config's `method` and `method.init`."""
 
-    kind: Literal["gradient", "weights", "orthonormal"]
+    kind: str
     rule: Rule | Literal["moments"]
     samples: int
     batch_size: int
