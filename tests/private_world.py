@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from fedsb import RunConfig
+from fedsb.config.method import method_of
 from fedsb.federation.dropout import without_dropout
 from fedsb.federation.local_model import load_round
 from fedsb.federation.private_training import train_privately
@@ -15,7 +16,7 @@ from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
-from fedsb.runner.arguments import local_training, method_of, start_of
+from fedsb.runner.arguments import local_training, start_of
 from fedsb.runner.prepare_data import batches_of, prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base
 

@@ -18,7 +18,7 @@ from fedsb.models import load_tokenizer
 from fedsb.runner import evaluate as evaluate_module
 from fedsb.runner import run
 from fedsb.runner.evaluate import evaluate_run
-from fedsb.runner.prepare_data import make_task
+from fedsb.runner.prepare_data import task_of
 from fedsb.tasks.prompts import fill, parse_template
 from fedsb.tasks.sources import train_rows
 
@@ -223,7 +223,7 @@ def test_prompts_are_asked_with_the_tokens_that_are_trained(path, world, monkeyp
             }
         )
         rows = train_rows(config.model_copy(update={"data": data}))
-        task = make_task(config, tokenizer, rows)
+        task = task_of(config, tokenizer, rows)
         trained = task.encode(rows, "train")
         asked = _asked(config, name, task, monkeypatch)
         for row, example in zip(rows, trained, strict=True):

@@ -161,7 +161,7 @@ def test_wrong_rows(tokenizer):
 
 def test_what_the_task_says_of_itself(tokenizer):
     task, regression = build(tokenizer), build_regression(tokenizer)
-    assert (task.kind, task.primary_metric, task.higher_is_better) == ("classification", "accuracy", True)
+    assert (task.primary_metric, task.higher_is_better) == ("accuracy", True)
     assert (task.num_labels, task.label_names) == (3, ("maybe", "no", "yes"))
     assert (regression.num_labels, regression.label_names, regression.partition_label) == (1, None, None)
     assert regression.primary_metric == "pearson"

@@ -126,7 +126,7 @@ class LowRankLinear(nn.Module):
         if is_quantized(self.base):
             raise InputError(
                 "this method changes base weights, and the base is stored in 4 bits: set model.load_in_4bit "
-                "to false, or take a method that leaves the base alone (fed-sb, fedit, ffa-lora, ...)"
+                "to false, or take a method that leaves base weights alone"
             )
         self._own_weight = self._own_weight or [weight_of(self.base)]
         self.base.weight = self._own_weight[0]

@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from fedsb.adapter.attached import check_rank
 from fedsb.adapter.linear import features
+from fedsb.config.sections import FederationConfig, InitConfig
 from fedsb.errors import InputError
 from fedsb.federation.start.sketches import sketched_numbers
-from fedsb.methods import ALL, Method, Shape, by_name
+from fedsb.methods import ALL, METHODS, Method, Shape, by_name
 from fedsb.methods.averaging.stack import stacked_numbers
 from fedsb.models.head import head_parameters, is_classifier
 from fedsb.models.shapes import build_on_meta
@@ -23,12 +25,11 @@ from fedsb.models.targets import GROUPS, chosen_targets
 BYTES_PER_NUMBER = 4
 BYTES_PER_NUMBER_ONCE = 2
 """Bases, factors and sketches of gradients travel as bfloat16; whole gradients do not."""
-INITS = ("gradient", "weights", "orthonormal")
-"""As in `method.init.kind`; importing the config for them would take a sixth of a second."""
-BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""As in `federation.upload_dtype`."""
-UPLOADS = ("factors", "sketch", "whole")
-"""As in `method.init.upload`."""
+CHOICES = {
+    "init": get_args(InitConfig.model_fields["kind"].annotation),
+    "upload": get_args(InitConfig.model_fields["upload"].annotation),
+    "upload_dtype": get_args(FederationConfig.model_fields["upload_dtype"].annotation),
+}
 OPTIONS = {
     "method.rank": "--rank",
     "method.heads": "--heads",
@@ -98,7 +99,7 @@ class MethodCost:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The costs by method name, in the order of `methods.ALL`.
+    """The costs by method name, in the order of `methods.METHODS`.
 
     Attributes:
         target_layers: how many layers are adapted.
@@ -158,11 +159,11 @@ def method_cost(
     method: Method, rank: int, shapes: Sequence[Shape], head: int, question: Question
 ) -> MethodCost:
     """The cost over target layers of those shapes and a head of so many numbers."""
-    heads, clients, rounds = heads_of(method, question.heads), question.clients, question.rounds
+    heads, clients, rounds = method.heads_of(question.heads), question.clients, question.rounds
     layers = [method.cost(shape, rank, heads, clients) for shape in shapes]
     up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
     once_down, once_up = _once(method, rank * heads, shapes, question)
-    per_round = clients * (BYTES_OF[question.upload_dtype] * up + BYTES_PER_NUMBER * down)
+    per_round = clients * (getattr(torch, question.upload_dtype).itemsize * up + BYTES_PER_NUMBER * down)
     bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
     once = clients * (BYTES_PER_NUMBER_ONCE * once_down + bytes_up * once_up)
     return MethodCost(
@@ -196,25 +197,20 @@ def _gradient_numbers(shape: Shape, basis_rank: int, upload: str) -> int:
     return sketched_numbers(shape, basis_rank) if upload == "sketch" else stacked_numbers(shape, basis_rank)
 
 
-def heads_of(method: Method, heads: int | None) -> int:
-    """The heads asked for, where the method trains a core; else its own."""
-    return heads if heads is not None and method.has_core else method.heads
-
-
 def parse_methods(text: str | None, rank: int | None) -> list[tuple[Method, int]]:
-    """`fed-sb:200,fedit` -> methods with their ranks, in the order of `ALL`.
+    """`fed-sb:200,fedit` -> methods with their ranks, in the order of `METHODS`.
 
     Raises:
         InputError: a bad entry, an unknown or repeated method, a method without a rank.
     """
-    entries = [method.name for method in ALL] if text is None else [e.strip() for e in text.split(",")]
-    ranks: dict[str, int] = {}
+    entries = METHODS.names() if text is None else [e.strip() for e in text.split(",")]
+    ranks: dict[str, tuple[Method, int]] = {}
     for entry in entries:
         method, its_rank = _parse_entry(entry, rank)
         if method.name in ranks:
             raise InputError(f"--methods: expected each method once, found {method.name} twice")
-        ranks[method.name] = its_rank
-    return [(method, ranks[method.name]) for method in ALL if method.name in ranks]
+        ranks[method.name] = method, its_rank
+    return [ranks[name] for name in METHODS.names() if name in ranks]
 
 
 def _parse_entry(entry: str, rank: int | None) -> tuple[Method, int]:
@@ -222,7 +218,7 @@ def _parse_entry(entry: str, rank: int | None) -> tuple[Method, int]:
     if parts is None:
         raise InputError(
             "--methods: expected NAME or NAME:RANK with a whole rank of 1 or more, separated by commas "
-            f"(fed-sb:200,fedit:32), found {entry!r}"
+            f"({ALL[0].name}:200,{ALL[1].name}:32), found {entry!r}"
         )
     method = by_name(parts[1])
     its_rank = int(parts[2]) if parts[2] else rank
@@ -237,7 +233,7 @@ def _fitting(
     """The methods whose rank fits the layers; the others with the reason, refused if they were named."""
     misfits: dict[str, str] = {}
     for method, rank in asked:
-        heads = heads_of(method, question.heads)
+        heads = method.heads_of(question.heads)
         try:
             check_rank(targets, rank, heads=heads)
         except InputError as error:
@@ -253,14 +249,10 @@ def _check(question: Question) -> None:
         value = getattr(question, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected 1 or more, found {value}")
-    if question.init not in INITS:
-        raise InputError(f"--init: expected one of {', '.join(INITS)}, found {question.init!r}")
-    if question.upload not in UPLOADS:
-        raise InputError(f"--upload: expected one of {', '.join(UPLOADS)}, found {question.upload!r}")
-    if question.upload_dtype not in BYTES_OF:
-        raise InputError(
-            f"--upload-dtype: expected one of {', '.join(BYTES_OF)}, found {question.upload_dtype!r}"
-        )
+    for name, choices in CHOICES.items():
+        if (value := getattr(question, name)) not in choices:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: expected one of {', '.join(choices)}, found {value!r}")
     if question.targets is not None and not _split(question.targets):
         raise InputError(f"--targets: expected layer names such as q_proj,v_proj, found {question.targets!r}")
 

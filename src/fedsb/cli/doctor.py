@@ -12,12 +12,13 @@ import torch
 
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes
-from fedsb.runner.arguments import local_training, method_of
+from fedsb.runner.arguments import local_training
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base

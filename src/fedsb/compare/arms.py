@@ -16,7 +16,7 @@ from fedsb.config.run_config import RunConfig, differences
 from fedsb.config.sections import ColumnsConfig, LimitConfig, PrepareConfig
 from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
-from fedsb.methods import ALL, by_name
+from fedsb.methods import ALL, METHODS, by_name
 from fedsb.runner.folder import finished_summary
 
 
@@ -35,7 +35,7 @@ def make_arms(config: RunConfig, settings: CompareConfig, names: Sequence[str]) 
     Raises:
         InputError: no such arm or method, a name twice, a setting that does not fit a run config.
     """
-    _each_once("--methods", list(names), "name at least one, e.g. --methods fed-sb,fedit")
+    _each_once("--methods", list(names), f"name at least one, e.g. --methods {ALL[0].name},{ALL[1].name}")
     _check_rates(settings)
     return [_arm(config, settings, name) for name in names]
 
@@ -54,7 +54,7 @@ def _each_once(option: str, given: list[Any], cure: str) -> None:
 
 
 def _check_rates(settings: CompareConfig) -> None:
-    known = {*settings.arms, *(method.name for method in ALL), "default"}
+    known = {*settings.arms, *METHODS.names(), "default"}
     unknown = [name for name in settings.learning_rates if name not in known]
     if unknown:
         raise InputError(
@@ -68,7 +68,7 @@ def _arm(config: RunConfig, settings: CompareConfig, name: str) -> Arm:
     values = override(config.model_dump(mode="json"), [f"{key}={_flow(v)}" for key, v in changes.items()])
     made = RunConfig.from_dict(values, source=f"compare.arms.{name}")
     method = by_name(made.method.name)
-    if name != method.name and any(name == other.name for other in ALL):
+    if name != method.name and name in METHODS.names():
         raise InputError(
             f"compare.arms.{name}: named like a method, but its method.name is {method.name}; rename the arm"
         )
@@ -77,7 +77,7 @@ def _arm(config: RunConfig, settings: CompareConfig, name: str) -> Arm:
 
 def _method_of(name: str, settings: CompareConfig) -> dict[str, Any]:
     """method.name where the arm's name says it. A variant without one keeps the base config's method."""
-    if name in settings.arms and all(name != method.name for method in ALL):
+    if name in settings.arms and name not in METHODS.names():
         return {}
     return {"method.name": _known(name, settings)}
 

@@ -25,7 +25,8 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _fits_into_64_bits(cls, value: Any) -> Any:
-        for number in value if isinstance(value, list) else [value]:
+        many = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        for number in many:
             if isinstance(number, int) and abs(number) >= 1 << 63:
                 raise ValueError(
                     f"expected less than 2^63, found a whole number of {number.bit_length()} bits"
@@ -76,7 +77,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
 
 
-_UNION_TAGS = {"classification", "causal-lm", "iid", "dirichlet", "by-column", "shards"}
+_UNION_TAGS = {"iid", "dirichlet", "by-column", "shards"}
 
 
 def _all_keys(section: type[Section]) -> set[str]:

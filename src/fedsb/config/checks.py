@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
 
+from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import RobustConfig
 from fedsb.errors import InputError
-from fedsb.methods import ALL, Method, by_name
+from fedsb.methods import Method
 from fedsb.methods.averaging.robust import FEWEST
 
 
@@ -36,9 +37,6 @@ def _cohort(config: RunConfig) -> Iterator[str]:
         )
 
 
-# Which settings the robust checks cannot go with, and why.
-
-
 def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:
     """What is wrong with `federation.robust`, if it is set."""
     wanted = config.federation.robust
@@ -47,10 +45,11 @@ def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:
     yield from _robust_settings(config)
     if wanted.average != "mean":
         yield from _robust_average(config, wanted, method)
-    if wanted.norm_bound is not None and not _sends_what_it_trains(method):
+    if wanted.norm_bound is not None and not method.sends_what_it_trains:
+        able = able_names(lambda m: m.sends_what_it_trains)
         yield (
             f"federation.robust.norm_bound: {method.name} starts anew each round, so there is no broadcast "
-            f"to measure an update from; take one of {_able_names(_sends_what_it_trains)}"
+            f"to measure an update from; take one of {able}"
         )
 
 
@@ -70,7 +69,7 @@ def _robust_settings(config: RunConfig) -> Iterator[str]:
 def _robust_average(config: RunConfig, wanted: RobustConfig, method: Method) -> Iterator[str]:
     federation, key = config.federation, "federation.robust.average"
     if not method.averages:
-        able = _able_names(lambda m: m.averages)
+        able = able_names(lambda m: m.averages)
         yield (
             f"{key}: {method.name} makes more of its clients' updates than one mean, which {wanted.average} "
             f"could replace; take one of {able}, or norm_bound alone"
@@ -88,24 +87,13 @@ def _robust_average(config: RunConfig, wanted: RobustConfig, method: Method) -> 
         )
 
 
-def _sends_what_it_trains(method: Method) -> bool:
-    return set(method.trains(1)) - {"s"} <= set(method.sends)
-
-
-def _able_names(able: Callable[[Method], bool]) -> str:
-    return ", ".join(method.name for method in ALL if able(method))
-
-
-# Which settings a method cannot do.
-
-
 def method_faults(config: RunConfig) -> Iterator[str]:
     """What is wrong with the settings of the config's method.
 
     Raises:
-        InputError: the method is unknown.
+        InputError: the method or an option of it is unknown.
     """
-    method = by_name(config.method.name)
+    method = method_of(config)
     for part in (_heads, _only_for_some, _mixed, robust_faults):
         yield from part(config, method)
 
@@ -117,7 +105,7 @@ def _heads(config: RunConfig, method: Method) -> Iterator[str]:
     if heads > 1 and not method.has_core:
         yield (
             f"method.heads: {method.name} has no core to split, found {heads}; leave it out, or take one of "
-            f"{_names(m for m in ALL if m.has_core)}"
+            f"{able_names(lambda m: m.has_core)}"
         )
     if rank % heads:
         fits = [n for n in range(1, rank + 1) if rank % n == 0]
@@ -129,10 +117,12 @@ def _heads(config: RunConfig, method: Method) -> Iterator[str]:
 
 def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
     wanted = config.method
-    if wanted.refresh_every is not None and not (method.has_core and method.finish_upload is None):
-        yield f"method.refresh_every: only fed-sb and lora-xs start anew, found {method.name}; leave it out"
-    if wanted.residual_rank is not None and method.name != "fedex-lora":
-        yield f"method.residual_rank: only fedex-lora sends a residual, found {method.name}; leave it out"
+    if wanted.refresh_every is not None and not method.refreshes:
+        able = able_names(lambda m: m.refreshes)
+        yield f"method.refresh_every: only {able} can start bases again, found {method.name}; leave it out"
+    if wanted.residual_rank is not None and not method.residual:
+        able = able_names(lambda m: m.residual)
+        yield f"method.residual_rank: only {able} sends a residual, found {method.name}; leave it out"
     changes_base = wanted.refresh_every is not None or method.changes_base
     if changes_base and config.model.load_in_4bit:
         what = "method.refresh_every" if wanted.refresh_every else f"method.name: {method.name}"
@@ -141,7 +131,7 @@ def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
 
 def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
     federation, wanted = config.federation, config.method
-    heads = wanted.heads or method.heads
+    heads = method.heads_of(wanted.heads)
     yield from _per_client(
         "client_ranks", federation.client_ranks, federation.clients, wanted.rank, "method.rank"
     )
@@ -149,13 +139,14 @@ def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
         "client_heads", federation.client_heads, federation.clients, heads, "the core's heads"
     )
     if federation.client_ranks and not method.mixed_ranks:
-        able = _names(m for m in ALL if m.mixed_ranks)
+        able = able_names(lambda m: m.mixed_ranks)
         yield (
             f"federation.client_ranks: {method.name} needs one rank for all clients; leave client_ranks out, "
             f"or take one of {able}"
         )
     if federation.client_heads and not (method.has_core and heads > 1):
-        yield "federation.client_heads: there is one head; set method.heads, with fed-sb, lora-xs or ravan"
+        able = able_names(lambda m: m.has_core)
+        yield f"federation.client_heads: there is one head; set method.heads, with one of {able}"
     if federation.client_heads and config.training.weight_decay:
         yield (
             "federation.client_heads: training.weight_decay would shrink the heads a client does not train; "
@@ -181,7 +172,3 @@ def _per_client(key: str, found: list[int] | None, clients: int, largest: int, l
         )
     if max(found, default=0) > largest:
         yield f"federation.{key}: expected numbers of at most {largest} ({limit}), found {max(found)}"
-
-
-def _names(methods: Iterator[Method]) -> str:
-    return ", ".join(method.name for method in methods)

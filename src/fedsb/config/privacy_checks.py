@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 
+from fedsb.config.method import able_names, method_of
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import PrivacyConfig
 from fedsb.errors import InputError
-from fedsb.methods import ALL, Method, by_name
+from fedsb.methods import Method
 
 
 def privacy_faults(config: RunConfig) -> Iterator[str]:
@@ -17,7 +18,7 @@ def privacy_faults(config: RunConfig) -> Iterator[str]:
     Raises:
         InputError: the method is unknown.
     """
-    method, wanted = by_name(config.method.name), config.privacy
+    method, wanted = method_of(config), config.privacy
     yield from _start(config, method)
     if wanted is not None:
         yield from _packages(wanted)
@@ -79,10 +80,9 @@ def _by_unit(config: RunConfig, wanted: PrivacyConfig, method: Method) -> Iterat
             )
         return
     if not method.averages:
-        able = ", ".join(m.name for m in ALL if m.averages)
         yield (
             f"privacy.unit: client needs a method that averages factors, found {method.name}; take one of "
-            f"{able}"
+            f"{able_names(lambda m: m.averages)}"
         )
     if federation.weighting != "uniform":
         yield (

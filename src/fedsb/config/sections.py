@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 
 
@@ -31,7 +42,17 @@ class ModelConfig(Section):
         return self
 
 
-class ClassificationConfig(Section):
+class TaskSection(Section):
+    """A task's keys. Those of another package's task are a class of its own with a `kind` of its own."""
+
+    classifies: ClassVar[bool] = False
+    """Whether the model gets a classification head; else it is a causal language model."""
+    kind: str
+    """Or that of an installed package's task, with its keys."""
+
+
+class ClassificationConfig(TaskSection):
+    classifies = True
     kind: Literal["classification"] = "classification"
     text: Annotated[list[str], Field(min_length=1, max_length=2)]
     """One or two text columns."""
@@ -60,7 +81,7 @@ class ClassificationConfig(Section):
         return [value] if isinstance(value, str) else value
 
 
-class CausalLmConfig(Section):
+class CausalLmConfig(TaskSection):
     kind: Literal["causal-lm"]
     prompt: str
     """Template with {column} placeholders. The loss is on the response only."""
@@ -70,7 +91,44 @@ class CausalLmConfig(Section):
     """Longest answer generated in evaluation."""
 
 
-TaskConfig = Annotated[ClassificationConfig | CausalLmConfig, Field(discriminator="kind")]
+class TaskFamily(NamedTuple):
+    """The tasks of one kind.
+
+    Attributes:
+        section: their keys; `kind` is a Literal of one name.
+        make: (section, tokenizer, training rows, *, source, max_length) -> `fedsb.tasks.Task`; `source` names
+            the rows in errors. None for the package's own, see `fedsb.tasks.make_task`.
+    """
+
+    section: type[TaskSection]
+    make: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The kind."""
+        return str(get_args(self.section.model_fields["kind"].annotation)[0])
+
+
+FAMILIES = Registry("fedsb.tasks", TaskFamily, [TaskFamily(ClassificationConfig), TaskFamily(CausalLmConfig)])
+
+
+def _of_its_kind(values: Any) -> Any:
+    """The section that the key `kind` names."""
+    if isinstance(values, TaskSection):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected keys such as kind, found {type(values).__name__}")
+    kind = values.get("kind")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        fault = PydanticCustomError("unknown_kind", f"expected one of {', '.join(FAMILIES.names())}")
+        raise ValidationError.from_exception_data("task", [{"type": fault, "loc": ("kind",), "input": kind}])
+    return family.section.model_validate(values)
+
+
+TaskConfig = Annotated[
+    SerializeAsAny[ClassificationConfig | CausalLmConfig | TaskSection], BeforeValidator(_of_its_kind)
+]
 
 
 class LimitConfig(Section):
@@ -148,11 +206,11 @@ class MethodConfig(Section):
     rank: PositiveInt = 64
     """Rank of the factors; with several heads, of one head."""
     heads: PositiveInt | None = None
-    """Blocks of the core, each rank x rank, over bases of rank heads * rank; null: 1, and 4 for ravan."""
+    """Blocks of the core, each rank x rank, over bases of rank heads * rank; null: the method's own."""
     refresh_every: PositiveInt | None = None
     """Fold B R A into the base after so many rounds and start new bases from a new estimate; null: never."""
     residual_rank: PositiveInt | None = None
-    """fedex-lora: rank kept of the residual; null: all of it, which is exact."""
+    """Of a method that sends a residual: the rank kept of it; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
     targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
@@ -160,6 +218,8 @@ class MethodConfig(Section):
     )
     """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
     layer of the repeated blocks; attention, mlp: those of one kind."""
+    options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Of the method alone, where it has any."""
     init: InitConfig = InitConfig()
 
 

@@ -35,7 +35,7 @@ from fedsb.federation.start.messages import unpack_start
 from fedsb.models import load_tokenizer
 from fedsb.models.digest import base_digest
 from fedsb.runner.clients import LocalClient, local_clients
-from fedsb.runner.prepare_data import Data, check_apart, check_can_deploy, make_task
+from fedsb.runner.prepare_data import Data, check_apart, check_can_deploy, task_of
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
@@ -248,7 +248,7 @@ def _own_data(config: RunConfig, own: NodeConfig) -> Data:
 def _encoded(config: RunConfig, own: NodeConfig) -> Data:
     rows = _given_rows(own.data.train, own)
     tokenizer = load_tokenizer(config.model.path)
-    task = make_task(config, tokenizer, rows)
+    task = task_of(config, tokenizer, rows)
     examples = task.encode(rows, own.data.train)
     public = None
     if config.method.init.public is not None and own.data.public is not None:

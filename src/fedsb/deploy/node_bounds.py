@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsb.config.run_config import RunConfig, flat_settings
-from fedsb.config.sections import CausalLmConfig
+from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.deploy.node_config import Refused
 from fedsb.runner.arguments import local_training
 
@@ -46,7 +46,7 @@ def check_bounds(config: RunConfig) -> None:
     _check("federation.rounds x clients", federation.rounds * federation.clients, MOST_CLIENT_ROUNDS)
     if isinstance(task, CausalLmConfig):
         _check("task.prompt (characters)", len(task.prompt), LONGEST_PROMPT)
-    else:
+    if isinstance(task, ClassificationConfig):
         _check("task.labels (classes)", len(task.labels or []), MOST_LABELS)
 
 

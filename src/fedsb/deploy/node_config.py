@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
-from fedsb.config.sections import ClassificationConfig, PrivacyConfig
+from fedsb.config.sections import CausalLmConfig, ClassificationConfig, PrivacyConfig
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.tasks.prompts import parse_template
@@ -225,6 +225,8 @@ def columns_of(config: RunConfig) -> list[str]:
     task = config.task
     if isinstance(task, ClassificationConfig):
         return [*task.text, task.label]
+    if not isinstance(task, CausalLmConfig):
+        raise Refused(f"task.kind: {task.kind} does not say which columns it reads; it is for simulated runs")
     return [*(column for _, column in parse_template(task.prompt) if column is not None), task.response]
 
 

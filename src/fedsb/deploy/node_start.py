@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsb.adapter import Factors
 from fedsb.adapter.linear import features
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.deploy.door import Charge, Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.deploy.node_config import Refused
 from fedsb.deploy.node_folder import keep
@@ -33,7 +34,7 @@ from fedsb.federation.start.initialize import (
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
 from fedsb.federation.start.settings import PrivateStart, Start, Warmup
 from fedsb.federation.training import ClientFailed
-from fedsb.runner.arguments import heads_of, method_of, start_of
+from fedsb.runner.arguments import heads_of, start_of
 from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import BaseModel

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedsb.common.files import write_text
 from fedsb.config import RunConfig
-from fedsb.config.sections import ClassificationConfig
+from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.runner.prepare_data import check_can_deploy
 
@@ -74,6 +74,7 @@ def _columns(config: RunConfig) -> list[str]:
     task = config.task
     if isinstance(task, ClassificationConfig):
         return [*task.text, task.label]
+    assert isinstance(task, CausalLmConfig)  # check_can_deploy has seen to it
     return [*dict.fromkeys(re.findall(r"{(\w+)}", task.prompt)), task.response]
 
 

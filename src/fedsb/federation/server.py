@@ -19,9 +19,9 @@ from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.state import ServerState, base_by_name, base_for, changed_base
-from fedsb.methods import Aggregation, BaseUpdate, Upload
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.robust import NormBound
+from fedsb.methods.method import Aggregation, BaseUpdate, Upload
 
 Weighting = Literal["examples", "uniform"]
 

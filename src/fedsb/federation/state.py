@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedsb.adapter import LoraPair
 from fedsb.federation.exchange import Exchange
-from fedsb.methods import BaseUpdate
 from fedsb.methods.averaging.stack import factors_are_smaller
+from fedsb.methods.method import BaseUpdate
 
 
 @dataclass(frozen=True)

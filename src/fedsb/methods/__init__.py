@@ -1,7 +1,11 @@
-"""Federated methods, one per file. Adding one: its file, one line here, a recipe, a test."""
+"""Federated methods, one per file. Adding one: its file, one line here, a recipe, a test.
+
+Methods of other packages are found by the entry-point group `fedsb.methods` (docs/guides/adding-a-method.md).
+"""
 
 from difflib import get_close_matches
 
+from fedsb.common.registry import Registry
 from fedsb.errors import InputError
 from fedsb.methods.fed_sb import fed_sb as fed_sb
 from fedsb.methods.fedex_lora import fedex_lora as fedex_lora
@@ -36,6 +40,11 @@ ALL: tuple[Method, ...] = (
     fedsvd,
     rolora,
 )
+"""The package's own."""
+
+METHODS = Registry("fedsb.methods", Method, ALL)
+"""These, and those of other packages."""
+register = METHODS.register
 
 
 def by_name(name: str) -> Method:
@@ -44,9 +53,9 @@ def by_name(name: str) -> Method:
     Raises:
         InputError: no such method; the message lists those that exist and the close ones.
     """
-    methods = {method.name: method for method in ALL}
-    if name not in methods:
-        close = get_close_matches(name, methods, n=2, cutoff=0.4)
+    method = METHODS.get(name)
+    if method is None:
+        close = get_close_matches(name, METHODS.names(), n=2, cutoff=0.4)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise InputError(f"method.name: expected one of {', '.join(methods)}, found {name!r}.{hint}")
-    return methods[name]
+        raise InputError(f"method.name: expected one of {', '.join(METHODS.names())}, found {name!r}.{hint}")
+    return method

@@ -37,4 +37,5 @@ fedex_lora = Method(
     draw=lora_factors,
     changes_base=True,
     averages=False,
+    residual=True,
 )

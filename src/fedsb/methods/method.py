@@ -140,6 +140,8 @@ class Method(NamedTuple):
         mixed_ranks: whether clients may have ranks of their own.
         changes_base: whether rounds add to base weights.
         averages: whether the server needs nothing of the clients' factors but their mean.
+        residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
+        options: keywords with types and defaults, as in `method.options` -> the method with these options.
     """
 
     name: str
@@ -157,11 +159,27 @@ class Method(NamedTuple):
     mixed_ranks: bool = False
     changes_base: bool = False
     averages: bool = True
+    residual: bool = False
+    options: Callable[..., Method] | None = None
 
     @property
     def has_core(self) -> bool:
-        """Whether R is what trains, so that heads and refreshed bases make sense."""
+        """Whether R is what trains, so that heads make sense."""
         return "R" in self.trains(1)
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether bases may be made again in the middle of a run."""
+        return self.has_core and self.finish_upload is None
+
+    @property
+    def sends_what_it_trains(self) -> bool:
+        """Whether a broadcast holds what an update can be measured from."""
+        return set(self.trains(1)) - {"s"} <= set(self.sends)
+
+    def heads_of(self, asked: int | None) -> int:
+        """The heads asked for, where the method trains a core; else its own."""
+        return asked if asked is not None and self.has_core else self.heads
 
 
 def always(*names: str) -> Callable[[int], tuple[str, ...]]:

@@ -5,25 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.federation import partition
 from fedsb.federation.server import Weighting
 from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
 from fedsb.federation.start.settings import Start, Warmup
 from fedsb.federation.training import LocalTraining
-from fedsb.methods import Aggregation, Method, by_name
+from fedsb.methods import Aggregation
 from fedsb.methods.averaging.robust import NormBound, robust
-
-
-def method_of(config: RunConfig) -> Method:
-    """The method value the config names."""
-    return by_name(config.method.name)
 
 
 def heads_of(config: RunConfig) -> int:
     """Heads of the core: the config's, or the method's own number."""
-    method = method_of(config)
-    return method.heads if config.method.heads is None else config.method.heads
+    return method_of(config).heads_of(config.method.heads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from fedsb.models import load_base, load_tokenizer
 from fedsb.models.devices import pick_device
 from fedsb.models.peft_folder import put_on
 from fedsb.report.progress import Progress, Silent
-from fedsb.runner.prepare_data import make_task, read_splits
+from fedsb.runner.prepare_data import read_splits, task_of
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
 from fedsb.tasks.generate import Engine, transformers_engine
@@ -76,7 +76,7 @@ def evaluate(
     progress.stage("reading data")
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
-    task = make_task(config, tokenizer, rows)
+    task = task_of(config, tokenizer, rows)
     examples = task.encode(test, config.data.test)
     _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
@@ -106,7 +106,7 @@ def check_evaluation(config: RunConfig) -> int:
         InputError: as `evaluate`.
     """
     rows, _ = read_splits(config)
-    return _check_answers(config, make_task(config, load_tokenizer(config.model.path), rows))
+    return _check_answers(config, task_of(config, load_tokenizer(config.model.path), rows))
 
 
 def _check_answers(config: RunConfig, task: Task) -> int:

@@ -157,7 +157,7 @@ def _factors(pair: LoraPair) -> Factors:
 def _num_labels(run: Path) -> int | None:
     """As the task says: None for a causal LM, 1 for regression."""
     config = RunConfig.from_yaml(run / "config.yaml")
-    if config.task.kind == "causal-lm":
+    if not config.task.classifies:
         return None
     names = read_json(run / "summary.json").get("label_names")
     return len(names) if names else 1

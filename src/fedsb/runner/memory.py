@@ -20,9 +20,10 @@ from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, linear_layers
 from fedsb.adapter.linear import features
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.federation.local_model import Example
-from fedsb.methods import Method, Shape, by_name
+from fedsb.methods import Method, Shape
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import head_parameters
 from fedsb.models.shapes import build_on_meta
@@ -90,7 +91,7 @@ def estimate_memory(config: RunConfig, num_labels: int | None, longest: Longest)
     if getattr(model.config, "quantization_config", None) is not None:
         return None
     model = model.to(getattr(torch, config.model.dtype)).requires_grad_(False)
-    method = by_name(config.method.name)
+    method = method_of(config)
     head = sum(p.numel() for p in head_parameters(model).values()) if num_labels is not None else 0
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     weights = _weights(model, config.model.load_in_4bit)

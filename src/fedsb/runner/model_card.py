@@ -13,7 +13,8 @@ from fedsb.config import RunConfig
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
-PEFT_TASK = {"causal-lm": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
+LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassification"}
+"""By whether the model classifies."""
 
 
 def model_card(run: Path, *, rank: int | None) -> str:
@@ -97,9 +98,9 @@ def _privacy(summary: dict[str, Any]) -> str:
 
 
 def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:
-    loader, base = PEFT_TASK[config.task.kind], _name(config.model.path)
+    loader, base = LOADERS[config.task.classifies], _name(config.model.path)
     names = summary["label_names"]
-    labels = "" if config.task.kind == "causal-lm" else f", num_labels={len(names) if names else 1}"
+    labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
     if rank is None:
         return (
             f"```python\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained(FOLDER)\n```"
@@ -109,7 +110,7 @@ def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:
         f'base = {loader}.from_pretrained("{base}"{labels})\n'
         "model = PeftModel.from_pretrained(base, FOLDER)\n```"
     )
-    return text + (_vllm(base, rank) if config.task.kind == "causal-lm" and rank <= VLLM_RANKS[-1] else "")
+    return text + (_vllm(base, rank) if not config.task.classifies and rank <= VLLM_RANKS[-1] else "")
 
 
 def _vllm(base: str, rank: int) -> str:

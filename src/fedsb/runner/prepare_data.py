@@ -14,13 +14,13 @@ from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import ClassificationConfig
+from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits, width
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
-from fedsb.tasks import Row, Task, causal_lm, classification, label_set
+from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.rows import read_rows, require_columns
 from fedsb.tasks.sources import test_rows, train_name, train_rows
 
@@ -50,7 +50,7 @@ def prepare_data(config: RunConfig) -> Data:
     check_settings(config)
     rows, held_out = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
-    task = make_task(config, tokenizer, rows)
+    task = task_of(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
     if config.privacy is not None:
@@ -72,7 +72,7 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     check_can_deploy(config)
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
-    task = make_task(config, tokenizer, [])
+    task = task_of(config, tokenizer, [])
     test = [] if rows is None else task.encode(rows, config.data.test)
     return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
 
@@ -83,6 +83,8 @@ def check_can_deploy(config: RunConfig) -> None:
     Raises:
         InputError: with the key that can mend it.
     """
+    if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
+        raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
     if isinstance(config.task, ClassificationConfig) and config.task.labels is None:
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
@@ -130,35 +132,10 @@ def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
     return train_rows(config), test_rows(config)
 
 
-def make_task(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
+def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
     """The task value of this config; classes are those of the training rows."""
-    wanted, max_length = config.task, config.training.max_length
-    if isinstance(wanted, ClassificationConfig):
-        names, regression = _classes(wanted, rows, train_name(config))
-        return classification(
-            tokenizer,
-            text=wanted.text,
-            label=wanted.label,
-            label_names=names,
-            regression=regression,
-            max_length=max_length,
-            metric=wanted.metric,
-        )
-    return causal_lm(
-        tokenizer,
-        prompt=wanted.prompt,
-        response=wanted.response,
-        max_length=max_length,
-        max_new_tokens=wanted.max_new_tokens,
-    )
-
-
-def _classes(
-    wanted: ClassificationConfig, train_rows: Sequence[Row], source: str
-) -> tuple[tuple[str, ...] | None, bool]:
-    if wanted.labels is not None:
-        return tuple(wanted.labels), False
-    return label_set(train_rows, wanted.label, source)
+    source, max_length = train_name(config), config.training.max_length
+    return make_task(config.task, tokenizer, rows, source=source, max_length=max_length)
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:

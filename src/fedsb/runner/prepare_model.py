@@ -12,6 +12,7 @@ from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, check_rank
 from fedsb.adapter.linear import features
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import LocalModel
@@ -22,7 +23,7 @@ from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
 from fedsb.models.targets import chosen_targets
 from fedsb.privacy.per_example import batch_norms
-from fedsb.runner.arguments import heads_of, method_of
+from fedsb.runner.arguments import heads_of
 from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import Data
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.tasks.generate import generate_texts
 from fedsb.tasks.prompts import Template, added_bos, cut_left, fill, parse_template, prompt_ids, tokenize
@@ -57,7 +58,6 @@ def causal_lm(tokenizer: Any, *, prompt: str, response: str, max_length: int, ma
         raise InputError("model.path: expected a tokenizer with an end-of-sequence token, this one has none")
     template = parse_template(prompt)
     return Task(
-        kind="causal-lm",
         primary_metric="loss",
         higher_is_better=False,
         num_labels=None,
@@ -67,6 +67,19 @@ def causal_lm(tokenizer: Any, *, prompt: str, response: str, max_length: int, ma
         losses=_losses,
         measure=partial(_measure, tokenizer, max_new_tokens),
         partition_label=None,
+    )
+
+
+def causal_lm_of(
+    section: CausalLmConfig, tokenizer: Any, rows: Sequence[Row], *, source: str, max_length: int
+) -> Task:
+    """The task of a config's section, whatever the training rows."""
+    return causal_lm(
+        tokenizer,
+        prompt=section.prompt,
+        response=section.response,
+        max_length=max_length,
+        max_new_tokens=section.max_new_tokens,
     )
 
 

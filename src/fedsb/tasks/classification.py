@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsb.common.documents import is_text
+from fedsb.config.sections import ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.rows import cell_text, is_missing, require_columns
 from fedsb.tasks.task import (
@@ -53,7 +54,6 @@ def classification(
     columns = _checked_columns(text)
     encode = partial(_encode, tokenizer, columns=columns, label=label, names=names, max_length=max_length)
     return Task(
-        kind="classification",
         primary_metric=_checked_metric(metric, names),
         higher_is_better=True,
         num_labels=len(names) if names else 1,
@@ -63,6 +63,25 @@ def classification(
         losses=_losses,
         measure=partial(_measure, tokenizer, regression),
         partition_label=partial(_partition_label, label) if names else None,
+    )
+
+
+def classification_of(
+    section: ClassificationConfig, tokenizer: Any, rows: Sequence[Row], *, source: str, max_length: int
+) -> Task:
+    """The task of a config's section; the classes are those of the training rows unless it lists them."""
+    if section.labels is None:
+        names, regression = label_set(rows, section.label, source)
+    else:
+        names, regression = tuple(section.labels), False
+    return classification(
+        tokenizer,
+        text=section.text,
+        label=section.label,
+        label_names=names,
+        regression=regression,
+        max_length=max_length,
+        metric=section.metric,
     )
 
 

@@ -54,7 +54,6 @@ class Task:
     partition_label(row): the label as text, for partitions by label; None where there are no classes.
     """
 
-    kind: Literal["classification", "causal-lm"]
     primary_metric: str
     higher_is_better: bool
     num_labels: int | None  # None: no classification head; 1: regression

@@ -19,7 +19,7 @@ from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_
 from fedsb.federation.start.head_warmup import warm_up_here
 from fedsb.federation.start.settings import Start
 from fedsb.federation.traffic import Traffic
-from fedsb.methods import Method
+from fedsb.methods.method import Method
 
 
 @dataclass(frozen=True)

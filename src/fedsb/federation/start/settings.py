@@ -48,7 +48,7 @@ class PrivateStart:
 class Start:
     """How the factors start: fields as in the config's `method` and `method.init`."""
 
-    kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
+    kind: str = "gradient"
     rule: Rule | Literal["moments"]
     samples: int = 1024
     batch_size: int

@@ -133,7 +133,7 @@ def likeliest(
         offered(prompt) or family_of(gold) or () for prompt, gold in zip(prompts, asked.expected, strict=True)
     ]
     flat = [(q, choice) for q, choices in enumerate(offers) for choice in choices]
-    column = config.task.response  # type: ignore[union-attr]  # causal-lm
+    column = config.task.response  # type: ignore[attr-defined]  # causal-lm
     rows = [_answering(asked.rows[q], column, asked.expected[q], choice) for q, choice in flat]
     examples = task.encode(rows, asked.wanted.data)
     best: dict[int, tuple[float, str]] = {}

@@ -1,0 +1,85 @@
+"""Values by name: the package's own, those that a program registers, those that installed packages offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, Protocol, TypeVar
+
+from fedsb.errors import InputError
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Registry(Generic[T]):
+    """Values of one type. Entry points are imported when their name is asked for and not known, or for `all`.
+
+    Args:
+        group: of entry points; an entry point has the name of its value.
+        kind: the type of the values.
+        own: the package's values, whose names are taken.
+    """
+
+    def __init__(self, group: str, kind: type[T], own: Iterable[T]):
+        self.group, self.kind = group, kind
+        self._values = {value.name: value for value in own}
+
+    @cached_property
+    def _entries(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group))
+
+    def register(self, value: T) -> T:
+        """Make the value known to this process, and give it back.
+
+        Raises:
+            InputError: it is of another type, or its name is taken.
+        """
+        if not isinstance(value, self.kind):
+            raise InputError(f"{self.group}: expected a {self.kind.__name__}, found a {type(value).__name__}")
+        if self._values.setdefault(value.name, value) is not value:
+            raise InputError(f"{self.group}: the name {value.name} is taken; choose another")
+        return value
+
+    def names(self) -> list[str]:
+        """All names; nothing is imported."""
+        return list(dict.fromkeys([*self._values, *(entry.name for entry in self._entries)]))
+
+    def get(self, name: str) -> T | None:
+        """The value of that name; None if there is none.
+
+        Raises:
+            InputError: a package offers it, and cannot be used.
+        """
+        if name not in self._values:
+            self._load(entry for entry in self._entries if entry.name == name)
+        return self._values.get(name)
+
+    def all(self) -> list[T]:
+        """Every value.
+
+        Raises:
+            InputError: a package offers one that cannot be used.
+        """
+        self._load(self._entries)
+        return list(self._values.values())
+
+    def _load(self, entries: Iterable[EntryPoint]) -> None:
+        for entry in entries:
+            try:
+                name = self.register(entry.load()).name
+            except Exception as error:
+                raise InputError(f"{_whose(entry)}: {type(error).__name__}: {error}") from error
+            if name != entry.name:
+                raise InputError(f"{_whose(entry)}: its value is named {name}; give both one name")
+
+
+def _whose(entry: EntryPoint) -> str:
+    package = f"of the package {entry.dist.name} " if entry.dist else ""
+    return f"the entry point {entry.name} = {entry.value} {package}in {entry.group} cannot be used"
