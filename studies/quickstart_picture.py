@@ -39,7 +39,7 @@ def traffic(axes: Axes, rounds: list[dict[str, Any]], start: list[dict[str, Any]
         heights = [size / 1e6 for size in (once, *(line[f"{way}load_bytes"] for line in rounds[1:]))]
         axes.bar(range(len(rounds)), heights, bottom=below, color=COLOURS[number], label=label)
         below = [low + height for low, height in zip(below, heights, strict=True)]
-    axes.set(xlabel="round (0: the bases, once)", title="Sent by all five clients, MB")
+    axes.set(xlabel="round (0: the bases, once)", title="Traffic of all five clients, MB")
     axes.legend(frameon=False)
 
 
