@@ -36,7 +36,12 @@ PAGES += ["reference/python"]
 NOT_RUN = {
     "tutorial": ["python3 -m venv .venv", "source .venv/bin/activate", "python serve.py", "curl -d"],
     "guides/methods": ["fedsb run recipes/paper/"] * 3,
-    "guides/deployment": ["pip install", "fedsb deploy check", "fedsb status hospitals/run"],
+    "guides/deployment": [
+        "pip install",
+        "fedsb deploy check",
+        "fedsb privacy --ledger",
+        "fedsb status hospitals/run",
+    ],
     "guides/serving": [
         "vllm serve",
         "curl http://localhost:8000",
