@@ -28,7 +28,11 @@ from fedsb.config import RunConfig
 pytestmark = pytest.mark.plots
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["tutorial", "method", *(f"guides/{n}" for n in ("data", "model", "methods", "privacy", "deployment", "report"))]
+PAGES = [
+    "tutorial",
+    "method",
+    *(f"guides/{n}" for n in ("data", "model", "methods", "privacy", "deployment", "report")),
+]
 PAGES += ["guides/serving", "guides/adding-a-method", "guides/adding-a-task", "reference/commands"]
 PAGES += ["reference/python"]
 """In the order in which they are run, in one folder: later pages look at the tutorial's run."""
