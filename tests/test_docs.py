@@ -28,14 +28,24 @@ from fedsb.config import RunConfig
 pytestmark = pytest.mark.plots
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["tutorial", "method", *(f"guides/{n}" for n in ("data", "model", "privacy", "deployment", "report"))]
+PAGES = [
+    "tutorial",
+    "method",
+    *(f"guides/{n}" for n in ("data", "model", "methods", "privacy", "deployment", "report")),
+]
 PAGES += ["guides/serving", "guides/adding-a-method", "guides/adding-a-task", "reference/commands"]
 PAGES += ["reference/python"]
 """In the order in which they are run, in one folder: later pages look at the tutorial's run."""
 
 NOT_RUN = {
     "tutorial": ["python3 -m venv .venv", "source .venv/bin/activate", "python serve.py", "curl -d"],
-    "guides/deployment": ["pip install", "fedsb deploy check", "fedsb status hospitals/run"],
+    "guides/methods": ["fedsb run recipes/paper/"] * 3,
+    "guides/deployment": [
+        "pip install",
+        "fedsb deploy check",
+        "fedsb privacy --ledger",
+        "fedsb status hospitals/run",
+    ],
     "guides/serving": [
         "vllm serve",
         "curl http://localhost:8000",

@@ -8,7 +8,7 @@ import torch
 
 from fedsb.adapter import Factors
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "bases_overlap.py"))
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "bases_overlap.py"))
 
 
 def bases(columns: list[int]) -> dict[str, Factors]:

@@ -7,7 +7,7 @@ import pytest
 
 from fedsb.methods import by_name
 
-STUDY = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "noise_energy.py"))
+STUDY = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "noise_energy.py"))
 
 
 @pytest.mark.parametrize("name", STUDY["NAMES"])

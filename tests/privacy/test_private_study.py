@@ -11,7 +11,7 @@ from fedsb import RunConfig
 from fedsb.compare.config import settings_from_yaml
 from fedsb.methods import ALL
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "private-study"
+SCRIPT = Path(__file__).parents[2] / "studies" / "private-study"
 STUDY = runpy.run_path(str(SCRIPT))
 ASKED = argparse.Namespace(
     model="m", data=Path("data"), out=Path("out"), only=None, jobs=2, seeds="0,1,2", dry_run=True

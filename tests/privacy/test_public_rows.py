@@ -3,7 +3,7 @@
 import runpy
 from pathlib import Path
 
-SPLIT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "public_rows.py"))["split"]
+SPLIT = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "public_rows.py"))["split"]
 ROWS = [{"premise": f"p{i // 3}", "hypothesis": f"h{i}"} for i in range(60)]
 
 

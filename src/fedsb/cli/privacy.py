@@ -37,8 +37,8 @@ def privacy(
 ) -> None:
     """Calibrate the noise of private training to a budget, account for a noise, or show what rows have spent.
 
-    Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 1e-5`
-    · `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 1e-5 --json`
+    Examples: `fedsb privacy --examples 20000 --batch-size 32 --epochs 1 --rounds 3 --epsilon 3 --delta 4e-6`
+    · `fedsb privacy --examples 20000 --batch-size 32 --epochs 3 --noise-multiplier 0.8 --delta 4e-6 --json`
     · `fedsb privacy --clients 1000 --cohort 100 --rounds 50 --epsilon 8 --delta 1e-4`
     · `fedsb privacy --ledger node.yaml`
     """

@@ -292,7 +292,7 @@ class FederationConfig(Section):
     """A client whose local training takes longer is left out of the round; null: no limit of its own."""
     deadline_seconds: Positive | None = 3600.0
     """Clients on other machines or in other processes: a round waits no longer than this for an answer; null:
-    until all have come."""
+    an hour for other machines, no limit for processes here."""
     min_updates: PositiveInt = 1
     """With fewer usable updates in a round the run stops, and can be resumed."""
 

@@ -54,7 +54,7 @@ def epsilon(
     """Epsilon at delta of all these together, for neighbours that differ in one record, present or blanked.
 
     A blanked record adds nothing to any sum, whatever its coins say: with it a release is N(0, s^2) beside
-    (1 - q) N(0, s^2) + q N(c, s^2), |c| at most the sensitivity. That is the pair of adding or removing a
+    (1 - q) N(0, s^2) + q N(c, s^2), c within the sensitivity. That is the pair of adding or removing a
     record at a probability that does not change, and the larger of its two directions is taken.
 
     0 for none; infinite without noise.

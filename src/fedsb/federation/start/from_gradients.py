@@ -9,7 +9,7 @@ Public examples are at the server, which sends the bases alone.
 Factors, sketches and bases travel as bfloat16, half of fp32's bytes; every party makes the bases it gets
 orthonormal again, in fp32. Rounding costs sketches little: on MiniLM at rank 28 the mean cosine between their
 subspaces and the pooled gradient's falls by 0.003 (sign) and 0.01 (raw), in the least directions, and the
-energy they hold not at all; twice the columns, for fp32's bytes, add 0.1 (`benchmarks/sketch_start.py`).
+energy they hold not at all; twice the columns, for fp32's bytes, add 0.1 (`studies/sketch_start.py`).
 """
 
 from __future__ import annotations

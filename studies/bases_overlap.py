@@ -1,6 +1,6 @@
 """How much of one run's bases another's hold: whether paid bases are more than noise.
 
-    python benchmarks/bases_overlap.py RUN OTHER [OTHER ...]
+    python studies/bases_overlap.py RUN OTHER [OTHER ...]
 
 Each is a folder of `fedsb run` with bases of one rank. Prints, for B and A, the share of RUN's subspace that
 lies in each OTHER's (mean squared cosine of the principal angles, mean over layers): 1 for the same subspace,

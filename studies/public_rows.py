@@ -1,7 +1,7 @@
 """Take rows out of a training file to be called public: what the private recipes' arm `fed-sb-public` needs.
 
-    python benchmarks/public_rows.py sst2/train.jsonl OUT --apart sentence
-    python benchmarks/public_rows.py snli/train.jsonl OUT --apart premise
+    python studies/public_rows.py sst2/train.jsonl OUT --apart sentence
+    python studies/public_rows.py snli/train.jsonl OUT --apart premise
 
 Leaves OUT/public.jsonl and OUT/train.jsonl. No value of the column --apart is in both files: rows of one
 premise go together, and what repeats a public row stays out of training.

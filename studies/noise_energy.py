@@ -1,7 +1,7 @@
 """How much of the noise on the factors arrives in the weights: one round of noise alone, through each
 method's own messages and average, beside the formula.
 
-    python benchmarks/noise_energy.py
+    python studies/noise_energy.py
 
 A layer m x n, c clients, per-number noise of standard deviation t on every trained factor (Sun et al. 2024,
 arXiv 2403.12313; Lee et al. 2025, arXiv 2505.12805), energies as E||noise in W||_F^2:

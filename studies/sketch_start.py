@@ -1,6 +1,6 @@
 """How near the bases come to those of whole gradients when clients send factors or sketches instead.
 
-    python benchmarks/sketch_start.py MODEL ROWS.jsonl [--text sentence] [--label label] [--rank 28] ...
+    python studies/sketch_start.py MODEL ROWS.jsonl [--text sentence] [--label label] [--rank 28] ...
 
 MODEL is a folder or hub id, ROWS a classification's training rows, dealt to clients by Dirichlet(0.3) labels.
 After the head's warm-up each client's gradient of every linear layer is taken once, and sent in each of the

@@ -1,6 +1,6 @@
 """How long one example's gradient is, at a run's start and at its end: what a clip norm must suit.
 
-    python benchmarks/gradient_norms.py RUN [RUN ...]
+    python studies/gradient_norms.py RUN [RUN ...]
 
 Each RUN is a folder of `fedsb run`. Looks at 256 of its training rows without noise: what it prints is not
 private, so do this with rows that may be shown. A tenth, half and nine tenths of the examples have shorter

@@ -1,6 +1,6 @@
 """Accuracy against epsilon, and against trained parameters, from `fedsb compare` folders of private runs.
 
-    python benchmarks/private_study.py OUT.png FOLDER [FOLDER ...]
+    python studies/private_study.py OUT.png FOLDER [FOLDER ...]
 
 Each folder is a comparison under one budget; together they are the figures 4 and 5 of the Fed-SB paper (arXiv
 2502.15436). Prints the table too: mean and sample standard deviation over the seeds, by arm and epsilon.
