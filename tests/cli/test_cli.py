@@ -544,8 +544,9 @@ def test_report_again_and_over_several_runs(world, tmp_path, fedsb):
     assert (tmp_path / "both.html").stat().st_size > 10_000
 
 
-def test_version(fedsb):
-    status, out, _ = fedsb("version")
+@pytest.mark.parametrize("name", ["version", "--version"])
+def test_version(fedsb, name):
+    status, out, _ = fedsb(name)
     assert status == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", out)
 
@@ -566,6 +567,18 @@ def test_help_lists_every_command_and_where_to_start(fedsb):
     assert all(name in out for name in COMMANDS)
     assert "fedsb run" in out
     assert "--debug" in out
+
+
+def test_help_says_what_an_argument_is(fedsb):
+    assert "YAML file; without it the built-in quickstart." in fedsb("run", "--help")[1]
+
+
+def test_a_misspelt_command_is_told_the_near_one_once(fedsb):
+    assert fedsb("rnu")[2].count("Did you mean 'run'?") == 1
+
+
+def test_python_m_fedsb_is_the_command():
+    assert shell("--version").stdout == shell("version").stdout != ""
 
 
 def test_debug_raises_the_error_itself(tmp_path, monkeypatch):

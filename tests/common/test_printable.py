@@ -141,8 +141,8 @@ def test_a_page_shows_no_control_characters() -> None:
     evil = EVIL + '"><script>'
     parts = [
         markup.paragraph(evil),
-        markup.tag("p", title=evil),
-        markup.table(evil, [markup.Column(evil)], [[evil]]),
+        markup.link(evil, evil),
+        markup.table(evil, markup.texts(evil), [[evil]]),
         markup.pairs([(evil, evil)]),
         markup.section("a", 2, evil),
         markup.details(evil),

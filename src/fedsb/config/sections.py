@@ -139,7 +139,7 @@ class LimitConfig(Section):
 
 
 Preparation = Literal["llm-adapters", "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc", "openbookqa"]
-"""See data_sets/commonsense.py."""
+"""See tasks/commonsense.py."""
 
 
 class PrepareConfig(Section):

@@ -26,7 +26,6 @@ from fedsb.common.strict_json import strict_json
 from fedsb.errors import UpdateRejected
 
 FORMAT = "fedsb-1"
-warnings.filterwarnings("ignore", message="The given buffer is not writable")  # a view for reading only
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Types that numbers may travel as, and what safetensors calls them."""
 LARGEST_COUNT = 2**53
@@ -118,7 +117,14 @@ def unpack(
         raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {found}")
     if not numbers_bytes:
         return header, torch.zeros(0)
-    return header, torch.frombuffer(message, dtype=dtype, offset=start).float()
+    return header, view(message, dtype, start).float()
+
+
+def view(message: bytes, dtype: torch.dtype, offset: int, count: int = -1) -> Tensor:
+    """The numbers from `offset` on, without a copy: for reading only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(message, dtype=dtype, count=count, offset=offset)
 
 
 def header_of(message: bytes) -> Header:

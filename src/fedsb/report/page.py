@@ -1,18 +1,15 @@
 """The page: one run in full, or several side by side and then each in full."""
 
 from collections.abc import Sequence
-from importlib.resources import files
+
+from markupsafe import Markup
 
 from fedsb.report import facts, figures, tables
 from fedsb.report import side_by_side as compare
 from fedsb.report.load import Run, mapping, number, whole
-from fedsb.report.markup import Card, cards, pairs, paragraph, plain, plots, section, tag
+from fedsb.report.markup import Card, cards, document, folded_run, header, joined, paragraph, plots, section
 from fedsb.report.metrics import describe, show, show_change
 from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural, short_name
-
-# Nothing is fetched and nothing is run, even if a text were to slip through unescaped.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-REFRESH = '<meta http-equiv="refresh"'
 
 
 def build_page(runs: Sequence[Run], *, refresh: int | None = None) -> str:
@@ -21,44 +18,24 @@ def build_page(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         run = runs[0]
         title, body = f"{facts.method(run)}: {facts.result(run)}", one_run(run, "run", 1, refresh)
     else:
-        title, body = f"{plural(len(runs), 'run')} compared", several_runs(runs)
+        title = f"{plural(len(runs), 'run')} compared"
+        body = several_runs(title, runs)
     return document(title, body, refresh)
 
 
-def document(title: str, body: str, refresh: int | None = None) -> str:
-    """The page around `body`, which is HTML already."""
-    style = files("fedsb.report").joinpath("style.css").read_text(encoding="utf-8")
-    reload = "" if refresh is None else f'{REFRESH} content="{refresh}">\n'
-    head = (
-        '<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"{reload}<title>{plain(title)}</title>\n<style>\n{style}</style>\n"
-    )
-    body = f"<body>\n{tag('main', body)}\n</body>"
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n{body}\n</html>\n'
-
-
-def several_runs(runs: Sequence[Run]) -> str:
-    heading = tag("h1", plain(f"{plural(len(runs), 'run')} compared"))
-    parts = [
-        tag("header", paragraph("fedsb report", "eyebrow"), heading, paragraph(compare.lead(runs), "lead"))
-    ]
-    parts += [section("overview", 2, "All runs", compare.overview(runs), plots(compare.figures(runs)))]
+def several_runs(title: str, runs: Sequence[Run]) -> Markup:
     each = [
-        _folded(run, label, f"run-{n}")
+        folded_run(f"run-{n}", label, facts.result(run), one_run(run, f"run-{n}", 3))
         for n, (run, label) in enumerate(zip(runs, compare.labels(runs), strict=True))
     ]
-    return "".join([*parts, section("runs", 2, "Each run", *each)])
+    return joined(
+        header("fedsb report", title, compare.lead(runs)),
+        section("overview", 2, "All runs", compare.overview(runs), plots(compare.figures(runs))),
+        section("runs", 2, "Each run", *each),
+    )
 
 
-def _folded(run: Run, label: str, anchor: str) -> str:
-    line = tag("span", plain(label), class_="label") + tag("span", plain(facts.result(run)), class_="note")
-    return tag("details", tag("summary", line), one_run(run, anchor, 3), class_="run", id=anchor)
-
-
-def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> str:
+def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Markup:
     """Header, cards, plots and tables; headings start at `level`."""
     sections = [
         ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
@@ -76,21 +53,12 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> st
         for title, *parts in sections
         if any(parts)
     ]
-    return "".join(
-        [
-            _header(run, level),
-            *(paragraph(text, "notice") for text in _notices(run, refresh)),
-            _cards(run),
-            *body,
-        ]
-    )
-
-
-def _header(run: Run, level: int) -> str:
-    eyebrow = paragraph(f"fedsb report · {run.name}", "eyebrow")
-    heading = tag(f"h{level}", plain(facts.method(run)), class_="title")
-    return tag(
-        "header", eyebrow, heading, paragraph(f"{facts.result(run)}.", "lead"), pairs(_setup(run), "setup")
+    eyebrow, lead = f"fedsb report · {run.name}", f"{facts.result(run)}."
+    return joined(
+        header(eyebrow, facts.method(run), lead, _setup(run), level, "title"),
+        *(paragraph(text, "notice") for text in _notices(run, refresh)),
+        cards([*_quality(run), *_traffic(run), *_effort(run)]),
+        *body,
     )
 
 
@@ -132,10 +100,6 @@ def _how_far(run: Run) -> str:
         if isinstance(total, int)
         else "This run goes on"
     )
-
-
-def _cards(run: Run) -> str:
-    return cards([*_quality(run), *_traffic(run), *_effort(run)])
 
 
 def _quality(run: Run) -> list[Card]:

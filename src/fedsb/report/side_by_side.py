@@ -8,7 +8,7 @@ from fedsb.common.dotted import flat
 from fedsb.report import facts
 from fedsb.report.canvas import Plot
 from fedsb.report.load import Run, mapping, number, whole
-from fedsb.report.markup import Column, paragraph, table
+from fedsb.report.markup import numbers, paragraph, table, texts
 from fedsb.report.metrics import describe, show, show_change, show_tick
 from fedsb.report.plots import Curve, Span, curves
 from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural
@@ -60,20 +60,8 @@ def overview(runs: Sequence[Run]) -> str:
     """One line per run; and one per group, with mean and spread, if seeds were repeated."""
     name = _common_metric(runs)
     title = describe(name).title.lower() if name else "metric"
-    columns = [
-        Column("run", False),
-        Column(f"{title}, base"),
-        Column("final"),
-        Column("change"),
-        Column("rounds"),
-    ]
-    columns += [
-        Column("all traffic"),
-        Column("sent per client"),
-        Column("parameters sent*"),
-        Column("ε"),
-        Column("time"),
-    ]
+    columns = texts("run") + numbers(f"{title}, base", "final", "change", "rounds", "all traffic")
+    columns += numbers("sent per client", "parameters sent*", "ε", "time")
     rows = [_row(run, label, name) for run, label in zip(runs, labels(runs), strict=True)]
     note = paragraph("* per client and round. All traffic counts up, down and what is sent once.", "note")
     return table("All runs", columns, rows) + note + _spread(runs, name)
@@ -155,10 +143,10 @@ def _spread(runs: Sequence[Run], name: str | None) -> str:
         finished.setdefault(label, []).extend([run] if run.summary is not None else [])
     if name is None or all(len(held) < 2 for held in finished.values()):
         return ""
-    columns = [Column("setting", False), Column("finished runs"), Column("mean"), Column("deviation")]
+    columns = texts("setting") + numbers("finished runs", "mean", "deviation", "mean traffic")
     rows = [_mean(label, held, name) for label, held in finished.items()]
     text = f"Final {describe(name).title.lower()} over repeated seeds:"
-    return paragraph(text) + table("Repeated seeds", [*columns, Column("mean traffic")], rows)
+    return paragraph(text) + table("Repeated seeds", columns, rows)
 
 
 def _mean(label: str, held: list[Run], name: str) -> list[str]:

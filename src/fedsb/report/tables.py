@@ -5,7 +5,7 @@ from typing import Any
 
 from fedsb.report import facts
 from fedsb.report.load import Round, Run, mapping, number, sequence, whole
-from fedsb.report.markup import Column, details, pairs, paragraph, plain, table, tag
+from fedsb.report.markup import details, numbers, pairs, paragraph, table, texts, yaml
 from fedsb.report.metrics import describe, show
 from fedsb.report.units import DASH, count, decimal, duration, human_bytes, percent, plural
 
@@ -25,9 +25,7 @@ def rounds(run: Run) -> str:
     note = (
         "* Of factors averaged apart from the mean of the clients' updates, as a share of that mean's norm."
     )
-    return table("Rounds", [Column(title) for title in titles], rows) + (
-        paragraph(note, "note") if inexact else ""
-    )
+    return table("Rounds", numbers(*titles), rows) + (paragraph(note, "note") if inexact else "")
 
 
 def _round(entry: Round, names: list[str], private: bool) -> list[str]:
@@ -43,8 +41,7 @@ def _round(entry: Round, names: list[str], private: bool) -> list[str]:
 
 def ledger(run: Run) -> str:
     """Every byte: once, up, down, total. Human units and exact numbers side by side."""
-    columns = [Column("what", False), Column("direction", False), Column("clients"), Column("parameters")]
-    columns += [Column("size"), Column("bytes, exact")]
+    columns = texts("what", "direction") + numbers("clients", "parameters", "size", "bytes, exact")
     rows = [
         [o.what, o.direction or DASH, count(o.clients), count(o.parameters), *_size(o.size)]
         for o in facts.one_time(run)
@@ -87,15 +84,14 @@ def rejected(run: Run) -> str:
     found = facts.rejections(run)
     if not found:
         return paragraph("No client's update was left out.")
-    columns = [Column("round", False), Column("client", False), Column("reason", False)]
     rows = [[str(at), client, reason] for at, client, reason in found]
     text = paragraph("Updates that were left out of their round's average:")
-    return text + table("Updates left out", columns, rows)
+    return text + table("Updates left out", texts("round", "client", "reason"), rows)
 
 
 def scores(run: Run) -> str:
     """Each score of `fedsb evaluate` with its interval and the number of examples; empty without any."""
-    columns = [Column("score", False), Column("value"), Column("95 % interval"), Column("examples")]
+    columns = texts("score") + numbers("value", "95 % interval", "examples")
     rows = []
     for name, score in run.scores.items():
         value, low, high = (number(mapping(score).get(key)) for key in ("value", "low", "high"))
@@ -116,7 +112,7 @@ def samples(run: Run) -> str:
     asked = ("prompt", "answer", "expected")
     rows = [[sample.get(name, DASH) for name in asked] for sample in run.samples]
     text = paragraph("Greedy answers of the final model to the first test rows:")
-    return text + table("Answers", [Column(name, False) for name in asked], rows) if rows else ""
+    return text + table("Answers", texts(*asked), rows) if rows else ""
 
 
 def initialization(run: Run) -> str:
@@ -135,7 +131,7 @@ def _samples(used: dict[str, int]) -> str:
     low, high = min(used.values()), max(used.values())
     each = f"{plural(low, 'example')} each" if low == high else f"{low:,} to {plural(high, 'example')}"
     text = f"Bases estimated from {each} of {plural(len(used), 'client')}, {sum(used.values()):,} in all."
-    columns = [Column("client", False), Column("examples used")]
+    columns = texts("client") + numbers("examples used")
     rows = [[client, count(used[client])] for client in sorted(used, key=facts.natural)]
     return paragraph(text) + details("Examples used, by client", table("Examples used", columns, rows))
 
@@ -177,17 +173,14 @@ def _per_client(entries: dict[str, Any] | list[Any]) -> str:
         client: mapping(found[client]) or {"ε": found[client]} for client in sorted(found, key=facts.natural)
     }
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    columns = [Column("client", False), *(Column(_name(name)) for name in names)]
+    columns = texts("client") + numbers(*map(_name, names))
     body = [[client, *(_value(row.get(name)) for name in names)] for client, row in rows.items()]
     return details("Privacy of each client", table("Privacy of each client", columns, body))
 
 
 def configuration(run: Run) -> str:
-    text = tag(
-        "pre", tag("code", plain(run.config_text)), tabindex="0", aria_label="config.yaml", role="region"
-    )
     but = ", but for its batches and its noise" if facts.setting(run, "privacy") else ""
-    return details(f"config.yaml, as resolved: running it again repeats the run{but}", text)
+    return details(f"config.yaml, as resolved: running it again repeats the run{but}", yaml(run.config_text))
 
 
 def machine(run: Run) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 from fedsb.common.files import write_bytes
 from fedsb.errors import InputError
 from fedsb.report.load import load_run
-from fedsb.report.page import REFRESH, build_page
+from fedsb.report.page import build_page
 
 LIVE_SECONDS = 5
+REFRESH = '<meta http-equiv="refresh"'  # as in parts.html
 
 
 def write_report(runs: Sequence[Path], out: Path, *, live: bool = False) -> Path:

@@ -14,7 +14,6 @@ import numpy as np
 from fedsb.tasks.task import Measurement
 
 CONFIDENCE = 0.95
-Z = 1.959963984540054  # the normal quantile of 97.5 %
 RESAMPLES = 1000
 
 
@@ -54,10 +53,10 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     """The ends of the 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
     if not 0 <= successes <= count or count < 1:
         raise ValueError(f"expected 0 to {count} successes of at least one example, got {successes}")
-    share, spread = successes / count, Z * Z / count
-    middle = share + spread / 2
-    reach = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
+    from scipy.stats import binomtest
+
+    ends = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def bootstrap(

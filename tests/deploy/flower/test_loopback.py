@@ -15,6 +15,12 @@ REFUSED = (
 )
 
 
+def test_help_makes_no_folder(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert "three SuperNodes" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs openssl, ssh-keygen"

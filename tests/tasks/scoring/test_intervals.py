@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from fedsb.tasks.intervals import Score, bootstrap, mean_of_shares, scores, wilson
 from fedsb.tasks.task import Measurement
 
 
 @given(st.integers(1, 3000), st.floats(0, 1))
-def test_wilson_equals_scipy(count, share):
-    successes = round(share * count)
-    expected = binomtest(successes, count).proportion_ci(method="wilson")
-    assert wilson(successes, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+def test_a_share_lies_1_96_deviations_from_the_ends_of_its_wilson_interval(count, share):
+    found = round(share * count) / count
+    for end in wilson(round(share * count), count):
+        assert abs(found - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), abs=1e-6)
 
 
 @pytest.mark.parametrize(("successes", "count"), [(-1, 5), (6, 5), (0, 0)])

@@ -7,9 +7,8 @@ from fedsb.compare.page.figures import figures
 from fedsb.compare.page.load import Compared, load_comparison, settings_apart
 from fedsb.compare.page.tables import config, differences, listed, result, runs, settings, tuning
 from fedsb.report.load import mapping, number, sequence, whole
-from fedsb.report.markup import pairs, paragraph, plain, section, tag
+from fedsb.report.markup import document, header, joined, paragraph, section
 from fedsb.report.metrics import describe
-from fedsb.report.page import document
 from fedsb.report.units import count, plural, short_name
 
 BUDGET = (
@@ -28,17 +27,20 @@ def comparison_page(folder: Path) -> str:
     Raises InputError if the folder holds no comparison.
     """
     found = load_comparison(folder)
-    parts = [_header(found), *(paragraph(text, "notice") for text in notices(found))]
-    parts += [section("result", 2, "Result", result(found), figures(found))]
-    for anchor, title, body in (
+    sections = (
         ("differences", f"Seed by seed, against {found.baseline}", differences(found)),
         ("tuning", "Learning rates", tuning(found)),
         ("settings", "What sets the methods apart", settings(found)),
         ("runs", "Every run", runs(found)),
         ("config", "Configuration", config(found)),
-    ):
-        parts += [section(anchor, 2, title, body)] if body else []
-    return document(_title(found), "".join(parts))
+    )
+    body = joined(
+        header(f"fedsb comparison · {found.name}", _title(found), lead(found), _setup(found)),
+        *(paragraph(text, "notice") for text in notices(found)),
+        section("result", 2, "Result", result(found), figures(found)),
+        *(section(anchor, 2, title, part) for anchor, title, part in sections if part),
+    )
+    return document(_title(found), body)
 
 
 def _title(found: Compared) -> str:
@@ -50,12 +52,6 @@ def _title(found: Compared) -> str:
         if len(names) < 4
         else f"{len(names)} methods compared"
     )
-
-
-def _header(found: Compared) -> str:
-    eyebrow = paragraph(f"fedsb comparison · {found.name}", "eyebrow")
-    heading = tag("h1", plain(_title(found)))
-    return tag("header", eyebrow, heading, paragraph(lead(found), "lead"), pairs(_setup(found), "setup"))
 
 
 def lead(found: Compared) -> str:

@@ -8,7 +8,7 @@ from fedsb.compare.page.load import Compared
 from fedsb.report import facts
 from fedsb.report.canvas import Plot
 from fedsb.report.load import number
-from fedsb.report.markup import plots, tag
+from fedsb.report.markup import joined, plots, wide
 from fedsb.report.metrics import describe, show, show_tick
 from fedsb.report.plots import Band, Curve, Span, curves
 
@@ -17,8 +17,7 @@ MOST_BANDS = 4
 
 def figures(found: Compared) -> str:
     by_bytes, by_round = _by_bytes(found), _by_round(found)
-    first = tag("div", plots([by_bytes]), class_="wide") if by_bytes else ""
-    return first + (plots([by_round]) if by_round else "")
+    return joined(wide(plots([by_bytes])) if by_bytes else "", plots([by_round]) if by_round else "")
 
 
 def _by_bytes(found: Compared) -> Plot | None:

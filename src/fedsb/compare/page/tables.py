@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from fedsb.compare.page.load import Compared, settings_apart
 from fedsb.report.load import mapping, number, sequence, whole
-from fedsb.report.markup import Column, Html, details, link, paragraph, plain, table, tag
+from fedsb.report.markup import details, link, numbers, paragraph, table, texts, trial, yaml
 from fedsb.report.metrics import describe, show
 from fedsb.report.units import DASH, MINUS, THIN, count, decimal, duration, human_bytes, plural
 
@@ -14,18 +16,9 @@ MOST_SEEDS = 8
 
 def result(found: Compared) -> str:
     title = describe(found.metric).title.lower()
-    columns = [
-        Column("method", False),
-        Column(f"{title}, mean ± sd"),
-        Column(f"against {_unbroken(found.baseline)}"),
-    ]
-    columns += [
-        Column("per round and client*"),
-        Column("sent once"),
-        Column("total"),
-        Column("learning rate"),
-    ]
-    columns += [Column("seeds"), Column("not dominated", False)]
+    columns = texts("method") + numbers(f"{title}, mean ± sd", f"against {_unbroken(found.baseline)}")
+    columns += numbers("per round and client*", "sent once", "total", "learning rate", "seeds")
+    columns += texts("not dominated")
     rows = [_row(found, name, row) for name, row in found.summary.items()]
     note = (
         "sd: sample standard deviation over the seeds. Differences are paired: seed by seed, then mean ± sd. "
@@ -89,7 +82,7 @@ def differences(found: Compared) -> str:
     if not others or not first:
         return ""
     seeds = sorted(first)[:MOST_SEEDS]
-    columns = [Column("method", False), *(Column(f"seed {seed}") for seed in seeds), Column("mean ± sd")]
+    columns = texts("method") + numbers(*(f"seed {seed}" for seed in seeds), "mean ± sd")
     rows = []
     for name in others:
         own = {run["seed"]: number(run.get("value")) for run in found.of(name)}
@@ -114,22 +107,20 @@ def tuning(found: Compared) -> str:
         return ""
     metric = str(next(iter(trials.values()))[0].get("metric", found.metric))
     title = f"{describe(metric).title.lower()} on the held-out rows, by rate"
-    columns = [Column("method", False), Column(title, False), Column("chosen"), Column("", False)]
+    columns = texts("method", title) + numbers("chosen") + texts("")
     rows = []
     for name, lines in trials.items():
         chosen = next((decimal(number(t.get("learning_rate"))) for t in lines if t.get("chosen")), DASH)
         edge = "edge of the grid" if found.summary.get(name, {}).get("edge") else ""
-        rows.append([name, Html(" · ".join(_trial(metric, trial) for trial in lines)), chosen, edge])
+        rows.append([name, Markup(" · ").join(_trial(metric, line) for line in lines), chosen, edge])
     text = "The best rate of the grid is used; of equal ones the smallest. Each rate links to its run."
     return paragraph(text) + table("Learning rates", columns, rows)
 
 
-def _trial(metric: str, trial: dict[str, Any]) -> str:
-    rate, scored = decimal(number(trial.get("learning_rate"))), number(trial.get("value"))
-    said = "failed" if scored is None else show(metric, scored)
-    text = link(rate, f"{trial.get('run')}/report.html") if scored is not None else plain(rate)
-    inner = f"{text}:&nbsp;{plain(said)}"
-    return tag("span", tag("strong", inner) if trial.get("chosen") else inner, class_="trial")
+def _trial(metric: str, line: dict[str, Any]) -> Markup:
+    rate, scored = decimal(number(line.get("learning_rate"))), number(line.get("value"))
+    path, said = f"{line.get('run')}/report.html", "failed" if scored is None else show(metric, scored)
+    return trial(rate, None if scored is None else path, said, line.get("chosen"))
 
 
 def settings(found: Compared) -> str:
@@ -137,20 +128,13 @@ def settings(found: Compared) -> str:
     apart = settings_apart(found)
     if not apart:
         return ""
-    keys = list(apart)
-    columns = [Column("method", False), *(Column(key, False) for key in keys)]
-    rows = [[name, *(apart[key].get(name, DASH) for key in keys)] for name in found.summary]
-    return table("What sets the methods apart", columns, rows)
+    rows = [[name, *(values.get(name, DASH) for values in apart.values())] for name in found.summary]
+    return table("What sets the methods apart", texts("method", *apart), rows)
 
 
 def runs(found: Compared) -> str:
-    columns = [
-        Column("run", False),
-        Column(describe(found.metric).title.lower()),
-        Column("total"),
-        Column("learning rate"),
-    ]
-    columns += [Column("time"), Column("config", False), Column("page", False)]
+    score = describe(found.metric).title.lower()
+    columns = texts("run") + numbers(score, "total", "learning rate", "time") + texts("config", "page")
     rows = [_run(found, run) for run in found.runs]
     return table("Every run", columns, rows)
 
@@ -169,13 +153,9 @@ def _run(found: Compared, run: dict[str, Any]) -> list[str]:
 
 
 def config(found: Compared) -> str:
-    text = tag(
-        "pre", tag("code", plain(found.config_text)), tabindex="0", aria_label="config.yaml", role="region"
-    )
-    again = paragraph(
+    return paragraph(
         "All runs share this config but for what is listed above, the seed and the learning rate."
-    )
-    return again + details("config.yaml: giving it to fedsb compare repeats the comparison", text)
+    ) + details("config.yaml: giving it to fedsb compare repeats the comparison", yaml(found.config_text))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsb.common.printable import printable
 from fedsb.common.strict_json import strict_json
 from fedsb.errors import UpdateRejected
-from fedsb.federation.wire import LONGEST_TEXT, blocks, header_end, not_finite
+from fedsb.federation.wire import LONGEST_TEXT, blocks, header_end, not_finite, view
 
 FORMAT = "fedsb-start-1"
 HEADER_BYTES = 16 << 20
@@ -111,7 +111,7 @@ def _place(name: str, entry: dict[str, Any]) -> tuple[torch.dtype, list[int], in
 def _view(message: bytes, offset: int, dtype: torch.dtype, shape: list[int]) -> Tensor:
     if not (count := prod(shape)):
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(message, dtype=dtype, count=count, offset=offset).view(shape)
+    return view(message, dtype, offset, count).view(shape)
 
 
 def check_start(
