@@ -132,13 +132,13 @@ def test_a_node_refuses_a_run_that_its_rows_cannot_pay_for_as_a_whole(world, tmp
     privately = [Node(config, own, f"{n:032x}").private for n in (1, 2)]
     first, late = (private.release(1, 1, lambda: b"answer") for private in privately[:1]), privately[1]
     assert list(first) == [b"answer"]
-    assert privately[0].times_charged(1, "round", 1) == 1
+    assert privately[0].guard.ledger.times(1, "round", 1) == 1
     with pytest.raises(ClientFailed, match="over all runs"):
         late.release(1, 1, lambda: pytest.fail("nothing is to be trained"))
     with pytest.raises(BudgetSpent, match=r"limits.lifetime_epsilon") as refusal:
         _ = Node(config, own, f"{3:032x}").private
     assert "this run" in str(refusal.value)
-    assert Node(config, own, f"{1:032x}").private.times_charged(1, "round", 1) == 1, "it has begun"
+    assert Node(config, own, f"{1:032x}").private.guard.ledger.times(1, "round", 1) == 1, "it has begun"
 
 
 def test_a_node_takes_no_ledger_from_a_server_and_no_unprotected_run_with_a_lifetime_alone(world, tmp_path):

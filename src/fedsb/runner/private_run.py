@@ -24,7 +24,7 @@ from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.keystream import GENERATOR
-from fedsb.privacy.ledger import LEDGER, Phase, PrivacyLedger
+from fedsb.privacy.ledger import LEDGER, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
 from fedsb.privacy.statement import statement
@@ -86,10 +86,6 @@ class PrivateRun:
         except BudgetSpent as spent:
             raise ClientFailed(str(spent)) from None
         return answer
-
-    def times_charged(self, client: int, phase: Phase, number: int) -> int:
-        """How often the ledger on disk was charged for this release of this client (start: number 0)."""
-        return self.guard.ledger.times(client, phase, number)
 
     @property
     def used_up(self) -> str:
