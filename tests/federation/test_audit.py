@@ -104,9 +104,7 @@ def log_odds(releases, directions, probability, noise):
         seen = directions @ (released - prior * directions.sum(0))
         score = ((seen - gram @ (rest @ seen)) / noise**2 + prior * signal) / own
         ratio = score - signal / own / 2
-        odds += (
-            ratio if probability == 1 else np.logaddexp(np.log1p(-probability), np.log(probability) + ratio)
-        )
+        odds += np.log(1 - probability + probability * np.exp(np.clip(ratio, -500, 500)))
     return odds
 
 
@@ -150,7 +148,7 @@ def test_a_server_that_protects_clients_proves_less_than_it_claims_and_would_be_
             map(update, np.flatnonzero(included).tolist()),
             exchange,
             weighting="uniform",
-            aggregation=release.around(fed_sb.aggregation),
+            aggregation=release.wrap(fed_sb.aggregation),
             fewest=0,
         )
         seen = state.vector[:CANARIES].double().numpy() * plan.expected_cohort / CLIP_NORM

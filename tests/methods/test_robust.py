@@ -273,7 +273,7 @@ WAYS = {
 def contribution_of(way, gradients, how):
     """What a client with these gradients sends."""
     kind, sent = (NOISED_SUMS if way == "noised sums" else contribution(how)), {}
-    like = kind.like(SHAPES, how)
+    like = kind.template(SHAPES, how)
     for name, G in gradients.items():
         if way == "factors":
             U, S, Vh = torch.linalg.svd(G, full_matrices=False)

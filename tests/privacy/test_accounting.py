@@ -99,3 +99,39 @@ def test_limits():
     assert epsilon([Mechanism(1.0, 0.5, 0)], 1e-5) == 0
     assert epsilon([Mechanism(0.0, 0.5, 1)], 1e-5) == math.inf
     assert epsilon([Mechanism(1e-9, 0.5, 1)], 1e-5) > 1e6
+
+
+@pytest.mark.parametrize(("noise", "probability"), [(0.5, 0.1), (1.0, 0.3), (2.0, 0.9)])
+def test_it_covers_a_record_that_is_present_or_blanked(noise, probability):
+    """Both directions of one step against the definition: a sum with the record's coin, and one without."""
+    grid = np.linspace(-40 * noise, 40 * noise + 1, 400_001)
+    absent = norm.pdf(grid, 0, noise)
+    present = (1 - probability) * absent + probability * norm.pdf(grid, 1, noise)
+
+    def over(e, one, other):
+        return np.trapezoid(np.maximum(one - math.exp(e) * other, 0), grid) - 1e-5
+
+    found = epsilon([Mechanism(noise, probability, 1)], 1e-5)
+    exact = max(brentq(over, 0, 30, (present, absent)), brentq(over, 0, 30, (absent, present)))
+    assert exact <= found + 1e-6
+    assert found == pytest.approx(exact, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "most"),
+    [
+        (Mechanism(0.3, 0.01, 3), 1.5),
+        (Mechanism(0.347, 256 / 59_000, 35), 1.3),
+        (Mechanism(1.0, 0.01, 1000), 1.2),
+    ],
+)
+def test_broken_orders_bring_renyi_near_pld(mechanism, most):
+    """With whole ones alone the first is 2 times as large."""
+    pld, renyi = epsilon([mechanism], 1e-5), epsilon([mechanism], 1e-5, accountant="rdp")
+    assert pld < renyi < most * pld
+    assert renyi <= epsilon([mechanism], 1e-5, accountant="rough rdp")
+
+
+def test_orders_whose_series_does_not_end_are_left_out_in_silence(caplog):
+    assert 0 < epsilon([Mechanism(0.25, 0.25, 3)], 1e-5, accountant="rdp") < math.inf
+    assert not caplog.records

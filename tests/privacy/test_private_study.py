@@ -41,3 +41,22 @@ def test_rates_are_chosen_before_other_budgets_are_run():
         budgets = [given(c, "--out")[0] for c in commands if c[1] == "compare" and f"/{name}.yaml" in c[2]]
         assert budgets == [f"out/{name}-3", f"out/{name}-1", f"out/{name}-10"]
     assert len([c for c in commands if "public_rows.py" in c[1]]) == 2
+
+
+ROWS = {
+    "sst2": 67_349 // 3,
+    "sst2-central": 67_349,
+    "sst2-clients": 2000,
+    "snli": 20_000 // 3,
+    "snli-central": 20_000,
+    "snli-bert": 549_367 // 3,
+}
+"""Of the smallest client of each recipe, or its clients."""
+
+
+RECIPES = sorted((SCRIPT.parents[1] / "recipes/private").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_a_private_recipe_s_delta_is_below_a_tenth_of_one_over_n(recipe):
+    assert RunConfig.from_yaml(recipe).privacy.delta <= 0.1 / ROWS[recipe.stem]

@@ -1,7 +1,7 @@
 """What one example can do to a step's sum: at most one clip norm, whatever the model's config asks for.
 
-At full batch, with dropout configured, in 32 and in 16 bits, with a very long row put in or out. Against
-the definition, through the training of a client, for every method.
+At full batch, with dropout configured, in 32 and in 16 bits, with a very long row put in and another taken
+out. Against the definition, through the training of a client, for every method.
 """
 
 import json
