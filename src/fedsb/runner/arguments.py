@@ -49,7 +49,7 @@ def round_rules(config: RunConfig) -> RoundRules:
         rounds=federation.rounds,
         weighting=federation.weighting,
         aggregation=aggregation,
-        norm_bound=checks and checks.bound,
+        norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         evaluate_every=config.evaluation.every,
         refresh_every=config.method.refresh_every,
