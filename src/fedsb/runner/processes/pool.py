@@ -92,7 +92,7 @@ class _Workers:
     lost: int = 0
 
     def ask(self, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
-        """`peers.AskClients`."""
+        """`clients.AskClients`."""
         count = self.config.federation.processes
         if not self.places:
             self.progress.stage(f"starting {count} processes")
