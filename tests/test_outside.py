@@ -84,7 +84,7 @@ def installed(world, monkeypatch):
     """The package, in this process."""
     monkeypatch.syspath_prepend(world / "package")
     for registry in (METHODS, FAMILIES):
-        monkeypatch.setattr(registry, "_entries", list(entry_points(group=registry.group)))
+        monkeypatch.setitem(vars(registry), "_entries", list(entry_points(group=registry.group)))
         monkeypatch.setattr(registry, "_values", dict(registry._values))
     return world
 
