@@ -19,6 +19,7 @@ from run_helpers import (
     write_rows,
 )
 
+from fedsb.common.child import threads
 from fedsb.compare import CompareConfig, tuning
 from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
