@@ -450,7 +450,7 @@ def test_wrong_options(fedsb, models, case):
 
 WRONG_CONFIGS = {
     "none": (None, ["--model", "no config.json", "Hugging Face model folder"]),
-    "not JSON": ("{", ["--model", "no config could be read", "not a valid JSON"]),
+    "not JSON": ("{", ["config.json", "expected JSON that can be read"]),
     "no type": ("{}", ["--model", "no config could be read", "model_type"]),
     "unknown type": ('{"model_type": "zebra"}', ["--model", "zebra", "expected a folder"]),
     "a wrong value": ('{"model_type": "bert", "hidden_size": "wide"}', ["--model", "hidden_size", "'wide'"]),

@@ -15,7 +15,7 @@ from fedsb.compare import compare
 from fedsb.compare.config import CompareConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_account import node_account, node_place
-from fedsb.deploy.node_config import NodeConfig, Refused, check_limits
+from fedsb.deploy.node_config import NodeConfig, Refused, check_limits, config_digest
 from fedsb.errors import InputError
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.account import Account, BudgetSpent, Guard, epsilon_of
@@ -31,15 +31,16 @@ DELTA = 1e-3
 ONE, TWO, THREE = (epsilon([RELEASE] * count, DELTA) for count in (1, 2, 3))
 
 
-def owner(folder, *, limit=None, state="state", file="rows.jsonl", **data):
+def owner(folder, *, limit=None, state="state", file="rows.jsonl", approved=(), **data):
     """A node's own config. Its rows are of no importance: nothing here trains."""
     rows = folder / "data" / file
     rows.parent.mkdir(exist_ok=True)
     if not rows.exists():
         rows.write_text('{"text": "one", "label": "pos"}\n')
     limits = {} if limit is None else {"lifetime_epsilon": limit}
-    more = {"train": str(rows), **data}
-    return NodeConfig(client=1, data=more, state=str(folder / state), limits=limits)
+    more = {"train": str(rows), "columns": {"text": "text", "label": "label"}, **data}
+    digests = [config_digest(config) for config in approved]
+    return NodeConfig(client=1, data=more, state=str(folder / state), limits=limits, approved=digests)
 
 
 def account(own, name="run-1", **changes):
@@ -128,7 +129,7 @@ def test_a_node_refuses_a_run_that_its_rows_cannot_pay_for_as_a_whole(world, tmp
     shutil.copytree(world / "data", tmp_path / "data")
     one_round = epsilon([Mechanism(2.0, 10 / 60, 6)], DELTA)
     config = config_of(world, privacy={"epsilon": one_round, "noise_multiplier": 2.0})
-    own = owner(tmp_path, limit=one_round, file="train.jsonl")
+    own = owner(tmp_path, limit=one_round, file="train.jsonl", approved=[config])
     privately = [Node(config, own, f"{n:032x}").private for n in (1, 2)]
     first, late = (private.release(1, 1, lambda: b"answer") for private in privately[:1]), privately[1]
     assert list(first) == [b"answer"]

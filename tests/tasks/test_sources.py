@@ -70,7 +70,8 @@ def test_data_sets_that_are_scripts_are_read_from_the_hubs_tables(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, config, *, split, **how):
+    def load_dataset(name, config, *, split, trust_remote_code, **how):
+        assert trust_remote_code is False
         asked.append(how)
         if not how:
             raise RuntimeError("Dataset scripts are no longer supported, but found e2e_nlg.py")
