@@ -99,7 +99,7 @@ def _noise_alone(
     source: NoiseSource,
     **__: Any,
 ) -> float:
-    """Ends at the start plus noise, whatever the method broadcast: FLoRA's clients begin anew each round."""
+    """Ends at the start plus noise, whatever the method broadcast: FLoRA's clients begin again each round."""
     for name, parameter in parameters.items():
         value = getattr(start, name.rsplit(".", 1)[-1])
         parameter.data.copy_(add_noise(value, std, source.stream()))

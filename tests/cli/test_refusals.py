@@ -50,7 +50,7 @@ WRONG = {
     "no such file": ({"data__train": "DATA/trian.jsonl"}, ["trian.jsonl: no such file", "'train.jsonl'"]),
     "unknown label in test": (
         {"data__test": "DATA/strange.jsonl"},
-        ["strange.jsonl", "row 5", "'odd'", "flat, neg, pos", "Mend"],
+        ["strange.jsonl", "row 5", "'odd'", "flat, neg, pos", "Fix"],
     ),
     "too many clients": (
         {"federation__clients": 37},
@@ -291,7 +291,7 @@ def test_resume_from_an_unreadable_checkpoint(world, tmp_path, fedsb, name):
     file = copy / "checkpoint" / name
     file.write_bytes(file.read_bytes()[:-9])
     answer = fedsb("run", "--out", copy, "--resume")
-    assert_refused(answer, [str(file), "checkpoint", "start anew"])
+    assert_refused(answer, [str(file), "checkpoint", "start again"])
 
 
 # Wrong uses of the other commands

@@ -274,7 +274,7 @@ def test_where_the_added_rate_wins_runs_at_the_old_one_are_not_mixed_in(
     copy, fedsb, runs_done, wider, monkeypatch
 ):
     monkeypatch.setattr(tuning, "best_rate", lambda trials, **_: 0.02)
-    parts = ["runs/fedit/seed-0", "remove it to do it anew", "training.learning_rate"]
+    parts = ["runs/fedit/seed-0", "remove it to do it again", "training.learning_rate"]
     assert_refused(fedsb("compare", wider, *TWO, "--out", copy), parts)
     shutil.rmtree(copy / "runs/fedit")
     assert fedsb("compare", wider, *TWO, "--out", copy)[0] == 0

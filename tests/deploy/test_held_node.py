@@ -115,7 +115,7 @@ def test_a_second_run_inherits_nothing_from_the_first(world, tmp_path, method):
 
 
 def test_what_is_asked_after_training_meets_an_untrained_model(world, tmp_path):
-    """A server that starts anew says hello again: the digest is the base model's, not the trained one's."""
+    """A server that starts again says hello again: the digest is the base model's, not the trained one's."""
     config = config_of(world, federation__rounds=1)
     parts = simulated_parts(config, tmp_path)
     files, helds = node_files(config, parts, tmp_path), [OpenNode() for _ in range(CLIENTS)]

@@ -75,7 +75,7 @@ def node_files(world, config, parts, folder):
 
 
 def in_one_process(config, nodes, *, fresh=False):
-    """Peers that are nodes in this process; `fresh`: opened anew for every message, as Flower does."""
+    """Peers that are nodes in this process; `fresh`: opened again for every message, as Flower does."""
     opened = {}
 
     def answer(kind, client, message):
@@ -237,7 +237,7 @@ def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(worl
 
 
 def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
-    """Two sums would tell more than was paid for; one made anew would be paid for twice."""
+    """Two sums would tell more than was paid for; one made again would be paid for twice."""
     config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
     (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
     answers = []
@@ -281,7 +281,7 @@ def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(w
 
 
 def test_base_weights_of_a_later_round_are_not_trained_on(world, tmp_path):
-    """A server that begins anew under the same name would have nodes go on from the end of the former run."""
+    """A server that begins again under the same name would have nodes go on from the end of the former run."""
     config = config_of(world, method__name="flora")
     both(world, config, tmp_path, fresh=True)
     nodes = [yaml.safe_load((tmp_path / f"node-{c}.yaml").read_text()) for c in range(CLIENTS)]

@@ -469,7 +469,7 @@ REFUSED = [
         for m in ALL
         if not m.averages
     ],
-    (UNIFORM | {"method__name": "flora"}, {"norm_bound": 1.0}, "flora starts anew each round"),
+    (UNIFORM | {"method__name": "flora"}, {"norm_bound": 1.0}, "flora starts again each round"),
     (
         UNIFORM | {"federation__client_ranks": [4, 4, 2]},
         {"average": "median"},

@@ -1,4 +1,4 @@
-"""A private run of a comparison that was stopped in a paid round begins anew, and its ledger stays."""
+"""A private run of a comparison that was stopped in a paid round begins again, and its ledger stays."""
 
 import json
 import shutil

@@ -146,7 +146,7 @@ def test_a_state_file_that_cannot_be_read_is_an_input_error_with_a_cure(tmp_path
     save_checkpoint(tmp_path, saved)
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(
-        InputError, match=r"state.json: cannot read this checkpoint .* Restore .* or start anew"
+        InputError, match=r"state.json: cannot read this checkpoint .* Restore .* or start again"
     ):
         load_checkpoint(tmp_path)
 

@@ -172,7 +172,7 @@ def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeyp
     monkeypatch.setattr(party, "client_update", lambda *a, **m: answers.append(real(*a, **m)) or answers[-1])
     answers.clear()
     summary = run(RunConfig.from_dict(config), tmp_path / "run", resume=True).summary
-    assert len(answers) == 3, "round 2 anew"
+    assert len(answers) == 3, "round 2 again"
     assert answers[0] != killed[3], "the same noise twice"
     steps = {client: of["steps"] for client, of in summary["privacy"]["per_client"].items()}
     assert steps == {"0": 9, "1": 9, "2": 6}

@@ -113,7 +113,7 @@ BROKEN = [
     ("a.jsonl", "", r"at least one row, found none"),
     ("a.csv", "", r"at least one row, found none"),
     ("a.csv", "text,label\n", r"at least one row, found none"),
-    ("a.csv", "text,label\nx,1\ny,2,3\n", r"Row #3: Expected 2 columns, got 3.*mend the row"),
+    ("a.csv", "text,label\nx,1\ny,2,3\n", r"Row #3: Expected 2 columns, got 3.*fix the row"),
     ("a.csv", "text,text\nx,1\n", r"distinct column names, found 'text' twice"),
     ("a.csv", b"text\n\xff\xfe\n", r"(?i)utf-?8"),
     ("a.jsonl", b'{"a": "\xff"}\n', r"expected UTF-8"),
@@ -213,7 +213,7 @@ def test_require_columns():
         require_columns(rows, ["label", "sentense"], source="a.csv", key="task.text")
     assert str(caught.value) == (
         "a.csv: task.text names the column 'sentense', which is not there; the columns are 'Sentence', "
-        "'label', 'extra' (did you mean 'Sentence'?); mend task.text in the config"
+        "'label', 'extra' (did you mean 'Sentence'?); fix task.text in the config"
     )
 
 

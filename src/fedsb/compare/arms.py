@@ -119,7 +119,7 @@ class Job:
         if changed:
             listed = "\n  ".join(changed)
             raise InputError(
-                f"--out: {self.folder} holds a run of another config; remove it to do it anew, or name "
+                f"--out: {self.folder} holds a run of another config; remove it to do it again, or name "
                 f"another folder for all:\n  {listed}"
             )
         return finished_summary(self.folder) is not None and (not self.asks or is_scored(self.folder))

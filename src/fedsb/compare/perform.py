@@ -31,7 +31,7 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
     try:
         if finished_summary(folder) is None:
             if aside := set_aside(folder):
-                watcher.stage(f"stopped in a round it had paid for: begun anew; {aside.name} is kept")
+                watcher.stage(f"stopped in a round it had paid for: begun again; {aside.name} is kept")
             run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher)
             gc.collect()  # the run's model, before another is loaded
         if asks:

@@ -48,7 +48,7 @@ def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:
     if wanted.norm_bound is not None and not method.sends_what_it_trains:
         able = able_names(lambda m: m.sends_what_it_trains)
         yield (
-            f"federation.robust.norm_bound: {method.name} starts anew each round, so there is no broadcast "
+            f"federation.robust.norm_bound: {method.name} starts again each round, so there is no broadcast "
             f"to measure an update from; take one of {able}"
         )
 

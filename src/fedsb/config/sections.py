@@ -275,7 +275,7 @@ class FederationConfig(Section):
     client_ranks: list[PositiveInt] | None = None
     """A rank for each client, at most method.rank; null: method.rank for all."""
     client_heads: list[PositiveInt] | None = None
-    """How many heads of the core each client trains in a round (which ones is drawn anew); null: all."""
+    """How many heads of the core each client trains in a round (which ones is drawn again); null: all."""
     padding: Literal["all", "owners"] = "all"
     """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
@@ -308,7 +308,7 @@ class TrainingConfig(Section):
     max_length: PositiveInt = 128
     """Tokens per example; longer ones are cut."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Over the whole run, not anew each round."""
+    """Over the whole run, not again each round."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the whole run in which the rate rises from zero."""
     weight_decay: NonNegative = 0.0

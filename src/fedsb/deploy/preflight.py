@@ -56,7 +56,7 @@ def check_certificate(file: Path, now: datetime | None = None) -> str | None:
     if now < begins:
         raise InputError(
             f"{file}: this certificate is valid from {begins:%Y-%m-%d %H:%M} UTC on, and here it is "
-            f"{now:%Y-%m-%d %H:%M} UTC; set the clock, or make it anew"
+            f"{now:%Y-%m-%d %H:%M} UTC; set the clock, or make it again"
         )
     if now > ends:
         raise InputError(f"{file}: this certificate expired on {ends:%Y-%m-%d %H:%M} UTC. {_cure(file)}")

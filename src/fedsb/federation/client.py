@@ -3,7 +3,7 @@
 Data flow: bytes -> vector -> factors of the client's part -> optimizer steps on its examples -> vector ->
 bytes.
 Between rounds a client keeps what was sent once and, for methods that change them, its base weights:
-optimizer state starts anew each round.
+optimizer state starts again each round.
 """
 
 from __future__ import annotations

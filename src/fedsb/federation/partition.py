@@ -27,7 +27,7 @@ def dirichlet(
     labels: Sequence[Hashable], clients: int, *, alpha: float, min_size: int = 1, rng: np.random.Generator
 ) -> Parts:
     """Each label's examples are dealt in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019, arXiv
-    1909.06335). Small alpha: strong label skew. Drawn anew until each client has `min_size` examples.
+    1909.06335). Small alpha: strong label skew. Drawn again until each client has `min_size` examples.
 
     Raises:
         InputError: too few examples, or no draw in a thousand gave each client `min_size`.

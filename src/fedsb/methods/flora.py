@@ -1,4 +1,4 @@
-"""FLoRA: clients' LoRAs are stacked, the stack is folded into the base, and everybody starts anew.
+"""FLoRA: clients' LoRAs are stacked, the stack is folded into the base, and everybody starts again.
 
 Source: Wang et al. 2024, arXiv 2409.05976. Trains A and B, at any rank of the client's own. Up:
 (out + in) * r_i numbers per layer (and the head). Down: the stack, (out + in) * sum(r_i), or out * in where

@@ -101,7 +101,7 @@ class Averaged(NamedTuple):
         tensors: new values by name; names that are missing stay as they were.
         base_update: what every client adds to its base weights; None for most methods.
         deviation: ||averaged update - mean of the updates||_F / ||mean of the updates||_F over all layers,
-            before any base update mends it; None where it is zero by construction.
+            before any base update fixes it; None where it is zero by construction.
     """
 
     tensors: Named
@@ -129,7 +129,7 @@ class Method(NamedTuple):
         source: author, year, arXiv number.
         exact: whether the averaged model equals the weighted mean of the clients' models.
         trains: round -> the factors A, R, B, s that get gradients and go up.
-        sends: the factors a broadcast carries. What trains and is not sent starts anew each round.
+        sends: the factors a broadcast carries. What trains and is not sent starts again each round.
         scale: (rank, alpha) -> s.
         aggregation: how updates become the next broadcast.
         cost: (layer, rank, heads, cohort size) -> numbers of a round.

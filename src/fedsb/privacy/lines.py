@@ -39,7 +39,7 @@ class GrowingLines(Generic[T]):
             return self._records
         content = whole_lines(self.path)
         if not content.startswith(self._content):
-            raise ValueError("it was cut, removed or written anew while it was in use")
+            raise ValueError("it was cut, removed or written again while it was in use")
         records = list(self._records)
         for line in content[len(self._content) :].split(b"\n")[:-1]:
             records.append(self._parse(line, records))

@@ -79,7 +79,7 @@ def _notices(run: Run, refresh: int | None) -> list[str]:
     found = []
     if refresh is not None:
         found.append(
-            f"{_how_far(run)}. This page loads itself anew every {refresh} seconds until the run ends."
+            f"{_how_far(run)}. This page loads itself again every {refresh} seconds until the run ends."
         )
     elif run.summary is None:
         found.append(

@@ -19,7 +19,7 @@ REFRESH = '<meta http-equiv="refresh"'  # as in parts.html
 def write_report(runs: Sequence[Path], out: Path, *, live: bool = False) -> Path:
     """Write one HTML page about the run folders `runs` to the file `out`, and return `out`.
 
-    With `live` the page says that the run goes on, and a browser loads it anew every few seconds.
+    With `live` the page says that the run goes on, and a browser loads it again every few seconds.
 
     Guarantees: the page needs no other file, no script and no network; the same run folders give the same
     bytes; `out` is replaced in one step, so an interrupted call leaves the old page in place.
@@ -45,7 +45,7 @@ def is_live(page: Path) -> bool:
         return REFRESH in file.read(2000)
 
 
-# The page while a run goes on: written after a round, not too often; it loads itself anew until the end.
+# The page while a run goes on: written after a round, not too often; it loads itself again until the end.
 
 
 FEWEST_SECONDS = 5.0

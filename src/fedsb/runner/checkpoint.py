@@ -1,7 +1,7 @@
 """What `--resume` needs: written after the start and after each round, atomically.
 
     checkpoint/state.json            the one entry point: names the other files and their hashes
-    checkpoint/factors-00000.safetensors  the factors as they started (anew after each refresh of the bases)
+    checkpoint/factors-00000.safetensors  the factors as they started (again after each refresh of the bases)
     checkpoint/round-00002.safetensors  the vector to broadcast next, and what was added to base weights
 
 `state.json` is replaced last, so that whatever moment a run is killed at, it names whole files. It has a
@@ -138,7 +138,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
     except Exception as error:
         raise InputError(
             f"{folder / STATE}: cannot read this checkpoint ({type(error).__name__}: {error}). Restore the "
-            "folder from a copy, or start anew with another --out."
+            "folder from a copy, or start again with another --out."
         ) from error
 
 
@@ -154,11 +154,11 @@ def _write(path: Path, content: bytes) -> str:
 
 def _read(path: Path, digest: str) -> dict[str, Tensor]:
     if not path.exists():
-        raise InputError(f"{path}: this file of the checkpoint is missing. Restore it, or start anew.")
+        raise InputError(f"{path}: this file of the checkpoint is missing. Restore it, or start again.")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(
-            f"{path}: this file of the checkpoint was changed or cut off. Restore it, or start anew."
+            f"{path}: this file of the checkpoint was changed or cut off. Restore it, or start again."
         )
     return load(content)
 

@@ -71,7 +71,7 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
         if (folder / "metrics.jsonl").exists() and not (folder / "checkpoint" / STATE).exists():
             raise InputError(
                 f"--resume: {folder} has rounds and no checkpoint/{STATE}, so nobody knows what they were "
-                "of; restore it from a copy, or start anew with another --out"
+                "of; restore it from a copy, or start again with another --out"
             )
         before = RunConfig.from_yaml(config_file).model_copy(update={"tracking": config.tracking})
         changed = differences(before, config)

@@ -81,7 +81,7 @@ def check_can_deploy(config: RunConfig) -> None:
     """Refuse what needs all rows in one place.
 
     Raises:
-        InputError: with the key that can mend it.
+        InputError: with the key that can fix it.
     """
     if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
         raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")

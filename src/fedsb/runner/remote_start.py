@@ -110,7 +110,7 @@ def share_bases(file: Path, remote: RemoteClients, progress: Progress) -> None:
     """Give every client the bases that it cannot make itself; `Remote.ask` may leave out who has them.
 
     Args:
-        file: the message as it was made at the start: bases rounded anew would not quite be the same.
+        file: the message as it was made at the start: bases rounded again would not quite be the same.
     """
     if not file.exists():
         return

@@ -119,7 +119,7 @@ def _label_value(row: Row, label: str, source: str, number: int) -> object:
             f"got {type(value).__name__}; one label per row"
         )
     if isinstance(value, str) and not is_text(value):
-        raise InputError(f"{source}: row {number}: half a surrogate pair in column {label!r}; mend the row")
+        raise InputError(f"{source}: row {number}: half a surrogate pair in column {label!r}; fix the row")
     return value
 
 
@@ -156,7 +156,7 @@ def _class_id(value: object, ids: dict[str, int], label: str, source: str, numbe
         known = ", ".join(list(ids)[:20]) + (", ..." if len(ids) > 20 else "")
         raise InputError(
             f"{source}: row {number} has the label {name!r} in column {label!r}, which the train data do not "
-            f"have; the known labels are {known}. Mend or remove the row, or raise data.limit.train"
+            f"have; the known labels are {known}. Fix or remove the row, or raise data.limit.train"
         )
     return ids[name]
 
@@ -169,7 +169,7 @@ def _target(value: object, label: str, source: str, number: int) -> float:
     if not math.isfinite(target):
         raise InputError(
             f"{source}: row {number}: expected a finite number in column {label!r} (by its train labels "
-            f"this is a regression), got {value!r}; mend or remove the row"
+            f"this is a regression), got {value!r}; fix or remove the row"
         )
     return target
 

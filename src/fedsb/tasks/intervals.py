@@ -62,7 +62,7 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 def bootstrap(
     one: Measurement, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> dict[str, tuple[float, float]]:
-    """The middle 95 % of each metric over examples drawn anew with replacement (Efron 1979,
+    """The middle 95 % of each metric over examples drawn again with replacement (Efron 1979,
     doi 10.1214/aos/1176344552). Draws for which a metric is not finite are left out of it."""
     drawn = [one.metrics(rng.integers(one.count, size=one.count)) for _ in range(resamples)]
     return {name: _middle([metrics[name] for metrics in drawn]) for name in drawn[0]}

@@ -61,7 +61,7 @@ def require_columns(
             raise InputError(
                 f"{source}: {key} names the column {column!r}, which is not there; "
                 f"the columns are {_listed(existing)}{_suggestion(column, existing)}; "
-                f"mend {key} in the config"
+                f"fix {key} in the config"
             )
 
 
@@ -175,7 +175,7 @@ def _objects_by_line(file: IO[str], source: str) -> Iterator[dict[str, object]]:
                 "expected one object per line"
             ) from error
         except ValueError as error:
-            raise InputError(f"{source}: line {number} holds {error}; mend the row") from None
+            raise InputError(f"{source}: line {number} holds {error}; fix the row") from None
         yield _as_object(value, f"{source}: line {number}")
 
 
@@ -207,7 +207,7 @@ def _parse_document(text: str, source: str) -> Any:
             f"{source}: line {error.lineno} is not valid JSON: {error.msg} at column {error.colno}{cure}"
         ) from error
     except ValueError as error:
-        raise InputError(f"{source}: the document holds {error}; mend it") from None
+        raise InputError(f"{source}: the document holds {error}; fix it") from None
 
 
 def _read_delimited(path: Path, source: str, limit: int | None, *, delimiter: str) -> Rows:
@@ -231,7 +231,7 @@ def _read_delimited(path: Path, source: str, limit: int | None, *, delimiter: st
             table = csv.read_csv(path, read, parse, convert)
     except pyarrow.ArrowInvalid as error:
         raise InputError(
-            f"{source}: {_first_line(error)}; mend the row, quote cells that hold delimiters, save as UTF-8"
+            f"{source}: {_first_line(error)}; fix the row, quote cells that hold delimiters, save as UTF-8"
         ) from error
     _require_distinct(table.column_names, source)
     return cast(Rows, table.slice(0, limit).to_pylist())

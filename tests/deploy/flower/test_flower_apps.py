@@ -334,7 +334,7 @@ def test_a_node_that_comes_late_gets_the_bases_and_the_cores(world, tmp_path):
 
 
 def test_a_node_that_failed_at_first_is_asked_again(world, tmp_path, monkeypatch):
-    """Its client process died while it said hello, or its owner mends its file while the server waits."""
+    """Its client process died while it said hello, or its owner fixes its file while the server waits."""
     monkeypatch.setattr(federation, "AGAIN_SECONDS", 0.0)
     config, hellos = config_of(world), []
 

@@ -183,7 +183,7 @@ def test_a_killed_evaluation_goes_on_and_asks_only_the_rest(world, tmp_path, mon
     assert (tmp_path / "run/evaluation/sums.jsonl").read_text() == outputs
     batches.clear()
     assert evaluate_run(tmp_path / "run") == whole
-    assert batches == []  # the same model and questions: only marked anew
+    assert batches == []  # the same model and questions: only marked again
 
 
 def test_outputs_of_another_model_are_not_taken(world, tmp_path, says):

@@ -77,7 +77,7 @@ def _gold(find: Callable[[str], str | None], kind: Kind, response: str, source: 
     if found is None:
         raise InputError(
             f"{source}: row {number} has no answer: expected {EXPECTED[kind]} in the response, found "
-            f"{response[-60:]!r}; mend or remove the row, or check score and columns of the benchmark"
+            f"{response[-60:]!r}; fix or remove the row, or check score and columns of the benchmark"
         )
     return found
 
