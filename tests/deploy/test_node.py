@@ -281,7 +281,7 @@ def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(w
 
 
 def test_base_weights_of_a_later_round_are_not_trained_on(world, tmp_path):
-    """A server that begins again under the same name would have nodes go on from the end of the former run."""
+    """A server that begins again under the same name would have nodes resume from the former run's end."""
     config = config_of(world, method__name="flora")
     both(world, config, tmp_path, fresh=True)
     nodes = [yaml.safe_load((tmp_path / f"node-{c}.yaml").read_text()) for c in range(CLIENTS)]
