@@ -1,7 +1,9 @@
 """Nothing about a limited party's rows leaves uncharged: every question, under every setting of a run."""
 
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -58,12 +60,15 @@ def config_of(world, **changes):
 
 
 def node_of(world, config, state, *, data="train", **own):
-    """A party with limits whose owner approved this very config."""
-    config = RunConfig.from_dict(config)
+    """A party with limits whose owner approved this very config; with rows, and so a budget, of its own."""
+    config, rows = RunConfig.from_dict(config), Path(f"{state}-rows") / f"{data}.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    if not rows.exists():
+        shutil.copy(world / "data" / f"{data}.jsonl", rows)
     values: dict[str, Any] = {
         "client": 0,
         "data": {
-            "train": str(world / "data" / f"{data}.jsonl"),
+            "train": str(rows),
             "columns": {"text": "text", "label": "label"},
         },
         "state": str(state),
