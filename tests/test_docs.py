@@ -125,7 +125,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, line: str, where: str) -> None:
 def run_program(block: Block) -> None:
     """In this process, where torch is imported already, with names of its own."""
     try:
-        exec(compile(block.text, str(block), "exec"), {"__name__": "snippet"})
+        exec(compile(block.text, str(block), "exec", dont_inherit=True), {"__name__": "snippet"})
     except Exception as error:
         pytest.fail(f"{block}: {type(error).__name__}: {error}")
 

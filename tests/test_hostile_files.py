@@ -94,7 +94,10 @@ def test_half_a_surrogate_pair_is_refused_where_it_would_be_used(world, tmp_path
     path = tmp_path / "rows.jsonl"
     path.write_text(ROW + row + "\n")
     assert len(read_rows(str(path))) == 2
-    config = classification_config(world / "bert", world / "data", data__train=str(path))
+    few = {"data__train": str(path), "federation__clients": 1}
+    config = classification_config(world / "bert", world / "data", **few)
+        world / "bert", world / "data", data__train=str(path), federation__clients=1
+    )
     with pytest.raises(InputError, match=r"rows\.jsonl: row 2.*half a surrogate pair"):
         prepare_data(RunConfig.from_dict(config))
 
@@ -313,7 +316,7 @@ def test_every_load_refuses_code():
     assert len(found) >= 7
     for name, call in found:
         if ast.unparse(call.func) in OF_PEFT:
-            assert name == "adapter_folder.py"
+            assert name == "peft_folder.py"
             continue
         given = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert given.get("trust_remote_code") == "False", f"{name}: {ast.unparse(call)}"

@@ -108,7 +108,7 @@ WRONG = {
     **{
         f"refresh with {name}": (
             {"method__name": name, "method__refresh_every": 1},
-            ["method.refresh_every", "only fed-sb and lora-xs", name, "leave it out"],
+            ["method.refresh_every", "only fed-sb, lora-xs", name, "leave it out"],
         )
         for name in ("flora", "fedit", "ravan")
     },

@@ -163,8 +163,11 @@ def test_what_is_written_privately_follows_no_link_and_leaves_no_part(tmp_path):
     (tmp_path / "elsewhere").write_text("as it was")
     (tmp_path / "private").mkdir(mode=0o755)
     (tmp_path / "private/file").symlink_to(tmp_path / "elsewhere")
-    write_privately(tmp_path / "private/file", b"new")
+    with pytest.raises(InputError, match="this is a link"):
+        write_privately(tmp_path / "private/file", b"new")
     assert (tmp_path / "elsewhere").read_text() == "as it was"
+    (tmp_path / "private/file").unlink()
+    write_privately(tmp_path / "private/file", b"new")
     assert (tmp_path / "private/file").read_bytes() == b"new"
     assert [path.name for path in (tmp_path / "private").iterdir()] == ["file"]
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
