@@ -96,8 +96,6 @@ def test_half_a_surrogate_pair_is_refused_where_it_would_be_used(world, tmp_path
     assert len(read_rows(str(path))) == 2
     few = {"data__train": str(path), "federation__clients": 1}
     config = classification_config(world / "bert", world / "data", **few)
-        world / "bert", world / "data", data__train=str(path), federation__clients=1
-    )
     with pytest.raises(InputError, match=r"rows\.jsonl: row 2.*half a surrogate pair"):
         prepare_data(RunConfig.from_dict(config))
 
