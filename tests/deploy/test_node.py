@@ -18,9 +18,11 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig, run
+from fedsb.common.files import LOCK, alone
 from fedsb.deploy import node as node_module
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig, config_digest
+from fedsb.deploy.node_folder import make_private
 from fedsb.errors import InputError, RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.server import Failed
@@ -475,3 +477,12 @@ def test_sizes_that_make_no_sense_are_refused(world, tmp_path, sizes):
     more = {} if sizes is None else {"sizes": sizes}
     with pytest.raises(UpdateRejected):
         node.answer("contribute", pack_start({"kind": "contribute", "round": 0}, head | more))
+
+
+def test_one_process_at_a_time_answers_from_a_runs_folder(world, tmp_path):
+    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
+    node = Node(RunConfig.from_dict(config_of(world)), NodeConfig(**own), RUN)
+    make_private(node.folder)
+    with alone(node.folder / LOCK, "another"), pytest.raises(RunFailed, match="another process works on it"):
+        node.answer("bases", b"")
+    assert node.facts().client == 0, "hello writes nothing"

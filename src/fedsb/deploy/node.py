@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedsb.adapter.attached import set_base_updates
+from fedsb.common.files import LOCK, alone
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.deploy.door import Charge, Disclosure, Door, NoisedRelease, PublicFacts, UnprotectedUpdate
@@ -123,13 +124,21 @@ class Node:
     def answer(self, kind: str, message: bytes) -> bytes:
         """What this party sends back: through the door, and kept in the audit folder, if wanted.
 
+        One process at a time answers from the run's folder.
+
         Raises:
             Refused, UpdateRejected, ClientFailed: as `Door.let_out`, or the message does not fit.
+            RunFailed: another process of this party answers for this run.
         """
         if kind not in QUESTIONS:
             raise UpdateRejected(f"unknown question {kind[:40]!r}: server and node may have other versions")
-        if kind != "hello":
-            make_private(self.folder)
+        if kind == "hello":
+            return self._answered(kind, message)
+        make_private(self.folder)
+        with alone(self.folder / LOCK, str(self.folder)):
+            return self._answered(kind, message)
+
+    def _answered(self, kind: str, message: bytes) -> bytes:
         answer = self.door.let_out(QUESTIONS[kind](self, message))
         self._audit(kind, answer)
         return answer
