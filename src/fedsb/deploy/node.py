@@ -3,8 +3,9 @@
     run config + node config -> sizes, limits, columns, approval -> own rows -> model, factors -> party
     question -> QUESTIONS -> disclosure -> the door -> answer, kept in the audit folder
 
-What a node keeps lies in one folder for each run: its privacy ledger, its start factors, its base weights'
-change for methods that have one, and, if wanted, every answer it sent.
+What a node keeps of a run lies in a folder of its own: the run's privacy ledger, start factors, the change of
+base weights for methods that have one, and, if wanted, every answer it sent. The ledger of its rows over all
+runs lies beside these folders (see `node_account`).
 """
 
 from __future__ import annotations
