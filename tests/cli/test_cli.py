@@ -37,7 +37,7 @@ def test_run_prints_plain_lines_into_a_pipe(world, tmp_path, fedsb):
     assert all(len(line) < 200 for line in lines)
 
 
-def test_a_run_that_failed_exits_with_1_and_says_how_to_go_on(world, tmp_path, fedsb):
+def test_a_run_that_failed_exits_with_1_and_says_how_to_resume(world, tmp_path, fedsb):
     slow = "federation.client_timeout_seconds=1e-6"
     status, out, err = fedsb("run", world / "good.yaml", "--out", tmp_path / "run", "-s", slow)
     assert status == 1
@@ -247,7 +247,7 @@ def test_ctrl_c_stops_with_130_and_a_word_on_resume(world, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err == f"stopped; go on with: fedsb run --out {tmp_path / 'run'} --resume\n"
+    assert err == f"stopped; resume with: fedsb run --out {tmp_path / 'run'} --resume\n"
 
 
 def _hear_ctrl_c():

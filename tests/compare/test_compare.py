@@ -194,7 +194,7 @@ def test_rows_keep_their_columns_and_types_in_the_split(tmp_path):
 # Going on
 
 
-def test_an_interrupted_comparison_goes_on_and_ends_the_same(world, whole, tmp_path, fedsb, monkeypatch):
+def test_an_interrupted_comparison_resumes_and_ends_the_same(world, whole, tmp_path, fedsb, monkeypatch):
     """Stopped in the middle of the sixth run: after its first round, with two runs to come."""
     saves, save = [], loop.save_checkpoint
 
@@ -210,7 +210,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(world, whole, tmp_p
         patch.setattr(loop, "save_checkpoint", interrupted)
         status, _, err = fedsb(*call)
     assert status == 130
-    assert err.strip() == f"stopped; go on with: fedsb {' '.join(map(str, call))}"
+    assert err.strip() == f"stopped; resume with: fedsb {' '.join(map(str, call))}"
     assert not (out / "comparison.json").exists()
     done = {path.parent: snapshot(path.parent) for path in out.glob("*/*/*/summary.json")}
     assert len(done) == 5

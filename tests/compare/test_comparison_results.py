@@ -16,7 +16,7 @@ from run_helpers import (
 from safetensors.torch import load_file, save_file
 
 from fedsb import RunConfig
-from fedsb.cli.compare import LiveBars, PlainLines, how_to_go_on
+from fedsb.cli.compare import LiveBars, PlainLines, how_to_resume
 from fedsb.common import files
 from fedsb.compare import CompareConfig, compare
 from fedsb.compare.results import (
@@ -176,8 +176,8 @@ def test_the_table_at_the_end(world, copy, fedsb):
     assert str(copy / "report.html") in out.replace("\n", "")
 
 
-def test_how_to_go_on_can_be_pasted(tmp_path):
-    text = how_to_go_on(tmp_path / "a b.yaml", ["x=[1, 2]"], "fed-sb", "0", tmp_path / "out", 2)
+def test_how_to_resume_can_be_pasted(tmp_path):
+    text = how_to_resume(tmp_path / "a b.yaml", ["x=[1, 2]"], "fed-sb", "0", tmp_path / "out", 2)
     assert text.startswith("stopped before the first run")
     assert text.endswith(
         f"'{tmp_path}/a b.yaml' --methods fed-sb --seeds 0 --out {tmp_path}/out -s 'x=[1, 2]' --jobs 2"
