@@ -235,8 +235,8 @@ def _fitting(
         try:
             check_rank(targets, rank, heads=heads)
         except InputError as error:
-            what = f"{method.name} with {heads} heads" if heads > 1 else method.name
-            misfits[method.name] = f"{what}: {_as_options(str(error))}"
+            variant = f"{method.name} with {heads} heads" if heads > 1 else method.name
+            misfits[method.name] = f"{variant}: {_as_options(str(error))}"
     if misfits and (question.methods is not None or len(misfits) == len(asked)):
         raise InputError(next(iter(misfits.values())))
     return [(m, rank) for m, rank in asked if m.name not in misfits], misfits

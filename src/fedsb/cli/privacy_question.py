@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 from fedsb.config.privacy_checks import refuse_large_delta
 from fedsb.errors import InputError
@@ -12,7 +12,6 @@ from fedsb.federation.training import LocalTraining
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.plan import ClientPlan, ExamplePlan
 
-Unit = Literal["example", "client"]
 OF_EXAMPLES = ["examples", "batch_size", "epochs"]
 OF_CLIENTS = ["clients", "cohort"]
 
@@ -92,7 +91,7 @@ def _client_plan(question: PrivacyQuestion) -> ClientPlan:
     )
 
 
-def _unit(question: PrivacyQuestion) -> Unit:
+def _unit(question: PrivacyQuestion) -> str:
     """Whose privacy is asked about: that of which all numbers are given, and none of the other's."""
     names = [name for name in (*OF_EXAMPLES, *OF_CLIENTS) if getattr(question, name) is not None]
     if names == OF_EXAMPLES:
@@ -113,10 +112,10 @@ def _check_numbers(question: PrivacyQuestion) -> None:
         raise InputError("--epsilon, --noise-multiplier: give one of the two; the other is the answer")
 
 
-def _check_share(option: str, part: int, whole: int, what: str, delta: float) -> None:
+def _check_share(option: str, part: int, whole: int, units: str, delta: float) -> None:
     if part > whole:
-        raise InputError(f"{option}: expected at most the {whole} {what}, found {part}")
-    refuse_large_delta("--delta", delta, whole, what)
+        raise InputError(f"{option}: expected at most the {whole} {units}, found {part}")
+    refuse_large_delta("--delta", delta, whole, units)
 
 
 def _option(name: str) -> str:

@@ -77,9 +77,9 @@ class CompareConfig(Section):
         return value
 
     def rates(self, arm: str, learning_rate: float) -> tuple[float, ...]:
-        """The arm's grid, ascending; one rate means that nothing is tuned."""
+        """The arm's grid, ascending, to four digits where it is derived; one rate: nothing is tuned."""
         grid = self.learning_rates.get(arm) or self.learning_rates.get("default")
-        return tuple(sorted(grid or (_round(factor * learning_rate) for factor in FACTORS)))
+        return tuple(sorted(grid or (float(f"{factor * learning_rate:.4g}") for factor in FACTORS)))
 
 
 def _check_key(arm: str, key: str) -> None:
@@ -88,11 +88,6 @@ def _check_key(arm: str, key: str) -> None:
         raise ValueError(f"{arm} sets {key}, but {', '.join(SHARED)} are the same for every arm")
     if not dot:
         raise ValueError(f"{arm}: expected dotted keys such as method.rank, found {key!r}")
-
-
-def _round(rate: float) -> float:
-    """Four digits: a rate that can be read, and copied without a change."""
-    return float(f"{rate:.4g}")
 
 
 def settings_from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:

@@ -47,10 +47,10 @@ def lead(comparison: Compared) -> str:
     title, seeds = describe(comparison.metric).title, sorted({run["seed"] for run in comparison.runs})
     privacy = str(comparison.content.get("privacy") or "")  # private runs draw batches from their own secrets
     better = "" if comparison.content.get("higher_is_better", True) else ", where less is better"
-    what = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
+    names = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
     what_was_done = (
-        f"{title} of {plural(len(comparison.summary), 'method')} on {what['data.test']}{better}, with "
-        f"{what['model.path']} fine-tuned on {what['data.train']}: "
+        f"{title} of {plural(len(comparison.summary), 'method')} on {names['data.test']}{better}, with "
+        f"{names['model.path']} fine-tuned on {names['data.train']}: "
         f"{_plural_of(comparison, 'federation.rounds', 'round')}, "
         f"{_plural_of(comparison, 'federation.clients', 'client')}, {plural(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds[:10]))}{', ...' if len(seeds) > 10 else ''}). "
