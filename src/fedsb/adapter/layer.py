@@ -152,8 +152,8 @@ class LowRankLinear(nn.Module):
     def update(self) -> Float[Tensor, "out in"]:
         """The dense weight update s B R A, with what was added to the base, if anything was."""
         pair = self._own_pair()
-        own = pair.B @ pair.A
-        return own if self.base_update is None else own + self.base_update.to(own.device)
+        product = pair.B @ pair.A
+        return product if self.base_update is None else product + self.base_update.to(product.device)
 
 
 def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
@@ -184,10 +184,10 @@ def _check_factors(base: nn.Module, factors: Factors) -> None:
         if factors.s is not None:
             expected["s"] = (heads,)
     for name, shape in expected.items():
-        found = tuple(getattr(factors, name).shape)
-        if found != shape:
+        actual = tuple(getattr(factors, name).shape)
+        if actual != shape:
             raise ValueError(
-                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {found}"
+                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {actual}"
             )
 
 
