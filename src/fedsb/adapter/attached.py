@@ -78,11 +78,7 @@ def check_rank(layers: Mapping[str, nn.Module], rank: int, *, heads: int = 1) ->
 
 
 def attach(
-    model: nn.Module,
-    factors: Mapping[str, Factors],
-    *,
-    trains: Sequence[str] = ("R",),
-    scale: float = 1.0,
+    model: nn.Module, factors: Mapping[str, Factors], *, trains: Sequence[str] = ("R",), scale: float = 1.0
 ) -> Attached:
     """Freeze the model and put a LowRankLinear over each layer named in `factors`.
 

@@ -24,7 +24,7 @@ def pair_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
 
 
 def _finish(sums: MeansAndCovariances) -> Averaged:
-    return Averaged(sums.means(), deviation=sums.deviation())
+    return Averaged(sums.sums.mean(), deviation=sums.deviation())
 
 
 fedit = Method(
