@@ -70,10 +70,10 @@ def check_rank(layers: Mapping[str, nn.Module], rank: int, *, heads: int = 1) ->
             f"method.rank: {heads} heads do not fit: layer {smallest!r} is {shape}. Lower method.heads or "
             "leave that layer out of method.targets."
         )
-    each, also = (f", and there are {heads} heads", " or method.heads,") if heads > 1 else ("", "")
+    several, advice = (f", and there are {heads} heads", " or method.heads,") if heads > 1 else ("", "")
     raise InputError(
-        f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is {shape}{each}. "
-        f"Lower method.rank{also} or leave that layer out of method.targets."
+        f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is {shape}{several}. "
+        f"Lower method.rank{advice} or leave that layer out of method.targets."
     )
 
 

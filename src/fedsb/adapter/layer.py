@@ -84,11 +84,6 @@ class LowRankLinear(nn.Module):
         """The base layer's own bias."""
         return self.base.bias  # type: ignore[return-value]
 
-    @property
-    def heads(self) -> int:
-        """Number of blocks of R (1 without R)."""
-        return 1 if self.R is None else self.R.shape[0]
-
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         y = self.base(x)
         z = F.linear(x, self.A.to(x.dtype))

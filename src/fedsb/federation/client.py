@@ -66,9 +66,7 @@ def client_update(
     )
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
-    answer = wire.Header(
-        header.method, header.round, layout.digest, client, num_examples=count, train_loss=mean_loss
-    )
+    answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
     vector = layout.flatten(_answer(exchange, parameters, part))
     try:
         return wire.pack(answer, vector, exchange.upload_dtype)

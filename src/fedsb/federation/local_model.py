@@ -99,13 +99,13 @@ def apply_base_change(local_model: LocalModel, header: wire.Header, numbers: Ten
     Raises:
         UpdateRejected: they are not those that the message adds to.
     """
-    has, least = local_model.base_round, header.needs or 0
-    if not (least <= has < header.round):
+    held, needed = local_model.base_round, header.needs or 0
+    if not (needed <= held < header.round):
         raise UpdateRejected(
-            f"wrong base weights: this client's are those after round {has}, the message is for those after "
-            f"round {least} to {header.round - 1}; what it kept was lost or is of another run"
+            f"wrong base weights: this client's are those after round {held}, the message is for those after "
+            f"round {needed} to {header.round - 1}; what it kept was lost or is of another run"
         )
-    if header.base is None or has >= header.round - 1:
+    if header.base is None or held >= header.round - 1:
         return
     named = local_model.exchange.base(header.base).unflatten(numbers)
     for name, layer in local_model.attached.layers.items():

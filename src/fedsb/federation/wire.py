@@ -205,9 +205,9 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
         UpdateRejected: with the first reason found.
     """
     for name in ("method", "round", "layout", "client"):
-        right, actual = getattr(expected, name), getattr(header, name)
-        if right != actual:
-            raise UpdateRejected(f"wrong {name}: expected {right!r}, found {printable(repr(actual), 100)}")
+        value, actual = getattr(expected, name), getattr(header, name)
+        if value != actual:
+            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(actual), 100)}")
     if vector.dtype != torch.float32 or tuple(vector.shape) != (size,):
         raise UpdateRejected(
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"

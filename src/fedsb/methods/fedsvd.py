@@ -14,8 +14,8 @@ from fedsb.adapter import Factors, LoraPair
 from fedsb.adapter.bases import orthonormal_rows
 from fedsb.methods.averaging.mean import WeightedSum
 from fedsb.methods.averaging.stack import product_svd
-from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.method import Aggregation, Averaged, Counts, Method, Shape, always, lora_scale
+from fedsb.methods.fedit import one_factor_cost
+from fedsb.methods.method import Aggregation, Averaged, Method, always, lora_scale
 
 
 def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
@@ -33,11 +33,6 @@ def _finish(total: WeightedSum) -> Averaged:
     return Averaged(tensors)
 
 
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
-    B, both = rank * shape.out, pair_numbers(shape, rank)
-    return Counts(B, B, both, paper=both / 2)
-
-
 fedsvd = Method(
     name="fedsvd",
     source="Lee et al. 2025, arXiv 2505.12805",
@@ -46,6 +41,6 @@ fedsvd = Method(
     sends=("A", "B"),
     scale=lora_scale,
     aggregation=Aggregation(WeightedSum, WeightedSum.add, _finish),
-    cost=_cost,
+    cost=one_factor_cost,
     draw=_draw,
 )

@@ -81,7 +81,7 @@ class Place:
     Attributes:
         id: the name of the data set.
         heads: files that say where the chain ends; the first must be written, others where that is allowed.
-        locks: files that are held while it is charged.
+        locks: files that are held while it is charged; the first, in the ledger's folder, is made.
     """
 
     id: str
@@ -142,9 +142,6 @@ class DataLedger:
     @contextmanager
     def held(self) -> Iterator[list[Charge]]:
         """Inside the block no other process charges this ledger; gives its charges, every byte read again."""
-        folder = self.place.ledger.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.place.locks[0].touch(mode=0o600)
         with locked(self.place.locks):
             yield self.charges(every_byte=True)
 
@@ -172,8 +169,8 @@ class DataLedger:
     def _heads(self) -> list[tuple[Path, Path, Head]]:
         """(file, ledger, head) of all that are about this data set."""
         files = ((file, _read_heads(file)) for file in self.place.heads)
-        every = [(file, Path(name), head) for file, heads in files for name, head in heads.items()]
-        return [entry for entry in every if entry[2].id == self.place.id]
+        known = [(file, Path(name), head) for file, heads in files for name, head in heads.items()]
+        return [entry for entry in known if entry[2].id == self.place.id]
 
     def _check_reaches(self, charges: list[Charge], file: Path, ledger: Path, head: Head) -> None:
         here, count = self.place.ledger, len(charges)
@@ -182,9 +179,9 @@ class DataLedger:
             return
         where = f" (in {ledger}, another state folder)" if elsewhere else ""
         if count < head.releases:
-            what = f"holds {count} releases" if count else "is gone or empty"
+            content = f"holds {count} releases" if count else "is gone or empty"
             raise InputError(
-                f"{here}: this privacy ledger {what}, and {file} knows of {head.releases}{where}: it was cut "
+                f"{here}: this privacy ledger {content}, and {file} knows of {head.releases}{where}: it was cut "
                 f"or removed, or another copy or state folder took its place. {CURE}"
             )
         if head.releases and charges[head.releases - 1].chain != head.chain:

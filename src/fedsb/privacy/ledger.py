@@ -65,8 +65,6 @@ class PrivacyLedger:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside the block nobody else charges this ledger, whose every byte was read again."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.touch(mode=0o600)
         with locked([self.path]):
             _readable(self._lines, every_byte=True)
             yield

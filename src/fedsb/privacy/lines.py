@@ -4,7 +4,7 @@ to date."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -78,9 +78,12 @@ def whole_lines(path: Path) -> bytes:
 
 
 @contextmanager
-def locked(paths: Iterable[Path]) -> Iterator[None]:
-    """Inside the block this thread alone holds all these files. It waits for them, in their order; locks go
-    with their process, whatever ends it. Where there are no such locks (Windows), nothing is held."""
+def locked(paths: Sequence[Path]) -> Iterator[None]:
+    """Inside the block this thread alone holds all these files; the first is made if it is not there. It waits
+    for them, in their order; locks go with their process, whatever ends it. Where there are no such locks
+    (Windows), nothing is held."""
+    paths[0].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths[0].touch(mode=0o600)
     try:
         import fcntl
     except ImportError:
