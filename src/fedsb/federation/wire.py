@@ -113,10 +113,8 @@ def unpack(
     header, described, start = _opened(message)
     numbers_bytes = len(message) - start
     if _written(described) != _written({"v": _whole(numbers_bytes, dtype)}):
-        name, content = str(dtype).removeprefix("torch."), printable(described, 200)
-        raise UpdateRejected(
-            f"not a {FORMAT} message: expected one {name} vector and no more, found {content}"
-        )
+        name, text = str(dtype).removeprefix("torch."), printable(described, 200)
+        raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {text}")
     if not numbers_bytes:
         return header, torch.zeros(0)
     return header, view(message, dtype, start).float()

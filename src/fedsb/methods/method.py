@@ -82,7 +82,7 @@ class Upload(NamedTuple):
     client: int = 0
 
 
-def by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
+def views_by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
     """Views of a vector of all numbers of an upload, by name."""
     parts = vector.split([prod(shape) for shape in frame.answer.values()])
     return {name: part.view(shape) for (name, shape), part in zip(frame.answer.items(), parts, strict=True)}
@@ -126,7 +126,7 @@ class Aggregation(NamedTuple):
 
 def aggregate_one(aggregation: Aggregation, vector: Tensor, frame: AggregationInputs) -> Averaged:
     """The result if one client that holds everything had sent this vector; it deviates from nothing."""
-    upload = Upload(by_name(vector, frame), vector, 1.0)
+    upload = Upload(views_by_name(vector, frame), vector, 1.0)
     averaged = aggregation.finish(aggregation.add(aggregation.start(frame), upload))
     return averaged._replace(deviation=None)
 

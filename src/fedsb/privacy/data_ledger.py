@@ -92,7 +92,7 @@ class Place:
 
 def place_beside(ledger: Path) -> Place:
     """The place for a simulated data set: all that belongs to its ledger lies beside it."""
-    head, lock = (ledger.with_name(f".{ledger.name}.{what}") for what in ("head", "lock"))
+    head, lock = (ledger.with_name(f".{ledger.name}.{kind}") for kind in ("head", "lock"))
     return Place(SIMULATED, ledger, (head,), (lock,))
 
 
@@ -179,10 +179,10 @@ class DataLedger:
             return
         where = f" (in {ledger}, another state folder)" if elsewhere else ""
         if count < head.releases:
-            content = f"holds {count} releases" if count else "is gone or empty"
+            state = f"holds {count} releases" if count else "is gone or empty"
             raise InputError(
-                f"{here}: this privacy ledger {content}, and {file} knows of {head.releases}{where}: it was cut "
-                f"or removed, or another copy or state folder took its place. {CURE}"
+                f"{here}: this privacy ledger {state}, and {file} knows of {head.releases}{where}: it was "
+                f"cut or removed, or another copy or state folder took its place. {CURE}"
             )
         if head.releases and charges[head.releases - 1].chain != head.chain:
             raise InputError(

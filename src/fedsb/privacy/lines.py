@@ -79,7 +79,7 @@ def whole_lines(path: Path) -> bytes:
 
 @contextmanager
 def locked(paths: Sequence[Path]) -> Iterator[None]:
-    """Inside the block this thread alone holds all these files; the first is made if it is not there. It waits
+    """Inside the block this thread alone holds all these files; the first is made if there is none. It waits
     for them, in their order; locks go with their process, whatever ends it. Where there are no such locks
     (Windows), nothing is held."""
     paths[0].parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -54,10 +54,10 @@ def draw_calibration(parts: Sequence[Sequence[int]], samples: int, *, seed: int)
     clients = list(range(len(parts)))
     if samples < len(parts):
         clients = sorted(rng.choice(len(parts), samples, replace=False).tolist())
-    each, remainder = divmod(samples, len(clients))
+    share, remainder = divmod(samples, len(clients))
     draw = {}
     for place, client in enumerate(clients):
-        count = min(each + (place < remainder), len(parts[client]))
+        count = min(share + (place < remainder), len(parts[client]))
         chosen = rng.choice(len(parts[client]), count, replace=False)
         draw[client] = sorted(parts[client][place] for place in chosen.tolist())
     return draw

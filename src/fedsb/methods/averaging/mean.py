@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.errors import RunFailed
-from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, by_name
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, views_by_name
 
 
 class WeightedSum:
@@ -108,4 +108,4 @@ def _is_core(name: str) -> bool:
 def _zeros(frame: AggregationInputs) -> tuple[Float[Tensor, "size"], dict[str, Tensor]]:
     """An fp64 vector and its views by name."""
     flat = torch.zeros(sum(prod(shape) for shape in frame.answer.values()), dtype=torch.float64)
-    return flat, by_name(flat, frame)
+    return flat, views_by_name(flat, frame)

@@ -42,10 +42,8 @@ class Stack:
     def pair(self) -> LoraPair:
         """The sum as one pair; only while not dense."""
         if not self.blocks:
-            out, n_in = self.shape
-            return LoraPair(
-                torch.zeros(out, 0, dtype=torch.float64), torch.zeros(0, n_in, dtype=torch.float64)
-            )
+            empty = torch.zeros(0, dtype=torch.float64)
+            return LoraPair(empty.view(self.shape.out, 0), empty.view(0, self.shape.n_in))
         blocks = sorted(self.blocks, key=itemgetter(0))
         return LoraPair(torch.cat([B for _, B, _ in blocks], 1), torch.cat([A for _, _, A in blocks], 0))
 
