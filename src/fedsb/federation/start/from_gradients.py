@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -65,6 +66,13 @@ class Calibration:
         return self.batches([self.examples[i] for i in indices], batch_size)
 
 
+class Bases(NamedTuple):
+    """Start factors by layer, and what it cost to get them to everybody."""
+
+    factors: dict[str, Factors]
+    traffic: list[Traffic]
+
+
 def bases_from_gradients(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
@@ -73,11 +81,8 @@ def bases_from_gradients(
     *,
     num_clients: int,
     sums: MutableMapping[str, Tensor] | None = None,
-) -> tuple[dict[str, Factors], list[Traffic]]:
-    """Start factors by layer, and what it cost to get them to everybody. The model stays as it is.
-
-    They are the SVD of the estimated first update of all contributors together.
-    """
+) -> Bases:
+    """The SVD of the estimated first update of all contributors together. The model stays as it is."""
     alone = len(calibration.draw) == 1
     with estimating(model):
         if start.private is None and start.rule != "moments" and (alone or start.upload == "whole"):
@@ -86,7 +91,7 @@ def bases_from_gradients(
         else:
             factors, up = _from_contributions(model, targets, start, calibration, sums)
     ups = [] if calibration.public else [up]
-    return as_received(factors), [*ups, bases_down(factors, num_clients)]
+    return Bases(as_received(factors), [*ups, bases_down(factors, num_clients)])
 
 
 def _from_pooled(
