@@ -36,7 +36,7 @@ def through_sketch(matrix, rank, seed=0):
 
 
 def largest_sine(first, second):
-    """The sine of the largest principal angle of two column spaces: unlike the cosine it shows small angles."""
+    """The sine of two column spaces' largest principal angle: unlike the cosine it shows small angles."""
     return np.linalg.norm(second - first @ (first.T @ second), 2)
 
 
