@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_json
+from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError, RunFailed
 
 LOCK = ".lock"

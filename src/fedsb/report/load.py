@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_json, parse_yaml
+from fedsb.common.strict_json import parse_json
+from fedsb.common.strict_yaml import parse_yaml
 from fedsb.errors import InputError
 
 NEEDED = ("config.yaml", "metrics.jsonl")
