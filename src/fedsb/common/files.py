@@ -69,8 +69,7 @@ def write_text(path: Path, content: str, *, private: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    content = json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
-    write_text(path, content, private=private)
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", private=private)
 
 
 def write_jsonl(path: Path, values: list[dict[str, Any]]) -> None:
@@ -99,8 +98,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        values = [parse_json(line) for line in lines]
+        values = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: a line is not valid JSON ({reason(error)})") from None
     return [_object(value, f"{path}, line {number}") for number, value in enumerate(values, start=1)]
@@ -140,9 +138,7 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     with open(_opened(lock), "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.path.samestat(
-                os.fstat(file.fileno()), os.lstat(lock)
-            )  # not removed since it was opened
+            there = os.path.samestat(os.fstat(file.fileno()), os.lstat(lock))  # not removed meanwhile
         except OSError:
             there = False
         if not there:

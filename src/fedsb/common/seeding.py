@@ -38,7 +38,6 @@ def scoped_global_seed(seed: int, *path: str | int) -> Iterator[None]:
 
     For code that accepts no generator: dropout, and the start values of a fresh head.
     """
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(seed, *path))
         yield

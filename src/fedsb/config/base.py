@@ -28,9 +28,8 @@ class Section(BaseModel):
         many = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         for number in many:
             if isinstance(number, int) and abs(number) >= 1 << 63:
-                raise ValueError(
-                    f"expected less than 2^63, found a whole number of {number.bit_length()} bits"
-                )
+                bits = number.bit_length()
+                raise ValueError(f"expected less than 2^63, found a whole number of {bits} bits")
         return value
 
 

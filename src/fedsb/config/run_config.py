@@ -109,7 +109,7 @@ class RunConfig(Section):
 
         model = self.model.model_copy(update={"path": absolute(self.model.path)})
         data = self.data.model_copy(update={"train": each(self.data.train), "test": absolute(self.data.test)})
-        benchmarks = {name: moved(one) for name, one in self.evaluation.benchmarks.items()}
+        benchmarks = {name: moved(benchmark) for name, benchmark in self.evaluation.benchmarks.items()}
         evaluation = self.evaluation.model_copy(update={"benchmarks": benchmarks})
         init = self.method.init
         public = init.model_copy(update={"public": absolute(init.public) if init.public else None})
@@ -117,20 +117,13 @@ class RunConfig(Section):
         privacy = self.privacy
         if privacy is not None and privacy.ledger is not None:  # it may be made by this run
             privacy = privacy.model_copy(update={"ledger": str(Path(privacy.ledger).resolve())})
-        return self.model_copy(
-            update={
-                "model": model,
-                "data": data,
-                "method": method,
-                "evaluation": evaluation,
-                "privacy": privacy,
-            }
-        )
+        sections = {"model": model, "data": data, "method": method, "privacy": privacy}
+        return self.model_copy(update={**sections, "evaluation": evaluation})
 
 
-def differences(one: RunConfig, other: RunConfig) -> list[str]:
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """`key: a -> b` for every value that differs."""
-    a, b = (flat_settings(c) for c in (one, other))
+    a, b = flat_settings(before), flat_settings(after)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 

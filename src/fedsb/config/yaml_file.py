@@ -11,7 +11,7 @@ from fedsb.common.strict_yaml import YAML_CHARACTERS, parse_yaml
 from fedsb.errors import InputError
 
 LEVELS = 20
-"""Of a dotted key."""
+"""Parts of a dotted key, at most."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PlainLines:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(f"[yellow]client {client} left out:[/] {shown(problem)}", highlight=False)
+            self.console.print(_left_out(client, problem), highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
         seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
@@ -109,7 +109,7 @@ class LiveBars:
 
     def stage(self, text: str) -> None:
         self._clear()
-        self._bars.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
+        self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
         self._replace_work("", None)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
@@ -130,8 +130,7 @@ class LiveBars:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            text = f"[yellow]client {client} left out:[/] {shown(problem)}"
-            self._bars.console.print(text, highlight=False)
+            self.console.print(_left_out(client, problem), highlight=False)
         self._ended += 1
         if self._round is not None:
             self._bars.update(self._round, completed=self._ended)
@@ -145,8 +144,8 @@ class LiveBars:
 
     def round_ends(self, record: dict[str, Any]) -> None:
         self._clear()
-        line = round_line(record, self.rounds, width=self._bars.console.width)
-        self._bars.console.print(line, highlight=False)
+        line = round_line(record, self.rounds, width=self.console.width)
+        self.console.print(line, highlight=False)
 
     def _replace_work(self, text: str, total: int | None) -> None:
         if self._work is not None:
@@ -163,6 +162,10 @@ class LiveBars:
             if task is not None:
                 self._bars.remove_task(task)
         self._work = self._round = None
+
+
+def _left_out(client: int, problem: str) -> str:
+    return f"[yellow]client {client} left out:[/] {shown(problem)}"
 
 
 def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None) -> str:
@@ -202,14 +205,10 @@ def _number(value: float | None) -> str:
 def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
     if not privacy["private"]:
         return "privacy", "", "NONE: noise from a fixed seed"
-    stopped = (
-        f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
-    )
-    return (
-        f"epsilon, per {shown(privacy['unit'])}",
-        "",
-        f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}",
-    )
+    spent = f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}"
+    if privacy["stopped_early"]:
+        spent += f", budget used up after {plural(privacy['rounds'], 'round')}"
+    return f"epsilon, per {shown(privacy['unit'])}", "", spent
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -49,13 +49,7 @@ class Span(NamedTuple):
 
 
 def curves(
-    title: str,
-    items: Iterable[Curve],
-    span: Span,
-    *,
-    name: str,
-    note: str = "",
-    bands: Sequence[Band] = (),
+    title: str, items: Iterable[Curve], span: Span, *, name: str, note: str = "", bands: Sequence[Band] = ()
 ) -> Plot | None:
     """Curves over a common x axis; None without a finite point. The ends of a lone curve get their value."""
     drawn = [item._replace(points=finite) for item in items if (finite := _finite(item.points))]
@@ -170,9 +164,8 @@ def _ends(axes: "Axes", item: Curve, show: Show) -> None:
     if len(item.points) == 1:
         return _write(axes, first, show(first[1]), 8, "center")
     rises = last[1] >= first[1]
-    low = (
-        0.15 * axes.get_ylim()[1] if axes.get_ylim()[0] == 0 else -math.inf
-    )  # no room below, but for the axis
+    bottom, top = axes.get_ylim()
+    low = 0.15 * top if bottom == 0 else -math.inf  # no room below, but for the axis
     if not rises or first[1] > low:
         _write(axes, first, show(first[1]), -15 if rises else 8, "left")
     _write(axes, last, show(last[1]), -15 if not rises and last[1] > low else 8, "right")
