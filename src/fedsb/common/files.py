@@ -19,10 +19,7 @@ LOCK = ".lock"
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write through a temporary file in the same folder, synced and renamed.
-
-    The temporary file is new, whatever lies in the folder: no link is followed. Where `path` is a link, the
-    link is replaced and not what it points to.
+    """Write through a new temporary file in the same folder, synced and renamed. A link there is replaced.
 
     Args:
         private: only this user may read it.
@@ -104,9 +101,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [_object(value, f"{path}, line {number}") for number, value in enumerate(values, start=1)]
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected keys and values, found a {type(value).__name__}")
+        raise InputError(f"{place}: expected keys and values, found a {type(value).__name__}")
     return value
 
 
@@ -123,8 +120,7 @@ def reason(error: BaseException) -> str:
 def alone(lock: Path, what: str) -> Iterator[None]:
     """Inside the block no other process is in such a block of the same lock file, removed at its end.
 
-    The lock goes with the process, whatever ends it. Where there are no such locks (Windows), nothing is
-    checked.
+    The lock goes with the process, whatever ends it. Windows has no such locks, and nothing is checked there.
 
     Raises:
         RunFailed: another process is.

@@ -94,7 +94,7 @@ def _inside(node: Node, key: str) -> Iterator[tuple[str, Node]]:
         yield from ((key, inner) for inner in node.value)
         return
     for name, value in node.value:
-        below = f"{name.value[:80]}" if isinstance(name, ScalarNode) else "?"
+        below = name.value[:80] if isinstance(name, ScalarNode) else "?"
         yield key, name
         yield f"{key}.{below}" if key else below, value
 
@@ -110,5 +110,5 @@ def _in_words(error: yaml.YAMLError) -> str:
     """PyYAML's message without the piece of the file that it shows."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    return f"{where}{said}"[:300]
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+    return f"{where}{problem}"[:300]

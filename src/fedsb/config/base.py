@@ -17,8 +17,7 @@ MOST_FAULTS = 20
 
 
 class Section(BaseModel):
-    """Part of a config: unknown keys are errors, values cannot be changed, numbers are finite and whole ones
-    fit into 64 bits."""
+    """Part of a config: unknown keys are errors; values are frozen, finite, and if whole within 64 bits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

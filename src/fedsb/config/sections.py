@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 
+NonEmpty = Annotated[list[str], Field(min_length=1)]
+
 
 class ModelConfig(Section):
     path: str
@@ -181,8 +183,7 @@ class InitConfig(Section):
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
-    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no
-    part."""
+    """gradient, with privacy.unit example: SVD of a clipped and noised sum; no use of `rule` and `upload`."""
     budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """private: the epsilon that the start may spend, as a share of privacy.epsilon."""
     samples: PositiveInt = 1024
@@ -213,9 +214,7 @@ class MethodConfig(Section):
     """Rank kept of the residual, for a method that sends one; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
-        None
-    )
+    targets: Literal["all-linear", "attention", "mlp"] | NonEmpty | None = None
     """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)

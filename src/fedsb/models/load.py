@@ -101,8 +101,7 @@ def _check_none_left_out(model: Any) -> None:
     if left:
         raise InputError(
             f"model.device_map: {len(left)} parts, such as {left[0]}, do not fit on the "
-            f"{len(visible_gpus())} visible GPUs; take model.dtype: bfloat16, "
-            "model.load_in_4bit: true or more GPUs"
+            f"{len(visible_gpus())} visible GPUs; take model.dtype: bfloat16, model.load_in_4bit: true or more GPUs"
         )
 
 
@@ -194,8 +193,7 @@ def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
         raise InputError(f"model.path: {path!r} has no config.json; expected a Hugging Face model folder")
     if not any(any(folder.glob(pattern)) for pattern in files):
         raise InputError(
-            f"model.path: {path!r} has no {what} (looked for {', '.join(files)}); "
-            "copy the model's files there"
+            f"model.path: {path!r} has no {what} (looked for {', '.join(files)}); copy the files there"
         )
     if (folder / "adapter_config.json").exists():
         raise InputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def write_adapter(
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
-    known = {BASE_WEIGHTS: base_weights} if base_weights else {}
-    write_bytes(folder / WEIGHTS, _saved(tensors, {"format": "pt", **known}))
+    metadata = {"format": "pt"} | ({BASE_WEIGHTS: base_weights} if base_weights else {})
+    write_bytes(folder / WEIGHTS, _saved(tensors, metadata))
     write_json(folder / CONFIG, config)
 
 
@@ -112,14 +112,14 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
     if config["peft_type"] == "LORA":
         _check_layers(folder, model, config, tensors)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             peft_config = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
             adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=peft_config).eval()
     except Exception as error:
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"{folder} cannot be put on this model: {said[:300]}") from error
-    if any("missing adapter keys" in str(warning.message) for warning in told):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{folder} cannot be put on this model: {reason[:300]}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
         raise InputError(f"{folder}: {WEIGHTS} lacks tensors that {CONFIG} asks for; write the adapter again")
     return adapted
 
@@ -202,12 +202,7 @@ def _refactored(pair: LoraPair, rank: int) -> LoraPair:
 
 
 def _lora_config(
-    layers: list[str],
-    rank: int,
-    base_model: str,
-    causal: bool,
-    fan_in_fan_out: bool,
-    head: Mapping[str, Tensor],
+    layers: list[str], rank: int, base_model: str, causal: bool, fan_in_fan_out: bool, head: Iterable[str]
 ) -> dict[str, Any]:
     from peft import LoraConfig
 
@@ -224,11 +219,7 @@ def _lora_config(
         inference_mode=True,
         bias="none",
     ).to_dict()
-    return {key: _plain(value) for key, value in config.items()}
-
-
-def _plain(value: Any) -> Any:
-    """peft's sets and enums as JSON values."""
-    if isinstance(value, set):
-        return sorted(value)
-    return getattr(value, "value", value)
+    return {  # sets and enums are no JSON values
+        key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+        for key, value in config.items()
+    }

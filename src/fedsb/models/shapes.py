@@ -72,8 +72,9 @@ def _on_meta(path: str, config: Any, *, classifies: bool) -> nn.Module:
     except Exception as error:
         kind = "sequence classifier" if classifies else "causal language model"
         raise InputError(
-            f"model.path: no {kind} can be built from the config.json of {path!r}: {cause(error).rstrip(' .:')}; "
-            "expected the config of a decoder, or of an encoder with a classification head"
+            f"model.path: no {kind} can be built from the config.json of {path!r}: "
+            f"{cause(error).rstrip(' .:')}; expected the config of a decoder, or of an encoder with a "
+            "classification head"
         ) from error
     return model
 

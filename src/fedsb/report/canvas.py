@@ -72,7 +72,6 @@ def _style() -> dict[str, object]:
         "axes.grid": True,
         "axes.grid.axis": "y",
         "axes.axisbelow": True,
-        "axes.unicode_minus": True,
         "grid.color": GRID,
         "grid.linewidth": 0.8,
         "xtick.color": MUTED,

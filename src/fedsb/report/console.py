@@ -153,7 +153,7 @@ class LiveBars:
         self._work = self._bars.add_task(text, total=total, speed="")
 
     def _show_speed(self) -> None:
-        task = next(t for t in self._bars.tasks if t.id == self._work)
+        task = next(task for task in self._bars.tasks if task.id == self._work)
         if task.speed:
             self._bars.update(task.id, speed=f"{task.speed:.0f} ex/s")
 
@@ -173,10 +173,8 @@ def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None)
 
     Where that is wider than `width`, the metrics between the first and the last go, then the clients.
     """
-    scores = [
-        f"{shown(key.replace('_', ' '))} {_number(value) or 'not finite'}"
-        for key, value in record["eval"].items()
-    ]
+    metrics = {shown(name.replace("_", " ")): value for name, value in record["eval"].items()}
+    scores = [f"{name} {_number(value) or 'not finite'}" for name, value in metrics.items()]
     forms = [_round_parts(record, rounds, scores)]
     forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
     forms.append([part for part in forms[-1] if not part.endswith(" clients")])

@@ -83,12 +83,11 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def clients(run: Run) -> list[str]:
     """All client ids: the partition's, else as many as the config says; and any that a round names."""
-    known = list(mapping(run.partition.get("clients"))) or [
-        str(n) for n in range(whole(setting(run, "federation.clients")) or 0)
-    ]
+    planned = map(str, range(whole(setting(run, "federation.clients")) or 0))
+    names = set(mapping(run.partition.get("clients")) or planned)
     for entry in run.rounds:
-        known += [*entry.clients, *(client for client, _ in entry.rejected)]
-    return sorted(set(known), key=natural)
+        names.update(entry.clients, (client for client, _ in entry.rejected))
+    return sorted(names, key=natural)
 
 
 def examples(run: Run) -> dict[str, int]:
@@ -96,18 +95,16 @@ def examples(run: Run) -> dict[str, int]:
     return sizes(run.partition.get("clients"))
 
 
-def sizes(listed: object) -> dict[str, int]:
-    """Client -> how many there are, in order of the clients, from numbers or from lists of as many."""
-    held = mapping(listed)
-    return {
-        client: whole(held[client]) or len(sequence(held[client])) for client in sorted(held, key=natural)
-    }
+def sizes(parts: object) -> dict[str, int]:
+    """Client -> number of examples, in order of the clients, from numbers or from lists of as many."""
+    by_client = sorted(mapping(parts).items(), key=lambda part: natural(part[0]))
+    return {client: whole(part) or len(sequence(part)) for client, part in by_client}
 
 
 def labels(run: Run) -> dict[str, Counter[str]]:
     """Per client, number of examples per label; empty if the partition does not say."""
-    held = mapping(run.partition.get("labels"))
-    return {c: Counter({k: whole(n) or 0 for k, n in mapping(held[c]).items()}) for c in held}
+    by_client = mapping(run.partition.get("labels"))
+    return {c: Counter({k: whole(n) or 0 for k, n in mapping(by_client[c]).items()}) for c in by_client}
 
 
 def one_time(run: Run) -> list[OneTime]:

@@ -257,9 +257,8 @@ def _cross(axes: "Axes", boxes: Sequence[Box]) -> None:
     """An x in each box, in data units, so that it shrinks with the box."""
     for x, y, w, h in boxes:
         left, right, low, high = x + 0.4 * w, x + 0.6 * w, y + 0.3 * h, y + 0.7 * h
-        axes.plot(
-            [left, right, math.nan, left, right], [low, high, math.nan, high, low], color=PAPER, linewidth=1.6
-        )
+        across, up = [left, right, math.nan, left, right], [low, high, math.nan, high, low]
+        axes.plot(across, up, color=PAPER, linewidth=1.6)
 
 
 def _say(item: Curve, span: Span) -> str:

@@ -127,28 +127,28 @@ def _spread(runs: Sequence[Run], name: str | None) -> str:
     finished: dict[str, list[Run]] = {}
     for run, label in zip(runs, groups(runs), strict=True):
         finished.setdefault(label, []).extend([run] if run.summary is not None else [])
-    if name is None or all(len(held) < 2 for held in finished.values()):
+    if name is None or all(len(seeds) < 2 for seeds in finished.values()):
         return ""
     columns = texts("setting") + numbers("finished runs", "mean", "deviation", "mean traffic")
-    rows = [_mean(label, held, name) for label, held in finished.items()]
+    rows = [_mean(label, seeds, name) for label, seeds in finished.items()]
     text = f"Final {describe(name).title.lower()} over repeated seeds:"
     return paragraph(text) + table("Repeated seeds", columns, rows)
 
 
-def _mean(label: str, held: list[Run], name: str) -> list[str]:
-    values = [value for run in held if (value := facts.final(run, name)) is not None]
+def _mean(label: str, seeds: list[Run], name: str) -> list[str]:
+    values = [value for run in seeds if (value := facts.final(run, name)) is not None]
     middle = show(name, mean(values)) if values else DASH
     spread = show(name, stdev(values)) if len(values) > 1 else DASH
-    traffic = human_bytes(mean(facts.total_bytes(run) for run in held)) if held else DASH
-    return [label, str(len(held)), middle, spread, traffic]
+    traffic = human_bytes(mean(facts.total_bytes(run) for run in seeds)) if seeds else DASH
+    return [label, str(len(seeds)), middle, spread, traffic]
 
 
 def _differences(run: Run, runs: Sequence[Run]) -> list[str]:
     """What sets this run's config apart from those of the same method, the seed aside."""
     settings = _texts(run)
-    others = [_texts(other) for other in runs if facts.method(other) == facts.method(run)]
-    keys = list(dict.fromkeys(key for flat in others for key in flat if key not in NOT_TELLING))
-    apart = [key for key in keys if any(flat.get(key) != settings.get(key) for flat in others)]
+    peers = [_texts(peer) for peer in runs if facts.method(peer) == facts.method(run)]
+    keys = dict.fromkeys(key for peer in peers for key in peer if key not in NOT_TELLING)
+    apart = [key for key in keys if any(peer.get(key) != settings.get(key) for peer in peers)]
     return [f"{key.split('.')[-1]} {settings.get(key, DASH)}" for key in apart[:MOST_DIFFERENCES]]
 
 

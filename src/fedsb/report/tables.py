@@ -65,11 +65,11 @@ def ledger_doubt(run: Run) -> str | None:
     """A sentence if the summary and the rounds do not add up to the same bytes."""
     stated = facts.stated(run, "communication")
     for direction, counted in (("up", facts.upload_bytes(run)), ("down", facts.download_bytes(run))):
-        said = whole(stated.get(f"{direction}load_bytes"))
-        if said is not None and said not in (counted, counted + facts.one_time_bytes(run, direction)):
+        total = whole(stated.get(f"{direction}load_bytes"))
+        if total is not None and total not in (counted, counted + facts.one_time_bytes(run, direction)):
             return (
                 f"The ledger is in doubt: metrics.jsonl adds up to {count(counted)} bytes {direction} "
-                f"in the rounds, summary.json says {count(said)}. The page shows the former."
+                f"in the rounds, summary.json says {count(total)}. The page shows the former."
             )
     return None
 
@@ -100,10 +100,10 @@ def scores(run: Run) -> str:
 
 def samples(run: Run) -> str:
     """A language model's answers beside the expected ones; empty where there are none."""
-    asked = ("prompt", "answer", "expected")
-    rows = [[sample.get(name, DASH) for name in asked] for sample in run.samples]
+    columns = ("prompt", "answer", "expected")
+    rows = [[sample.get(name, DASH) for name in columns] for sample in run.samples]
     text = paragraph("Greedy answers of the final model to the first test rows:")
-    return text + table("Answers", texts(*asked), rows) if rows else ""
+    return text + table("Answers", texts(*columns), rows) if rows else ""
 
 
 def initialization(run: Run) -> str:
