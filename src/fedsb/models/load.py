@@ -101,7 +101,8 @@ def _check_none_left_out(model: Any) -> None:
     if left:
         raise InputError(
             f"model.device_map: {len(left)} parts, such as {left[0]}, do not fit on the "
-            f"{len(visible_gpus())} visible GPUs; take model.dtype: bfloat16, model.load_in_4bit: true or more GPUs"
+            f"{len(visible_gpus())} visible GPUs; take model.dtype: bfloat16, "
+            "model.load_in_4bit: true or more GPUs"
         )
 
 

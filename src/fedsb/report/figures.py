@@ -107,13 +107,11 @@ def _examples(run: Run, name: str) -> Plot | None:
     if not by_label:
         whole = [("examples", [sizes[bar] for bar in bars])]
         return stacked("Examples per client", bars, whole, name=f"{name}-data")
-    parts = [(label, [by_label.get(bar, Counter())[label] for bar in bars]) for label in _leading(by_label)]
-    unlisted = [
-        sum(by_label.get(bar, Counter()).values()) - sum(part[n] for _, part in parts)
-        for n, bar in enumerate(bars)
-    ]
+    counts = [by_label.get(bar, Counter()) for bar in bars]
+    parts = [(label, [counter[label] for counter in counts]) for label in _leading(by_label)]
+    unlisted = [counter.total() - sum(part[n] for _, part in parts) for n, counter in enumerate(counts)]
     if any(unlisted):
-        number = len({label for counts in by_label.values() for label in counts}) - len(parts)
+        number = len(set().union(*counts)) - len(parts)
         parts.append((plural(number, "other label"), unlisted))
     return stacked("Examples per client, by label", bars, parts, name=f"{name}-data")
 
