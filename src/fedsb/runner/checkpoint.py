@@ -21,8 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
-from fedsb.common.documents import parse_json
 from fedsb.common.files import finite, write_bytes, write_json
+from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError
 from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Traffic
