@@ -60,12 +60,7 @@ def save_checkpoint(folder: Path, saved: RunState) -> None:
     record = {
         "round": saved.state.round,
         "factors_round": saved.factors_round,
-        "base": {
-            "last_rank": base.last_rank,
-            "changed": base.changed,
-            "previous": base.previous,
-            "seen": base.seen,
-        },
+        "base": {name: getattr(base, name) for name in ("last_rank", "changed", "previous", "seen")},
         "files": saved.hashes,
         "seconds": saved.seconds,
         "draw": saved.draw,
@@ -143,7 +138,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """Of the state as JSON, which has the order of its keys and text for every key."""
+    """SHA-256 of the state as JSON, which has the order of its keys and text for every key."""
     return hashlib.sha256(json.dumps(finite(record)).encode()).hexdigest()
 
 
