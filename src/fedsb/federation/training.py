@@ -83,12 +83,6 @@ class LocalTraining:
         """Optimizer steps of one round's local training."""
         return math.ceil(self.batches_per_round(num_examples) / self.accumulation)
 
-    def first_learning_rate(self, num_examples: int) -> float:
-        """The rate of the very first optimizer step of the run."""
-        total = self.rounds * self.steps_per_round(num_examples)
-        factor = learning_rate_factor(0, total, schedule=self.schedule, warmup_ratio=self.warmup_ratio)
-        return self.learning_rate * factor
-
 
 @contextmanager
 def _masked(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[None]:

@@ -106,7 +106,13 @@ def _factors(
         }, []
     if kind == "weights":
         return {
-            n: bases_from_weight(dense_weight(m), rank, heads=heads, generator=_generator(seed, n))
+            n: bases_from_weight(
+                dense_weight(m),
+                rank,
+                heads=heads,
+                singular_values=method.singular_values,
+                generator=_generator(seed, n),
+            )
             for n, m in targets.items()
         }, []
     return bases_from_gradients(model, targets, start, calibration, num_clients=num_clients, sums=sums)
