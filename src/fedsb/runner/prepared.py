@@ -74,6 +74,8 @@ def prepare(
         progress.stage(slow)
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
+    for note in base.notes:
+        progress.stage(note)
     inputs = started_on(config, data, weights)
     if saved is not None and (other := check_same(saved.started_on, inputs, config)):
         progress.stage(other)
