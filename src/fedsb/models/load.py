@@ -168,7 +168,7 @@ def _check_shapes(path: str, model: Any, differ: Iterable[tuple[str, Any, Any]],
     for name, stored, expected in sorted(differ):
         if name.startswith(prefix):
             raise InputError(
-                f"model.path: {name} is {_times(stored)} in the weights of {path!r} and {_times(expected)} by "
+                f"model.path: {name} is {_times(stored)} in the weights of {path!r}, {_times(expected)} by "
                 "its config.json; take both from one model"
             )
 

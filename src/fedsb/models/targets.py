@@ -55,6 +55,7 @@ def default_targets(model: nn.Module) -> list[str]:
     if family in ENCODER_TARGETS:
         return ENCODER_TARGETS[family]  # type: ignore[index]
     base = {id(module) for module in model.base_model.modules()}  # type: ignore[union-attr]
+    base.discard(id(model.get_output_embeddings()))  # type: ignore[operator]  # Llama 4's base is all of it
     return [name for name, layer in linear_layers(model).items() if id(layer) in base]
 
 

@@ -20,7 +20,7 @@ from fedsb.models import load_tokenizer
 from fedsb.models.peft_folder import put_on
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.prepare_data import read_splits, task_of
-from fedsb.runner.prepare_model import load_model
+from fedsb.runner.prepare_model import head_notes, load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
 from fedsb.tasks.generate import Engine, transformers_engine
@@ -80,6 +80,8 @@ def evaluate(
     examples = task.encode(test, config.data.test)
     _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
+    for note in head_notes(model, task) if adapter is None else ():
+        progress.stage(note)
     loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating

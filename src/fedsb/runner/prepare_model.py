@@ -101,15 +101,15 @@ def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
-    notes = [*_head_notes(config, data.task), *notes_on(model, choice)]
+    notes = [*head_notes(config.model.path, data.task), *notes_on(model, choice)]
     return BaseModel(model, choice.layers, head, input_device(model), notes)
 
 
-def _head_notes(config: RunConfig, task: Task) -> list[str]:
-    """What becomes of a head that the checkpoint comes with."""
+def head_notes(path: str, task: Task) -> list[str]:
+    """What becomes of a head that the checkpoint comes with, where it has one."""
     if task.num_labels is None:
         return []
-    note = head_note(stored_config(config.model.path), task.num_labels, task.label_names)
+    note = head_note(stored_config(path), task.num_labels, task.label_names)
     return [note] if note else []
 
 
