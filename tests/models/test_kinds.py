@@ -1,4 +1,4 @@
-"""Bases that people bring: heads of other tasks, decoders without a pad id, stored quantization, older files."""
+"""Bases that people bring: heads of other tasks, decoders without a pad id, stored quantization, old files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def test_a_run_says_that_it_replaces_a_head(name: str, data: Path, tmp_path: Pat
 def test_a_head_of_another_task_is_replaced_by_a_fresh_one(name: str, tmp_path: Path) -> None:
     folder = OTHER_HEADS[name](tmp_path / "model")
     note = head_note(stored_config(str(folder)), 3, NAMES)
-    assert note is not None and "is for other labels" in note
+    assert note is not None
+    assert "is for other labels" in note
     stored = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     loaded = load_base(str(folder), tokenizer=None, num_labels=3, label_names=NAMES, seed=2)
     shapes = load_shapes(str(folder), num_labels=3, label_names=NAMES, seed=2)
