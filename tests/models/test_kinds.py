@@ -1,4 +1,4 @@
-"""Bases that people bring: heads of other tasks, decoders without a pad id, stored quantization, old files."""
+"""Bases that people bring: heads of other tasks, decoders without a pad id, quantization, old files."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def build_on_meta(path: str, *, num_labels: int | None = None) -> nn.Module:
     says_so = any(CLASSIFIER in name for name in config.architectures or [])
     classifies = num_labels is not None or config.model_type in ENCODER_TARGETS or says_so
     model = _on_meta(path, config, classifies=classifies)
-    text = config.get_text_config()
-    text.pad_token_id = getattr(text, "pad_token_id", None) or 0  # a decoder that classifies looks for it
+    if classifies and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # a decoder that classifies several rows looks for it
     return model
 
 
