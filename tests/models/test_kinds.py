@@ -22,6 +22,7 @@ from fedsb.models.config_json import stored_config
 from fedsb.models.head import head_note, head_parameters
 from fedsb.models.shapes import build_on_meta, load_shapes
 from fedsb.report.progress import Silent
+from fedsb.runner.export import export_lora, export_merged
 
 SHORT = {
     "federation": {"clients": 1, "rounds": 1},
@@ -343,3 +344,57 @@ def test_a_pickle_with_more_than_tensors_is_not_opened(tmp_path: Path) -> None:
     torch.save({"model.norm.weight": Path("anything")}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="a pickle with more than tensors in it, which is not opened"):
         load_base(str(folder), tokenizer=None, num_labels=None)
+
+
+# ---------------------------------------------------------------- models of texts and images
+
+
+def gemma3(folder: Path) -> Path:
+    text = transformers.Gemma3TextConfig(**DECODER, head_dim=8, query_pre_attn_scalar=8, sliding_window=16)
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    tokens = {"boi_token_index": 20, "eoi_token_index": 21, "image_token_index": 22}
+    config = transformers.Gemma3Config(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4, **tokens
+    )
+    return saved(folder, "Gemma3ForConditionalGeneration", config, causal=True)
+
+
+def test_the_text_part_of_a_model_of_images_is_trained_and_exported(data: Path, tmp_path: Path) -> None:
+    config = RunConfig.from_dict(causal_config(gemma3(tmp_path / "model"), data, **SHORT))
+    watched = Stages()
+    run(config, tmp_path / "run", progress=watched)
+    assert any("vision_tower" in s and "not on the way to the output" in s for s in watched.stages)
+    export_lora(tmp_path / "run", tmp_path / "lora")
+    export_merged(tmp_path / "run", tmp_path / "merged")
+    before, after = (
+        dict(load_base(str(tmp_path / f), tokenizer=None, num_labels=None).named_parameters())
+        for f in ("model", "merged")
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("language_model" in name for name in moved)
+
+
+def test_a_model_of_images_without_a_text_part_of_its_own_is_refused_by_name(
+    data: Path, tmp_path: Path
+) -> None:
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    text = transformers.LlamaConfig(**DECODER)
+    config = transformers.LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
+    folder = saved(tmp_path / "model", "LlavaForConditionalGeneration", config, causal=True)
+    with pytest.raises(InputError, match="transformers has no language model of the family Llava"):
+        run(RunConfig.from_dict(causal_config(folder, data, **SHORT)), tmp_path / "out")

@@ -78,7 +78,8 @@ def load_base(
         model = _from_pretrained(path, causal=num_labels is None, options=options)
     if num_labels is not None and not keeps_head(stored, num_labels, label_names):
         draw_head(model, dtype=getattr(torch, dtype), seed=seed)
-    model.config.pad_token_id = tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id
+    if tokenizer is not None:
+        text_config(model).pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False)
     _cast_the_rest(model, getattr(torch, dtype))
     if num_labels is not None and dtype != "float32":
@@ -100,6 +101,11 @@ def input_device(model: Any) -> torch.device:
     """Where token ids go in: the embeddings' device, which is the model's if it is on one."""
     device: torch.device = model.get_input_embeddings().weight.device
     return device
+
+
+def text_config(model: Any) -> Any:
+    """The part of a model's config that is about text: all of it, where it takes nothing else."""
+    return model.config.get_text_config()
 
 
 def _spread(device_map: str) -> dict[str, Any]:
