@@ -93,7 +93,7 @@ def _corners(dots: Sequence[Dot], end: float) -> list[tuple[float, float]]:
     """What the least cost buys: level until the next non-dominated point."""
     best = sorted((dot.cost, dot.quality) for dot in dots if dot.best)
     corners: list[tuple[float, float]] = []
-    for (cost, quality), (after, _) in zip(best, [*best[1:], (end, 0.0)], strict=True):
+    for (cost, quality), (after, _) in itertools.pairwise([*best, (end, 0.0)]):
         corners += [(cost, quality), (after, quality)]
     return corners
 

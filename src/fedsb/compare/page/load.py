@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_yaml
 from fedsb.common.dotted import flat
 from fedsb.common.files import read_json
+from fedsb.common.strict_yaml import parse_yaml
 from fedsb.errors import InputError
 from fedsb.report.load import Run, load_run, mapping, sequence
 from fedsb.report.units import DASH
