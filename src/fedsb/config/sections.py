@@ -196,8 +196,8 @@ class InitConfig(Section):
     """sign and raw: what a client sends of its gradient: its best factors of the bases' rank; a sketch, of
     which the server needs only the sum over clients; or all."""
     step_size: NonNegative | None = None
-    """Learning rate of the estimated update, so the size of R0; null: the first step's rate over the steps of
-    the run; 0: R0 = 0."""
+    """Learning rate of the estimated update, so the size of R0; null: training.learning_rate over the
+    steps of the run; 0: R0 = 0."""
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()

@@ -145,6 +145,7 @@ class Method(NamedTuple):
         cost: (layer, rank, heads, cohort size) -> numbers of a round.
         draw: start values without data; None means bases of `bases`.
         bases: "init" takes the bases `method.init` asks for; the others are fixed by the method.
+        singular_values: whether bases of "weights" keep W0's singular values in B.
         finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R).
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
@@ -164,6 +165,7 @@ class Method(NamedTuple):
     cost: Callable[[Shape, int, int, int], Counts]
     draw: DrawFactors | None = None
     bases: Literal["init", "weights", "orthonormal"] = "init"
+    singular_values: bool = False
     finish_upload: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     heads: int = 1
     mixed_ranks: bool = False
