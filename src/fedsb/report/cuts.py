@@ -32,9 +32,10 @@ def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
     examples, cut = plural(_number(counts, "examples"), f"{name} example"), _number(counts, "cut")
     if cut:
         lost = ", ".join(plural(_number(counts, k), part) for k, part in LOST.items() if _number(counts, k))
+        longest = plural(_number(mapping(counts.get("length")), "max"), "token")
         yield (
             f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); "
-            f"the longest has {plural(_number(mapping(counts.get('length')), 'max'), 'token')}"
+            f"the longest has {longest}: raise it, or shorten the texts"
         )
     for key, what in HAD.items():
         if held := _number(counts, key):

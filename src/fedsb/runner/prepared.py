@@ -78,7 +78,7 @@ def prepare(
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
     for note in cut_notes(cut_record(config, data, shown=False)):
-        progress.stage(note)
+        progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:
         progress.stage(slow)

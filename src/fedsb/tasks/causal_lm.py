@@ -140,10 +140,11 @@ def _check_responses(
     """Refuse an example that has nothing to learn."""
     empty = [i for i, example in enumerate(examples) if example["labels"][-1] == IGNORED]
     if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise InputError(
-            f"{source}: row {empty[0] + 1}: training.max_length {max_length} leaves nothing of the response, "
-            f"which has {lengths[empty[0]]} tokens, nor in {len(empty) - 1} other rows; raise "
-            "training.max_length, or set task.allow_cut_responses: true to take rows that teach nothing"
+            f"{source}: row {empty[0] + 1}{more}: training.max_length {max_length} leaves nothing of the "
+            f"response, which has {lengths[empty[0]]} tokens; raise training.max_length, or set "
+            "task.allow_cut_responses: true to take rows that teach nothing"
         )
 
 

@@ -30,14 +30,14 @@ class Tokens(NamedTuple):
 
 
 def cut_counts(examples: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any] | None:
-    """The number of examples of each kind, and percentiles of their lengths in tokens.
+    """The number of examples of each kind, and percentiles of their lengths in tokens (by nearest rank).
 
     None where examples do not say: there is none, or the task is another package's.
     """
     if not examples or not all("tokens" in example for example in examples):
         return None
     tokens = np.asarray([example["tokens"] for example in examples], dtype=np.int64)
-    lengths = np.percentile(tokens[:, 0], list(PERCENTILES.values()), method="higher")
+    lengths = np.percentile(tokens[:, 0], list(PERCENTILES.values()), method="inverted_cdf")
     counts = tokens[:, 1:].sum(axis=0).tolist()
     return {
         "examples": len(examples),
