@@ -60,9 +60,9 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield from (Finding("tokens", True, text) for text in _describe_tokens(config, data))
         if config.evaluation.benchmarks:
             looked_at = "benchmarks"
-            questions = check_benchmarks(config, data.task)
+            questions, warnings = check_benchmarks(config, data.task)
             names = ", ".join(config.evaluation.benchmarks)
-            yield Finding("benchmarks", True, f"{questions} questions of {names}")
+            yield Finding("benchmarks", True, "; ".join([f"{questions} questions of {names}", *warnings]))
         looked_at = "memory"
         yield Finding("memory", True, _describe_memory(config, data))
         looked_at = "model"

@@ -78,7 +78,8 @@ def evaluate(
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
     examples = task.encode(test, config.data.test)
-    _check_answers(config, task)
+    for warning in _check_answers(config, task):
+        progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
     loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
     progress.stage(f"scoring {len(examples)} test examples")
@@ -97,8 +98,8 @@ def evaluate(
     return result
 
 
-def check_evaluation(config: RunConfig) -> int:
-    """Look at all that a config's benchmarks need but the model, before a run; how many questions there are.
+def check_evaluation(config: RunConfig) -> list[str]:
+    """Warnings about a config's benchmarks, once all that they need but the model was looked at.
 
     Raises:
         InputError: as `evaluate`.
@@ -107,10 +108,10 @@ def check_evaluation(config: RunConfig) -> int:
     return _check_answers(config, task_of(config, load_tokenizer(config.model.path), rows))
 
 
-def _check_answers(config: RunConfig, task: Task) -> int:
+def _check_answers(config: RunConfig, task: Task) -> list[str]:
     if config.evaluation.benchmarks and config.evaluation.generation.engine == "vllm":
         check_vllm()
-    return check_benchmarks(config, task)
+    return check_benchmarks(config, task)[1]
 
 
 def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, Any]:

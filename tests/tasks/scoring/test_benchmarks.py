@@ -147,6 +147,21 @@ def test_likelihood_compares_the_letters_that_are_listed(world, tmp_path):
     assert len(asked) == 3 * len(LETTERS)
 
 
+def test_questions_that_are_cut_are_told_before_the_run(world, tmp_path, monkeypatch, capsys):
+    rows = [{"question": "what is " + "1 + " * n + "1", "answer": "#### 2"} for n in (1, 2, 40)]
+    benchmark = {"data": write(tmp_path / "long.jsonl", rows), "score": "gsm8k"}
+    path = write_config(tmp_path / "c.yaml", config(world, {"long": benchmark}))
+    assert main_status(monkeypatch, "doctor", path, "--json") == 0
+    details = {f["what"]: f["detail"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    warning = "training.max_length 128 cuts the beginning of 1 of the 3 questions of long; raise it"
+    assert details["benchmarks"] == f"3 questions of long; {warning}"
+    assert main_status(monkeypatch, "run", path, "--out", tmp_path / "run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(i for i, line in enumerate(lines) if warning in line) < lines.index(
+        "· evaluating the base model"
+    )
+
+
 def test_texts_are_asked_once_and_held_against_all_references(world, tmp_path, says):
     pytest.importorskip("sacrebleu", reason="needs the extra: pip install 'fedsb[eval]'")
     asked = []

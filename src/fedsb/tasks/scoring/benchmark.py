@@ -46,6 +46,17 @@ class Questions:
         """Whether texts are to be generated."""
         return self.benchmark.score != "likelihood"
 
+    def warning(self, max_length: int) -> str | None:
+        """A sentence if training.max_length cuts what is asked; None if it does not."""
+        tokens = [example["tokens"] for example in self.examples]
+        cut = sum(t.cut_questions if self.generates else t.length > max_length for t in tokens)
+        return (
+            f"training.max_length {max_length} cuts the beginning of {cut} of the {len(tokens)} questions of "
+            f"{self.name}; raise it"
+            if cut
+            else None
+        )
+
 
 def questions_of(name: str, config: RunConfig, task: Task, stack: contextlib.ExitStack) -> Questions:
     """Read a benchmark and find the right answers in its rows.
@@ -167,12 +178,13 @@ def _nll(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[floa
     return [float(x) for x in means * counts]
 
 
-def check_benchmarks(config: RunConfig, task: Task) -> int:
-    """Look at everything that benchmarks need but the model; how many questions there are.
+def check_benchmarks(config: RunConfig, task: Task) -> tuple[int, list[str]]:
+    """Look at everything that benchmarks need but the model: how many questions there are, and warnings.
 
     Raises:
         InputError: as `questions_of`.
     """
     with contextlib.ExitStack() as stack:
-        names = config.evaluation.benchmarks
-        return sum(len(questions_of(name, config, task, stack).examples) for name in names)
+        asked = [questions_of(name, config, task, stack) for name in config.evaluation.benchmarks]
+    warnings = [questions.warning(config.training.max_length) for questions in asked]
+    return sum(len(questions.examples) for questions in asked), [text for text in warnings if text]
