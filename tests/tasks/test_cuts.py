@@ -5,7 +5,12 @@ import random
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from fedsb.errors import InputError
 from fedsb.tasks import causal_lm, classification
@@ -207,3 +212,17 @@ def test_a_batch_holds_nothing_of_the_counts():
 def test_examples_that_do_not_say_are_not_counted():
     assert cut_counts([], 8) is None
     assert cut_counts([{"input_ids": [1]}], 8) is None
+
+
+def test_an_empty_text_without_any_token_has_a_loss_of_its_own():
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(WORDS), num_labels=2, pad_token_id=3, **size)
+    model = LlamaForSequenceClassification(config).eval()
+    task = classes(words(begins=False))
+    examples = task.encode([{"t": text, "l": "no"} for text in ("", "a b c", "", "d")], "x.csv")
+    assert [example["tokens"].length for example in examples] == [0, 3, 0, 1]
+    together = task.losses(model, task.collate(examples))
+    assert bool(together.isfinite().all())
+    alone = torch.cat([task.losses(model, task.collate([example])) for example in examples])
+    torch.testing.assert_close(together[[1, 3]], alone[[1, 3]])

@@ -22,7 +22,8 @@ _SAYS = re.compile(
 _ANSWERED = re.compile(rf"\\boxed|{_SAYS.pattern}", re.IGNORECASE | re.MULTILINE)
 _TERMS = r"[\d\s.,$€£+*/×÷()%x-]{0,40}"
 _SUM = re.compile(rf"(?:{_TERMS}[+*/×÷x-]{_TERMS}[\d)%]\s*=)+")
-_OR = re.compile(r"(?:\s*[A-Za-z]+){0,2},?\s*\bor\s+|\s*(?:,|/|&|\band\b)\s*(?:and|or)?\s*")
+_OR = re.compile(r"(?:\s*[A-Za-z]+){0,2},?\s*\bor\s+|\s*(?:[,/&-]|\band\b|\bto\b)\s*(?:and|or)?\s*")
+_DENIED = re.compile(r"[^.!?\n]*\?|\s*(?:is|are|was)\s+(?:not|wrong|incorrect)\b")
 _LATEX = (
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the data set's own notes for a calculator
     (re.compile(r"\\([$%])"), r"\1"),
@@ -51,7 +52,7 @@ def extract(output: str) -> str | None:
     """
     text = _plain(answer_text(output))
     for mark in _MARK.finditer(text):
-        if not mark["line"].strip() or (_leads(mark["line"])):
+        if not mark["line"].strip() or _leads(mark["line"]):
             return _first(mark["line"])
     text = before_next_question(text, _ANSWERED)
     if "\\boxed" in text:
@@ -105,11 +106,8 @@ def _last(text: str) -> str | None:
         return None
     before = re.split(r"[.!?]\s|\n", text[: numbers[-1].start()])[-1]
     before = before[max((match.end() for match in _NUMBER.finditer(before)), default=0) :]
-    after = re.match(r"[^.!?\n]*(.?)", text[numbers[-1].end() :])
-    left_open = (
-        DENIES.search(before) or re.search(r"\bor\s*$|^\s*and\s*$", before) or (after and after[1] == "?")
-    )
-    return None if left_open else _written(numbers[-1])
+    left_open = DENIES.search(before) or re.search(r"\bor\s*$|^\s*(?:and|to)\s*$", before)
+    return None if left_open or _DENIED.match(text, numbers[-1].end()) else _written(numbers[-1])
 
 
 def _written(number: re.Match[str]) -> str:

@@ -8,11 +8,13 @@ from fedsb.tasks.scoring.answer_text import DENIES, answer_text
 from fedsb.tasks.scoring.mathematics import boxed
 
 _SAYS = re.compile(
-    r"\b(?:answer|(?:correct|right|best) (?:option|choice))\s*(?:is\b\s*:?|:)"
+    r"\b(?:answer|(?:correct|right|best) (?:option|choice))\s*(?:is\b\s*:?|:|-\s)"
     r"|^\W*(?:final\s+)?answer\W*\n|####",
     re.IGNORECASE | re.MULTILINE,
 )
-_LEADS = re.compile(r"[\s\"'`*:_$]*(?:the\s+)?(?:(?:option|choice|letter)\s+(?=\W?[a-j]\b))?", re.IGNORECASE)
+_LEADS = re.compile(
+    r"[\s\"'`*:_$\[]*(?:the\s+)?(?:(?:option|choice|letter)\s+(?=\W?[a-j]\b))?", re.IGNORECASE
+)
 _JOINS = re.compile(
     r"[\s)\].:\"'*]*(?:,|/|&|\bor\b|\band\b)\s*(?:(?:or|and)\b)?\s*(?:option\s+)?", re.IGNORECASE
 )
@@ -20,14 +22,14 @@ _OR = re.compile(r"(?:\bor|/)\s*(?:the\s+|option\s+)?$", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _MARK = re.compile(r".?\s*[.):]")
 _DIRECT_LETTER = re.compile(
-    r"\([A-Ja-j]\)|(?<![\w'])(?:[A-Ja-j](?=\s*(?:[.):,\]*\"'/&;]|\n|\Z))|[B-HJ](?![\w'-])"
+    r"[(\[][A-Ja-j][)\]]|(?<![\w'])(?:[A-Ja-j](?=\s*(?:[.):,\]*\"'/&;]|\n|\Z))|[B-HJ](?![\w'-])"
     r"|[AI](?=[ ]+(?:because|since|as|for|and|or|is)\b))"
 )
 _NAMED_LETTER = re.compile(
-    r"\([A-Ja-j]\)|\A\s*[A-Ja-j](?=[.):]|\s*\Z|\s-|\s+is (?:correct|right|the))"
+    r"[(\[][A-Ja-j][)\]]|\A\s*[A-Ja-j](?=[.):]|\s*\Z|\s-|\s+is (?:correct|right|the))"
     r"|(?<!\w)[A-J](?=[.):](?:\s|\Z))"
-    r"|\b(?:[Oo]ption|[Cc]hoice|answer|is|be|choose|pick|select|with)\s[A-J](?=[,;!]|\s*\Z)"
-    r"|\A\s*(?:[Oo]ption|[Cc]hoice)\s[A-Ja-j]\b"
+    r"|\b(?:[Oo]ption|[Cc]hoice|answer|is|be|choose|pick|select|with)[:\s]+[A-J](?=[,;!]|\s*\Z)"
+    r"|\A\s*(?:[Oo]ption|[Cc]hoice)[:\s]+[A-Ja-j]\b"
 )
 """Stricter than the one above: "a" and "I" are words, "vitamin C" has a letter."""
 
@@ -106,7 +108,7 @@ def _lists(direct: re.Pattern[str], line: str, first: re.Match[str]) -> bool:
 
 
 def _bare(match: re.Match[str]) -> str:
-    return re.sub(r"[\s()]", "", match[0]).casefold()
+    return re.sub(r"[\s()\[\]]", "", match[0]).casefold()
 
 
 def _by_text(answers: Sequence[str], options: Mapping[str, str]) -> str | None:
