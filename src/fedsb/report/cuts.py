@@ -29,7 +29,7 @@ def cut_notes(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
-    examples, cut = plural(_number(counts, "examples"), f"{name} example"), _number(counts, "cut")
+    examples, cut = f"{_number(counts, 'examples'):,} {name} examples", _number(counts, "cut")
     if cut:
         lost = ", ".join(plural(_number(counts, k), part) for k, part in LOST.items() if _number(counts, k))
         longest = plural(_number(mapping(counts.get("length")), "max"), "token")

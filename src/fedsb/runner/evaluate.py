@@ -18,11 +18,13 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.models.peft_folder import put_on
+from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.prepare_data import read_splits, task_of
 from fedsb.runner.prepare_model import load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
+from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.generate import Engine, transformers_engine
 from fedsb.tasks.intervals import Score, mean_of_shares, scores
 from fedsb.tasks.scoring.benchmark import (
@@ -78,7 +80,8 @@ def evaluate(
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
     examples = task.encode(test, config.data.test)
-    for warning in _check_answers(config, task):
+    cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
+    for warning in (*cut, *_check_answers(config, task)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
     loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
