@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -97,18 +98,21 @@ class RunConfig(Section):
         """Paths that exist here made absolute, so that the config works from any folder."""
 
         def absolute(text: str) -> str:
-            return str(Path(text).resolve()) if Path(text).exists() else text
+            if Path(text).exists():
+                return str(Path(text).resolve())
+            matches = not Path(text).is_absolute() and glob.glob(text, recursive=True)
+            return str(Path(glob.escape(str(Path.cwd())), text)) if matches else text
 
-        def each(source: str | dict[str, str]) -> str | dict[str, str]:
-            if isinstance(source, str):
-                return absolute(source)
-            return {name: absolute(text) for name, text in source.items()}
+        def each(sources: Any) -> Any:
+            if isinstance(sources, dict):
+                return {name: each(source) for name, source in sources.items()}
+            return [each(source) for source in sources] if isinstance(sources, list) else absolute(sources)
 
         def moved(benchmark: BenchmarkConfig) -> BenchmarkConfig:
             return benchmark.model_copy(update={"data": absolute(benchmark.data)})
 
         model = self.model.model_copy(update={"path": absolute(self.model.path)})
-        data = self.data.model_copy(update={"train": each(self.data.train), "test": absolute(self.data.test)})
+        data = self.data.model_copy(update={"train": each(self.data.train), "test": each(self.data.test)})
         benchmarks = {name: moved(one) for name, one in self.evaluation.benchmarks.items()}
         evaluation = self.evaluation.model_copy(update={"benchmarks": benchmarks})
         init = self.method.init

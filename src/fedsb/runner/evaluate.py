@@ -35,6 +35,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
+from fedsb.tasks.sources import source_name
 from fedsb.tasks.task import Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -77,7 +78,7 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = task.encode(test, config.data.test)
+    examples = task.encode(test, source_name(config.data.test))
     _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
     scored = _Model(

@@ -27,7 +27,16 @@ from torch import Tensor, nn
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.tasks.generate import generate_texts
-from fedsb.tasks.prompts import Template, added_bos, cut_left, fill, parse_template, prompt_ids, tokenize
+from fedsb.tasks.prompts import (
+    Template,
+    added_bos,
+    columns_of,
+    cut_left,
+    fill,
+    parse_template,
+    prompt_ids,
+    tokenize,
+)
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import (
     Batch,
@@ -51,6 +60,7 @@ def causal_lm(tokenizer: Any, *, prompt: str, response: str, max_length: int, ma
     """The task of continuing a prompt with a response.
 
     prompt: a template such as "Question: {question}\\nAnswer:"; {{ and }} stand for braces. May be empty.
+        {column:optional} is empty where a row has no value.
     response: the column that holds the response.
     max_length: tokens per example, all told. max_new_tokens: the most that generation adds to a prompt.
     """
@@ -90,8 +100,7 @@ def _encode(
     tokenizer: Any, rows: Sequence[Row], source: str, *, template: Template, response: str, max_length: int
 ) -> list[Example]:
     """Examples with input_ids and labels, and for generation prompt_ids and the response as text."""
-    columns = [column for _, column in template if column is not None]
-    require_columns(rows, columns, source=source, key="task.prompt")
+    require_columns(rows, columns_of(template), source=source, key="task.prompt")
     require_columns(rows, [response], source=source, key="task.response")
     if not rows:
         return []
