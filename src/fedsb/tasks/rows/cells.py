@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedsb.common.documents import is_text
+from fedsb.common.strict_json import is_text
 from fedsb.errors import InputError
 
 Row = Mapping[str, object]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fedsb.common.documents import parse_json
+from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError
 from fedsb.tasks.rows.cells import kind_of
 from fedsb.tasks.rows.text import open_text
