@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fedsb.config import RunConfig
 from fedsb.config.sections import BenchmarkConfig
@@ -120,6 +122,36 @@ def test_several_files_are_one_source_whose_rows_know_their_file(tmp_path):
         ("z", "mine"),
         ("z", "all"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("task", "written_to_json"),
+    [
+        ({"kind": "classification", "text": ["text"]}, '{"text": "x", "label": 0, "topic": "tax"}'),
+        (
+            {"kind": "classification", "text": ["text"], "labels": ["no", "yes"]},
+            '{"text": "x", "label": "yes", "topic": "tax"}',
+        ),
+        (
+            {"kind": "causal-lm", "prompt": "{text}", "response": "label"},
+            '{"text": "x", "label": "yes", "topic": "tax"}',
+        ),
+    ],
+)
+def test_names_of_classes_outlive_a_file_of_json_lines(tmp_path, task, written_to_json):
+    """In which rows are held out to tune on: ids where their order counts, names everywhere else."""
+    names = {"label": ["yes", "no"], "topic": ["law", "tax"]}
+    features = {column: {"names": of_column, "_type": "ClassLabel"} for column, of_column in names.items()}
+    table = pyarrow.table({"text": ["x"], "label": [0], "topic": [1]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    values = {
+        "model": {"path": "m"},
+        "task": task,
+        "data": {"train": str(tmp_path / "a.parquet"), "test": "t"},
+    }
+    (row,) = train_rows(RunConfig.from_dict(values))
+    assert (json.dumps(row), row.number) == (written_to_json, 1)
 
 
 def test_a_prepared_row_keeps_its_place_and_takes_text_for_truth(tmp_path):

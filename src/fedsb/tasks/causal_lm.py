@@ -175,15 +175,15 @@ def _measure(
     asked = list(examples[: generate or 0])
     report = _counter(len(examples) + len(asked), progress)
     nll, tokens = _nll_of_each(tokenizer, model, examples, batch_size, report)
-    found = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
+    measurements = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
     if asked:
         hits = _hits(tokenizer, model, asked, max_new_tokens, batch_size, report)
-        found.append(
+        measurements.append(
             Measurement(
                 len(asked), lambda at: {"exact_match": float(hits[at].mean())}, frozenset({"exact_match"})
             )
         )
-    return found
+    return measurements
 
 
 def _loss_metrics(nll: np.ndarray, tokens: np.ndarray, indices: np.ndarray) -> dict[str, float]:

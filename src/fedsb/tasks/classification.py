@@ -259,8 +259,8 @@ def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    if not np.isfinite(one).all():
+def _correlation(predictions: np.ndarray, targets: np.ndarray) -> float:
+    if not np.isfinite(predictions).all():
         return math.nan
-    spread = len(one) > 1 and bool(np.ptp(one)) and bool(np.ptp(other))
-    return float(np.corrcoef(one, other)[0, 1]) if spread else 0.0
+    spread = len(predictions) > 1 and bool(np.ptp(predictions)) and bool(np.ptp(targets))
+    return float(np.corrcoef(predictions, targets)[0, 1]) if spread else 0.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import BenchmarkConfig, ClassificationConfig, Source
+from fedsb.config.sections import BenchmarkConfig, CausalLmConfig, ClassificationConfig, Source
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare
 from fedsb.tasks.labels import has_label
 from fedsb.tasks.rows import like, read_rows, require_columns
+from fedsb.tasks.rows.cells import ClassId
 
 SOURCE = "source"
 """The column that says which of several sources a row is from."""
@@ -84,7 +85,16 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that have no label, if the config drops such."""
-    if not (config.data.drop_unlabelled and isinstance(config.task, ClassificationConfig)):
-        return list(rows)
-    return [row for row in rows if has_label(row, config.task.label)]
+    """The rows, without those that have no label if the config drops such. A file's classes are there by name,
+    but for the label of a classification that lists no classes: there the file's order of them counts."""
+    task = config.task
+    if not isinstance(task, ClassificationConfig):
+        return [_named(row, None) for row in rows] if isinstance(task, CausalLmConfig) else list(rows)
+    if config.data.drop_unlabelled:
+        rows = [row for row in rows if has_label(row, task.label)]
+    return [_named(row, task.label if task.labels is None else None) for row in rows]
+
+
+def _named(row: Row, label: str | None) -> Row:
+    names = {c: v.name for c, v in row.items() if isinstance(v, ClassId) and c != label}
+    return like(row, {**row, **names}) if names else row

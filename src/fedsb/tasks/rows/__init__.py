@@ -16,7 +16,7 @@ by the readers that need them.
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from fedsb.errors import InputError
@@ -59,39 +59,36 @@ def read_rows(
     """
     if limit is not None and limit < 1:
         raise InputError(f"{source}: the row limit must be 1 or more, or null for all rows; got {limit}")
-    rows: list[PlacedRow] = []
-    for one_source in [source] if isinstance(source, str) else source:
-        if limit is None or len(rows) < limit:
-            rows += _rows_of(one_source, limit and limit - len(rows), split)
-    return rows
+    sources = [source] if isinstance(source, str) else source
+    try:
+        return list(islice(chain.from_iterable(_rows_of(name, split) for name in sources), limit))
+    except MemoryError:
+        raise InputError(f"{source}: more than fits into memory; split the file or set data.limit") from None
 
 
-def _rows_of(source: str, limit: int | None, split: str) -> list[PlacedRow]:
+def _rows_of(source: str, split: str) -> Iterator[PlacedRow]:
     files = files_of(source)
-    if files is None:
-        return _placed(read_hub(source, split, limit), source, limit)
-    rows: list[PlacedRow] = []
-    for path in files:
-        if limit is None or len(rows) < limit:
-            rows += _read_file(path, str(path), limit and limit - len(rows))
-    return rows
+    return (
+        _placed(read_hub(source, split), source) if files is None else chain.from_iterable(map(_read, files))
+    )
 
 
-def _placed(rows: Iterator[dict[str, object]], source: str, limit: int | None) -> list[PlacedRow]:
-    placed = [PlacedRow(row, source, number) for number, row in enumerate(islice(rows, limit), start=1)]
-    if not placed:
-        raise InputError(f"{source}: expected at least one row, found none; give a file that holds data")
-    return placed
-
-
-def _read_file(path: Path, source: str, limit: int | None) -> list[PlacedRow]:
+def _read(path: Path) -> Iterator[PlacedRow]:
     reader = READERS.get(extension(path).removesuffix(".gz"))
     if reader is None:
         raise InputError(
-            f"{source}: expected a file that ends in {EXTENSIONS}, got {path.suffix or 'no extension'!r}; "
+            f"{path}: expected a file that ends in {EXTENSIONS}, got {path.suffix or 'no extension'!r}; "
             "convert or rename it"
         )
     try:
-        return _placed(reader(path, source), source, limit)
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
-        raise InputError(f"{source}: {in_words(error, path)}") from error
+        yield from _placed(reader(path, str(path)), str(path))
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: {in_words(error, path)}") from error
+
+
+def _placed(rows: Iterator[dict[str, object]], source: str) -> Iterator[PlacedRow]:
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        yield PlacedRow(row, source, number)
+    if not number:
+        raise InputError(f"{source}: expected at least one row, found none; give a file that holds data")

@@ -10,13 +10,11 @@ from fedsb.tasks.rows.tables import with_classes
 _TABLES = "refs/convert/parquet"
 
 
-def read_hub(source: str, split: str, limit: int | None) -> Iterator[dict[str, object]]:
+def read_hub(source: str, split: str) -> Iterator[dict[str, object]]:
     """The rows of a hub data set, with its class names."""
     match = HUB_ID.fullmatch(source)
     assert match is not None  # files_of has seen to it
     loaded = _load_dataset(source, match["name"], match["config"], match["split"] or split)
-    if limit is not None:
-        loaded = loaded.select(range(min(limit, len(loaded))))
     labels = {name: f.names for name, f in loaded.features.items() if type(f).__name__ == "ClassLabel"}
     return with_classes(loaded, labels, source)
 

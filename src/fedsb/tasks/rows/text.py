@@ -28,10 +28,8 @@ def open_text(path: Path, newline: str | None = None) -> IO[str]:
     return io.TextIOWrapper(file, encoding=_encoding(file), newline=newline)
 
 
-def in_words(error: BaseException, path: Path) -> str:
+def in_words(error: Exception, path: Path) -> str:
     """What kept a file from being read, and the cure, without any of its content."""
-    if isinstance(error, MemoryError):
-        return "more than fits into memory; split the file or set data.limit"
     if isinstance(error, UnicodeDecodeError):
         return _not_decoded(path)
     return f"cannot be read: {error}; check the file and its permissions"
