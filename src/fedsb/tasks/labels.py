@@ -47,8 +47,7 @@ def has_label(row: Row, label: str) -> bool:
 
 def row_name(row: Row, label: str, *, source: str = "", number: int = 0) -> str:
     """The name of a row's class."""
-    value = _value(row, label, source, number)
-    return label_name(value.name if isinstance(value, ClassId) else value)
+    return label_name(_value(row, label, source, number))
 
 
 def class_ids(
@@ -98,8 +97,10 @@ def _value(row: Row, label: str, source: str, number: int) -> object:
 def _number(value: object) -> float:
     """The number that a value is or writes; NaN where there is none."""
     if isinstance(value, str):
-        return float(value) if _NUMBER.fullmatch(value := value.strip()) else math.nan
-    return float(value) if isinstance(value, (int, float)) and type(value) in (int, float) else math.nan
+        return float(value) if _NUMBER.fullmatch(value.strip()) else math.nan
+    if isinstance(value, (bool, ClassId)) or not isinstance(value, (int, float)):
+        return math.nan
+    return float(value)
 
 
 def _are_measures(values: Sequence[object]) -> bool:
@@ -111,7 +112,7 @@ def _names(values: Sequence[object]) -> tuple[str, ...]:
     of_file = {value.names if isinstance(value, ClassId) else () for value in values}
     if len(of_file) == 1 and (known := of_file.pop()):
         return tuple(dict.fromkeys(map(label_name, known)))
-    names = sorted({label_name(value.name if isinstance(value, ClassId) else value) for value in values})
+    names = sorted(set(map(label_name, values)))
     whole = all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names)
     return tuple(sorted(names, key=int) if whole else names)
 

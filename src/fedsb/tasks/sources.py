@@ -85,8 +85,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
-    """The rows, without those that have no label if the config drops such. A file's classes are there by name,
-    but for the label of a classification that lists no classes: there the file's order of them counts."""
+    """The rows, without those that have no label if the config drops such. A file's classes are by name, but
+    for the label of a classification that lists none: the file's order of them counts."""
     task = config.task
     if not isinstance(task, ClassificationConfig):
         return [_named(row, None) for row in rows] if isinstance(task, CausalLmConfig) else list(rows)
@@ -96,5 +96,5 @@ def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
 
 
 def _named(row: Row, label: str | None) -> Row:
-    names = {c: v.name for c, v in row.items() if isinstance(v, ClassId) and c != label}
+    names = {c: str(v) for c, v in row.items() if isinstance(v, ClassId) and c != label}
     return like(row, {**row, **names}) if names else row

@@ -22,7 +22,7 @@ class PlacedRow(dict[str, object]):
 
 
 class ClassId(int):
-    """A class label as its number, from 0, which knows the names of all classes."""
+    """A class label as its number, from 0, which knows the names of all classes; its text is its own name."""
 
     names: tuple[str, ...]
 
@@ -34,8 +34,7 @@ class ClassId(int):
             class_id.names = tuple(names)
         return ids
 
-    @property
-    def name(self) -> str:
+    def __str__(self) -> str:
         return self.names[self]
 
 
@@ -83,7 +82,7 @@ def cell_text(
             f"{place(row, source, number)}, column {column!r}: expected text or a number, "
             f"got {kind_of(value)}; make it a plain string"
         )
-    text = value.name if isinstance(value, ClassId) else str(value)
+    text = str(value)
     check_text(text, row, column, source=source, number=number)
     return text.lower() if isinstance(value, bool) else text
 

@@ -32,7 +32,6 @@ _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD = 50
 """Records by which a delimiter is judged."""
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
-_DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
 class _Malformed(Exception):
@@ -71,9 +70,13 @@ def _check_record(cells: list[str], width: int, delimiter: str, where: str) -> N
             f"{_NAMES[delimiter]}); fix the row, or put cells that hold delimiters or line breaks in quotes"
         )
     fewest = 3 if delimiter == "\t" else 20  # a text may have as many commas in each line as a row has
-    for cell in cells if width > 1 else []:
-        lines = LINE_END.split(cell)
-        if len(lines) >= fewest and all(line.count(delimiter) == width - 1 for line in lines[1:-1]):
+    for cell in cells:
+        lines = LINE_END.split(cell) if "\n" in cell or "\r" in cell else []
+        if (
+            len(lines) >= fewest
+            and width > 1
+            and all(line.count(delimiter) == width - 1 for line in lines[1:-1])
+        ):
             raise InputError(
                 f"{where}: a cell in quotes runs over {len(lines)} lines that look like rows; if its quotes "
                 "are text write them twice, or save the rows as JSON lines"
@@ -111,7 +114,7 @@ def _has_quoting(path: Path) -> bool:
         return len(as_quotes) == 1
     if as_text != as_quotes:
         return len(as_text) > 1
-    return any(map(_DOUBLED.fullmatch, chain.from_iterable(records)))
+    return any('""' in cell[1:-1] and _IN_QUOTES.fullmatch(cell) for cell in chain.from_iterable(records))
 
 
 def _records(path: Path, delimiter: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
