@@ -105,8 +105,16 @@ def test_the_dirichlet_shares_are_those_of_the_distribution():
 
 
 def test_dirichlet_gives_up_with_a_cure():
-    with pytest.raises(InputError, match=r"alpha 0.001 over 4 values .* at least 60 of 400 .*Raise alpha"):
+    with pytest.raises(
+        InputError, match=r"none of 1000 .* alpha 0.001 over 4 values .* at least 60 of 400 .*Raise alpha"
+    ):
         dirichlet(LABELS, 5, alpha=0.001, min_size=60, rng=rng())
+
+
+def test_dirichlet_over_very_many_values_gives_up_after_fewer_draws(monkeypatch):
+    monkeypatch.setattr("fedsb.federation.partition.MAX_DRAWN", 2000)
+    with pytest.raises(InputError, match=r"none of 5 .* over 400 values"):
+        dirichlet([str(i) for i in range(400)], 2, alpha=1.0, min_size=200, rng=rng())
 
 
 def test_dirichlet_refuses_a_minimum_that_cannot_be():

@@ -96,7 +96,7 @@ def test_a_column_goes_before_the_classes_and_classes_serve_without_one():
         (
             {"kind": "dirichlet", "column": "topic", "alpha": 1e-9, "min_size": 1},
             ROWS[:10],
-            r"no Dirichlet draw with alpha 1e-09 over 3 values .*Raise alpha",
+            r"Dirichlet draws with alpha 1e-09 over 3 values .*Raise alpha",
         ),
     ],
 )

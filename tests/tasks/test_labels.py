@@ -7,6 +7,7 @@ from fedsb.config.labels import label_name
 from fedsb.errors import InputError
 from fedsb.tasks.labels import class_ids, label_set, targets
 from fedsb.tasks.rows import read_rows
+from fedsb.tasks.rows.cells import ClassId
 
 
 def config(task: str) -> RunConfig:
@@ -85,6 +86,12 @@ def test_what_yaml_reads_as_something_else_gets_a_hint_to_quote_it(labels, label
     assert "secret" not in str(plain.value)
 
 
+def test_a_files_own_classes_are_named_where_a_config_lists_others():
+    (label, _) = ClassId.of(["negative", "positive"])
+    with pytest.raises(InputError, match=r"\(0, 1\); fix .*; the file's own classes are negative, positive$"):
+        class_ids([{"label": label}], "label", ["0", "1"], "a.parquet", listed=True)
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [
@@ -147,6 +154,15 @@ def test_what_is_no_finite_number_is_refused_with_its_row(label):
     with pytest.raises(InputError, match=r"a\.csv: row 2: expected a finite number such as 2\.5") as caught:
         targets([{"label": 1}, {"label": label}], "label", "a.csv")
     assert str(label) not in str(caught.value).removeprefix("a.csv: row 2: expected a finite number")
+
+
+def test_decimal_commas_are_no_names_unless_it_is_said():
+    rows = [{"label": label} for label in ("1,5", "2", "-3,25")]
+    with pytest.raises(
+        InputError, match=r"a\.csv: .*'label' look like numbers with decimal commas; write 2\.5"
+    ):
+        label_set(rows, "label", "a.csv")
+    assert label_set(rows, "label", "a.csv", regression=False) == (("-3,25", "1,5", "2"), False)
 
 
 @pytest.mark.parametrize("label", ["a\0b", "\ud83d", ["x"], {"a": 1}, b"x", (1,)])

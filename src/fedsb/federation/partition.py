@@ -15,6 +15,8 @@ from fedsb.errors import InputError
 
 Parts = list[list[int]]
 MAX_DRAWS = 1000
+MAX_DRAWN = 200_000
+"""Values dealt over all draws, but three draws always: some seconds."""
 
 
 def iid(num_examples: int, clients: int, rng: np.random.Generator) -> Parts:
@@ -30,17 +32,18 @@ def dirichlet(
     1909.06335). Small alpha: strong label skew. Drawn again until each client has `min_size` examples.
 
     Raises:
-        InputError: too few examples, or no draw in a thousand gave each client `min_size`.
+        InputError: too few examples, or none of so many draws gave each client `min_size`.
     """
     _enough(len(labels), clients * min_size)
     groups = [np.asarray(g) for _, g in sorted(_groups(labels).items(), key=lambda item: str(item[0]))]
-    for _ in range(MAX_DRAWS):
+    draws = max(3, min(MAX_DRAWS, MAX_DRAWN // len(groups)))
+    for _ in range(draws):
         parts = _deal_by_proportion(groups, clients, alpha, rng)
         if min(map(len, parts)) >= min_size:
             return _ascending(parts)
     raise InputError(
-        f"federation.partition: no Dirichlet draw with alpha {alpha} over {len(groups)} values gave each of "
-        f"{clients} clients at least {min_size} of {len(labels)} examples. Raise alpha, or lower min_size or "
+        f"federation.partition: none of {draws} Dirichlet draws with alpha {alpha} over {len(groups)} values "
+        f"gave each of {clients} clients at least {min_size} of {len(labels)} examples. Raise alpha, or lower min_size or "
         "federation.clients."
     )
 

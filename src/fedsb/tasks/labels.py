@@ -14,6 +14,7 @@ from fedsb.tasks.task import Row
 
 MOST_LABELS = 1000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
 _CODE = re.compile(r"[+-]?0\d")
 """007 names something."""
 _YAML_READS_ELSE = re.compile(r"(?i:yes|no|on|off|null|~)|0\d+|\d+[_:][\d_:]+|\d+\.\d*0")
@@ -34,6 +35,8 @@ def label_set(
     values = [_value(row, label, source, number) for number, row in enumerate(rows, start=1)]
     if _are_measures(values) if regression is None else regression:
         return None, True
+    if regression is None:
+        _check_commas(values, label, source)
     names = _names(values)
     _check_count(names, label, source)
     return names, False
@@ -62,8 +65,12 @@ def class_ids(
     labels = [row_name(row, label, source=source, number=n) for n, row in enumerate(rows, start=1)]
     for number, (row, name) in enumerate(zip(rows, labels, strict=True), start=1):
         if name not in ids:
-            where = place(row, source, number)
-            raise InputError(f"{where} has a label in column {label!r} that {_unknown(name, names, listed)}")
+            where, value = place(row, source, number), row[label]
+            classes = (
+                f"; the file's own classes are {_shown(value.names)}" if isinstance(value, ClassId) else ""
+            )
+            unknown = _unknown(name, names, listed)
+            raise InputError(f"{where} has a label in column {label!r} that {unknown}{classes}")
     return [ids[name] for name in labels]
 
 
@@ -117,6 +124,16 @@ def _names(values: Sequence[object]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if whole else names)
 
 
+def _check_commas(values: Sequence[object], label: str, source: str) -> None:
+    """Refuse to take numbers of some countries' spreadsheets for names."""
+    texts = [str(value).strip() for value in values]
+    if all(map(_COMMA.fullmatch, texts)) and any("," in text for text in texts):
+        raise InputError(
+            f"{source}: the labels in column {label!r} look like numbers with decimal commas; write 2.5, not "
+            "2,5, or set task.regression: false if they are names of classes"
+        )
+
+
 def _check_count(names: Sequence[str], label: str, source: str) -> None:
     if len(names) > MOST_LABELS:
         raise InputError(
@@ -132,14 +149,20 @@ def _check_count(names: Sequence[str], label: str, source: str) -> None:
 
 def _unknown(name: str, names: Sequence[str], listed: bool) -> str:
     if not listed:
-        return f"is none of the training rows' {len(names)}; fix or remove the row, or raise data.limit.train"
-    known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        return (
+            f"is none of the training rows' {len(names)} classes; fix or remove the row, or raise "
+            "data.limit.train"
+        )
     quote = (
         "; YAML reads no, yes, on and off as false and true, and 010 as 8: put such names in quotes there"
         if _YAML_READS_ELSE.fullmatch(name)
         else ""
     )
-    return f"task.labels does not have ({known}); fix the row or task.labels{quote}"
+    return f"task.labels does not have ({_shown(names)}); fix the row or task.labels{quote}"
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _target(row: Row, label: str, source: str, number: int) -> float:
