@@ -293,6 +293,14 @@ def test_parties_agree_on_a_regression_by_the_config(world, tmp_path):
     assert "pearson" in deployed.summary["final"]
 
 
+def test_a_partys_rows_are_one_file(world, tmp_path):
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
+    for several in (str(tmp_path), str(tmp_path / "*.jsonl")):
+        own = NodeConfig(**node_config | {"data": {"train": several}})
+        with pytest.raises(InputError, match="a node's rows are one file"):
+            Node(RunConfig.from_dict(config_of(world)), own, RUN)
+
+
 def test_parties_must_agree_on_classes(world, tmp_path):
     config = config_of(world, task__labels=None)
     (node_config,) = node_files(config, [range(30)], tmp_path)

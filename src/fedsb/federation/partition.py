@@ -43,8 +43,8 @@ def dirichlet(
             return _ascending(parts)
     raise InputError(
         f"federation.partition: none of {draws} Dirichlet draws with alpha {alpha} over {len(groups)} values "
-        f"gave each of {clients} clients at least {min_size} of {len(labels)} examples. Raise alpha, or lower min_size or "
-        "federation.clients."
+        f"gave each of {clients} clients at least {min_size} of {len(labels)} examples. Raise alpha, lower "
+        "min_size or federation.clients."
     )
 
 
