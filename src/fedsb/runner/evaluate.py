@@ -37,6 +37,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
+from fedsb.tasks.sources import source_name
 from fedsb.tasks.task import Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -79,7 +80,7 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = task.encode(test, config.data.test)
+    examples = task.encode(test, source_name(config.data.test))
     cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
     for warning in (*cut, *_check_answers(config, task)):
         progress.stage(f"warning: {warning}")
