@@ -3,7 +3,7 @@
 import re
 
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")
-_LOOKALIKES = str.maketrans({"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "٫": ".", "⁄": "/"})
+_LOOKALIKES = str.maketrans("−–\u00a0\u202f٫⁄“”‘’", "--  ./\"\"''")
 _HEADED = r"[#*> \t]*(?:question|problem|exercise|instruction|input|user|human|q)\s*\d*\s*[:.]"
 _ASKED = r"[^\n]+\?\s*\n\s*(?:answer|response|solution|a)\s*:"
 _NEXT = re.compile(rf"^(?:{_HEADED}|{_ASKED})|<\||\[INST\]", re.IGNORECASE | re.MULTILINE)

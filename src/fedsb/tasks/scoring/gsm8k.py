@@ -1,6 +1,7 @@
 """GSM8K's answers (Cobbe et al. 2021, arXiv 2110.14168): one number at the end of a worked solution."""
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 from fedsb.tasks.scoring.answer_text import DENIES, answer_text, before_next_question
@@ -22,7 +23,7 @@ _SAYS = re.compile(
 _ANSWERED = re.compile(rf"\\boxed|{_SAYS.pattern}", re.IGNORECASE | re.MULTILINE)
 _TERMS = r"[\d\s.,$€£+*/×÷()%x-]{0,40}"
 _SUM = re.compile(rf"(?:{_TERMS}[+*/×÷x-]{_TERMS}[\d)%]\s*=)+")
-_OR = re.compile(r"(?:\s*[A-Za-z]+){0,2},?\s*\bor\s+|\s*(?:[,/&-]|\band\b|\bto\b)\s*(?:and|or)?\s*")
+_OR = re.compile(r"(?:\s*[A-Za-z]+){0,2},?\s*\bor\s+|\s*(?:[,/&+*×-]|\band\b|\bto\b)\s*(?:and|or)?\s*")
 _DENIED = re.compile(r"[^.!?\n]*\?|\s*(?:is|are|was)\s+(?:not|wrong|incorrect)\b")
 _LATEX = (
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the data set's own notes for a calculator
@@ -58,9 +59,15 @@ def extract(output: str) -> str | None:
     if "\\boxed" in text:
         return _first(boxed(text) or "")
     said = [text[match.end() :] for match in _SAYS.finditer(text)]
-    if said:
-        return next((_first(t) for t in reversed(said) if not t.strip() or _NUMBER.search(_line(t))), None)
-    return _last(text)
+    return _last_said(said) if said else _last(text)
+
+
+def _last_said(said: Sequence[str]) -> str | None:
+    """The number in the last of the texts behind "answer is" that has one. One that was cut off before its
+    number has none, unless it repeats what was said twice."""
+    numbers = [_first(text) for text in said if _NUMBER.search(_line(text))]
+    repeats = len(numbers) > 1 and all(number and same(number, numbers[-1] or "") for number in numbers)
+    return numbers[-1] if numbers and (said[-1].strip() or repeats) else None
 
 
 def same(answer: str, gold: str) -> bool:

@@ -22,13 +22,13 @@ _OR = re.compile(r"(?:\bor|/)\s*(?:the\s+|option\s+)?$", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _MARK = re.compile(r".?\s*[.):]")
 _DIRECT_LETTER = re.compile(
-    r"[(\[][A-Ja-j][)\]]|(?<![\w'])(?:[A-Ja-j](?=\s*(?:[.):,\]*\"'/&;]|\n|\Z))|[B-HJ](?![\w'-])"
+    r"[(\[][A-Ja-j][)\]]|(?<![\w'])(?:[A-Ja-j](?=\s*(?:[.):,\]*/&;]|[\"'](?!\w)|\n|\Z))|[B-HJ](?![\w'-])"
     r"|[AI](?=[ ]+(?:because|since|as|for|and|or|is)\b))"
 )
 _NAMED_LETTER = re.compile(
-    r"[(\[][A-Ja-j][)\]]|\A\s*[A-Ja-j](?=[.):]|\s*\Z|\s-|\s+is (?:correct|right|the))"
-    r"|(?<!\w)[A-J](?=[.):](?:\s|\Z))"
-    r"|\b(?:[Oo]ption|[Cc]hoice|answer|is|be|choose|pick|select|with)[:\s]+[A-J](?=[,;!]|\s*\Z)"
+    r"[(\[][A-Ja-j][)\]]|\A[\s\"']*(?:[A-Ja-j](?=[.):]|[\"'](?!\w)|\s*\Z|\s-)|[A-HJ](?=,))"
+    r"|(?<!\w)[A-J](?=[.):](?:\s|\Z)|\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
+    r"|\b(?:[Oo]ption|[Cc]hoice|answer|is|be|say|choose|pick|select|with)[:\s]+[A-J](?=[,;!]|\s*\Z)"
     r"|\A\s*(?:[Oo]ption|[Cc]hoice)[:\s]+[A-Ja-j]\b"
 )
 """Stricter than the one above: "a" and "I" are words, "vitamin C" has a letter."""
@@ -64,6 +64,7 @@ def _answer_line(text: str) -> tuple[str, bool]:
     """(the text from the answer on, whether something marks it as the answer)."""
     if box := boxed(text):
         return _TEXT.sub(r"\1", box), True
+    text = _TEXT.sub(r"\1", text)
     said = _SAYS.search(text)
     return (text[said.end() :] if said else text).lstrip(), said is not None
 
@@ -108,7 +109,7 @@ def _lists(direct: re.Pattern[str], line: str, first: re.Match[str]) -> bool:
 
 
 def _bare(match: re.Match[str]) -> str:
-    return re.sub(r"[\s()\[\]]", "", match[0]).casefold()
+    return re.sub(r"[\s()\[\]\"']", "", match[0]).casefold()
 
 
 def _by_text(answers: Sequence[str], options: Mapping[str, str]) -> str | None:
