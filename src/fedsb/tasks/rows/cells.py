@@ -67,7 +67,9 @@ def require_distinct(names: Sequence[str], source: str) -> None:
     """Refuse two columns of one name."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise InputError(f"{source}: expected distinct column names, found {listed(twice)} twice; rename one")
+        raise InputError(
+            f"{source}: expected distinct column names, found {listed(twice)} twice; rename or remove one"
+        )
 
 
 def is_missing(value: object) -> bool:
