@@ -36,7 +36,7 @@ from fedsb.runner.evaluate import evaluate
 from fedsb.runner.folder import finished_summary
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.tasks.rows import read_rows
-from fedsb.tasks.rows.json_rows import LONGEST_LINE
+from fedsb.tasks.rows.text import LONGEST_LINE
 
 SECRET = "patient 17 has it"
 DEEP, LONG = "[" * 100_000, "9" * 5000

@@ -147,13 +147,22 @@ def test_by_column_with_more_values_than_clients_balances_the_sizes():
 
 
 def test_by_column_with_more_clients_than_values_shares_a_values_examples_evenly():
-    values = ["few"] * 9 + ["many"] * 20 + ["some"] * 11
+    """The value with the most examples for each of its clients gets the next client; none has two values."""
+    values = ["few"] * 2 + ["many"] * 20 + ["some"] * 11
     parts = by_column(values, 8, rng())
-    assert [{values[i] for i in part} for part in parts] == [{"many"}] * 3 + [{"some"}] * 3 + [{"few"}] * 2
-    assert [len(part) for part in parts] == [7, 7, 6, 4, 4, 3, 5, 4]
+    assert [{values[i] for i in part} for part in parts] == [{"many"}] * 4 + [{"some"}] * 3 + [{"few"}]
+    assert [len(part) for part in parts] == [5, 5, 5, 5, 4, 4, 3, 2]
     assert by_column(values, 8, rng()) == parts != by_column(values, 8, rng(1))
 
 
-def test_by_column_with_more_clients_than_a_value_has_examples_says_so():
-    with pytest.raises(InputError, match=r"5 clients over 2 values .* 3 share .* there are 2 examples"):
-        by_column(["a", "b", "a"], 5, rng())
+@given(clients=st.integers(1, 30), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_by_column_leaves_nobody_without_examples(clients, sizes):
+    values = [str(value) for value, size in enumerate(sizes) for _ in range(size)]
+    if len(values) < clients:
+        with pytest.raises(InputError, match=r"federation\.clients: .* too few"):
+            by_column(values, clients, rng())
+        return
+    parts = by_column(values, clients, rng())
+    assert all(parts)
+    assert sorted(i for part in parts for i in part) == list(range(len(values)))
+    assert clients < len(sizes) or all(len({values[i] for i in part}) == 1 for part in parts)

@@ -7,6 +7,7 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.federation.partition import dirichlet
 from fedsb.runner.prepare_data import make_partition
+from fedsb.tasks.rows import read_rows
 
 TOPICS = ["law", "tax", "art"]
 ROWS = [{"q": f"q{i}", "topic": TOPICS[i % 3], "year": 2000 + i % 2} for i in range(60)]
@@ -58,6 +59,16 @@ def test_numbers_and_truths_are_values_too():
     found = parts({"kind": "by-column", "column": "year"}, clients=4)
     assert mixes(found, "year") == [{2000}, {2000}, {2001}, {2001}]
     assert [len(part) for part in found] == [15] * 4
+
+
+def test_long_numbers_of_a_csv_file_are_as_many_clients_as_there_are(tmp_path):
+    """They differ beyond the digits that a float has."""
+    accounts = [f"9000000000000000000{i % 5}" for i in range(25)]
+    (tmp_path / "a.csv").write_text("q,account\n" + "".join(f"q,{account}\n" for account in accounts))
+    found = parts(
+        {"kind": "by-column", "column": "account"}, rows=read_rows(str(tmp_path / "a.csv")), clients=5
+    )
+    assert found == [list(range(i, 25, 5)) for i in range(5)]
 
 
 def test_a_column_goes_before_the_classes_and_classes_serve_without_one():

@@ -107,6 +107,14 @@ def test_wrong_lists_of_classes(task, message):
         config(task)
 
 
+def test_codes_with_leading_zeros_are_classes_as_they_are_written(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nx,0900\ny,0007\nz,0090\nx,0007\n")
+    (tmp_path / "b.tsv").write_text("text\tlabel\nx\t0090\n")
+    names, regression = label_set(read_rows(str(tmp_path / "a.csv")), "label", "a.csv")
+    assert (names, regression) == (("0007", "0090", "0900"), False)
+    assert class_ids(read_rows(str(tmp_path / "b.tsv")), "label", names, "b.tsv") == [1]
+
+
 # Numbers
 
 RATINGS = [{"label": value} for value in ("1", "5", "3", "2.0")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +113,7 @@ def _absolute(source: Any) -> Any:
         return {name: _absolute(path) for name, path in source.items()}
     if isinstance(source, list):
         return [_absolute(path) for path in source]
-    if source and Path(source).exists():
+    if source and os.path.exists(source):  # False also of a name too long for any file
         return str(Path(source).resolve())
     fits = source and not Path(source).is_absolute() and glob.glob(source, recursive=True)
     return str(Path(glob.escape(str(Path.cwd())), source)) if fits else source

@@ -62,33 +62,32 @@ def _deal_by_proportion(
 
 def by_column(values: Sequence[Hashable], clients: int, rng: np.random.Generator) -> Parts:
     """All examples with one value go to one client, the largest group left to the client with the fewest
-    examples so far. With more clients than values, each value has equally many clients, or one more: from the
-    value with most examples on, the next clients share its examples at random, evenly.
+    examples so far. With more clients than values, each value has one or several clients, which share its
+    examples at random, evenly: the next client is the value's that has the most examples for each.
 
     Raises:
-        InputError: a value has fewer examples than clients.
+        InputError: fewer examples than clients.
     """
+    _enough(len(values), clients)
     groups = sorted(_groups(values).items(), key=lambda item: (-len(item[1]), str(item[0])))
     if clients > len(groups):
-        return _share_values([group for _, group in groups], clients, rng)
+        return _shared([group for _, group in groups], clients, rng)
     parts: Parts = [[] for _ in range(clients)]
     for _, group in groups:
         min(parts, key=len).extend(group)
     return _ascending(parts)
 
 
-def _share_values(groups: Sequence[list[int]], clients: int, rng: np.random.Generator) -> Parts:
-    parts: Parts = []
-    for i, group in enumerate(groups):
-        sharing = clients // len(groups) + (i < clients % len(groups))
-        if len(group) < sharing:
-            raise InputError(
-                f"federation.clients: {clients} clients over {len(groups)} values of the partition column, "
-                f"so {sharing} share a value of which there are {len(group)} examples. Lower "
-                "federation.clients, or use more data."
-            )
-        parts += _ascending(np.array_split(rng.permutation(group), sharing))
-    return parts
+def _shared(groups: Sequence[list[int]], clients: int, rng: np.random.Generator) -> Parts:
+    """Each group over clients of its own, the first group's first."""
+    shares = [1] * len(groups)
+    for _ in range(clients - len(groups)):
+        shares[max(range(len(groups)), key=lambda i: len(groups[i]) / shares[i])] += 1
+    return [
+        part
+        for group, share in zip(groups, shares, strict=True)
+        for part in _ascending(np.array_split(rng.permutation(group), share))
+    ]
 
 
 def shards(

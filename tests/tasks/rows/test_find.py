@@ -71,6 +71,13 @@ def test_what_is_not_clear_is_refused_with_the_cure(files, made, source, message
         read_rows(source)
 
 
+def test_a_name_that_no_file_can_have_is_an_input_error(files):
+    assert config("x" * 5000).with_absolute_paths().data.train == "x" * 5000
+    for name in ("x" * 5000, "a\0b", "x" * 5000 + "*", "[", "~no such user/x.csv"):
+        with pytest.raises(InputError):
+            read_rows(name)
+
+
 def test_words_that_only_hold_a_splits_name_are_no_split(files):
     for name in ("s/latest.csv", "s/retrained.csv"):
         (files / name).parent.mkdir(exist_ok=True)

@@ -64,6 +64,8 @@ def read_rows(
         return list(islice(chain.from_iterable(_rows_of(name, split) for name in sources), limit))
     except MemoryError:
         raise InputError(f"{source}: more than fits into memory; split the file or set data.limit") from None
+    except OSError as error:
+        raise InputError(f"{source}: cannot be looked for: {error.strerror}; name a file") from error
 
 
 def _rows_of(source: str, split: str) -> Iterator[PlacedRow]:

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedsb.common.strict_json import is_text
@@ -61,6 +62,15 @@ def require_columns(rows: Sequence[Row], columns: Iterable[str], *, source: str,
                 f"the columns are {listed(existing)}{_suggestion(column, existing)}; "
                 f"fix {key} in the config"
             )
+
+
+def require_distinct(names: Sequence[str], source: str) -> None:
+    """Refuse two columns of one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{source}: expected distinct column names, found {listed(twice)} twice; rename or remove one"
+        )
 
 
 def is_missing(value: object) -> bool:

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedsb.errors import InputError
-from fedsb.tasks.rows.json_rows import LONGEST_LINE
-from fedsb.tasks.rows.tables import require_distinct
-from fedsb.tasks.rows.text import LINE_END, open_text
+from fedsb.tasks.rows.cells import require_distinct
+from fedsb.tasks.rows.text import LINE_END, LONGEST_LINE, open_text
 
 DELIMITERS = (",", ";", "\t", "|")
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}

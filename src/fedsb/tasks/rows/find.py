@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def files_of(source: str) -> list[Path] | None:
     Raises:
         InputError: there is no such file, or it is not clear which of a folder's files are meant.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -9,10 +9,7 @@ from typing import IO, Any
 from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError
 from fedsb.tasks.rows.cells import kind_of
-from fedsb.tasks.rows.text import open_text
-
-LONGEST_LINE = 1 << 24
-"""Characters of one row in a file of JSON lines."""
+from fedsb.tasks.rows.text import LONGEST_LINE, open_text
 
 
 def read_json_lines(path: Path, source: str) -> Iterator[dict[str, object]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.errors import InputError
-from fedsb.tasks.rows.cells import ClassId, listed
+from fedsb.tasks.rows.cells import ClassId, require_distinct
 
 Raw = dict[str, object]
 
@@ -80,10 +80,3 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     except (TypeError, KeyError, ValueError, AttributeError):
         return {}
     return {name: [str(item) for item in names] for name, names in labels.items() if isinstance(names, list)}
-
-
-def require_distinct(names: Sequence[str], source: str) -> None:
-    """Refuse two columns of one name."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{source}: expected distinct column names, found {listed(twice)} twice; rename one")

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import IO, cast
 
+LONGEST_LINE = 1 << 24
+"""Characters of one line of JSON, and of one cell of CSV."""
 LINE_END = re.compile(r"\r\n?|\n")
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
