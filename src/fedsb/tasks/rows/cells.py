@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedsb.common.strict_json import is_text
 from fedsb.errors import InputError
+from fedsb.tasks.chat import chat_refusal
 
 Row = Mapping[str, object]
 
@@ -90,7 +91,7 @@ def cell_text(
     if isinstance(value, (bytes, list, tuple, dict)):
         raise InputError(
             f"{place(row, source, number)}, column {column!r}: expected text or a number, "
-            f"got {kind_of(value)}; make it a plain string"
+            f"got {chat_refusal(value) or f'{kind_of(value)}; make it a plain string'}"
         )
     text = str(value)
     check_text(text, row, column, source=source, number=number)
