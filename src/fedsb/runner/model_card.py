@@ -52,7 +52,8 @@ def _front_matter(config: RunConfig, rank: int | None) -> str:
 
 def _data_names(config: RunConfig) -> list[str]:
     train = config.data.train
-    return [_name(source) for source in (train.values() if isinstance(train, dict) else [train])]
+    sources = list(train.values()) if isinstance(train, dict) else [train]
+    return [_name(file) for source in sources for file in ([source] if isinstance(source, str) else source)]
 
 
 def _what(config: RunConfig, summary: dict[str, Any]) -> str:

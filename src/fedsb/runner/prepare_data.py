@@ -21,8 +21,9 @@ from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, compu
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
 from fedsb.tasks import Row, Task, make_task
-from fedsb.tasks.rows import read_rows, require_columns
-from fedsb.tasks.sources import test_rows, train_name, train_rows
+from fedsb.tasks.cuts import cut_counts
+from fedsb.tasks.rows import cell_text, read_rows, require_columns
+from fedsb.tasks.sources import source_name, test_rows, train_name, train_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def prepare_data(config: RunConfig) -> Data:
     parts = make_partition(config, rows, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
-    train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
+    train, test = task.encode(rows, train_name(config)), task.encode(held_out, source_name(config.data.test))
     return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task, train))
 
 
@@ -73,7 +74,7 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
-    test = [] if rows is None else task.encode(rows, config.data.test)
+    test = [] if rows is None else task.encode(rows, source_name(config.data.test))
     return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
 
 
@@ -85,10 +86,11 @@ def check_can_deploy(config: RunConfig) -> None:
     """
     if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
         raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
-    if isinstance(config.task, ClassificationConfig) and config.task.labels is None:
+    task = config.task
+    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive]"
+            "labels: [negative, positive], or say task.regression: true if labels are numbers"
         )
     init = config.method.init
     if init.upload == "whole" and init.kind == "gradient":
@@ -139,24 +141,38 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
-    """One list of example indices per client."""
-    how, clients = config.federation.partition, config.federation.clients
+    """One list of example indices per client. labels: each row's class, where there are classes.
+
+    Raises:
+        InputError: too few rows, or rows without a value to deal them by.
+    """
+    section, clients = config.federation.partition, config.federation.clients
     rng = numpy_generator(config.seed, "partition")
-    if how.kind == "iid":
+    if section.kind == "iid":
         return partition.iid(len(rows), clients, rng)
-    if how.kind == "by-column":
-        require_columns(rows, [how.column], source=train_name(config), key="federation.partition.column")
-        return partition.by_column([str(row.get(how.column)) for row in rows], clients)
-    keys = labels if labels is not None else _need_labels(how.kind)
-    if how.kind == "dirichlet":
-        return partition.dirichlet(keys, clients, alpha=how.alpha, min_size=how.min_size, rng=rng)
-    return partition.shards(keys, clients, shards_per_client=how.shards_per_client, rng=rng)
+    values = _values(config, rows, section.column, labels)
+    if section.kind == "by-column":
+        return partition.by_column(values, clients, rng)
+    if section.kind == "dirichlet":
+        return partition.dirichlet(values, clients, alpha=section.alpha, min_size=section.min_size, rng=rng)
+    return partition.shards(values, clients, shards_per_client=section.shards_per_client, rng=rng)
 
 
-def _need_labels(kind: str) -> list[str]:
-    raise InputError(
-        f"federation.partition.kind: {kind} needs class labels; for this task use iid or by-column"
-    )
+def _values(
+    config: RunConfig, rows: Sequence[Row], column: str | None, labels: Sequence[str] | None
+) -> Sequence[str]:
+    """What each row is dealt by: its value in the column, or else its class."""
+    if column is not None:
+        source = train_name(config)
+        require_columns(rows, [column], source=source, key="federation.partition.column")
+        return [cell_text(row, column, source=source, number=n) for n, row in enumerate(rows, start=1)]
+    if labels is None:
+        kind = config.federation.partition.kind
+        raise InputError(
+            f"federation.partition.column: {kind} deals by class labels, which this task has none of; name a "
+            f"column of the rows, e.g. {{kind: {kind}, column: topic}}, or use kind: iid"
+        )
+    return labels
 
 
 def batches_of(data: Data, device: torch.device) -> Any:
@@ -176,6 +192,17 @@ def protected_batches(data: Data, model: nn.Module, device: torch.device, max_le
     if not computes_in_16_bits(model, None):
         return batches_of(data, device), task.losses
     return batches_of_one_shape(task.collate, task.losses, device, width(model, max_length))
+
+
+def cut_record(config: RunConfig, data: Data, *, shown: bool) -> dict[str, dict[str, Any]]:
+    """Counts of what was cut from the examples of each split, and their lengths.
+
+    shown: to others than those who hold the rows, so that those of private training rows are left out.
+    """
+    private = shown and config.privacy is not None
+    splits = {"train": [] if private else data.train, "test": data.test}
+    counts = {name: cut_counts(examples, config.training.max_length) for name, examples in splits.items()}
+    return {name: of_split for name, of_split in counts.items() if of_split}
 
 
 def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
