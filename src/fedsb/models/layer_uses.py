@@ -68,7 +68,10 @@ def _without_weights(kind: Any, config: Any, device: str) -> nn.Module:
     text = config.get_text_config()
     text.pad_token_id = getattr(text, "pad_token_id", None) or 0  # a decoder that classifies looks for it
     with torch.device("meta"):
-        model: nn.Module = kind(config).requires_grad_(False).eval()
+        model: Any = kind(config).requires_grad_(False).eval()
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):  # looks at numbers, only to warn
+            module.warn_if_padding_and_no_attention_mask = lambda *args: None
     if device == "meta":
         return model.to(torch.bfloat16)  # the dtype that grouped products of experts are checked for there
     for module in model.modules():
