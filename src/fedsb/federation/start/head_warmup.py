@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapter.routing import tell
 from fedsb.federation import wire
 from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
@@ -86,7 +87,7 @@ def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cache
     try:
         with torch.no_grad():
             for batch in batches:
-                model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+                model(**tell(model, batch))
     finally:
         handle.remove()
     return list(zip(batches, outputs, strict=True))

@@ -8,6 +8,7 @@ padding "owners" each entry is averaged over those who trained it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -34,7 +35,7 @@ class WeightedSum:
     def add(self, upload: Upload) -> None:
         _check_weight(upload.weight)
         self.weight += upload.weight
-        if upload.vector.numel() == self.size:
+        if upload.vector.numel() == self.size and upload.weights is None:
             self.total.add_(upload.vector, alpha=upload.weight)
             if self.owned is not None:
                 for part in self.owned.values():
@@ -47,16 +48,16 @@ class WeightedSum:
             owned = _zeros(self.frame)[1]
             self.owned = {name: part.add_(self.weight - upload.weight) for name, part in owned.items()}
         for name, tensor in upload.tensors.items():
-            where = region(name, tensor, upload.heads)
-            self.named[name][where] += upload.weight * tensor.double()
-            self.owned[name][where] += upload.weight
+            where, weight = region(name, tensor.shape, upload.heads), _weight_of(name, upload)
+            self.named[name][where] += weight * tensor.double()
+            self.owned[name][where] += weight
             if upload.heads is not None and _is_core(name) and self.frame.padding == "all":
                 self._add_untrained(name, upload)
 
     def _add_untrained(self, name: str, upload: Upload) -> None:
         """Heads a client holds and did not train are in its model at the broadcast value."""
         rest = tuple(h for h in range(self.named[name].shape[0]) if h not in (upload.heads or ()))
-        where = region(name, upload.tensors[name], rest)
+        where = region(name, upload.tensors[name].shape, rest)
         self.named[name][where] += upload.weight * self.frame.current[name][where].double()
 
     def mean(self) -> dict[str, Tensor]:
@@ -76,10 +77,17 @@ class WeightedSum:
         return (mean if before is None else torch.where(weights > 0, mean, before.double())).float()
 
 
-def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
+def region(name: str, shape: Sequence[int], heads: tuple[int, ...] | None) -> Any:
     """Where a client's part lies in the whole: the leading block, of its heads alone where it has some."""
-    block = tuple(slice(0, n) for n in tensor.shape)
+    block = tuple(slice(0, n) for n in shape)
     return (list(heads), *block[1:]) if heads is not None and _is_core(name) else block
+
+
+def _weight_of(name: str, upload: Upload) -> float | Tensor:
+    """Of this tensor of an upload; of a core that holds several experts, one for each."""
+    if upload.weights is None or not _is_core(name):
+        return upload.weight
+    return torch.tensor(upload.weights, dtype=torch.float64)[:, None, None]
 
 
 def keep_directions(tensors: dict[str, Tensor], frame: AggregationInputs) -> None:
