@@ -1,6 +1,6 @@
 """How B, A and R start: from the first update, from W0, from a seed, or as LoRA does.
 
-Guarantees of the first three: fp32, B^T B = A A^T = I to 1e-5, deterministic for a generator's state,
+Guarantees of the first three: fp32, B^T B = A A^T = I to 1e-5 (but see `bases_from_weight`), deterministic for a generator's state,
 the global generator untouched, and a fixed sign (the largest entry of each column of B is positive).
 """
 
@@ -18,9 +18,7 @@ EXACT_SVD_UP_TO = 512
 """Matrices whose smaller side is at most this get LAPACK's full SVD; larger ones the randomized one."""
 
 OVERSAMPLING = 16
-
 POWER_ITERATIONS = 8
-
 QUICK_POWER_ITERATIONS = 2
 
 
@@ -38,33 +36,43 @@ def bases_from_update(
     tensor([3., 2., 0.])
     """
     U, S, Vh = truncated_svd(update, heads * rank, generator=generator)
-    R = torch.diag_embed(S.reshape(heads, rank))
-    return Factors(B=U, A=Vh, R=R)
+    return Factors(B=U, A=Vh, R=torch.diag_embed(S.reshape(heads, rank)))
 
 
 def bases_from_weight(
-    weight: Float[Tensor, "out in"], rank: int, *, heads: int = 1, generator: torch.Generator
+    weight: Float[Tensor, "out in"],
+    rank: int,
+    *,
+    heads: int = 1,
+    singular_values: bool = False,
+    generator: torch.Generator,
 ) -> Factors:
-    """LoRA-XS's bases (Bałazy et al. 2024, arXiv 2405.17604): the leading singular vectors of W0, R = 0.
+    """The leading singular vectors of W0, R = 0. No data is used and every party that has W0 can derive them.
 
-    No data is used and every party that has W0 can derive them itself.
+    singular_values: multiply B's columns by them, as LoRA-XS does (Bałazy et al. 2024, arXiv 2405.17604);
+        B is then not orthonormal.
     """
-    U, _, Vh = truncated_svd(weight, heads * rank, generator=generator)
-    return Factors(B=U, A=Vh, R=_zero_core(heads, rank, weight.device))
+    U, S, Vh = truncated_svd(weight, heads * rank, generator=generator)
+    return Factors(B=U * S if singular_values else U, A=Vh, R=_zero_core(heads, rank, weight.device))
 
 
 def orthonormal_bases(
     out: int, n_in: int, rank: int, *, heads: int = 1, generator: torch.Generator
 ) -> Factors:
     """Random orthonormal bases from a seed, R = 0. Nothing is sent: the seed is enough."""
-    B = orthonormal_rows(heads * rank, out, generator=generator).T.contiguous()
+    B = orthonormal_columns(out, heads * rank, generator).contiguous()
     A = orthonormal_rows(heads * rank, n_in, generator=generator)
     return Factors(B=B, A=A, R=_zero_core(heads, rank, B.device))
 
 
 def orthonormal_rows(rank: int, n_in: int, *, generator: torch.Generator) -> Float[Tensor, "rank in"]:
     """A random A with A A^T = I."""
-    return _orthonormal(torch.randn(n_in, rank, generator=generator)).T.contiguous()
+    return orthonormal_columns(n_in, rank, generator).T.contiguous()
+
+
+def orthonormal_columns(size: int, width: int, generator: torch.Generator) -> Float[Tensor, "size width"]:
+    """A random Q with Q^T Q = I."""
+    return _orthonormal(torch.randn(size, width, generator=generator))
 
 
 def lora_factors(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
@@ -88,7 +96,9 @@ def truncated_svd(
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
         U, S, Vh = _randomized_svd(matrix, rank + OVERSAMPLING, POWER_ITERATIONS, generator)
-    return _fix_signs(U[:, :rank], S[:rank], Vh[:rank])
+    U, Vh = U[:, :rank], Vh[:rank]
+    signs = column_signs(U)
+    return (U * signs).contiguous(), S[:rank].clone(), (Vh * signs.T).contiguous()
 
 
 def quick_svd(
@@ -113,10 +123,9 @@ def _randomized_svd(
     return Q @ U, S, Vh
 
 
-def _fix_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0)
-    return (U * sign).contiguous(), S.clone(), (Vh * sign.T).contiguous()
+def column_signs(U: Float[Tensor, "m k"]) -> Float[Tensor, "1 k"]:
+    """The signs that make each column's largest entry positive, so that two machines agree."""
+    return torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
 
 
 def _orthonormal(matrix: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
@@ -126,13 +135,3 @@ def _orthonormal(matrix: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
 
 def _zero_core(heads: int, rank: int, device: torch.device) -> Tensor:
     return torch.zeros(heads, rank, rank, device=device)
-
-
-def orthonormal_columns(size: int, width: int, generator: torch.Generator) -> Tensor:
-    Q: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q
-    return Q
-
-
-def fixed_signs(U: Tensor) -> Tensor:
-    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
-    return U * torch.where(largest < 0, -1.0, 1.0)

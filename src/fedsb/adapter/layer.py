@@ -79,7 +79,8 @@ class LowRankLinear(nn.Module):
         self.routing = routing
         self.scale = float(scale)
         self.base_update: Float[Tensor, "out in"] | None = None
-        self._own_weight: list[Tensor] = []  # in a list, so that it is no parameter of this module
+        self._beside: Float[Tensor, "out in"] | None = None  # base_update in the base's own 16-bit dtype
+        self._W0: list[Tensor] = []  # W0 while base.weight is another; in a list, so that it is no parameter
         device = next(base.parameters()).device
         device = factors.B.device if device.type == "meta" else device  # a base without weights
         for name in FACTOR_NAMES:
@@ -106,11 +107,6 @@ class LowRankLinear(nn.Module):
         """The base layer's own bias."""
         return self.base.bias  # type: ignore[return-value]
 
-    @property
-    def heads(self) -> int:
-        """Number of blocks of R (1 without R)."""
-        return 1 if self.R is None else self.R.shape[0]
-
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         y = self.base(x)
         if self.routing is not None and self.routing.off:
@@ -121,6 +117,8 @@ class LowRankLinear(nn.Module):
         elif (core := self.core()) is not None:
             z = _through_core(z, core.to(z.dtype))
         update = F.linear(z, self.B.to(z.dtype))
+        if self._beside is not None:
+            return y + torch.add(F.linear(x, self._beside), update, alpha=self.scale)
         return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
 
     def core(self) -> Float[Tensor, "heads r r"] | None:
@@ -149,25 +147,30 @@ class LowRankLinear(nn.Module):
             setattr(self, name, fresh)
 
     def set_base_update(self, update: Float[Tensor, "out in"] | None) -> None:
-        """Make the base weight W0 + update (summed in fp32, then cast); None brings W0 itself back.
+        """Make the base weight W0 + update; None brings W0 itself back.
+
+        A 16-bit weight cannot hold a small update (bfloat16 keeps 8 bits): over one the update stays beside W0
+        and is added in `forward`.
 
         Raises:
             InputError: the base is stored in 4 bits and cannot take an update.
         """
-        if update is None and not self._own_weight:
+        if update is None and self.base_update is None:
             return
         if is_quantized(self.base):
             raise InputError(
                 "this method changes base weights, and the base is stored in 4 bits: set model.load_in_4bit "
                 "to false, or take a method that leaves base weights alone"
             )
-        self._own_weight = self._own_weight or [weight_of(self.base)]
-        self.base.weight = self._own_weight[0]
+        W0 = self._W0.pop() if self._W0 else weight_of(self.base)
+        self.base.weight, self.base_update, self._beside = W0, update, None
         if update is None:
-            self._own_weight = []
-        else:
+            return
+        if W0.dtype == torch.float32:
+            self._W0.append(W0)
             self.base.weight = like_base(self.base, dense_weight(self.base) + update.to(self.A.device))
-        self.base_update = update
+        else:
+            self._beside = update.to(self.A.device, W0.dtype)
 
     def lora(self) -> LoraPair:
         """The layer as an ordinary LoRA whose product is the whole update, exact to fp32.
@@ -185,8 +188,8 @@ class LowRankLinear(nn.Module):
     def update(self) -> Float[Tensor, "out in"]:
         """The dense weight update s B R A, with what was added to the base, if anything was."""
         pair = self._own_pair()
-        own = pair.B @ pair.A
-        return own if self.base_update is None else own + self.base_update.to(own.device)
+        product = pair.B @ pair.A
+        return product if self.base_update is None else product + self.base_update.to(product.device)
 
 
 def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
@@ -222,10 +225,10 @@ def _check_factors(base: nn.Module, factors: Factors, *, mixes: bool) -> None:
         if factors.s is not None:
             expected["s"] = (heads,)
     for name, shape in expected.items():
-        found = tuple(getattr(factors, name).shape)
-        if found != shape:
+        actual = tuple(getattr(factors, name).shape)
+        if actual != shape:
             raise ValueError(
-                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {found}"
+                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {actual}"
             )
 
 

@@ -21,6 +21,8 @@ from pydantic_core import PydanticCustomError
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 
+NonEmpty = Annotated[list[str], Field(min_length=1)]
+
 
 class ModelConfig(Section):
     path: str
@@ -34,7 +36,7 @@ class ModelConfig(Section):
     device_map: Literal["auto"] | None = None
     """auto: spread one model over all visible GPUs, block by block; null: the whole model on `device`."""
     check_memory: bool = True
-    """Refuse a run that by the estimate (`fedsb doctor` shows it) does not fit; false: go on all the same."""
+    """Refuse a run that by the estimate (`fedsb doctor` shows it) does not fit; false: try all the same."""
 
     @model_validator(mode="after")
     def _one_place(self) -> ModelConfig:
@@ -182,8 +184,7 @@ class InitConfig(Section):
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
-    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no
-    part."""
+    """gradient, with privacy.unit example: SVD of a clipped and noised sum; no use of `rule` and `upload`."""
     budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """private: the epsilon that the start may spend, as a share of privacy.epsilon."""
     samples: PositiveInt = 1024
@@ -194,8 +195,8 @@ class InitConfig(Section):
     """sign and raw: what a client sends of its gradient: its best factors of the bases' rank; a sketch, of
     which the server needs only the sum over clients; or all."""
     step_size: NonNegative | None = None
-    """Learning rate of the estimated update, so the size of R0; null: the first step's rate over the steps of
-    the run; 0: R0 = 0."""
+    """Learning rate of the estimated update, so the size of R0; null: training.learning_rate over the
+    steps of the run; 0: R0 = 0."""
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()
@@ -254,16 +255,14 @@ class MethodConfig(Section):
     refresh_every: PositiveInt | None = None
     """Fold B R A into the base after so many rounds and start new bases from a new estimate; null: never."""
     residual_rank: PositiveInt | None = None
-    """Of a method that sends a residual: the rank kept of it; null: all of it, which is exact."""
+    """Rank kept of the residual, for a method that sends one; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
-        None
-    )
+    targets: Literal["all-linear", "attention", "mlp"] | NonEmpty | None = None
     """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-    """Of the method alone, where it has any."""
+    """Keys that this method alone has, where it has any."""
     experts: ExpertsConfig | None = None
     """Of a method that mixes several cores; null: one core."""
     init: InitConfig = InitConfig()

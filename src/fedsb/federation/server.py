@@ -25,7 +25,6 @@ from fedsb.methods.averaging.robust import NormBound
 from fedsb.methods.method import Aggregation, BaseUpdate, Upload
 
 Weighting = Literal["examples", "uniform"]
-
 PartOf = Callable[[int], Part]
 
 
@@ -250,8 +249,7 @@ def _accept(
 def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
     """What was broadcast of the numbers in an upload of this part."""
     named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
-    parts = [named[n][region(n, shape, part.blocks)] for n, shape in layout.entries]
-    return torch.cat([tensor.reshape(-1) for tensor in parts])
+    return torch.cat([named[n][region(n, shape, part.blocks)].reshape(-1) for n, shape in layout.entries])
 
 
 def _bounded(client: int, vector: Tensor, before: Tensor, bound: NormBound, report: RoundReport) -> Tensor:
@@ -276,10 +274,10 @@ def _note(report: RoundReport, client: int, header: wire.Header) -> None:
 
 def _too_few(number: int, report: RoundReport, fewest: int) -> str:
     reasons = "; ".join(f"client {r['client']}: {r['reason']}" for r in report.rejected[:3])
-    more = f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
+    reasons += f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
     if not report.clients:
-        return f"round {number}: no client's update could be used ({reasons}{more})"
+        return f"round {number}: no client's update could be used ({reasons})"
     return (
         f"round {number}: {len(report.clients)} usable updates, federation.min_updates is {fewest} "
-        f"({reasons}{more}); fix the clients and resume"
+        f"({reasons}); fix the clients and resume"
     )

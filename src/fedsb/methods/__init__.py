@@ -42,7 +42,7 @@ ALL: tuple[Method, ...] = (
     rolora,
     fed_mixer,
 )
-"""The package's own."""
+"""Those of this package."""
 
 METHODS = Registry("fedsb.methods", Method, ALL)
 """These, and those of other packages."""

@@ -17,7 +17,7 @@ from fedsb.errors import InputError
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA", "FOURIERFT", "LN_TUNING")
-"""Of adapters that are nothing but tensors beside those of layers."""
+"""Kinds of adapters that are nothing but tensors beside those of layers."""
 LARGEST_RANK, LARGEST_ALPHA = 1 << 16, 1e6
 LARGEST = 1 << 20
 """Any number in another kind's config."""
@@ -54,8 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no PEFT adapter here: {missing[0]} is missing")
     config = read_json(folder / CONFIG)
     if config.get("peft_type") not in KINDS:
-        found = str(config.get("peft_type"))[:40]
-        raise _wrong(folder, "peft_type", f"expected one of {', '.join(KINDS)}", found)
+        raise _wrong(folder, "peft_type", f"expected one of {', '.join(KINDS)}", config.get("peft_type"))
     _check_names(folder, config)
     _check_lora(folder, config) if config["peft_type"] == "LORA" else _check_numbers(folder, config)
     return config
@@ -146,10 +145,10 @@ def _check_pairs(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
             A, B = (tensors.get(f"{layer}.lora_embedding_{part}") for part in "AB")
         whole = A is not None and B is not None and A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1]
         if not whole or (A.shape[0] != config["r"] and not config.get("rank_pattern")):  # type: ignore[union-attr]
-            found = [tuple(one.shape) if one is not None else "nothing" for one in (B, A)]
+            shapes = [tuple(factor.shape) if factor is not None else "nothing" for factor in (B, A)]
             raise InputError(
-                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {config['r']}, found {found[0]} "
-                f"and {found[1]}; write the adapter again"
+                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {config['r']}, found {shapes[0]} "
+                f"and {shapes[1]}; write the adapter again"
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def write_adapter(
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
-    known = {BASE_WEIGHTS: base_weights} if base_weights else {}
-    write_bytes(folder / WEIGHTS, _saved(tensors, {"format": "pt", **known}))
+    metadata = {"format": "pt"} | ({BASE_WEIGHTS: base_weights} if base_weights else {})
+    write_bytes(folder / WEIGHTS, _saved(tensors, metadata))
     write_json(folder / CONFIG, config)
 
 
@@ -112,14 +112,14 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
     if config["peft_type"] == "LORA":
         _check_layers(folder, model, config, tensors)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            how = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
-            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=how).eval()
+            peft_config = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
+            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=peft_config).eval()
     except Exception as error:
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"{folder} cannot be put on this model: {said[:300]}") from error
-    if any("missing adapter keys" in str(warning.message) for warning in told):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{folder} cannot be put on this model: {reason[:300]}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
         raise InputError(f"{folder}: {WEIGHTS} lacks tensors that {CONFIG} asks for; write the adapter again")
     return adapted
 
@@ -127,8 +127,8 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
 def base_weights_of(folder: Path) -> str | None:
     """What the folder says of its base's weights, if anything: those of peft do not."""
     with safe_open(folder / WEIGHTS, "pt") as file:
-        found: str | None = (file.metadata() or {}).get(BASE_WEIGHTS)
-    return found
+        digest: str | None = (file.metadata() or {}).get(BASE_WEIGHTS)
+    return digest
 
 
 def check_fits(folder: Path, model: nn.Module) -> None:
@@ -147,16 +147,17 @@ def _check_layers(
 ) -> None:
     made_for = str(config.get("base_model_name_or_path"))[:200]
     linear = [name for name in adapted_layers(tensors) if f"{name}.lora_A.weight" in tensors]
+    modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if is_linear(m)}
     for name in linear:
         shape = (tensors[f"{name}.lora_B.weight"].shape[0], tensors[f"{name}.lora_A.weight"].shape[1])
-        here = features(layer) if (layer := _layer(model, name)) is not None else None
+        here = features(modules[name]) if name in modules else None
         if here != shape:
-            found = "no such layer" if here is None else f"{here[0]} x {here[1]}"
+            layer_here = "no such layer" if here is None else f"{here[0]} x {here[1]}"
             raise InputError(
                 f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
-                f"{shape[0]} x {shape[1]} in it, and the model here has {found}"
+                f"{shape[0]} x {shape[1]} in it, and the model here has {layer_here}"
             )
-    trained_on, here_now = base_weights_of(folder), layer_digest({n: model.get_submodule(n) for n in linear})
+    trained_on, here_now = base_weights_of(folder), layer_digest({name: modules[name] for name in linear})
     if trained_on and here_now and _other_numbers(trained_on, here_now):
         raise InputError(
             f"{folder}: this adapter was trained on other weights ({made_for}) than the model here has, in "
@@ -164,18 +165,10 @@ def _check_layers(
         )
 
 
-def _other_numbers(one: str, other: str) -> bool:
+def _other_numbers(*digests: str) -> bool:
     """Whether two digests of the same dtype differ; of different dtypes, nobody knows."""
-    (dtype, _, digits), (other_dtype, _, other_digits) = one.partition(":"), other.partition(":")
+    (dtype, _, digits), (other_dtype, _, other_digits) = (digest.partition(":") for digest in digests)
     return dtype == other_dtype and digits != other_digits
-
-
-def _layer(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        return None
-    return layer if is_linear(layer) else None
 
 
 def at_rank(pair: LoraPair, rank: int) -> LoraPair:
@@ -209,12 +202,7 @@ def _refactored(pair: LoraPair, rank: int) -> LoraPair:
 
 
 def _lora_config(
-    layers: list[str],
-    rank: int,
-    base_model: str,
-    causal: bool,
-    fan_in_fan_out: bool,
-    head: Mapping[str, Tensor],
+    layers: list[str], rank: int, base_model: str, causal: bool, fan_in_fan_out: bool, head: Iterable[str]
 ) -> dict[str, Any]:
     from peft import LoraConfig
 
@@ -231,11 +219,7 @@ def _lora_config(
         inference_mode=True,
         bias="none",
     ).to_dict()
-    return {key: _plain(value) for key, value in config.items()}
-
-
-def _plain(value: Any) -> Any:
-    """peft's sets and enums as JSON values."""
-    if isinstance(value, set):
-        return sorted(value)
-    return getattr(value, "value", value)
+    return {  # sets and enums are no JSON values
+        key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+        for key, value in config.items()
+    }

@@ -177,9 +177,9 @@ def clients_here(
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:
-            own = client_of(client)
-            progress.client_begins(client, round(own.training.epochs * len(own.examples)))
-            return answer(own, broadcast(client), progress.step)
+            local_client = client_of(client)
+            progress.client_begins(client, round(local_client.training.epochs * len(local_client.examples)))
+            return answer(local_client, broadcast(client), progress.step)
 
         for outcome in simulate_cohort(cohort, update):
             progress.client_ends(outcome.client, getattr(outcome, "reason", None))
