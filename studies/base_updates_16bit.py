@@ -2,8 +2,8 @@
 
     python studies/base_updates_16bit.py MODEL E2E_FOLDER
 
-A causal LM's folder, and a folder with E2E's trainset.csv and devset.csv. Prints, for methods that change base
-weights and for both dtypes, the test loss of the model in the run and of its adapter on a fresh base.
+A causal LM's folder, and a folder with E2E's trainset.csv and devset.csv. Prints, for methods that change
+base weights and for both dtypes, the test loss of the model in the run and of its adapter on a fresh base.
 """
 
 from __future__ import annotations

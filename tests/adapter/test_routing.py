@@ -223,7 +223,7 @@ def encoder_layers(model):
 
 
 def test_a_mixture_is_put_on_a_model_and_taken_off(bert, token_batch, generator):
-    from fedsb.adapter import detach
+    from fedsb.adapter.attached import detach
 
     inputs = {name: token_batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_a_row_is_routed_as_it_would_be_alone(bert, token_batch, generator):
 
 
 def test_equal_experts_are_one_core_whatever_the_gate(bert, token_batch, generator):
-    from fedsb.adapter import attach, detach
+    from fedsb.adapter.attached import attach, detach
 
     mixture, attached = mixture_on(bert, encoder_layers(bert), generator)
     detach(attached)

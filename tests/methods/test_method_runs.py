@@ -210,7 +210,7 @@ def test_methods_that_change_the_base_do_so_over_other_families(world, family, n
     "changes", [{"name": "flora"}, {"name": "fedex-lora"}, {"name": "fed-sb", "refresh_every": 1}], ids=str
 )
 def test_over_a_bfloat16_base_the_run_scores_what_its_adapter_scores(world, changes):
-    """Additions to W0 are small beside it: cast to bfloat16 with it, they would be lost from the run alone."""
+    """Additions to W0 are small beside it: cast to bfloat16 with it, they are lost from the run alone."""
     method = {f"method__{key}": value for key, value in changes.items()}
     name = f"bf16-{changes['name']}"
     result = start(config_of(world, changes["name"], model__dtype="bfloat16", **method), world / name)

@@ -1,7 +1,8 @@
 """How B, A and R start: from the first update, from W0, from a seed, or as LoRA does.
 
-Guarantees of the first three: fp32, B^T B = A A^T = I to 1e-5 (but see `bases_from_weight`), deterministic for a generator's state,
-the global generator untouched, and a fixed sign (the largest entry of each column of B is positive).
+Guarantees of the first three: fp32, B^T B = A A^T = I to 1e-5 (but see `bases_from_weight`), deterministic
+for a generator's state, the global generator untouched, and a fixed sign (the largest entry of each column
+of B is positive).
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class LowRankLinear(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        y = self.base(x)
+        y: Tensor = self.base(x)
         if self.routing is not None and self.routing.off:
             return y
         z = F.linear(x, self.A.to(x.dtype))
@@ -149,8 +149,8 @@ class LowRankLinear(nn.Module):
     def set_base_update(self, update: Float[Tensor, "out in"] | None) -> None:
         """Make the base weight W0 + update; None brings W0 itself back.
 
-        A 16-bit weight cannot hold a small update (bfloat16 keeps 8 bits): over one the update stays beside W0
-        and is added in `forward`.
+        A 16-bit weight cannot hold a small update (bfloat16 keeps 8 bits): over one the update stays beside
+        W0 and is added in `forward`.
 
         Raises:
             InputError: the base is stored in 4 bits and cannot take an update.

@@ -89,7 +89,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
 
 
 def step_size(config: RunConfig, parts: partition.Parts) -> float:
-    """Size of the estimated first update: by default the learning rate over all of a client's steps in the run."""
+    """Size of the estimated first update: by default the learning rate over all of a client's steps."""
     chosen = config.method.init.step_size
     training, largest = local_training(config), max(len(part) for part in parts)
     steps = training.rounds * training.steps_per_round(largest)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsb.config import RunConfig
 from fedsb.config.method import gate_after
-from fedsb.errors import RunFailed, UpdateRejected
+from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.clusters import clusters
 from fedsb.federation.exchange import Exchange
