@@ -117,7 +117,7 @@ REFUSED = {
     ),
     "method__experts__balance": (0.1, "method.experts.balance: it would tell how private rows were routed"),
     "method__experts__keep": (0.1, "method.experts.keep: it would go past the clipping"),
-    "privacy__unit": ("client", "privacy.unit: client hides who took part"),
+    "privacy__unit": ("client", "privacy.unit: client needs a method that averages factors, found fed-mixer"),
 }
 
 
