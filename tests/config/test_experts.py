@@ -45,10 +45,19 @@ REFUSED = {
         ASSIGNED | {"method__experts": {"names": ["a", "b"]}, "federation__client_experts": [0, 1, 2, 1]},
         "expected numbers from 0 to 1, found 2",
     ),
-    "more groups than clients": ({"method__experts": {"count": 5}}, "expected at most 4, the clients, found 5"),
+    "more groups than clients": (
+        {"method__experts": {"count": 5}},
+        "expected at most 4, the clients, found 5",
+    ),
     "a name twice": ({"method__experts": {"by": "site", "names": ["a", "a"]}}, "expected every expert once"),
-    "names of groups": ({"method__experts": {"count": 2, "names": ["a", "b"]}}, "groups that are found are numbered"),
-    "hard rounds": ({"method__experts": {"by": "site", "hard_rounds": 5}}, "expected at most 4, federation.rounds"),
+    "names of groups": (
+        {"method__experts": {"count": 2, "names": ["a", "b"]}},
+        "groups that are found are numbered",
+    ),
+    "hard rounds": (
+        {"method__experts": {"by": "site", "hard_rounds": 5}},
+        "expected at most 4, federation.rounds",
+    ),
     "warm-up rounds": (
         {"method__experts": {"count": 2, "warmup_rounds": 3}},
         "method.experts.warmup_rounds: expected at most 2, the hard rounds",
@@ -81,7 +90,10 @@ REFUSED = {
         {"method__experts": {"by": "site", "balance": 0.1}, "training__gradient_checkpointing": True},
         "method.experts.balance: its gradient is lost",
     ),
-    "keep what stays": ({"method__experts": {"by": "site", "keep": 0.1}}, "with train: router the cores stay"),
+    "keep what stays": (
+        {"method__experts": {"by": "site", "keep": 0.1}},
+        "with train: router the cores stay",
+    ),
     "heads": ({"method__heads": 2}, "method.heads: not with method.experts"),
     "client ranks": ({"federation__client_ranks": [4, 4, 2, 2]}, "federation.client_ranks"),
     "client heads": ({"federation__client_heads": [1, 1, 1, 1]}, "federation.client_heads"),
@@ -111,9 +123,15 @@ def world(tmp_path_factory):
 
 
 OF_ROWS = {
-    "no such column": ({"by": "hospital"}, "method.experts.by names the column 'hospital', which is not there"),
+    "no such column": (
+        {"by": "hospital"},
+        "method.experts.by names the column 'hospital', which is not there",
+    ),
     "one value": ({"by": "constant"}, "column 'constant' of"),
-    "a row of none": ({"by": "site", "names": ["s0", "s1", "s2"]}, "row 4: its value in column 'site' is none of the 3"),
+    "a row of none": (
+        {"by": "site", "names": ["s0", "s1", "s2"]},
+        "row 4: its value in column 'site' is none of the 3",
+    ),
     "an expert without rows": (
         {"by": "site", "names": ["s0", "s1", "s2", "s3", "s4"]},
         "no training row is of the expert 's4'",
@@ -127,7 +145,10 @@ def test_rows_that_do_not_fit_end_the_command_with_2(world, tmp_path, monkeypatc
     experts, message = OF_ROWS[name]
     data = tmp_path / "data"
     write_data(data, train=24, test=6)
-    lines = [line | {"constant": "x", "gaps": None if i == 1 else f"g{i % 2}"} for i, line in enumerate(rows_of(data))]
+    lines = [
+        line | {"constant": "x", "gaps": None if i == 1 else f"g{i % 2}"}
+        for i, line in enumerate(rows_of(data))
+    ]
     write_rows(data / "train.jsonl", lines)
     config = config_of(world, method__experts=experts, data__train=str(data / "train.jsonl"))
     file = write_config(tmp_path / "run.yaml", config)
