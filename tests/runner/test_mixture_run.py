@@ -1,4 +1,4 @@
-"""Whole runs of a mixture of experts: stages, traffic, what stays as it was, resume, groups that are found."""
+"""Whole runs of a mixture of experts: stages, traffic, what stays as it was, resume, groups."""
 
 import json
 from pathlib import Path
@@ -65,11 +65,15 @@ def state_of(result):
 
 def test_a_run_ends_with_different_experts_and_a_gate(whole):
     routing = routing_of(whole.model)
-    assert routing.names == ("s0", "s1", "s2", "s3") and not routing.hard
+    assert routing.names == ("s0", "s1", "s2", "s3")
+    assert not routing.hard
     layer = next(m for m in whole.model.modules() if getattr(m, "G", None) is not None)
-    assert layer.R.shape == (4, RANK, RANK) and layer.G.shape == (4, RANK + 1)
-    assert (layer.R[0] - layer.R[1]).abs().max() > 1e-3 and layer.G.abs().max() > 0
-    assert state_of(whole).experts.opened and state_of(whole).experts.holding == {0, 1, 2, 3}
+    assert layer.R.shape == (4, RANK, RANK)
+    assert layer.G.shape == (4, RANK + 1)
+    assert (layer.R[0] - layer.R[1]).abs().max() > 1e-3
+    assert layer.G.abs().max() > 0
+    assert state_of(whole).experts.opened
+    assert state_of(whole).experts.holding == {0, 1, 2, 3}
 
 
 def test_hard_rounds_send_what_one_core_sends(world, whole):
@@ -160,7 +164,8 @@ def test_both_trains_cores_and_gate_and_stays_near(world):
     ]
     assert 0 < moved[1] < 0.1 * moved[0]
     usage = routing_of(kept.model).usage
-    assert usage.sum() == pytest.approx(1.0) and (usage - 0.25).abs().max() > 1e-4
+    assert usage.sum() == pytest.approx(1.0)
+    assert (usage - 0.25).abs().max() > 1e-4
 
 
 def test_clients_with_several_experts(world):
@@ -205,8 +210,10 @@ def test_decoders_answer_the_same_with_and_without_a_cache(world, route):
 def test_one_decision_for_all_layers(world):
     result = start(config_of(world, method__experts={"by": "site", "route": "request"}), world / "request")
     routing, experts = routing_of(result.model), state_of(result).experts
-    assert experts.gate.shape == (4, 33) and torch.equal(routing.gate, experts.gate)
-    assert routing.experts.shape == (12,) and metrics_of(result.folder)[-1]["eval"]["accuracy"] > 0
+    assert experts.gate.shape == (4, 33)
+    assert torch.equal(routing.gate, experts.gate)
+    assert routing.experts.shape == (12,)
+    assert metrics_of(result.folder)[-1]["eval"]["accuracy"] > 0
     once = {e["what"]: e for e in result.summary["communication"]["one_time"]}
     assert once["experts for statistics"]["parameters"] == 0
     assert once["statistics"]["parameters"] == SITES * (32 * 33 // 2 + 33)

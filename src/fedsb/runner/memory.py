@@ -201,9 +201,7 @@ def _factor_numbers(shape: Shape, config: RunConfig, method: Method, experts: in
     return heads * rank * (shape.out + shape.n_in) + core
 
 
-def _training(
-    config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int, experts: int
-) -> int:
+def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int, experts: int) -> int:
     """Bytes that go with each trained number; for private training its gradient for every example too.
 
     A client may hold all experts.
@@ -224,9 +222,7 @@ def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> in
     return 4 * (4 * max(sizes) if decomposes else 0) + 4 * (3 * sum(sizes) if dense else 0)
 
 
-def _activations(
-    config: RunConfig, model: nn.Module, method: Method, longest: Longest, experts: int
-) -> int:
+def _activations(config: RunConfig, model: nn.Module, method: Method, longest: Longest, experts: int) -> int:
     """Bytes of activations and logits at the widest place of a run, training or evaluation."""
     training, init = config.training, config.method.init
     estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"

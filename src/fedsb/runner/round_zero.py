@@ -14,8 +14,8 @@ from fedsb.federation.server import RoundReport
 from fedsb.federation.start.initialize import bases_kind, start_factors
 from fedsb.federation.state import ServerState
 from fedsb.runner.checkpoint import RunState
-from fedsb.runner.external_experts import imported_experts
 from fedsb.runner.example_privacy import private_start
+from fedsb.runner.external_experts import imported_experts
 from fedsb.runner.prepare_experts import expert_state, start_experts
 from fedsb.runner.prepare_model import exchange_of
 from fedsb.runner.prepared import Prepared, calibration_of
@@ -59,7 +59,7 @@ def begin(prepared: Prepared) -> RunState:
 
 
 def _state(prepared: Prepared, started: Mapping[str, Factors]) -> ServerState:
-    """The server's before the first round: what it shares of the start, and of a mixture who has which experts."""
+    """The server's before the first round: what it shares, and of a mixture who has which experts."""
     config, data, head = prepared.config, prepared.data, prepared.base.task_head
     exchange, factors = (
         exchange_of(config, prepared.base, data.experts),
