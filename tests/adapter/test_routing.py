@@ -6,11 +6,13 @@ from oracles import mixture_loop, mixture_weights
 from torch import nn
 
 from fedsb.adapter import Factors, LowRankLinear
+from fedsb.adapter.linear import features
 from fedsb.adapter.mixture import Mixture, attach_mixture, mixture_of, with_experts
 from fedsb.adapter.routing import (
     Routing,
     Statistics,
     answering,
+    base_states,
     entropies,
     gate_from,
     mean_routes,
@@ -209,7 +211,7 @@ def test_an_expert_without_rows_gets_the_mean_of_all(generator):
 def mixture_on(model, targets, generator, route="sequence", **more):
     factors = {}
     for name in targets:
-        out, n_in = model.get_submodule(name).weight.shape
+        out, n_in = features(model.get_submodule(name))
         factors[name] = Factors(
             B=torch.linalg.qr(torch.randn(out, RANK, generator=generator)).Q,
             A=torch.linalg.qr(torch.randn(n_in, RANK, generator=generator)).Q.T.contiguous(),
@@ -290,6 +292,30 @@ def test_an_answer_keeps_what_its_prompt_chose(llama, generator):
         assert len(notes) == first
         assert all(torch.equal(p, kept[layer]) for layer, p in routing_of(llama).kept.items())
     assert routing_of(llama).kept is None
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_states_of_a_request_are_the_same_wherever_it_is_padded(request, family, generator):
+    model = request.getfixturevalue(family)
+    layers = [n for n, _ in model.named_modules() if n.endswith(("c_attn", "q_proj"))]
+    mixture_on(model, layers, generator, "request")
+    ids, zeros = torch.tensor([[5, 6, 7]]), torch.zeros(1, 2, dtype=torch.long)
+    ones = torch.ones_like(ids)
+    sides = {"right": (ids, zeros), "left": (zeros, ids)}
+    states = {
+        side: base_states(
+            model,
+            tell(
+                model,
+                {
+                    "input_ids": torch.cat(parts, 1),
+                    "attention_mask": torch.cat([ones if p is ids else zeros for p in parts], 1),
+                },
+            ),
+        )
+        for side, parts in sides.items()
+    }
+    assert torch.allclose(states["left"], states["right"], atol=1e-5)
 
 
 def test_layers_that_see_no_rows_are_named(bert, token_batch, generator):

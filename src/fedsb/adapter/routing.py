@@ -281,6 +281,9 @@ def base_states(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor,
     routing = routing_of(model)
     assert routing is not None
     assert routing.asked is not None
+    mask = inputs.get("attention_mask")
+    if mask is not None and not mask[:, 0].all():  # padded on the left, as prompts are: places as without it
+        inputs = {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     routing.off = True
     try:
         with torch.no_grad():

@@ -62,7 +62,7 @@ class NodeFacts:
     base_digest: str
     experts: str = ""
 
-    def said(self) -> dict[str, int | str]:
+    def said(self) -> dict[str, Any]:
         """As it travels."""
         return {name: value for name, value in asdict(self).items() if value != ""}
 
