@@ -21,8 +21,12 @@ from run_helpers import (
 from fedsb import RunConfig, run
 from fedsb.adapter.mixture import mixture_of
 from fedsb.adapter.routing import Statistics, gate_from, noting, routing_of
+from fedsb.errors import RunFailed
+from fedsb.federation.training import ClientFailed
+from fedsb.report.progress import Silent
 from fedsb.runner import loop as runner
 from fedsb.runner.checkpoint import load_checkpoint
+from fedsb.runner.clients import LocalClient
 from fedsb.runner.prepare_data import prepare_data
 
 SITES = 4
@@ -303,3 +307,28 @@ def test_soft_from_the_start_leaves_the_saddle(world):
     layer = next(iter(mixture_of_run(result).factors.values()))
     assert (layer.R[0] - layer.R[1]).abs().max() > 1e-4
     assert metrics_of(result.folder)[-1]["train_loss"] < metrics_of(result.folder)[1]["train_loss"]
+
+
+def test_a_client_without_statistics_leaves_its_expert_at_the_mean(world, monkeypatch):
+    """It is left out and said; without any the run stops, and can be resumed."""
+    real, stages = LocalClient.statistics, []
+
+    def failing(self, question, on_step=None):
+        if self.client in gone:
+            raise ClientFailed("went away")
+        return real(self, question)
+
+    monkeypatch.setattr(LocalClient, "statistics", failing)
+    monkeypatch.setattr(Silent, "stage", lambda self, text: stages.append(text))
+    config = config_of(world, federation__rounds=1)
+    gone = [3]
+    result = start(config, world / "one-gone")
+    assert any("no client gave statistics of s3" in text for text in stages)
+    assert all(part.G.isfinite().all() for part in mixture_of_run(result).factors.values())
+    gone = [0, 1, 2, 3]
+    with pytest.raises(RunFailed, match="no client gave statistics"):
+        start(config, world / "all-gone")
+    gone = []
+    start(config, world / "all-gone", resume=True)
+    whole = start(config, world / "none-gone")
+    assert adapter_bytes(world / "all-gone") == adapter_bytes(whole.folder)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed
 
 Route = Literal["sequence", "token", "request"]
 RIDGE = 0.05
@@ -380,11 +380,11 @@ def gate_from(statistics: Statistics) -> Float[Tensor, "e r1"]:
     gets the mean over all, so that it is neither sought nor shunned.
 
     Raises:
-        InputError: there is nothing at all.
+        RunFailed: there is nothing at all.
     """
     total = float(statistics.counts.sum())
     if total == 0:
-        raise InputError("method.experts.start: no client gave statistics that a gate could be made of")
+        raise RunFailed("method.experts.start: no client gave statistics that a gate could be made of")
     none = statistics.counts == 0
     means = statistics.sums / statistics.counts.clamp(min=1)[:, None]
     means[none] = statistics.sums.sum(0) / total
