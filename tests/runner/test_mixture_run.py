@@ -23,11 +23,13 @@ from fedsb.adapter.mixture import mixture_of
 from fedsb.adapter.routing import Statistics, gate_from, noting, routing_of
 from fedsb.errors import RunFailed
 from fedsb.federation.training import ClientFailed
+from fedsb.models import load_tokenizer
 from fedsb.report.progress import Silent
 from fedsb.runner import loop as runner
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.clients import LocalClient
 from fedsb.runner.prepare_data import prepare_data
+from fedsb.tasks.generate import Decoding, transformers_engine
 
 SITES = 4
 RANK = 4
@@ -199,16 +201,18 @@ def test_decoders_answer_the_same_with_and_without_a_cache(world, route):
         world, causal_config, "llama", method__experts={"by": "site", "route": route}, evaluation__generate=4
     )
     result = start(config, world / f"causal-{route}")
-    from fedsb.models import load_tokenizer
-    from fedsb.tasks import generate_texts
-
     tokenizer = load_tokenizer(str(world / "llama"))
     prompts = [[2, *range(4, 4 + n)] for n in (3, 6, 4)]
-    how = {"max_new_tokens": 5, "batch_size": 3}
-    cached = generate_texts(result.model, tokenizer, prompts, **how)
+
+    def texts(of, beams):
+        engine = transformers_engine(result.model, tokenizer, Decoding(max_new_tokens=5, beams=beams))
+        return engine(of, 0)
+
+    cached = {beams: texts(prompts, beams) for beams in (1, 3)}
     result.model.generation_config.use_cache = result.model.config.use_cache = False
-    assert generate_texts(result.model, tokenizer, prompts, **how) == cached
-    assert [generate_texts(result.model, tokenizer, [p], **how)[0] for p in prompts] == cached
+    for beams, expected in cached.items():
+        assert texts(prompts, beams) == expected
+        assert [texts([prompt], beams)[0] for prompt in prompts] == expected
 
 
 def test_one_decision_for_all_layers(world):
