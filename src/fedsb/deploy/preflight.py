@@ -39,13 +39,9 @@ def checked_node(config: RunConfig, node_config: NodeConfig, file: Path) -> tupl
     if not approved:
         warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
     as_if_approved = node_config.model_copy(update={"approved": [digest], "audit": False})
-<<<<<<< HEAD
-    facts = Node(config, as_if_approved, secrets.token_hex(16)).facts().said()
-=======
     node = Node(config, as_if_approved, secrets.token_hex(16))
     warnings += cut_notes(cut_record(node.config, node.data, shown=False))
-    facts = asdict(node.facts())
->>>>>>> main
+    facts = node.facts().said()
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
 

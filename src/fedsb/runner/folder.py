@@ -193,14 +193,10 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "rule": _rule(config) if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
-<<<<<<< HEAD
+        "tokens": cut_record(config, prepared.data, shown=True),
         "privacy": privacy_summary(privacy, saved.metrics, experts=bool(prepared.data.experts))
         if privacy
         else None,
-=======
-        "tokens": cut_record(config, prepared.data, shown=True),
-        "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
->>>>>>> main
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),

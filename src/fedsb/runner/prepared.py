@@ -76,15 +76,11 @@ def prepare(
     """
     method, rules = method_of(config), round_rules(config)
     progress.stage("reading data")
-<<<<<<< HEAD
     data = (
         prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
     )
-=======
-    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
     for note in cut_notes(cut_record(config, data, shown=False)):
         progress.stage(f"warning: {note}")
->>>>>>> main
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:
         progress.stage(slow)
