@@ -78,7 +78,8 @@ def _of_clients(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
             "federation.client_experts: one expert is one core; give clients two or more, or take a method "
             "without experts"
         )
-    idle = next((expert for expert in range(count) if expert not in assigned), None)
+    held = set(assigned)
+    idle = next((expert for expert in range(count) if expert not in held), None)
     if idle is not None:
         yield f"federation.client_experts: nobody holds expert {idle} of {count}; each needs a client"
     if beyond := [expert for expert in assigned if expert >= count]:
