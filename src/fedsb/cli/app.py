@@ -152,6 +152,15 @@ def export(
     server: Annotated[
         str | None, typer.Option("--for", help="lora: vllm pads to the next rank vLLM accepts.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the base model is now, if it was moved: folder or hub id.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="merged: float32, bfloat16 or float16. Default: the run's, which 16 bits round to."
+        ),
+    ] = None,
 ) -> None:
     """Write the adapter as a standard PEFT LoRA folder, or the base model with the adapter merged in.
 
@@ -161,19 +170,16 @@ def export(
     `fedsb export runs/e2e --format lora --for vllm --out served` ·
     `fedsb export runs/quickstart --format merged --out merged`
     """
+    from fedsb.cli import terminal
+    from fedsb.cli.options import check_export
     from fedsb.runner.export import export_lora, export_merged
 
-    if format_ not in ("lora", "merged"):
-        raise InputError(f"--format: expected lora or merged, found {format_!r}")
-    if format_ == "merged" and (rank is not None or server is not None):
-        option = "--rank" if rank is not None else "--for"
-        raise InputError(f"{option}: it is about adapters, --format lora; leave it out")
-    if server not in (None, "vllm"):
-        raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
+    check_export(format_, rank=rank, server=server, dtype=dtype)
     if format_ == "lora":
-        export_lora(run_folder, out, rank=rank, server=server)  # type: ignore[arg-type]
+        export_lora(run_folder, out, rank=rank, server=server, base=base)  # type: ignore[arg-type]
     else:
-        export_merged(run_folder, out)
+        merged = export_merged(run_folder, out, base=base, dtype=dtype)
+        terminal.show_merged(merged, out_console)
     out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 
 

@@ -21,6 +21,7 @@ from fedsb.report.units import count, human_bytes, human_count, plural
 if TYPE_CHECKING:  # slow to import, and only one command needs each
     from fedsb.cli.cost import CostTable, MethodCost
     from fedsb.cli.doctor import Finding
+    from fedsb.runner.exported_config import Merged
 
 
 def default_folder(config: Path | None, *, resume: bool) -> Path:
@@ -151,6 +152,12 @@ def evaluate_in_terminal(
         model, adapter, loaded = base.path, run / "adapter", loaded.model_copy(update={"model": base})
     with _watching(console) as progress:
         return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
+
+
+def show_merged(merged: Merged, console: Console) -> None:
+    """What 16 bits cost; float32 costs nothing worth a word."""
+    if merged.dtype != "float32":
+        console.print(f"{merged}. --dtype float32 keeps all of it", highlight=False, markup=False)
 
 
 def show_scores(result: dict[str, Any], console: Console) -> None:

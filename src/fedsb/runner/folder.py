@@ -24,6 +24,7 @@ from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.models.peft_folder import write_adapter
+from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.prepare_data import Data, partition_record
 from fedsb.runner.prepared import Prepared
@@ -153,7 +154,7 @@ def finish(prepared: Prepared, attached: Attached, saved: RunState, clock: float
     write_adapter(
         folder / "adapter",
         fold(attached),
-        base_model=config.model.path,
+        base_model=public_name(config.model.path),
         base_weights=prepared.layers_digest,
         causal=data.task.num_labels is None,
         fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
