@@ -1,4 +1,4 @@
-"""Merged exports describe themselves: a pipeline that knows the folder alone gives the run's numbers and texts."""
+"""Merged exports describe themselves: a pipeline that knows the folder alone gives the run's results."""
 
 from __future__ import annotations
 

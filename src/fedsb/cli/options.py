@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fedsb.common.dotted import flat
+from fedsb.config import RunConfig
+from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
+SCORED = ("seed", "model", "task", "data", "evaluation", "training.max_length")
+"""Keys and sections that a score depends on."""
+NOT_SCORED = ("model.check_memory", "evaluation.every")
+"""But not these."""
 
 
 def refuse_unused(options: Mapping[str, Any], reason: str) -> None:
@@ -37,3 +45,35 @@ def check_export(form: str, *, rank: int | None, server: str | None, dtype: str 
         raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
     if dtype not in (None, *DTYPES):
         raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+
+
+def evaluation_config(run: Path | None, file: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """What `fedsb evaluate` scores on: the file's config, else the run's own. The model's section is always the
+    run's where there is one, with what the overrides say of it.
+
+    Raises:
+        InputError: an override has no effect on scores, or as `RunConfig.from_yaml`.
+    """
+    from fedsb.runner.moved_base import with_base
+
+    own = None if run is None else run / "config.yaml"
+    config = RunConfig.from_yaml(file or own or Path(), overrides)
+    keys = flat(override({}, overrides))
+    if unused := next((key for key in keys if not _is_scored(key)), None):
+        raise InputError(f"-s {unused}: has no effect on scores; leave it out")
+    if own is None:
+        refuse_unused({"-s model.path": keys.get("model.path")}, "the model is the one that --model names")
+        return config
+    of_model = [text for text in overrides if text.partition("=")[0].split(".")[0] == "model"]
+    model = with_base(RunConfig.from_yaml(own, of_model), None, "-s model.path=PATH").model
+    return config.model_copy(update={"model": model})
+
+
+def _is_scored(key: str) -> bool:
+    return any(_is_under(key, name) for name in SCORED) and not any(
+        _is_under(key, name) for name in NOT_SCORED
+    )
+
+
+def _is_under(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsb.cli.options import evaluation_config, refuse_unused
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.report.console import LiveBars, PlainLines, summary_table
@@ -143,13 +144,14 @@ def evaluate_in_terminal(
         raise InputError(f"--run: {run} holds no finished run (no summary.json)")
     if config is None and run is None:
         raise InputError("evaluate: --model needs --config, which says what task and data to score on")
+    if run is not None:
+        refuse_unused({"--adapter": adapter}, "--run scores the run's own")
     if run is not None and config is None and not overrides and out is None:
         with _watching(console) as progress:
             return evaluate_run(run, progress)
-    loaded = RunConfig.from_yaml(config or Path(str(run)) / "config.yaml", overrides)
+    loaded = evaluation_config(run, config, overrides)
     if run is not None:
-        base = RunConfig.from_yaml(run / "config.yaml").model
-        model, adapter, loaded = base.path, run / "adapter", loaded.model_copy(update={"model": base})
+        model, adapter = loaded.model.path, run / "adapter"
     with _watching(console) as progress:
         return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
 

@@ -82,8 +82,8 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
 
 
 def export_merged(run: Path, out: Path, *, base: str | None = None, dtype: str | None = None) -> Merged:
-    """Write base model + adapter as one model folder with tokenizer and model card, then load it as its own
-    config says: same weights, and the run's logits. What rounding to 16 bits cost is in the result and the card.
+    """Write base model + adapter as one model folder with tokenizer and model card. Loaded as its own config
+    says it has the weights that were written, and the run's logits; the card says what rounding cost.
 
     Args:
         base: where the base model is now, if it was moved.
@@ -140,6 +140,7 @@ def _adapted(run: Path, config: RunConfig, *, in_float32: bool = False) -> tuple
         num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
         dtype=config.model.dtype,
+        seed=config.seed,
     )
     check_fits(run / "adapter", model)
     check_same_base(run, config, model)

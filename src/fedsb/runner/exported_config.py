@@ -1,4 +1,4 @@
-"""A merged model that describes itself: its config says what its weights are, and what they lost is measured."""
+"""A merged model that describes itself: its config says what its weights are, and its loss is measured."""
 
 from __future__ import annotations
 

@@ -19,13 +19,14 @@ from torch import nn
 
 from fedsb.adapter.attached import Attached, fold
 from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
-from fedsb.config.run_config import RunConfig, differences
+from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
+from fedsb.runner.continued import check_continues
 from fedsb.runner.prepare_data import Data, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
@@ -58,8 +59,11 @@ def held(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
+def check_free(folder: Path, config: RunConfig, *, resume: bool, deployed: bool = False) -> None:
     """Refuse a folder that would be overwritten, or that holds a run of another config.
+
+    Args:
+        deployed: clients are on other machines.
 
     Raises:
         InputError: with the cure.
@@ -76,12 +80,8 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
                 f"--resume: {folder} has rounds and no checkpoint/{STATE}, so nobody knows what they were "
                 "of; restore it from a copy, or start again with another --out"
             )
-        before = RunConfig.from_yaml(config_file).model_copy(update={"tracking": config.tracking})
-        changed = differences(before, config)
-        if changed:
-            raise InputError(
-                f"--resume: {folder} was started with another config:\n  " + "\n  ".join(changed)
-            )
+        before, problem = RunConfig.from_yaml(config_file), f"{folder} was started with another config"
+        check_continues(before, config, problem, deployed=deployed)
     elif resume:
         raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
     else:
@@ -125,6 +125,12 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     if config.privacy is not None and data.train:
         whole = json.dumps({"clients": dict(enumerate(data.parts))})
         write_privately(folder / PRIVATE / "partition.json", whole.encode())
+
+
+def open_again(folder: Path) -> None:
+    """A finished run is one no more: rounds are to follow. Its scores were of another adapter, too."""
+    for name in ("summary.json", "evaluation/scores.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_progress(folder: Path, saved: RunState) -> None:

@@ -43,7 +43,7 @@ def model_card(run: Path, *, rank: int | None, merged: str | None = None) -> str
 
 
 def _front_matter(config: RunConfig, rank: int | None) -> str:
-    """Keys of the hub's cards. Names there become links: those of this machine would lead to others' models."""
+    """Keys of the hub's cards. Names there become links: a local one would lead to a stranger's."""
     base, values = public_name(config.model.path), dict[str, Any]()
     if not is_local(config.model.path) or "/" in base:
         values["base_model"] = base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from fedsb.report.progress import Progress
 from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import RemoteClients
+from fedsb.runner.continued import notes
 from fedsb.runner.prepare_data import Data, batches_of, prepare_data, prepare_server_data, protected_batches
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
-from fedsb.runner.started_on import check_same, started_on
+from fedsb.runner.started_on import check_same, first_config, started_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ def prepare(
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
     inputs = started_on(config, data, weights)
-    if saved is not None and (other := check_same(saved.started_on, inputs, config)):
-        progress.stage(other)
+    for line in _resumed(saved, inputs, config) if saved is not None else ():
+        progress.stage(line)
     if config.privacy is not None:
         progress.stage("calibrating noise")
     privacy = prepare_privacy(config, {c: len(part) for c, part in enumerate(data.parts)}, folder)
@@ -96,6 +97,17 @@ def prepare(
         inputs=inputs,
         layers_digest=layers,
     )
+
+
+def _resumed(saved: RunState, inputs: Mapping[str, Any], config: RunConfig) -> Iterator[str]:
+    """What to say of a run that is resumed.
+
+    Raises:
+        InputError: it was started on other inputs.
+    """
+    if other := check_same(saved.started_on, inputs, config):
+        yield other
+    yield from notes(first_config(saved.started_on), config)
 
 
 def _base_model(
