@@ -48,8 +48,8 @@ def check_export(form: str, *, rank: int | None, server: str | None, dtype: str 
 
 
 def evaluation_config(run: Path | None, file: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """What `fedsb evaluate` scores on: the file's config, else the run's own. The model's section is always the
-    run's where there is one, with what the overrides say of it.
+    """What `fedsb evaluate` scores on: the file's config, else the run's own. The model's section is that of
+    the run, if there is one, with what the overrides say of it.
 
     Raises:
         InputError: an override has no effect on scores, or as `RunConfig.from_yaml`.

@@ -1,4 +1,4 @@
-"""A run that is resumed under a config of more rounds, or with its base model elsewhere; all else is as it was."""
+"""Resuming under a changed config: more rounds, or the base model elsewhere; all else is as it was."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def check_continues(before: RunConfig, now: RunConfig, problem: str, *, deployed
     asked, begun = now.federation.rounds, before.federation.rounds
     if asked < begun:
         raise InputError(
-            f"--resume: federation.rounds: {begun} -> {asked}: a run can be given more rounds, not fewer; name "
-            f"{begun} or more, or start again with another --out"
+            f"--resume: federation.rounds: {begun} -> {asked}: a run can be given more rounds, not fewer; "
+            f"name {begun} or more, or start again with another --out"
         )
     if asked > begun and (fault := next(_faults(now, deployed=deployed), None)):
         raise InputError(f"--resume: federation.rounds: {begun} -> {asked}: {fault}")
@@ -46,7 +46,7 @@ def _faults(config: RunConfig, *, deployed: bool) -> Iterator[str]:
     """Why finished rounds are not those of a longer run."""
     new_run = "start a new run from this one's adapter with method.init.from_run, under another --out"
     if config.privacy is not None:
-        yield "privacy: the noise was chosen for all rounds together; start a run of so many under another --out"
+        yield "privacy: the noise was chosen for all rounds together; start a new run under another --out"
     if deployed:
         yield "every node agreed to a run of so many; start a new one under another --out"
     if config.training.schedule != "constant":
@@ -56,8 +56,8 @@ def _faults(config: RunConfig, *, deployed: bool) -> Iterator[str]:
         )
     if config.training.warmup_ratio:
         yield (
-            "training.warmup_ratio is a share of all rounds, so the finished ones would have had other rates; "
-            f"{new_run}"
+            "training.warmup_ratio is a share of all rounds, so the finished ones would have had other "
+            f"rates; {new_run}"
         )
 
 

@@ -23,6 +23,7 @@ from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
+from fedsb.methods import Method
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
@@ -177,7 +178,7 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
     """What summary.json holds."""
     config, method, task, privacy = prepared.config, prepared.method, prepared.data.task, prepared.privacy
     traffic, evaluated = saved.traffic, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
-    kind = config.method.init.kind if method.bases == "init" else method.bases
+    kind = _start_kind(config, method)
     return {
         "method": method.name,
         "exact": method.exact,
@@ -196,8 +197,8 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "one_time": [asdict(entry) for entry in traffic if entry.round == 0],
         },
         "initialization": {
-            "kind": "lora" if method.draw else kind,
-            "rule": _rule(config) if kind == "gradient" and not method.draw else None,
+            "kind": kind,
+            "rule": _rule(config) if kind == "gradient" else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
         "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
@@ -205,6 +206,15 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
     }
+
+
+def _start_kind(config: RunConfig, method: Method) -> str:
+    """Where the factors came from."""
+    if config.method.init.from_run:
+        return "an earlier run"
+    if method.draw:
+        return "lora"
+    return config.method.init.kind if method.bases == "init" else method.bases
 
 
 def _rule(config: RunConfig) -> str:

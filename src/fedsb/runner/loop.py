@@ -48,7 +48,7 @@ def run(
     progress: Progress | None = None,
     remote: RemoteClients | None = None,
 ) -> RunResult:
-    """Do one federated run, or resume one that was stopped or is given more rounds, and leave a whole run folder.
+    """Do one federated run, or resume one that was stopped or gets more rounds, and leave a whole run folder.
 
     Args:
         remote: clients on other machines, in place of simulated ones.

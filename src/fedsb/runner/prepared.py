@@ -20,6 +20,7 @@ from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_serve
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import RemoteClients
 from fedsb.runner.continued import notes
+from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.prepare_data import Data, batches_of, prepare_data, prepare_server_data, protected_batches
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
@@ -35,6 +36,7 @@ class Prepared:
         start: how its factors start, unprotected.
         remote: clients on other machines; None in a simulated run.
         inputs: what it is started on, as the checkpoint has it.
+        earlier: the end of the run that this one starts from; None where it has a start of its own.
         layers_digest: of the base weights the adapter is made for; None where they are elsewhere.
     """
 
@@ -49,6 +51,7 @@ class Prepared:
     progress: Progress
     remote: RemoteClients | None
     inputs: Mapping[str, Any]
+    earlier: RunState | None
     layers_digest: str | None
 
 
@@ -68,6 +71,7 @@ def prepare(
         InputError: one of them is wrong.
     """
     method, rules = method_of(config), round_rules(config)
+    earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
@@ -76,6 +80,8 @@ def prepare(
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
     inputs = started_on(config, data, weights)
+    if earlier is not None:
+        check_starts_from(earlier, config, data, base, weights)
     for line in _resumed(saved, inputs, config) if saved is not None else ():
         progress.stage(line)
     if config.privacy is not None:
@@ -95,6 +101,7 @@ def prepare(
         progress=progress,
         remote=remote,
         inputs=inputs,
+        earlier=earlier,
         layers_digest=layers,
     )
 
