@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json
+from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json, refuse_unused
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
 from fedsb.errors import FedsbError, InputError, explain
@@ -214,8 +214,12 @@ def doctor(
     """
     from fedsb.cli import terminal
     from fedsb.cli.doctor import as_json, examine
+    from fedsb.cli.options import check_run_overrides
     from fedsb.config import RunConfig
 
+    if config is None:
+        refuse_unused({"-s": set_}, "without a config there is nothing to set")
+    check_run_overrides(set_ or [])
     findings = list(examine(RunConfig.from_yaml(config, set_ or []) if config else None))
     print_json(as_json(findings)) if json_ else terminal.show_findings(findings, out_console)
     if not all(finding.ok for finding in findings):
@@ -241,11 +245,13 @@ def cost(
         int | None, typer.Option(help="Put a classification head of so many classes on the model.")
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Start of Fed-SB's bases: gradient, weights or orthonormal.")
-    ] = "gradient",
+        str | None,
+        typer.Option(help="Start of Fed-SB's bases: gradient (the default), weights or orthonormal."),
+    ] = None,
     upload: Annotated[
-        str, typer.Option(help="What clients send of a gradient: factors, sketch or whole.")
-    ] = "factors",
+        str | None,
+        typer.Option(help="What clients send of a gradient: factors (the default), sketch or whole."),
+    ] = None,
     upload_dtype: Annotated[
         str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
     ] = "float32",
@@ -257,11 +263,11 @@ def cost(
     `fedsb cost --model models/mistral --clients 25 --rounds 10 --methods fed-sb:200,fedit:32 --json`
     """
     with _uncollected():
-        from fedsb.cli.cost import Question, costs
+        from fedsb.cli.cost import Question, check_used, costs
 
-        question = Question(
-            clients, init, rank, rounds, methods, targets, heads, labels, upload, upload_dtype
-        )
+        check_used(methods, rank=rank, heads=heads, init=init, upload=upload)
+        start, sent = init or "gradient", upload or "factors"
+        question = Question(clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype)
         table = costs(model, question)
     if json_:
         return print_json(table.to_json())

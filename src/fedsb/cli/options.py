@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from fedsb.cli.common import refuse_unused
 from fedsb.common.dotted import flat
 from fedsb.config import RunConfig
 from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
+
+if TYPE_CHECKING:
+    from fedsb.compare.config import CompareConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 SCORED = ("seed", "model", "task", "data", "evaluation", "training.max_length")
 """Keys and sections that a score depends on."""
 NOT_SCORED = ("model.check_memory", "evaluation.every")
 """But not these."""
-
-
-def refuse_unused(options: Mapping[str, Any], reason: str) -> None:
-    """Refuse the first of these options that was given.
-
-    Raises:
-        InputError: names it, and why it has no effect.
-    """
-    given = next((name for name, value in options.items() if value not in (None, [])), None)
-    if given is not None:
-        raise InputError(f"{given}: has no effect here, {reason}; leave it out")
 
 
 def check_export(form: str, *, rank: int | None, server: str | None, dtype: str | None) -> None:
@@ -45,6 +38,34 @@ def check_export(form: str, *, rank: int | None, server: str | None, dtype: str 
         raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
     if dtype not in (None, *DTYPES):
         raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+
+
+def check_run_overrides(overrides: Sequence[str]) -> None:
+    """Refuse settings of a comparison, which one run has none of.
+
+    Raises:
+        InputError: names the key.
+    """
+    of_comparison = {f"-s {key}": True for key in flat(override({}, overrides)) if _is_under(key, "compare")}
+    refuse_unused(of_comparison, "it is for fedsb compare")
+
+
+def check_compare_overrides(overrides: Sequence[str], arms: Sequence[str], settings: CompareConfig) -> None:
+    """Refuse keys that every arm of a comparison has another value of.
+
+    Raises:
+        InputError: names the key.
+    """
+    from fedsb.methods import METHODS
+
+    keys = flat(override({}, overrides))
+    refuse_unused({"-s seed": keys.get("seed")}, "--seeds names those of all arms")
+    if all(arm in METHODS.names() for arm in arms):
+        refuse_unused({"-s method.name": keys.get("method.name")}, "--methods names those of all arms")
+    grids = settings.learning_rates
+    if all(arm in grids or "default" in grids for arm in arms):
+        rate = {"-s training.learning_rate": keys.get("training.learning_rate")}
+        refuse_unused(rate, "compare.learning_rates names those of all arms")
 
 
 def evaluation_config(run: Path | None, file: Path | None, overrides: Sequence[str]) -> RunConfig:

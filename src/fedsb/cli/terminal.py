@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from fedsb.cli.options import evaluation_config, refuse_unused
+from fedsb.cli.common import refuse_unused
+from fedsb.cli.options import check_run_overrides, evaluation_config
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.report.console import LiveBars, PlainLines, summary_table
@@ -67,6 +68,7 @@ def _run_and_score(config: RunConfig, folder: Path, *, resume: bool, progress: P
 def _config_of(
     config_file: Path | None, overrides: Sequence[str], folder: Path, *, resume: bool
 ) -> RunConfig:
+    check_run_overrides(overrides)
     if config_file is not None:
         return RunConfig.from_yaml(config_file, overrides)
     if resume:
