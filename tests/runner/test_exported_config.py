@@ -166,8 +166,13 @@ GENERATION = {
 
 @pytest.mark.parametrize("case", GENERATION)
 def test_a_pipeline_gives_the_run_s_texts(world: Path, tmp_path: Path, case: str) -> None:
-    config = tiny_llama(tmp_path / "base") / "generation_config.json"
-    config.write_text(json.dumps({**json_of(config), **GENERATION[case]}))
+    """Whatever the base's author wished for texts of his, in either of two files."""
+    base = tiny_llama(tmp_path / "base")
+    for name, more in (
+        ("generation_config.json", GENERATION[case]),
+        ("config.json", {"task_specific_params": {"text-generation": GENERATION[case]}}),
+    ):
+        (base / name).write_text(json.dumps({**json_of(base / name), **more}))
     values = changed(causal(world, "llama"), model__path=str(tmp_path / "base"))
     values["federation"]["rounds"] = 2
     done(values, tmp_path / "run")
@@ -177,6 +182,7 @@ def test_a_pipeline_gives_the_run_s_texts(world: Path, tmp_path: Path, case: str
     texts = [answer(s["prompt"], return_full_text=False)[0]["generated_text"].strip() for s in samples]
     assert texts == [sample["answer"].strip() for sample in samples]
     assert any(texts)
+    assert not json_of(tmp_path / "merged" / "config.json").get("task_specific_params")
 
 
 def test_a_base_s_own_classes_are_not_the_export_s(world: Path, tmp_path: Path) -> None:

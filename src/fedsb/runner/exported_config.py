@@ -55,6 +55,8 @@ def describe(model: Any, tokenizer: Any, dtype: torch.dtype, *, longest: int | N
     config = model.config
     config.dtype = dtype
     config.pad_token_id = tokenizer.pad_token_id
+    if getattr(config, "task_specific_params", None):
+        config.task_specific_params = None  # older pipelines follow them, and they are of the base's tasks
     _describe_ties(model)
     if model.can_generate():
         model.generation_config = _generation(model.generation_config, tokenizer, longest)
