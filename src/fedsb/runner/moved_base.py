@@ -48,6 +48,6 @@ def check_same_base(run: Path, config: RunConfig, model: nn.Module) -> None:
     head = head_parameters(model) if config.task.classifies else {}
     if base_digest(model, head) != digest:
         raise InputError(
-            f"{config.model.path}: the adapter of {run} was trained on other weights; name the base model that "
-            "the run was started on"
+            f"{config.model.path}: the adapter of {run} was trained on other weights; name the base model "
+            "that the run was started on"
         )
