@@ -17,7 +17,7 @@ from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
-from fedsb.models.peft_folder import put_on
+from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.prepare_data import read_splits, task_of
@@ -242,8 +242,9 @@ def _load_with_adapter(
         return base
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
-    check_same_base(adapter.parent, with_base(config, model, ""), base)
     try:
+        check_fits(adapter, base)
+        check_same_base(adapter.parent, with_base(config, model, ""), base)
         return put_on(base, adapter)
     except InputError as error:
         raise InputError(f"--adapter: {error}") from None
