@@ -247,7 +247,7 @@ def test_the_share_that_rounding_lost(
     assert merged.lost_share == pytest.approx(expected, rel=0.02, abs=1e-4)
     assert (merged.lost_share > 0.2) == (written != "float32")
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert f"ounding to {written} lost {100 * merged.lost_share:.2g} % of the update" in card
+    assert f"ounding to {written} lost {100 * merged.lost_share:.3g} % of the update" in card
     arguments = ["--dtype", dtype] if dtype else []
     out = ("--out", tmp_path / "again", "--format", "merged")
     assert main_status(monkeypatch, "export", tmp_path / "run", *out, *arguments) == 0

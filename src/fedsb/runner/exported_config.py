@@ -30,7 +30,7 @@ class Merged:
     logits_difference: float
 
     def __str__(self) -> str:
-        lost = f"rounding to {self.dtype} lost {100 * self.lost_share:.2g} % of the update"
+        lost = f"rounding to {self.dtype} lost {100 * self.lost_share:.3g} % of the update"
         return f"{lost}; logits differ by at most {self.logits_difference:.2g} of the largest"
 
 
