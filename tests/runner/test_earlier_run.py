@@ -185,6 +185,18 @@ def test_a_run_that_changed_its_base_is_exported_and_taken_as_base(
     assert main_status(monkeypatch, "run", path, *options) == 0
 
 
+@pytest.mark.parametrize("rank", [4, 3])
+def test_doctor_looks_at_the_start(
+    world: Path, earlier: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, rank: int
+) -> None:
+    config = config_of(world, method__init={"from_run": str(earlier)}, method__rank=rank)
+    status = main_status(monkeypatch, "doctor", write_config(tmp_path / "again.yaml", config), "--json")
+    findings = {f["what"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert status == (0 if rank == 4 else 2)
+    assert findings["start"]["ok"] is (rank == 4)
+    assert (str(earlier) if rank == 4 else "method.rank: 4 -> 3") in findings["start"]["detail"]
+
+
 def test_nodes_make_their_own_bases(world: Path, earlier: Path) -> None:
     config = RunConfig.from_dict(
         config_of(world, method__init={"from_run": str(earlier)}, task__labels=["flat", "neg", "pos"])
