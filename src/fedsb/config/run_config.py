@@ -98,7 +98,12 @@ class RunConfig(Section):
         """Paths that exist here made absolute, so that the config works from any folder."""
         values = self.model_dump(mode="json")
         data, init, privacy = values["data"], values["method"]["init"], values["privacy"]
-        for section, key in ((values["model"], "path"), (data, "train"), (data, "test"), (init, "public")):
+        for section, key in (
+            (values["model"], "path"),
+            (data, "train"),
+            (data, "test"),
+            *((init, name) for name in ("public", "from_run")),
+        ):
             section[key] = _absolute(section[key])
         for benchmark in values["evaluation"]["benchmarks"].values():
             benchmark["data"] = _absolute(benchmark["data"])

@@ -218,6 +218,9 @@ class HeadWarmupConfig(Section):
 class InitConfig(Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
     """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    from_run: str | None = None
+    """Folder of a finished run of the same method, rank, targets and base: start with its factors and head as
+    they ended; the other keys here are then for `refresh_every` alone."""
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False

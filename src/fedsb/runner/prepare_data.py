@@ -95,6 +95,11 @@ def check_can_deploy(config: RunConfig) -> None:
     init = config.method.init
     if init.upload == "whole" and init.kind == "gradient":
         raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
+    if init.from_run is not None:
+        raise InputError(
+            "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
+            "export the earlier run merged and let model.path be that"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
