@@ -202,7 +202,9 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
         "tokens": cut_record(config, prepared.data, shown=True),
-        "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
+        "privacy": privacy_summary(privacy, saved.metrics, experts=bool(prepared.data.experts))
+        if privacy
+        else None,
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),

@@ -81,7 +81,9 @@ def prepare(
     method, rules = method_of(config), round_rules(config)
     earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
-    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
+    data = (
+        prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
+    )
     for note in cut_notes(cut_record(config, data, shown=False)):
         progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
