@@ -17,9 +17,10 @@ from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
-from fedsb.models.peft_folder import put_on
+from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
+from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.prepare_data import read_splits, task_of
 from fedsb.runner.prepare_model import load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
@@ -37,6 +38,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
+from fedsb.tasks.sources import source_name
 from fedsb.tasks.task import Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -79,7 +81,7 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = task.encode(test, config.data.test)
+    examples = task.encode(test, source_name(config.data.test))
     cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
     for warning in (*cut, *_check_answers(config, task)):
         progress.stage(f"warning: {warning}")
@@ -127,7 +129,7 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
 
     if not (folder / "summary.json").is_file():
         raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
-    config = RunConfig.from_yaml(folder / "config.yaml")
+    config = with_base(RunConfig.from_yaml(folder / "config.yaml"), None, "-s model.path=PATH")
     adapter, out = folder / "adapter", folder / FOLDER
     result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress)
     write_report([folder], folder / "report.html")
@@ -215,7 +217,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
             from fedsb.runner.export import export_merged
 
             path = str(Path(folder) / "merged")
-            export_merged(model.adapter.parent, Path(path))
+            export_merged(model.adapter.parent, Path(path), base=model.path)
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
@@ -246,6 +248,8 @@ def _load_with_adapter(
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
     try:
+        check_fits(adapter, base)
+        check_same_base(adapter.parent, with_base(config, model, ""), base)
         return put_on(base, adapter)
     except InputError as error:
         raise InputError(f"--adapter: {error}") from None

@@ -17,19 +17,26 @@ from fedsb.common.files import read_json, write_text
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
+from fedsb.models.load import quiet_loading
 from fedsb.models.peft_folder import at_rank, base_weights_of, check_fits, put_on, read_adapter, write_adapter
+from fedsb.models.public_name import public_name
+from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share
 from fedsb.runner.folder import check_place
 from fedsb.runner.model_card import model_card
+from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.vllm import check_servable as check_vllm
 from fedsb.runner.vllm import serving_rank
 
 Server = Literal["vllm"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest difference of merged and adapted logits, relative to the largest logit, by the base's dtype."""
+"""Largest difference of exported and adapted logits, relative to the largest logit, by the dtype of what is
+written. It bounds the arithmetic; merged weights are compared bit by bit, and their rounding is stated."""
 
 
-def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server | None = None) -> int:
+def export_lora(
+    run: Path, out: Path, *, rank: int | None = None, server: Server | None = None, base: str | None = None
+) -> int:
     """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
 
     The written folder is put on the base model by peft, and its logits are compared with the run's.
@@ -37,13 +44,14 @@ def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server
     Args:
         rank: any that holds the whole update; default the run's, or with `server` the next it accepts.
         server: "vllm": refuse what vLLM would.
+        base: where the base model is now, if it was moved.
 
     Raises:
         InputError: the run is not finished, `out` is taken, its base is another model now, the rank would
             lose part of the adapter, or the server would refuse it.
         RunFailed: what was written differs from what was meant.
     """
-    config = _config_of(run)
+    config = _config_of(run, base)
     peft_config, pairs, head = read_adapter(run / "adapter")
     rank = _rank_for(server, peft_config, rank)
     padded = {name: at_rank(pair, rank) for name, pair in pairs.items()}
@@ -54,13 +62,13 @@ def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server
         write_adapter(
             part,
             padded,
-            base_model=peft_config["base_model_name_or_path"],
+            base_model=public_name(peft_config["base_model_name_or_path"]),
             causal=peft_config["task_type"] == "CAUSAL_LM",
             base_weights=base_weights_of(run / "adapter"),
             fan_in_fan_out=peft_config["fan_in_fan_out"],
             head=head,
         )
-        _check(_logits(_with_peft(model, head, part)), expected, config)
+        _check(_logits(_with_peft(model, head, part)), expected, config.model.dtype)
         write_text(part / "README.md", model_card(run, rank=rank))
     return rank
 
@@ -73,33 +81,44 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
     return rank or serving_rank(adapter_rank)
 
 
-def export_merged(run: Path, out: Path) -> None:
-    """Write base model + adapter as one model folder with tokenizer and model card, then load it and compare
-    logits.
+def export_merged(run: Path, out: Path, *, base: str | None = None, dtype: str | None = None) -> Merged:
+    """Write base model + adapter as one model folder with tokenizer and model card. Loaded as its own config
+    says it has the weights that were written, and the run's logits; the card says what rounding cost.
+
+    Args:
+        base: where the base model is now, if it was moved.
+        dtype: of the written weights; default the run's.
 
     Raises:
-        InputError: the run is not finished, or `out` is taken.
-        RunFailed: the reloaded model's logits differ.
+        InputError: the run is not finished, `out` is taken, or its base is another model now.
+        RunFailed: what was written differs from what was meant.
     """
-    config = _config_of(run)
+    config = _config_of(run, base)
+    dtype = dtype or config.model.dtype
     with _new_folder(out) as part:
-        model, tokenizer = _adapted(run, config)
-        expected = _logits(model.model)
-        merged: Any = merge(model)
-        merged.save_pretrained(part)
+        adapted, tokenizer = _adapted(run, config, in_float32=dtype != config.model.dtype)
+        expected = _logits(adapted.model)
+        lost = lost_share(adapted, getattr(torch, dtype))
+        merged: Any = merge(adapted)
+        longest = getattr(config.task, "max_new_tokens", None)
+        describe(merged, tokenizer, getattr(torch, dtype), longest=longest)
+        with quiet_loading():
+            merged.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        num_labels = _num_labels(run, config)
-        reloaded = load_base(str(part), tokenizer=tokenizer, num_labels=num_labels, dtype=config.model.dtype)
-        _check(_logits(reloaded), expected, config)
-        write_text(part / "README.md", model_card(run, rank=None))
+        difference = _check(_logits(load_as_written(part, merged)), expected, dtype)
+        result = Merged(dtype, lost, difference)
+        write_text(part / "README.md", model_card(run, rank=None, merged=str(result)))
+    return result
 
 
-def _check(logits: Tensor, expected: Tensor, config: RunConfig) -> None:
+def _check(logits: Tensor, expected: Tensor, dtype: str) -> float:
+    """The largest difference, relative to the largest logit."""
     worst = float((logits - expected).abs().max() / expected.abs().max())
-    if not worst < TOLERANCE[config.model.dtype]:
+    if not worst < TOLERANCE[dtype]:
         raise RunFailed(
             f"export: logits of what was written differ by {worst:.2g} of the largest; nothing was kept"
         )
+    return worst
 
 
 def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Module:
@@ -111,8 +130,8 @@ def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Mo
     return put_on(model, folder)
 
 
-def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
-    """The base model with the run's adapter and head on it."""
+def _adapted(run: Path, config: RunConfig, *, in_float32: bool = False) -> tuple[Attached, Any]:
+    """The base model with the run's adapter and head on it; `in_float32`: the same weights in that dtype."""
     summary = read_json(run / "summary.json")
     tokenizer = load_tokenizer(config.model.path)
     model = load_base(
@@ -121,8 +140,11 @@ def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
         num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
         dtype=config.model.dtype,
+        seed=config.seed,
     )
     check_fits(run / "adapter", model)
+    check_same_base(run, config, model)
+    model = model.float() if in_float32 else model
     _, pairs, head = read_adapter(run / "adapter")
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -148,13 +170,13 @@ def _logits(model: nn.Module) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
 
 
-def _config_of(run: Path) -> RunConfig:
-    """The config of a finished run."""
+def _config_of(run: Path, base: str | None = None) -> RunConfig:
+    """The config of a finished run, its base being at `base` if given."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml)")
     if not (run / "summary.json").is_file():
         raise InputError(f"{run}: this run is not finished; resume it: fedsb run --out {run} --resume")
-    return RunConfig.from_yaml(run / "config.yaml")
+    return with_base(RunConfig.from_yaml(run / "config.yaml"), base, "--base PATH")
 
 
 @contextmanager

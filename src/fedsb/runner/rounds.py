@@ -17,6 +17,7 @@ from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
 from fedsb.runner.clients import AskClients, expecting, part_of
@@ -87,13 +88,19 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         record["epsilon"] = privacy.epsilon()
     if release is not None:
         record["clip_norm"] = release.next_clip_norm
-    if rules.refresh_every and number % rules.refresh_every == 0 and number < rules.rounds:
-        _refresh(session, saved, record)
+    if refresh_due(saved, rules):
+        refresh_bases(session, saved, record)
     return record
 
 
+def refresh_due(saved: RunState, rules: RoundRules) -> bool:
+    """Whether new bases are to follow the last finished round."""
+    done, every = saved.state.round, rules.refresh_every
+    return bool(every and done and done % every == 0 and done < rules.rounds and saved.factors_round != done)
+
+
 def make_gate(session: Session, saved: RunState) -> None:
-    """Of a mixture whose experts are trained: its gate, if it has none yet."""
+    """Open the gate of a mixture whose experts are trained, if it has none yet."""
     if opens_gate(session.prepared.config, saved.state):
         open_gate(session.prepared, session.local_model.exchange, session.ask_statistics, saved)
 
@@ -165,8 +172,8 @@ def _ask(session: Session, state: ServerState, held: Mapping[int, Part], sent: S
     return ask_clients(list(held), message_to)
 
 
-def _refresh(session: Session, saved: RunState, record: dict[str, Any]) -> None:
-    """Fold and start new bases; the record's bytes with this traffic in them."""
+def refresh_bases(session: Session, saved: RunState, record: dict[str, Any]) -> None:
+    """Fold and start new bases after the last finished round; this traffic is added to its record."""
     prepared, data, number = session.prepared, session.prepared.data, saved.state.round
     prepared.progress.stage(f"new bases after round {number}")
     seed = prepared.config.seed
