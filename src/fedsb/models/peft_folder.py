@@ -6,14 +6,12 @@ peft alone can load it. A trained head is stored as peft stores `modules_to_save
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -25,12 +23,14 @@ from fedsb.models.digest import layer_digest
 from fedsb.models.peft_checks import (
     CONFIG,
     PREFIX,
-    WEIGHTS,
     adapted_layers,
     arguments_for_peft,
+    check_plain,
     read_config,
     read_tensors,
+    scale_of,
 )
+from fedsb.models.peft_weights import WEIGHTS, metadata, weights_file
 
 BASE_WEIGHTS = "fedsb_base_weights"
 """Where the weights' file says of its base what `layer_digest` said; peft does not look at it."""
@@ -79,24 +79,21 @@ def _saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dict[str, Tensor]]:
-    """(peft config, LoRA pairs with the scale folded into B, other tensors such as a head).
+    """(peft config, LoRA pairs in fp32 with their scales in B, other tensors such as a head).
 
     Raises:
-        InputError: no LoRA adapter there with one rank and one scale, or it cannot be read.
+        InputError: no plain LoRA adapter there, or it cannot be read.
     """
     config = read_config(folder)
     tensors = read_tensors(folder, config)
-    layers = adapted_layers(tensors)
-    names = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
-    if config["peft_type"] != "LORA" or config.get("alpha_pattern") or not names <= tensors.keys():
-        raise InputError(f"{folder}: expected plain LoRA over linear layers, with one scale for all of them")
-    if any(".lora_" in name for name in tensors.keys() - names):
-        raise InputError(f"{folder}: expected plain LoRA; found more than B and A of a layer")
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    pairs = {
-        n: LoraPair(scale * tensors[f"{n}.lora_B.weight"], tensors[f"{n}.lora_A.weight"]) for n in layers
-    }
-    return config, pairs, {name: value for name, value in tensors.items() if name not in names}
+    check_plain(folder, config, tensors)
+    pairs = {layer: _pair(config, tensors, layer) for layer in adapted_layers(tensors)}
+    return config, pairs, {name: value for name, value in tensors.items() if ".lora_" not in name}
+
+
+def _pair(config: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: str) -> LoraPair:
+    A, B = (tensors[f"{layer}.lora_{part}.weight"].float() for part in "AB")
+    return LoraPair(scale_of(config, layer) * B, A)
 
 
 def put_on(model: nn.Module, folder: Path) -> nn.Module:
@@ -126,9 +123,7 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
 
 def base_weights_of(folder: Path) -> str | None:
     """What the folder says of its base's weights, if anything: those of peft do not."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        found: str | None = (file.metadata() or {}).get(BASE_WEIGHTS)
-    return found
+    return metadata(weights_file(folder)).get(BASE_WEIGHTS)
 
 
 def check_fits(folder: Path, model: nn.Module) -> None:
