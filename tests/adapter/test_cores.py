@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import numbers
 
-from fedsb.adapter.cores import SharedCores, cores_from_pairs, full_rank
+from fedsb.adapter.cores import SharedCores, cores_from_pairs, full_rank, share_lost
 from fedsb.adapter.layer import LoraPair
 
 sizes = st.integers(1, 9)
@@ -36,10 +36,10 @@ def test_every_lora_is_exact_at_the_full_rank_and_above(out, n_in, of_each, more
     cores = cores_from_pairs(pairs, rank)
     assert (cores.B.shape, cores.A.shape) == ((out, rank), (rank, n_in))
     assert cores.R.shape == (len(of_each), rank, rank)
+    assert share_lost([cores]).max() < 1e-6
     for expert, pair in enumerate(pairs):
         dense = numbers(pair.B) @ numbers(pair.A) if pair else np.zeros((out, n_in))
         np.testing.assert_allclose(update(cores, expert), dense, atol=2e-5)
-        assert cores.lost[expert] < 1e-6
         if pair is None:
             assert not cores.R[expert].any()
 
@@ -60,8 +60,18 @@ def test_at_a_lower_rank_the_loss_is_that_of_each_update(rank):
     for expert, pair in enumerate(pairs):
         dense = numbers(pair.B) @ numbers(pair.A)
         left_out = np.linalg.norm(dense - update(cores, expert)) / np.linalg.norm(dense)
-        assert left_out == pytest.approx(cores.lost[expert], abs=1e-6)
+        assert left_out == pytest.approx(float(share_lost([cores])[expert]), abs=1e-6)
         assert left_out > 0.01
+
+
+def test_over_several_layers_the_loss_is_that_of_all_updates_together():
+    layers = [pairs_of(8, 7, [2, 3], seed=1), pairs_of(5, 9, [3, 0], seed=2)]
+    cores = [cores_from_pairs(pairs, 2) for pairs in layers]
+    of_first = [numbers(p[0].B) @ numbers(p[0].A) for p in layers]
+    left_out = [dense - update(c, 0) for dense, c in zip(of_first, cores, strict=True)]
+    lost = np.linalg.norm(np.concatenate([d.ravel() for d in left_out]))
+    whole = np.linalg.norm(np.concatenate([d.ravel() for d in of_first]))
+    assert share_lost(cores)[0] == pytest.approx(lost / whole, abs=1e-6)
 
 
 def test_one_lora_at_a_lower_rank_is_its_truncated_svd():
@@ -75,7 +85,7 @@ def test_loras_that_share_their_directions_need_no_more_rank_than_one():
     (pair,) = pairs_of(8, 7, [3])
     twice = [pair, LoraPair(-2 * pair.B, pair.A)]
     cores = cores_from_pairs(twice, 3)
-    assert max(cores.lost) < 1e-6
+    assert share_lost([cores]).max() < 1e-6
     np.testing.assert_allclose(update(cores, 1), -2 * update(cores, 0), atol=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,13 +17,15 @@ class SharedCores(NamedTuple):
     """The LoRAs of one layer as B R_e A.
 
     Attributes:
-        lost: of each LoRA the share of its update that the rank leaves out, in Frobenius norm.
+        whole: the squared Frobenius norm of each LoRA's update.
+        kept: that of what the rank keeps of it.
     """
 
     B: Float[Tensor, "out r"]
     A: Float[Tensor, "r in"]
     R: Float[Tensor, "experts r r"]
-    lost: tuple[float, ...]
+    whole: Float[Tensor, "experts"]
+    kept: Float[Tensor, "experts"]
 
 
 def full_rank(pairs: Sequence[LoraPair | None]) -> int:
@@ -51,15 +53,22 @@ def cores_from_pairs(pairs: Sequence[LoraPair | None], rank: int) -> SharedCores
     whole = _cores(pairs, S_B, S_A)
     U, V = _leading(whole, rank)
     R = U.T @ whole @ V
-    lost = (1 - (_energy(R) / _energy(whole).clamp(min=1e-300))).clamp(0, 1).sqrt()
-    lost = torch.where(_energy(whole) > 0, lost, 0.0)
     short_B, short_A = rank - R.shape[1], rank - R.shape[2]
     return SharedCores(
         F.pad(B @ U, (0, short_B)).float(),
         F.pad((A @ V).T, (0, 0, 0, short_A)).float(),
         F.pad(R, (0, short_A, 0, short_B)).float(),
-        tuple(lost.tolist()),
+        whole.square().sum((1, 2)),
+        R.square().sum((1, 2)),
     )
+
+
+def share_lost(cores: Iterable[SharedCores]) -> Float[Tensor, "experts"]:
+    """The share of each LoRA's update, over these layers, that the rank leaves out, in Frobenius norm."""
+    layers = list(cores)
+    whole = torch.stack([layer.whole for layer in layers]).sum(0)
+    kept = torch.stack([layer.kept for layer in layers]).sum(0)
+    return (1 - kept / whole.clamp(min=1e-300)).clamp(0, 1).sqrt() * (whole > 0)
 
 
 def _cores(pairs: Sequence[LoraPair | None], S_B: Tensor, S_A: Tensor) -> Float[Tensor, "experts kB kA"]:
@@ -78,7 +87,3 @@ def _leading(cores: Float[Tensor, "experts kB kA"], rank: int) -> tuple[Tensor, 
     U = torch.eye(k_B).double() if rank >= k_B else torch.linalg.svd(cores.transpose(0, 1).flatten(1)).U
     V = torch.eye(k_A).double() if rank >= k_A else torch.linalg.svd(cores.flatten(0, 1)).Vh.T
     return U[:, :rank], V[:, :rank]
-
-
-def _energy(cores: Tensor) -> Tensor:
-    return cores.square().sum((1, 2))
