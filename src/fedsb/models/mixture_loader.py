@@ -4,8 +4,8 @@
     mixture = load_mixture(model, FOLDER)
     model.generate(**tokenizer(prompt, return_tensors="pt"))
 
-A layer W0 x becomes W0 x + B sum_e p_e R_e A x. The gate gives the weights p of each token or of each row. Of a
-row the tokens decide that are there when it is first seen, and what is generated after them keeps their weights.
+A layer W0 x becomes W0 x + B sum_e p_e R_e A x. The gate gives the weights p of each token or of each row: of
+a row those tokens decide that are there when it is first seen, and what is generated after them keeps p.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LoadedMixture:
 
     Attributes:
         experts: names; expert e is at place e of every R, gate and weight.
-        asked: (rows, tokens) bool, which tokens decide for their row; None: all that the attention mask counts.
+        asked: (rows, tokens) bool, which tokens decide for their row; None: all that the attention mask has.
             Where it is narrower than the batch, what follows does not decide.
         chosen: (rows,) the place of each row's only expert; None: the gate decides.
         weights: by layer those of the last pass, (rows, 1 or tokens, experts).
@@ -58,7 +58,8 @@ class LoadedMixture:
         if self._goes_on:
             return
         self.weights = {}
-        tokens = inputs[0] if inputs else named.get("input_ids", named.get("inputs_embeds"))
+        tokens = inputs[0] if inputs else named.get("input_ids")
+        tokens = named["inputs_embeds"] if tokens is None else tokens
         mask = named.get("attention_mask")
         self._valid = torch.ones(tokens.shape[:2]).bool() if mask is None else mask.bool()
 

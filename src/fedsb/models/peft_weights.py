@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedsb.errors import InputError
@@ -52,6 +54,15 @@ def metadata(file: Path) -> dict[str, str]:
         return {}
     with safe_open(file, "pt") as opened:
         return opened.metadata() or {}
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The file's bytes, the same each time: safetensors itself writes several metadata in any order."""
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": dict(metadata)} | json.loads(content[8:end]), separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + content[end:]
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
