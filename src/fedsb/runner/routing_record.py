@@ -83,7 +83,7 @@ def routing_record(
 
     experts, domains, layers: names. examples: how many of each domain. use: (domains, layers, experts) mean
     weights. entropy: of each layer, in nats. Where examples say whose they are, and else None:
-    mutual_information between domain and expert, of each layer, in nats; right, the share of the examples with
+    mutual_information between domain and expert, of each layer, in nats; right, the share of examples with
     most weight, over all layers, on their own expert, and right_by_layer.
     """
     routing, layers = _routing(attached.model), list(attached.layers)
