@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 import fedsb
 from fedsb import RunConfig
 from fedsb.common import files
-from fedsb.common.documents import DEEPEST, parse_json, parse_yaml
+from fedsb.common.strict_json import DEEPEST, parse_json
+from fedsb.common.strict_yaml import parse_yaml
 from fedsb.compare.config import settings_from_yaml
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError, RunFailed

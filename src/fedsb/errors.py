@@ -2,8 +2,8 @@
 
 FedsbError
 ├── InputError       the user's input was wrong: exit status 2, one message, no traceback
-├── RunFailed        the run could not go on: exit status 1, its state is saved
-└── UpdateRejected   one client's update is left out of a round; the round goes on
+├── RunFailed        the run cannot continue: exit status 1, its state is saved
+└── UpdateRejected   one client's update is left out of a round; the round continues
 """
 
 
@@ -16,7 +16,7 @@ class InputError(FedsbError):
 
 
 class RunFailed(FedsbError):
-    """The run cannot go on, through no fault of the input's form. What was finished is saved."""
+    """The run cannot continue, through no fault of the input's form. What was finished is saved."""
 
 
 class UpdateRejected(FedsbError):

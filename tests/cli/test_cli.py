@@ -37,7 +37,7 @@ def test_run_prints_plain_lines_into_a_pipe(world, tmp_path, fedsb):
     assert all(len(line) < 200 for line in lines)
 
 
-def test_a_run_that_failed_exits_with_1_and_says_how_to_go_on(world, tmp_path, fedsb):
+def test_a_run_that_failed_exits_with_1_and_says_how_to_resume(world, tmp_path, fedsb):
     slow = "federation.client_timeout_seconds=1e-6"
     status, out, err = fedsb("run", world / "good.yaml", "--out", tmp_path / "run", "-s", slow)
     assert status == 1
@@ -101,23 +101,23 @@ def test_causal_lm_scores_of_evaluate(world, tmp_path, fedsb):
     config = causal_config(world / "llama", world / "data", federation__rounds=1)
     path = write_config(tmp_path / "c.yaml", config)
     assert fedsb("run", path, "--out", tmp_path / "run")[0] == 0
-    found = json.loads(fedsb("evaluate", "--run", tmp_path / "run", "--json")[1])["metrics"]
+    scores = json.loads(fedsb("evaluate", "--run", tmp_path / "run", "--json")[1])["metrics"]
     final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
-    assert found == pytest.approx(final, rel=1e-5)
-    assert found["exact_match"] == final["exact_match"]
+    assert scores == pytest.approx(final, rel=1e-5)
+    assert scores["exact_match"] == final["exact_match"]
 
 
 def test_doctor_with_a_good_config(world, fedsb):
     status, out, err = fedsb("doctor", world / "good.yaml", "--json")
     assert (status, err) == (0, "")
     document = json.loads(out)
-    found = {finding["what"]: finding["detail"] for finding in document["findings"]}
+    details = {finding["what"]: finding["detail"] for finding in document["findings"]}
     assert document["ok"] is True
-    assert "36 train and 12 test examples, 3 clients with 12 to 12 each" in found["data"]
-    assert "flat, neg, pos" in found["data"]
-    assert found["target layers"] == "4 layers (query, value)"
+    assert "36 train and 12 test examples, 3 clients with 12 to 12 each" in details["data"]
+    assert "flat, neg, pos" in details["data"]
+    assert details["target layers"] == "4 layers (query, value)"
     size = json.loads((world / "done" / "summary.json").read_text())["communication"]
-    assert found["update"].startswith(f"{size['upload_parameters_per_client_per_round']:,} numbers")
+    assert details["update"].startswith(f"{size['upload_parameters_per_client_per_round']:,} numbers")
 
 
 def test_doctor_without_a_config_looks_at_the_machine_only(fedsb):
@@ -247,7 +247,7 @@ def test_ctrl_c_stops_with_130_and_a_word_on_resume(world, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err == f"stopped; go on with: fedsb run --out {tmp_path / 'run'} --resume\n"
+    assert err == f"stopped; resume with: fedsb run --out {tmp_path / 'run'} --resume\n"
 
 
 def _hear_ctrl_c():

@@ -130,9 +130,9 @@ PUBLISHED = [
 @pytest.mark.parametrize(("model", "clients", "methods", "figures", "unit"), PUBLISHED)
 def test_published_counts(ask, model, clients, methods, figures, unit):
     """To 0.1 % or one in the last printed digit, where the tables have only three (2.83 M is 196 * 120^2)."""
-    found = ask(model, clients, "--methods", methods)["methods"]
+    costs = ask(model, clients, "--methods", methods)["methods"]
     names = [entry.split(":")[0] for entry in methods.split(",")]
-    counts = [found[name]["paper_parameters_per_round"] / unit for name in names]
+    counts = [costs[name]["paper_parameters_per_round"] / unit for name in names]
     assert counts == [pytest.approx(figure, rel=1e-3, abs=0.0101) for figure in figures]
 
 
@@ -142,11 +142,11 @@ def test_published_counts(ask, model, clients, methods, figures, unit):
 )
 def test_fed_sb_counts_exactly(ask, model, rank, layers, head):
     document = ask(model, 3, "--rank", rank, "--methods", "fed-sb")
-    found = document["methods"]["fed-sb"]
+    cost = document["methods"]["fed-sb"]
     assert (document["target_layers"], document["head_parameters"]) == (layers, head)
     for what in ("trained_parameters", "upload_parameters_per_client", "download_parameters_per_client"):
-        assert found[what] == layers * rank**2 + head
-    assert found["paper_parameters_per_round"] == layers * rank**2 + head
+        assert cost[what] == layers * rank**2 + head
+    assert cost["paper_parameters_per_round"] == layers * rank**2 + head
 
 
 @pytest.mark.parametrize(
@@ -154,18 +154,18 @@ def test_fed_sb_counts_exactly(ask, model, rank, layers, head):
     [("mistral", 200, 524.3), ("gemma", 200, 675.2), ("llama", 200, 303.9), ("bert", 64, 2.36)],
 )
 def test_one_time_broadcast_of_fed_sb(ask, model, rank, millions):
-    found = ask(model, 25, "--rank", rank, "--methods", "fed-sb")["methods"]["fed-sb"]
-    assert found["once_parameters_per_client"] / M == pytest.approx(millions, rel=1e-3)
+    cost = ask(model, 25, "--rank", rank, "--methods", "fed-sb")["methods"]["fed-sb"]
+    assert cost["once_parameters_per_client"] / M == pytest.approx(millions, rel=1e-3)
 
 
 def test_what_the_tables_count_otherwise(ask):
     """FFA-LoRA: half of LoRA in the tables, B in fact. FedIT's tables count one client, FLoRA's all."""
-    found = ask("mistral", 25, "--rank", 32, "--methods", "fedit,ffa-lora,flora")["methods"]
+    costs = ask("mistral", 25, "--rank", 32, "--methods", "fedit,ffa-lora,flora")["methods"]
     outs, both = sum(out for out, _ in MISTRAL_LAYERS), sum(out + n_in for out, n_in in MISTRAL_LAYERS)
-    assert found["ffa-lora"]["upload_parameters_per_client"] == 32 * outs == 44040192
-    assert found["ffa-lora"]["paper_parameters_per_round"] == 16 * both == 41943040
-    assert found["fedit"]["paper_parameters_per_round"] == found["fedit"]["upload_parameters_per_client"]
-    assert found["flora"]["paper_parameters_per_round"] == 25 * 32 * both
+    assert costs["ffa-lora"]["upload_parameters_per_client"] == 32 * outs == 44040192
+    assert costs["ffa-lora"]["paper_parameters_per_round"] == 16 * both == 41943040
+    assert costs["fedit"]["paper_parameters_per_round"] == costs["fedit"]["upload_parameters_per_client"]
+    assert costs["flora"]["paper_parameters_per_round"] == 25 * 32 * both
 
 
 # Each method, counted by hand
@@ -197,26 +197,26 @@ def test_counts_by_hand(ask, method, labels, clients):
     options = () if labels is None else ("--labels", labels)
     document = ask("small-llama", clients, "--rank", 4, "--rounds", 3, "--methods", method, *options)
     assert document["head_parameters"] == head
-    found = document["methods"][method]
+    cost = document["methods"][method]
     counts = [by_hand(method, *shape, 4, clients) for shape in SMALL_LLAMA_LAYERS]
     trained, up, down = (head + sum(column) for column in zip(*counts, strict=True))
-    assert found["trained_parameters"] == trained
-    assert found["upload_parameters_per_client"] == up
-    assert found["download_parameters_per_client"] == down
-    assert found["bytes_per_round"] == 4 * clients * (up + down)
+    assert cost["trained_parameters"] == trained
+    assert cost["upload_parameters_per_client"] == up
+    assert cost["download_parameters_per_client"] == down
+    assert cost["bytes_per_round"] == 4 * clients * (up + down)
     once = 0
     if method == "fed-sb":
         once = sum(min(4 * (m + n), m * n) + 4 * (m + n) for m, n in SMALL_LLAMA_LAYERS)
-    assert found["once_bytes"] == 2 * clients * once
-    assert found["total_bytes"] == 3 * 4 * clients * (up + down) + found["once_bytes"]
+    assert cost["once_bytes"] == 2 * clients * once
+    assert cost["total_bytes"] == 3 * 4 * clients * (up + down) + cost["once_bytes"]
 
 
 def test_conv1d_layers_are_counted_the_right_way_round(ask):
     document = ask("small-gpt2", 2, "--rank", 4, "--methods", "ffa-lora,fedit")
     assert document["target_layers"] == len(SMALL_GPT2_LAYERS)
-    found = document["methods"]
-    assert found["ffa-lora"]["trained_parameters"] == 4 * sum(out for out, _ in SMALL_GPT2_LAYERS)
-    assert found["fedit"]["trained_parameters"] == 4 * sum(map(sum, SMALL_GPT2_LAYERS))
+    costs = document["methods"]
+    assert costs["ffa-lora"]["trained_parameters"] == 4 * sum(out for out, _ in SMALL_GPT2_LAYERS)
+    assert costs["fedit"]["trained_parameters"] == 4 * sum(map(sum, SMALL_GPT2_LAYERS))
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_conv1d_layers_are_counted_the_right_way_round(ask):
 def test_the_head_is_counted_once_in_each_direction(ask, model, options, head):
     document = ask(model, 5, "--rank", 4, "--methods", "fed-sb", *options)
     cores = 16 * document["target_layers"]
-    found = document["methods"]["fed-sb"]
+    cost = document["methods"]["fed-sb"]
     assert document["head_parameters"] == head
-    assert found["trained_parameters"] == found["upload_parameters_per_client"] == cores + head
-    assert found["paper_parameters_per_round"] == found["download_parameters_per_client"] == cores + head
+    assert cost["trained_parameters"] == cost["upload_parameters_per_client"] == cores + head
+    assert cost["paper_parameters_per_round"] == cost["download_parameters_per_client"] == cores + head
 
 
 # Options
@@ -249,8 +249,8 @@ def test_json_is_what_the_contract_says(ask):
     assert list(document["methods"]) == [m.name for m in ALL]
     assert document["left_out"] == {}
     for method in ALL:
-        found = document["methods"][method.name]
-        assert found.keys() == {
+        cost = document["methods"][method.name]
+        assert cost.keys() == {
             "rank",
             "heads",
             "exact",
@@ -263,7 +263,7 @@ def test_json_is_what_the_contract_says(ask):
             "bytes_per_round",
             "once_bytes",
         }
-        assert (found["rank"], found["exact"], found["heads"]) == (4, method.exact, method.heads)
+        assert (cost["rank"], cost["exact"], cost["heads"]) == (4, method.exact, method.heads)
 
 
 @pytest.mark.parametrize("init", ["weights", "orthonormal"])
@@ -283,14 +283,14 @@ def test_what_is_sent_of_a_gradient_is_a_choice(ask):
     """Sketches of rank r: (2 r + 1) out + (4 r + 3) in numbers; a whole gradient has 4 bytes a number."""
     options = ("--rank", 2, "--methods", "fed-sb")
     asked = {way: ask("small-llama", 3, *options, "--upload", way) for way in CHOICES["upload"]}
-    found = {way: document["methods"]["fed-sb"] for way, document in asked.items()}
-    once = {upload: cost["once_upload_parameters_per_client"] for upload, cost in found.items()}
+    costs = {way: document["methods"]["fed-sb"] for way, document in asked.items()}
+    once = {upload: cost["once_upload_parameters_per_client"] for upload, cost in costs.items()}
     assert once == {
         "factors": sum(2 * (out + n_in) for out, n_in in SMALL_LLAMA_LAYERS),
         "sketch": sum(min(5 * out + 11 * n_in, out * n_in) for out, n_in in SMALL_LLAMA_LAYERS),
         "whole": sum(out * n_in for out, n_in in SMALL_LLAMA_LAYERS),
     }
-    for upload, cost in found.items():
+    for upload, cost in costs.items():
         each = 2 * cost["once_parameters_per_client"] + (4 if upload == "whole" else 2) * once[upload]
         assert cost["once_bytes"] == 3 * each
 
@@ -303,12 +303,12 @@ def test_an_update_of_16_bits_costs_half(ask, dtype, each):
 
 
 def test_heads_are_of_methods_that_train_a_core(ask):
-    found = ask("small-llama", 3, "--rank", 4, "--heads", 2)["methods"]
-    heads = {name: cost["heads"] for name, cost in found.items() if cost["heads"] != 1}
+    costs = ask("small-llama", 3, "--rank", 4, "--heads", 2)["methods"]
+    heads = {name: cost["heads"] for name, cost in costs.items() if cost["heads"] != 1}
     assert heads == {"fed-sb": 2, "lora-xs": 2, "ravan": 2}
-    assert found["fed-sb"]["upload_parameters_per_client"] == 2 * 16 * 14
-    assert found["ravan"]["trained_parameters"] == (2 * 16 + 2) * 14
-    assert found["fed-sb"]["once_parameters_per_client"] == 8 * sum(map(sum, SMALL_LLAMA_LAYERS))
+    assert costs["fed-sb"]["upload_parameters_per_client"] == 2 * 16 * 14
+    assert costs["ravan"]["trained_parameters"] == (2 * 16 + 2) * 14
+    assert costs["fed-sb"]["once_parameters_per_client"] == 8 * sum(map(sum, SMALL_LLAMA_LAYERS))
 
 
 def test_targets_and_ranks_of_their_own(ask):
@@ -488,8 +488,8 @@ def test_models_that_are_nowhere(fedsb, model, parts):
 
 @pytest.mark.parametrize("missing", ["--model", "--clients"])
 def test_options_that_are_needed(fedsb, models, missing):
-    given = {"--model": models / "bert", "--clients": 3, "--rank": 4}
-    words = [word for name, value in given.items() if name != missing for word in (name, value)]
+    options = {"--model": models / "bert", "--clients": 3, "--rank": 4}
+    words = [word for name, value in options.items() if name != missing for word in (name, value)]
     status, _, err = fedsb("cost", *words)
     assert status == 2
     assert missing in err

@@ -17,16 +17,16 @@ def ask(monkeypatch, capsys, *arguments):
 
 def test_the_authors_snli_setting(monkeypatch, capsys):
     """183,122 examples a client, batch 32, six epochs: 0.591 by PRV."""
-    found = ask(
+    result = ask(
         monkeypatch,
         capsys,
         *("--examples", 183122, "--batch-size", 32, "--epochs", 6, "--delta", 5.46e-6, "--epsilon", 1),
     )
-    assert found["noise_multiplier"] == pytest.approx(0.591, rel=0.02)
-    assert found["steps"] == 6 * 5723
-    assert found["sample_rate"] == 32 / 183122
-    assert 0.99 < found["epsilon"] <= 1
-    assert {"delta", "accountant", "unit"} <= set(found)
+    assert result["noise_multiplier"] == pytest.approx(0.591, rel=0.02)
+    assert result["steps"] == 6 * 5723
+    assert result["sample_rate"] == 32 / 183122
+    assert 0.99 < result["epsilon"] <= 1
+    assert {"delta", "accountant", "unit"} <= set(result)
 
 
 def test_calibrating_and_accounting_agree(monkeypatch, capsys):
@@ -40,14 +40,14 @@ def test_calibrating_and_accounting_agree(monkeypatch, capsys):
 
 def test_clients_are_the_unit_where_clients_are_given(monkeypatch, capsys):
     """As `ClientPlan` of a run: one release a round, on a Poisson cohort."""
-    found = ask(
+    result = ask(
         monkeypatch,
         capsys,
         *("--clients", 1000, "--cohort", 100, "--rounds", 50, "--epsilon", 8, "--delta", 1e-4),
     )
-    assert (found["unit"], found["steps"], found["sample_rate"]) == ("client", 50, 0.1)
-    assert 7.95 < found["epsilon"] <= 8
-    assert found["epsilon"] == epsilon([Mechanism(found["noise_multiplier"], 0.1, 50)], 1e-4)
+    assert (result["unit"], result["steps"], result["sample_rate"]) == ("client", 50, 0.1)
+    assert 7.95 < result["epsilon"] <= 8
+    assert result["epsilon"] == epsilon([Mechanism(result["noise_multiplier"], 0.1, 50)], 1e-4)
 
 
 def test_for_people_it_prints_a_table(monkeypatch, capsys):
@@ -73,7 +73,7 @@ def test_what_makes_no_sense_is_refused(monkeypatch, capsys, change, expected):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("options", "expected"),
     [
         ([], "found none of them"),
         (["--examples", 100, "--epochs", 1], "found --examples, --epochs"),
@@ -83,6 +83,6 @@ def test_what_makes_no_sense_is_refused(monkeypatch, capsys, change, expected):
         (["--clients", 100000, "--cohort", 10], "less than 1 / 100000 (the clients)"),
     ],
 )
-def test_one_unit_is_asked_about_and_all_of_its_numbers_given(monkeypatch, capsys, given, expected):
-    assert main_status(monkeypatch, "privacy", *given, "--delta", 1e-4, "--epsilon", 1) == 2
+def test_one_unit_is_asked_about_and_all_of_its_numbers_given(monkeypatch, capsys, options, expected):
+    assert main_status(monkeypatch, "privacy", *options, "--delta", 1e-4, "--epsilon", 1) == 2
     assert expected in " ".join(capsys.readouterr().err.split())

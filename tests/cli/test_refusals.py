@@ -210,8 +210,8 @@ def test_doctor_finds_the_same_fault(world, tmp_path, fedsb, case):
     assert [finding["ok"] for finding in document["findings"]].count(False) == 1
     last = document["findings"][-1]
     assert all(part in last["detail"] for part in parts)
-    wanted = {"missing text column": "data", "unknown method": "method"}
-    assert last["what"] == wanted.get(case, "model")
+    expected = {"missing text column": "data", "unknown method": "method"}
+    assert last["what"] == expected.get(case, "model")
 
 
 @pytest.mark.parametrize(

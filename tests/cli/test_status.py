@@ -20,11 +20,11 @@ def folder(tmp_path_factory):
 
 
 def test_a_finished_run(folder):
-    found = run_status(folder)
+    status = run_status(folder)
     summary = json.loads((folder / "summary.json").read_text())
-    assert (found["finished"], found["round"], found["rounds"]) == (True, 2, 2)
-    assert found["eval"]["accuracy"] == summary["final"]["accuracy"]
-    assert found["clients"] == [0, 1, 2]
+    assert (status["finished"], status["round"], status["rounds"]) == (True, 2, 2)
+    assert status["eval"]["accuracy"] == summary["final"]["accuracy"]
+    assert status["clients"] == [0, 1, 2]
 
 
 def test_a_run_on_its_way(folder, tmp_path):
@@ -32,10 +32,10 @@ def test_a_run_on_its_way(folder, tmp_path):
     assert run_status(tmp_path)["round"] is None
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
-    found = run_status(tmp_path)
-    assert (found["finished"], found["round"]) == (False, 1)
+    status = run_status(tmp_path)
+    assert (status["finished"], status["round"]) == (False, 1)
     assert (
-        found["upload_bytes"] == json.loads(lines[0])["upload_bytes"] + json.loads(lines[1])["upload_bytes"]
+        status["upload_bytes"] == json.loads(lines[0])["upload_bytes"] + json.loads(lines[1])["upload_bytes"]
     )
 
 

@@ -14,10 +14,10 @@ def document(folder):
 
 def lasting(folder):
     """comparison.json without wall-clock times."""
-    found = document(folder)
-    for run in found["runs"]:
+    content = document(folder)
+    for run in content["runs"]:
         del run["seconds"]
-    return found
+    return content
 
 
 def config_of(folder):

@@ -31,23 +31,23 @@ from fedsb.tasks.rows import read_rows
 
 
 def test_comparison_json_is_as_in_the_contract(whole):
-    found = document(whole)
-    assert [(run["method"], run["seed"]) for run in found["runs"]] == [
+    content = document(whole)
+    assert [(run["method"], run["seed"]) for run in content["runs"]] == [
         *(("fed-sb", 0), ("fed-sb", 1), ("fedit", 0), ("fedit", 1))
     ]
-    for run in found["runs"]:
+    for run in content["runs"]:
         summary = json.loads((whole / run["run"] / "summary.json").read_text())
         sent = summary["communication"]
         assert run["metric"] == "accuracy"
         assert run["value"] == summary["final"]["accuracy"]
         assert run["total_bytes"] == sum(sent[f"{what}_bytes"] for what in ("init", "upload", "download"))
-    for method, row in found["summary"].items():
-        values = [run["value"] for run in found["runs"] if run["method"] == method]
+    for method, row in content["summary"].items():
+        values = [run["value"] for run in content["runs"] if run["method"] == method]
         assert row["mean"] == pytest.approx(np.mean(values))
         assert row["std"] == pytest.approx(np.std(values, ddof=1))
         assert row["learning_rate"] in RATES
-    assert set(found["pareto"]) <= {"fed-sb", "fedit"}
-    assert found["pareto"]
+    assert set(content["pareto"]) <= {"fed-sb", "fedit"}
+    assert content["pareto"]
 
 
 def test_bytes_per_round_are_of_one_client_up_and_down(whole):
@@ -101,8 +101,8 @@ def test_tuning_runs_know_the_split_s_files_and_no_others(world, whole):
 def test_the_split_is_of_the_training_rows_and_of_nothing_else(world, whole):
     train, held = (read_rows(str(whole / "tuning" / f"{name}.jsonl")) for name in ("train", "validation"))
     assert (len(train), len(held)) == (36, 12)
-    given = read_rows(str(world / "data" / "train.jsonl"))
-    assert sorted(map(str, train + held)) == sorted(map(str, given))
+    rows = read_rows(str(world / "data" / "train.jsonl"))
+    assert sorted(map(str, train + held)) == sorted(map(str, rows))
 
 
 def test_other_test_labels_do_not_change_what_was_tuned(world, whole, config, tmp_path, fedsb):
@@ -144,15 +144,15 @@ def test_a_rate_that_diverges_loses_and_an_arm_without_a_rate_fails(world, confi
     status, _, err = fedsb("compare", path, *arguments)
     assert status == 1
     assert "slow: no learning rate worked: round 1: no client's update could be used" in err
-    found = document(tmp_path / "out")
-    assert [(line["value"] is None, line["chosen"]) for line in found["tuning"]] == [
+    content = document(tmp_path / "out")
+    assert [(line["value"] is None, line["chosen"]) for line in content["tuning"]] == [
         (False, True),
         (True, False),
     ]
-    assert [run["method"] for run in found["runs"]] == ["fed-sb"]
-    assert found["runs"][0]["learning_rate"] == 0.01
+    assert [run["method"] for run in content["runs"]] == ["fed-sb"]
+    assert content["runs"][0]["learning_rate"] == 0.01
     assert "Failed and left out: slow" in (tmp_path / "out" / "report.html").read_text()
-    assert "fed-sb" in found["baseline"]
+    assert "fed-sb" in content["baseline"]
 
 
 def test_the_default_grid_and_the_forms_of_a_grid():
@@ -194,7 +194,7 @@ def test_rows_keep_their_columns_and_types_in_the_split(tmp_path):
 # Going on
 
 
-def test_an_interrupted_comparison_goes_on_and_ends_the_same(world, whole, tmp_path, fedsb, monkeypatch):
+def test_an_interrupted_comparison_resumes_and_ends_the_same(world, whole, tmp_path, fedsb, monkeypatch):
     """Stopped in the middle of the sixth run: after its first round, with two runs to come."""
     saves, save = [], loop.save_checkpoint
 
@@ -210,7 +210,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(world, whole, tmp_p
         patch.setattr(loop, "save_checkpoint", interrupted)
         status, _, err = fedsb(*call)
     assert status == 130
-    assert err.strip() == f"stopped; go on with: fedsb {' '.join(map(str, call))}"
+    assert err.strip() == f"stopped; resume with: fedsb {' '.join(map(str, call))}"
     assert not (out / "comparison.json").exists()
     done = {path.parent: snapshot(path.parent) for path in out.glob("*/*/*/summary.json")}
     assert len(done) == 5
@@ -237,16 +237,16 @@ def test_seeds_and_variants_can_be_added_and_nothing_is_lost(config, copy, fedsb
     path = write_config(tmp_path / "more.yaml", {**config, "compare": more})
     assert fedsb("compare", path, "--methods", "fed-sb", "--seeds", "2", "--out", copy)[0] == 0
     assert runs_done == ["seed-2"]
-    found = document(copy)
-    assert [(run["method"], run["seed"]) for run in found["runs"]] == [
+    content = document(copy)
+    assert [(run["method"], run["seed"]) for run in content["runs"]] == [
         *(("fed-sb", 0), ("fed-sb", 1), ("fed-sb", 2), ("fedit", 0), ("fedit", 1))
     ]
-    assert found["summary"]["fedit"]["difference"]["seeds"] == 2
+    assert content["summary"]["fedit"]["difference"]["seeds"] == 2
     assert "Not every method has every seed" in (copy / "report.html").read_text()
     assert fedsb("compare", path, "--methods", "fedit,sb-w0", "--seeds", "1", "--out", copy)[0] == 0
     assert runs_done[1:] == ["lr-0.01", "lr-0.03", "seed-1"]
-    found = document(copy)
-    assert (found["baseline"], list(found["summary"])) == ("fedit", ["fedit", "sb-w0", "fed-sb"])
+    content = document(copy)
+    assert (content["baseline"], list(content["summary"])) == ("fedit", ["fedit", "sb-w0", "fed-sb"])
     assert config_of(copy / "runs/sb-w0/seed-1").method.init.kind == "weights"
 
 
@@ -263,9 +263,9 @@ def test_rates_can_be_added_and_only_they_are_tried(copy, fedsb, runs_done, wide
     monkeypatch.setattr(tuning, "best_rate", lambda trials, **_: chosen)
     assert fedsb("compare", wider, *TWO, "--out", copy)[0] == 0
     assert runs_done == ["lr-0.02"]
-    found = document(copy)
-    assert [t["learning_rate"] for t in found["tuning"] if t["method"] == "fedit"] == [0.01, 0.02, 0.03]
-    assert found["runs"] == before["runs"]
+    content = document(copy)
+    assert [t["learning_rate"] for t in content["tuning"] if t["method"] == "fedit"] == [0.01, 0.02, 0.03]
+    assert content["runs"] == before["runs"]
     assert fedsb("compare", wider, *TWO, "--out", copy)[0] == 0
     assert runs_done == ["lr-0.02"], "the new choice stays"
 

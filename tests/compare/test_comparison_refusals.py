@@ -178,9 +178,9 @@ def test_a_run_ignores_the_section(world, config, tmp_path):
 def test_settings_come_with_overrides_and_go_into_the_folder(world, whole):
     from fedsb.compare.config import settings_from_yaml
 
-    found = settings_from_yaml(
+    settings = settings_from_yaml(
         world / "good.yaml", ["compare.validation=7", "compare.arms.a={method.rank: 2}"]
     )
-    assert (found.validation, found.arms["a"]) == (7, {"method.rank": 2})
+    assert (settings.validation, settings.arms["a"]) == (7, {"method.rank": 2})
     kept = yaml.safe_load((whole / "config.yaml").read_text())["compare"]
     assert settings_from_dict(kept) == settings_from_yaml(world / "good.yaml")

@@ -16,7 +16,7 @@ from run_helpers import (
 from safetensors.torch import load_file, save_file
 
 from fedsb import RunConfig
-from fedsb.cli.compare import LiveBars, PlainLines, how_to_go_on
+from fedsb.cli.compare import LiveBars, PlainLines, how_to_resume
 from fedsb.common import files
 from fedsb.compare import CompareConfig, compare
 from fedsb.compare.results import (
@@ -40,8 +40,8 @@ def test_non_dominated_points_are_those_that_no_other_beats(points):
     def beats(a, b):
         return a.cost <= b.cost and a.quality >= b.quality and a != b
 
-    wanted = [i for i, b in enumerate(points) if not any(beats(a, b) for a in points)]
-    assert non_dominated(points) == wanted
+    expected = [i for i, b in enumerate(points) if not any(beats(a, b) for a in points)]
+    assert non_dominated(points) == expected
 
 
 def test_pareto_respects_which_end_is_good():
@@ -58,10 +58,10 @@ VALUES = st.dictionaries(st.integers(0, 6), st.floats(-10, 10), max_size=6)
 def test_paired_differences_are_over_the_common_seeds(mine, first):
     common = sorted(set(mine) & set(first))
     apart = np.array([mine[seed] - first[seed] for seed in common])
-    found = difference(mine, first)
-    assert found["seeds"] == len(common)
-    assert found["mean"] == (pytest.approx(np.mean(apart)) if len(common) else None)
-    assert found["std"] == (pytest.approx(np.std(apart, ddof=1), abs=1e-9) if len(common) > 1 else None)
+    result = difference(mine, first)
+    assert result["seeds"] == len(common)
+    assert result["mean"] == (pytest.approx(np.mean(apart)) if len(common) else None)
+    assert result["std"] == (pytest.approx(np.std(apart, ddof=1), abs=1e-9) if len(common) > 1 else None)
 
 
 def test_a_value_that_is_not_known_leaves_the_mean_unknown():
@@ -116,11 +116,11 @@ def test_a_second_process_on_the_folder_is_refused(world, copy, fedsb):
 
 def test_from_python_without_tuning(world, tmp_path, runs_done):
     config = RunConfig.from_yaml(world / "good.yaml", ["federation.rounds=1"])
-    found = compare(config, CompareConfig(learning_rates=0.02), ["fedit"], [3], tmp_path / "out")
+    comparison = compare(config, CompareConfig(learning_rates=0.02), ["fedit"], [3], tmp_path / "out")
     assert runs_done == ["seed-3"]
-    assert found.document == document(tmp_path / "out")
-    assert found.document["summary"]["fedit"]["std"] is None
-    assert found.document["tuning"] == []
+    assert comparison.document == document(tmp_path / "out")
+    assert comparison.document["summary"]["fedit"]["std"] is None
+    assert comparison.document["tuning"] == []
     assert not (tmp_path / "out" / "tuning").exists()
     assert "Learning rates were given, not tuned." in (tmp_path / "out" / "report.html").read_text()
 
@@ -170,14 +170,14 @@ def test_the_table_at_the_end(world, copy, fedsb):
     _, out, _ = fedsb("compare", world / "good.yaml", *TWO, "--out", copy)
     rows = [line.split() for line in out.splitlines() if line.strip().startswith(("fed-sb", "fedit"))]
     assert [row[0] for row in rows] == ["fed-sb", "fedit"]
-    found = document(copy)["summary"]["fedit"]
-    assert rows[1][1:4] == [f"{100 * found['mean']:.2f}", "±", f"{100 * found['std']:.2f}"]
-    assert f"{100 * found['difference']['mean']:+.2f}".replace("-", "−") in rows[1]
+    summary = document(copy)["summary"]["fedit"]
+    assert rows[1][1:4] == [f"{100 * summary['mean']:.2f}", "±", f"{100 * summary['std']:.2f}"]
+    assert f"{100 * summary['difference']['mean']:+.2f}".replace("-", "−") in rows[1]
     assert str(copy / "report.html") in out.replace("\n", "")
 
 
-def test_how_to_go_on_can_be_pasted(tmp_path):
-    text = how_to_go_on(tmp_path / "a b.yaml", ["x=[1, 2]"], "fed-sb", "0", tmp_path / "out", 2)
+def test_how_to_resume_can_be_pasted(tmp_path):
+    text = how_to_resume(tmp_path / "a b.yaml", ["x=[1, 2]"], "fed-sb", "0", tmp_path / "out", 2)
     assert text.startswith("stopped before the first run")
     assert text.endswith(
         f"'{tmp_path}/a b.yaml' --methods fed-sb --seeds 0 --out {tmp_path}/out -s 'x=[1, 2]' --jobs 2"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,14 +14,14 @@ from run_helpers import KEYS, changed, classification_config, tiny_bert, write_d
 from fedsb import RunConfig
 from fedsb.config.run_config import flat_settings
 from fedsb.deploy import node as node_module
-from fedsb.deploy.door import Charge, Door, NoisedRelease, PublicFacts, UnprotectedUpdate
+from fedsb.deploy.door import Door, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.deploy.node import QUESTIONS, Node
 from fedsb.deploy.node_config import NodeConfig, Refused, config_digest
 from fedsb.errors import FedsbError, InputError, RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.start.messages import pack_start
 from fedsb.federation.training import ClientFailed
-from fedsb.privacy.ledger import read_spends
+from fedsb.privacy.ledger import Spend, read_spends
 from fedsb.runner.clients import Kind
 
 ROWS = 12
@@ -59,7 +60,7 @@ def config_of(world, **changes):
     return classification_config(world / "bert", world / "data", **few | changes)
 
 
-def node_of(world, config, state, *, data="train", **own):
+def node_of(world, config, state, *, data="train", **node_changes):
     """A party with limits whose owner approved this very config; with rows, and so a budget, of its own."""
     config, rows = RunConfig.from_dict(config), Path(f"{state}-rows") / f"{data}.jsonl"
     rows.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def node_of(world, config, state, *, data="train", **own):
         "limits": LIMITS,
         "approved": [config_digest(config)],
     }
-    return Node(config, NodeConfig(**changed(values, **own)), RUN)
+    return Node(config, NodeConfig(**changed(values, **node_changes)), RUN)
 
 
 def question(node, kind):
@@ -98,27 +99,27 @@ def charged(state):
     return Counter((s.phase, s.round) for file in state.rglob("privacy.jsonl") for s in read_spends(file))
 
 
-def answers(world, config, state, **own):
+def answers(world, config, state, **node_changes):
     """Kind -> (answer or None, what was charged for it) of a party that is asked everything."""
     try:
-        node = node_of(world, config, state, **own)
+        node = node_of(world, config, state, **node_changes)
     except InputError:
         return {}
-    found = {}
+    answered = {}
     for kind in ["bases", *(kind for kind in QUESTIONS if kind != "bases")]:
         before = charged(state)
         try:
             answer = node.answer(kind, question(node, kind))
         except ERRORS:
             answer = None
-        found[kind] = answer, charged(state) - before
-    return found
+        answered[kind] = answer, charged(state) - before
+    return answered
 
 
-def uncharged(world, config, folder, **own):
+def uncharged(world, config, folder, **node_changes):
     """Kinds whose answers depend on what the rows hold, and were not charged."""
-    ours = answers(world, config, folder / "ours", **own)
-    theirs = answers(world, config, folder / "theirs", data="other", **own)
+    ours = answers(world, config, folder / "ours", **node_changes)
+    theirs = answers(world, config, folder / "theirs", data="other", **node_changes)
     return {
         kind
         for kind, (answer, spent) in ours.items()
@@ -131,8 +132,8 @@ def test_every_question_has_its_answer_in_one_table():
 
 
 def test_a_fair_run_is_answered_and_every_look_at_rows_is_charged(world, tmp_path):
-    found = answers(world, config_of(world), tmp_path)
-    assert {kind: dict(spent) for kind, (answer, spent) in found.items() if answer is not None} == {
+    answered = answers(world, config_of(world), tmp_path)
+    assert {kind: dict(spent) for kind, (answer, spent) in answered.items() if answer is not None} == {
         "hello": {},
         "bases": {},
         "contribute": {("start", 0): 1},
@@ -260,8 +261,8 @@ def test_no_setting_gets_a_look_at_rows_that_is_not_noised(world, tmp_path):
 # The door itself
 
 
-def door_of(world, state, **own):
-    return node_of(world, config_of(world), state, **own).door
+def door_of(world, state, **node_changes):
+    return node_of(world, config_of(world), state, **node_changes).door
 
 
 def ledgers_question(monkeypatch, answer):
@@ -272,16 +273,14 @@ def test_a_question_that_is_added_must_pass_the_door(world, tmp_path, monkeypatc
     """One that gives its bytes away, adds no noise, or only says that it charged, gets nothing out."""
     node = node_of(world, config_of(world), tmp_path)
     secret = json.dumps(node.data.train).encode()
-    charge = Charge("round", 1, node.private.plans[0].round)
+    charge = Spend(0, "round", 1, node.private.plans[0].round)
+    longer = charge.mechanism._replace(steps=9)
     for answer, error in [
         (secret, TypeError),
         (UnprotectedUpdate(lambda: secret), Refused),
         (NoisedRelease(lambda: secret, charge), RunFailed),
         (NoisedRelease(lambda: secret, charge, again=True), RunFailed),
-        (
-            NoisedRelease(lambda: secret, charge._replace(mechanism=charge.mechanism._replace(steps=9))),
-            RunFailed,
-        ),
+        (NoisedRelease(lambda: secret, replace(charge, mechanism=longer)), RunFailed),
     ]:
         ledgers_question(monkeypatch, lambda node, asked, answer=answer: answer)
         with pytest.raises(error):
@@ -359,8 +358,10 @@ def test_a_round_that_is_not_of_the_plan_is_refused(world, tmp_path, number):
 
 def test_rows_that_the_owner_declared_public_are_all_that_a_public_start_looks_at(world, tmp_path):
     config = config_of(world, method__init=RAW | {"public": "the server's.jsonl"})
-    own = {"data__public": str(world / "data" / "public.jsonl")}
-    ours, theirs = (answers(world, config, tmp_path / data, data=data, **own) for data in ("train", "other"))
+    public = {"data__public": str(world / "data" / "public.jsonl")}
+    ours, theirs = (
+        answers(world, config, tmp_path / data, data=data, **public) for data in ("train", "other")
+    )
     for kind in ("warm-up", "contribute"):
         assert ours[kind][0] is not None
         assert ours[kind] == theirs[kind]

@@ -19,7 +19,7 @@ from run_helpers import (
 
 from fedsb import RunConfig, run
 from fedsb.common.files import LOCK, alone
-from fedsb.deploy import node as node_module
+from fedsb.deploy import node_data
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig, config_digest
 from fedsb.deploy.node_folder import make_private
@@ -56,13 +56,13 @@ def lines_of(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def node_files(world, config, parts, folder):
+def node_files(config, parts, folder):
     """Each party's rows in a file of its own, under column names of its own."""
     rows = lines_of(Path(config["data"]["train"]))
     nodes = []
     for client, part in enumerate(parts):
-        own = [{"note" if k == "text" else k: v for k, v in rows[i].items()} for i in part]
-        (folder / f"{client}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+        renamed = [{"note" if k == "text" else k: v for k, v in rows[i].items()} for i in part]
+        (folder / f"{client}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
         nodes.append(
             {
                 "client": client,
@@ -76,14 +76,11 @@ def node_files(world, config, parts, folder):
     return nodes
 
 
-def in_one_process(config, nodes, *, fresh=False):
-    """Peers that are nodes in this process; `fresh`: opened again for every message, as Flower does."""
-    opened = {}
+def in_one_process(config, nodes):
+    """Peers that are nodes in this process, opened again for every message, as by Flower's own processes."""
 
     def answer(kind, client, message):
-        if fresh or client not in opened:
-            opened[client] = Node(RunConfig.from_dict(config), NodeConfig(**nodes[client]), RUN)
-        return opened[client].answer(kind, message)
+        return Node(RunConfig.from_dict(config), NodeConfig(**nodes[client]), RUN).answer(kind, message)
 
     def ask(kind, cohort, message_to):
         yield from simulate_cohort(cohort, lambda client: answer(kind, client, message_to(client)))
@@ -91,13 +88,13 @@ def in_one_process(config, nodes, *, fresh=False):
     return ask
 
 
-def both(world, config, folder, *, fresh=False, **node_changes):
+def both(world, config, folder, **node_changes):
     simulated = run(RunConfig.from_dict(config), folder / "simulated")
     parts = parts_of(folder / "simulated")
-    nodes = [node | node_changes for node in node_files(world, config, parts, folder)]
+    nodes = [node | node_changes for node in node_files(config, parts, folder)]
     for node in nodes:
         write_config(folder / f"node-{node['client']}.yaml", node)
-    remote = RemoteClients([len(part) for part in parts], in_one_process(config, nodes, fresh=fresh))
+    remote = RemoteClients([len(part) for part in parts], in_one_process(config, nodes))
     return simulated, run(RunConfig.from_dict(config), folder / "deployed", remote=remote)
 
 
@@ -110,11 +107,10 @@ def assert_equal_runs(folder):
         torch.testing.assert_close(total, other.state.base.total[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("fresh", [False, True], ids=["lasting", "fresh"])
 @pytest.mark.parametrize("method", ["fed-sb", "fedit", "fedex-lora", "flora", "fedsvd", "ravan"])
-def test_nodes_do_what_the_simulation_does(world, tmp_path, method, fresh):
+def test_nodes_do_what_the_simulation_does(world, tmp_path, method):
     config = config_of(world, method__name=method, federation__clients_per_round=2)
-    both(world, config, tmp_path, fresh=fresh)
+    both(world, config, tmp_path)
     assert_equal_runs(tmp_path)
 
 
@@ -127,10 +123,9 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("fresh", [False, True], ids=["lasting", "fresh"])
 @pytest.mark.parametrize("name", STARTS)
-def test_a_start_from_the_nodes_gradients_is_the_simulated_one(world, tmp_path, name, fresh):
-    both(world, config_of(world, method__init=STARTS[name], federation__rounds=1), tmp_path, fresh=fresh)
+def test_a_start_from_the_nodes_gradients_is_the_simulated_one(world, tmp_path, name):
+    both(world, config_of(world, method__init=STARTS[name], federation__rounds=1), tmp_path)
     assert_equal_runs(tmp_path)
     ours, theirs = (json.loads((tmp_path / n / "ledger.json").read_text()) for n in ("simulated", "deployed"))
     for a, b in zip(ours["entries"], theirs["entries"], strict=True):
@@ -148,7 +143,7 @@ def test_a_contributor_that_fails_is_left_out_of_the_start(world, tmp_path):
     config = config_of(world, method__init=STARTS["sketch"], federation__rounds=1)
     run(RunConfig.from_dict(config), tmp_path / "simulated")
     parts = json.loads((tmp_path / "simulated" / "partition.json").read_text())["clients"]
-    nodes = node_files(world, config, [parts[str(c)] for c in range(CLIENTS)], tmp_path)
+    nodes = node_files(config, [parts[str(c)] for c in range(CLIENTS)], tmp_path)
     ask = in_one_process(config, nodes)
 
     def without_one(kind, cohort, message_to):
@@ -174,8 +169,8 @@ def test_no_contributor_ends_the_run_with_the_reason(world, tmp_path):
 def test_a_node_answers_no_question_its_config_does_not_ask_for(world, tmp_path, kind):
     """A server cannot get gradients or a head from a run that says it takes none."""
     config = config_of(world)
-    (own,) = node_files(world, config, [range(30)], tmp_path)
-    node = Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
+    (node_config,) = node_files(config, [range(30)], tmp_path)
+    node = Node(RunConfig.from_dict(config), NodeConfig(**node_config), RUN)
     with pytest.raises(UpdateRejected, match="this run's config"):
         node.answer(kind, pack_start({"kind": kind, "round": 1}, {}))
     with pytest.raises(UpdateRejected, match="unknown question"):
@@ -185,9 +180,9 @@ def test_a_node_answers_no_question_its_config_does_not_ask_for(world, tmp_path,
 def test_raw_gradients_under_privacy_are_refused_by_the_node_too(world, tmp_path):
     privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
     config = config_of(world, privacy=privacy, method__init={"kind": "gradient", "head_warmup": None})
-    (own,) = node_files(world, config, [range(30)], tmp_path)
+    (node_config,) = node_files(config, [range(30)], tmp_path)
     with pytest.raises(InputError, match="raw gradients"):
-        Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
+        Node(RunConfig.from_dict(config), NodeConfig(**node_config), RUN)
 
 
 def test_with_client_level_privacy_of_a_fixed_seed(world, tmp_path):
@@ -196,30 +191,23 @@ def test_with_client_level_privacy_of_a_fixed_seed(world, tmp_path):
     assert_equal_runs(tmp_path)
 
 
-def test_with_example_level_privacy_of_a_fixed_seed(world, tmp_path):
-    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5, "insecure_seed": 3}
-    both(world, config_of(world, privacy=privacy), tmp_path)
-    assert_equal_runs(tmp_path)
-
-
-PAID = {"kind": "gradient", "private": True, "budget_share": 0.3, "samples": 30, "head_warmup": None}
+CHARGED = {"kind": "gradient", "private": True, "budget_share": 0.3, "samples": 30, "head_warmup": None}
 EXAMPLES_PROTECTED = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
 
 
-@pytest.mark.parametrize("fresh", [False, True], ids=["lasting", "fresh"])
-def test_private_bases_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path, fresh):
+def test_private_bases_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path):
     privacy = EXAMPLES_PROTECTED | {"insecure_seed": 3}
-    both(world, config_of(world, privacy=privacy, method__init=PAID), tmp_path, fresh=fresh)
+    both(world, config_of(world, privacy=privacy, method__init=CHARGED), tmp_path)
     assert_equal_runs(tmp_path)
 
 
-def test_private_bases_are_paid_for_at_the_node_and_at_the_server(world, tmp_path):
-    config = config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID)
+def test_private_bases_are_charged_at_the_node_and_at_the_server(world, tmp_path):
+    config = config_of(world, privacy=EXAMPLES_PROTECTED, method__init=CHARGED)
     _, deployed = both(world, config, tmp_path)
-    own = lines_of(tmp_path / "state-1" / RUN / "privacy.jsonl")
+    node_configrged = lines_of(tmp_path / "state-1" / RUN / "privacy.jsonl")
     servers = lines_of(tmp_path / "deployed" / "privacy.jsonl")
-    assert [spend for spend in servers if spend["client"] == 1] == own
-    assert [spend["phase"] for spend in own] == ["start", "round", "round", "round"]
+    assert [spend for spend in servers if spend["client"] == 1] == node_configrged
+    assert [spend["phase"] for spend in node_configrged] == ["start", "round", "round", "round"]
     privacy = deployed.summary["privacy"]
     assert privacy["epsilon"] == pytest.approx(8.0, rel=0.01)
     assert privacy["epsilon_start"] == pytest.approx(0.3 * 8.0, rel=0.01)
@@ -227,10 +215,10 @@ def test_private_bases_are_paid_for_at_the_node_and_at_the_server(world, tmp_pat
 
 def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(world, tmp_path):
     """The server knows the run's seed and could name the examples otherwise."""
-    config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
-    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
+    config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=CHARGED))
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
     runs = (RUN, RUN, "2" * 32)
-    nodes = [Node(config, NodeConfig(**own), run) for run in runs]
+    nodes = [Node(config, NodeConfig(**node_config), run) for run in runs]
     draws = {node.start.private.samples("private start", 0, 0).read(1).item() for node in nodes}
     assert len(draws) == 3
     secrets = [(tmp_path / f"state-0/{run}/private/sampling-secret") for run in runs[1:]]
@@ -239,26 +227,17 @@ def test_the_sample_behind_private_bases_is_drawn_from_the_nodes_own_secret(worl
 
 
 def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
-    """Two sums would tell more than was paid for; one made again would be paid for twice."""
-    config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=PAID))
-    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
+    """Two sums would tell more than was charged; one made again would be charged twice."""
+    config = RunConfig.from_dict(config_of(world, privacy=EXAMPLES_PROTECTED, method__init=CHARGED))
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
     answers = []
     for number in range(3):
-        node = Node(config, NodeConfig(**own), RUN)
+        node = Node(config, NodeConfig(**node_config), RUN)
         head = {f"head.{name}": parameter + number for name, parameter in node.base.task_head.items()}
         question = pack_start({"kind": "contribute", "round": 0}, head | {"sizes": torch.tensor([30, 9, 9])})
         answers.append(node.answer("contribute", question))
     assert answers[0] == answers[1] == answers[2]
     assert len(lines_of(tmp_path / "state-0" / RUN / "privacy.jsonl")) == 1
-
-
-def test_a_nodes_ledger_and_the_servers_agree(world, tmp_path):
-    privacy = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
-    _, deployed = both(world, config_of(world, privacy=privacy), tmp_path)
-    servers = lines_of(tmp_path / "deployed" / "privacy.jsonl")
-    own = lines_of(tmp_path / "state-1" / RUN / "privacy.jsonl")
-    assert [spend for spend in servers if spend["client"] == 1] == own
-    assert deployed.summary["privacy"]["epsilon"] == pytest.approx(8.0, rel=0.01)
 
 
 @pytest.mark.parametrize("method", ["flora", "fedex-lora"])
@@ -267,8 +246,8 @@ def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(w
     config = config_of(world, method__name=method, federation__rounds=4)
     run(RunConfig.from_dict(config), tmp_path / "simulated")
     parts = json.loads((tmp_path / "simulated" / "partition.json").read_text())["clients"]
-    nodes = node_files(world, config, [parts[str(c)] for c in range(CLIENTS)], tmp_path)
-    answer, asked = in_one_process(config, nodes, fresh=True), []
+    nodes = node_files(config, [parts[str(c)] for c in range(CLIENTS)], tmp_path)
+    answer, asked = in_one_process(config, nodes), []
 
     def ask(kind, cohort, message_to):
         asked.append(kind)
@@ -285,9 +264,9 @@ def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(w
 def test_base_weights_of_a_later_round_are_not_trained_on(world, tmp_path):
     """A server that begins again under the same name would have nodes resume from the former run's end."""
     config = config_of(world, method__name="flora")
-    both(world, config, tmp_path, fresh=True)
+    both(world, config, tmp_path)
     nodes = [yaml.safe_load((tmp_path / f"node-{c}.yaml").read_text()) for c in range(CLIENTS)]
-    remote = RemoteClients([20, 20, 20], in_one_process(config, nodes, fresh=True))
+    remote = RemoteClients([20, 20, 20], in_one_process(config, nodes))
     with pytest.raises(RunFailed, match="wrong base weights"):
         run(RunConfig.from_dict(config), tmp_path / "again", remote=remote)
 
@@ -309,9 +288,9 @@ def test_every_answer_is_kept_if_wanted(world, tmp_path):
 
 def test_parties_must_agree_on_classes(world, tmp_path):
     config = config_of(world, task__labels=None)
-    (own,) = node_files(world, config, [range(30)], tmp_path)
+    (node_config,) = node_files(config, [range(30)], tmp_path)
     with pytest.raises(InputError, match=r"task.labels: .*list them"):
-        Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
+        Node(RunConfig.from_dict(config), NodeConfig(**node_config), RUN)
     with pytest.raises(InputError, match=r"task.labels"):
         run(RunConfig.from_dict(config), tmp_path / "run", remote=RemoteClients([30], lambda *a: []))
 
@@ -319,8 +298,8 @@ def test_parties_must_agree_on_classes(world, tmp_path):
 def test_the_digest_tells_other_weights_and_not_another_head(world, tmp_path):
     def digest(**changes):
         config = changed(config_of(world), **changes)
-        (own,) = node_files(world, config, [range(30)], tmp_path)
-        return Node(RunConfig.from_dict(config), NodeConfig(**own), RUN).facts().base_digest
+        (node_config,) = node_files(config, [range(30)], tmp_path)
+        return Node(RunConfig.from_dict(config), NodeConfig(**node_config), RUN).facts().base_digest
 
     tiny_bert(tmp_path / "bert")
     first = digest()
@@ -338,14 +317,14 @@ def told(world, folder, rows, *, limits=None, labels=("pos", "neg", "flat"), **c
     config = RunConfig.from_dict(
         config_of(world, task__labels=list(labels), federation__clients=1, **changes)
     )
-    own = {
+    node_config = {
         "client": 0,
         "data": {"train": str(folder / "rows.jsonl"), "columns": {"text": "text", "label": "label"}},
         "state": str(folder / "state"),
         "limits": limits or {},
         "approved": [config_digest(config)],
     }
-    return Node(config, NodeConfig(**own), RUN).facts()
+    return Node(config, NodeConfig(**node_config), RUN).facts()
 
 
 LIMITED = {"largest_epsilon": 8.0}
@@ -397,7 +376,7 @@ def test_a_fault_of_reading_that_nobody_foresaw_is_alike_too(world, tmp_path, mo
     def fails(*arguments):
         raise KeyError("a cell")
 
-    monkeypatch.setattr(node_module, "read_rows", fails)
+    monkeypatch.setattr(node_data, "read_rows", fails)
     with pytest.raises(InputError) as fault:
         told(world, tmp_path, [FINE])
     assert type(fault.value) is InputError
@@ -405,15 +384,16 @@ def test_a_fault_of_reading_that_nobody_foresaw_is_alike_too(world, tmp_path, mo
 
 def test_only_listed_columns_reach_the_task(world, tmp_path):
     config = RunConfig.from_dict(config_of(world, task__text=["site"], federation__clients=1))
-    own = NodeConfig(client=0, data={"train": config.data.train}, state=str(tmp_path))
-    assert Node(config, own, RUN).facts()
-    listed = own.model_copy(update={"data": own.data.model_copy(update={"columns": {"text": "text"}})})
+    node_config = NodeConfig(client=0, data={"train": config.data.train}, state=str(tmp_path))
+    assert Node(config, node_config, RUN).facts()
+    data = node_config.data.model_copy(update={"columns": {"text": "text"}})
+    listed = node_config.model_copy(update={"data": data})
     with pytest.raises(InputError, match=r"data.columns: the run uses the column 'site'"):
         Node(config, listed, RUN)
     renamed = config_of(world, federation__clients=1)
-    columns = {"text": "key", "label": "label"}
-    given = own.model_copy(update={"data": own.data.model_copy(update={"columns": columns})})
-    node = Node(RunConfig.from_dict(renamed), given, RUN)
+    data = node_config.data.model_copy(update={"columns": {"text": "key", "label": "label"}})
+    renamed_columns = node_config.model_copy(update={"data": data})
+    node = Node(RunConfig.from_dict(renamed), renamed_columns, RUN)
     assert {len(example["input_ids"]) for example in node.data.train} == {3}  # [CLS] key [SEP]
 
 
@@ -423,10 +403,14 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     noise = EXAMPLES_PROTECTED | {"noise_multiplier": 30.0}
     told(world, tmp_path, rows, privacy=noise)
     config = RunConfig.from_dict(
-        config_of(world, federation__clients=1, privacy=noise, method__init=PAID | {"samples": 100})
+        config_of(world, federation__clients=1, privacy=noise, method__init=CHARGED | {"samples": 100})
     )
-    own = {"client": 0, "data": {"train": str(tmp_path / "rows.jsonl")}, "state": str(tmp_path / "state")}
-    node = Node(config, NodeConfig(**own), RUN)
+    node_config = {
+        "client": 0,
+        "data": {"train": str(tmp_path / "rows.jsonl")},
+        "state": str(tmp_path / "state"),
+    }
+    node = Node(config, NodeConfig(**node_config), RUN)
     for plan in (node.private.plans[0], node.private.starts[0]):
         assert (plan.num_examples, plan.rows) == (100, 104)
     assert node.private.starts[0].sampling_probability == 1.0
@@ -471,8 +455,8 @@ def test_every_message_has_the_registered_count(world, tmp_path):
 )
 def test_sizes_that_make_no_sense_are_refused(world, tmp_path, sizes):
     config = config_of(world, method__init=STARTS["sketch"])
-    (own,) = node_files(world, config, [range(30)], tmp_path)
-    node = Node(RunConfig.from_dict(config), NodeConfig(**own), RUN)
+    (node_config,) = node_files(config, [range(30)], tmp_path)
+    node = Node(RunConfig.from_dict(config), NodeConfig(**node_config), RUN)
     head = {f"head.{n}": p for n, p in node.base.task_head.items()}
     more = {} if sizes is None else {"sizes": sizes}
     with pytest.raises(UpdateRejected):
@@ -480,8 +464,8 @@ def test_sizes_that_make_no_sense_are_refused(world, tmp_path, sizes):
 
 
 def test_one_process_at_a_time_answers_from_a_runs_folder(world, tmp_path):
-    (own,) = node_files(world, config_of(world), [range(30)], tmp_path)
-    node = Node(RunConfig.from_dict(config_of(world)), NodeConfig(**own), RUN)
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
+    node = Node(RunConfig.from_dict(config_of(world)), NodeConfig(**node_config), RUN)
     make_private(node.folder)
     with alone(node.folder / LOCK, "another"), pytest.raises(RunFailed, match="another process works on it"):
         node.answer("bases", b"")

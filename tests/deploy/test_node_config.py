@@ -87,10 +87,10 @@ def test_wrong_keys_are_named(tmp_path):
 )
 def test_with_any_limit_a_run_must_protect_examples(tmp_path, limit, privacy):
     key, value = limit.split("=")
-    own = node(tmp_path, **{key: value})
+    party = node(tmp_path, **{key: value})
     with pytest.raises(InputError, match=rf"^limits.{key}: .*allow_unprotected: true here"):
-        check_limits(own, run_config(privacy))
-    allowed = own.model_copy(update={"allow_unprotected": True})
+        check_limits(party, run_config(privacy))
+    allowed = party.model_copy(update={"allow_unprotected": True})
     if privacy is None or privacy["unit"] == "client":
         check_limits(allowed, run_config(privacy))
 
@@ -110,10 +110,10 @@ def test_no_number_that_is_not_finite_passes_a_limit(tmp_path, key, value):
         run_config(PRIVATE | {key: value})
     config = run_config(PRIVATE)
     config = config.model_copy(update={"privacy": config.privacy.model_copy(update={key: value})})
-    own = node(tmp_path, largest_epsilon=3, largest_delta=1e-5, smallest_clip_norm=0.5)
+    party = node(tmp_path, largest_epsilon=3, largest_delta=1e-5, smallest_clip_norm=0.5)
     if key != "clip_norm" or math.isnan(value):
         with pytest.raises(InputError, match=f"privacy.{key}"):
-            check_limits(own, config)
+            check_limits(party, config)
 
 
 # Columns
@@ -130,8 +130,8 @@ def test_a_run_may_use_listed_columns_alone(tmp_path):
 
 
 def test_with_limits_columns_must_be_listed(tmp_path):
-    own = node(tmp_path, largest_epsilon=3)
-    bare = own.model_copy(update={"data": own.data.model_copy(update={"columns": {}})})
+    party = node(tmp_path, largest_epsilon=3)
+    bare = party.model_copy(update={"data": party.data.model_copy(update={"columns": {}})})
     with pytest.raises(InputError, match=r"data.columns: with limits this party must list"):
         check_run(bare, run_config())
 
@@ -142,10 +142,10 @@ def test_with_limits_columns_must_be_listed(tmp_path):
 def test_only_approved_configs_pass_where_any_are_named_or_there_is_a_limit(tmp_path):
     digest = config_digest(run_config())
     free, limited = node(tmp_path), node(tmp_path, largest_epsilon=3)
-    for own in (free.model_copy(update={"approved": []}), limited):
+    for party in (free.model_copy(update={"approved": []}), limited):
         with pytest.raises(InputError, match=f"{digest}.*fedsb deploy check.*add the digest to approved"):
-            check_run(own, run_config())
-        check_run(own.model_copy(update={"approved": [digest]}), run_config())
+            check_run(party, run_config())
+        check_run(party.model_copy(update={"approved": [digest]}), run_config())
     check_run(free, run_config())
 
 

@@ -92,8 +92,8 @@ class Audited:
 
 
 def log_odds(releases, directions, probability, noise):
-    """Of each canary's having been in: the likelihoods of each release with and without it, the others being
-    as likely as the attacker thinks before, and their sum a Gaussian."""
+    """The log odds of each canary's having been in: the likelihoods of each release with and without it, the
+    others being as likely as the attacker thinks before, and their sum a Gaussian."""
     prior, gram = probability / 2, directions @ directions.T
     spread = prior * (1 - prior)
     rest = np.linalg.inv(noise**2 / spread * np.eye(len(gram)) + gram)

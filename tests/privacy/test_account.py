@@ -281,7 +281,7 @@ def garbage(ledger, before):
     ledger.write_bytes(b"\xff\n" + ledger.read_bytes())
 
 
-def written_anew(ledger, before):
+def written_again(ledger, before):
     """A chain that is right in itself, of as many releases as there were."""
     other = owner(ledger.parents[2] / "elsewhere", id=ledger.stem)
     for number in range(3):
@@ -306,7 +306,7 @@ DAMAGE = {
     noise_made_larger: r"is broken: line 1 does not follow",
     last_one_made_larger: r"is broken: line 3 does not follow",
     garbage: r"is broken",
-    written_anew: r"line 3 of this privacy ledger is not the one that .* knows",
+    written_again: r"line 3 of this privacy ledger is not the one that .* knows",
     heads_gone: r"where this privacy ledger ends are gone",
 }
 

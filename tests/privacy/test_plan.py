@@ -68,11 +68,16 @@ def spend(number=1, client=0):
     return Spend(client, "round", number, Mechanism(1.0, 0.1, 5))
 
 
+def charge(ledger, release):
+    with ledger.held():
+        ledger.append(release)
+
+
 def test_a_ledger_reads_back_what_was_charged(tmp_path):
     ledger = PrivacyLedger(tmp_path / "privacy.jsonl")
     for number in (1, 2, 2):
-        ledger.charge(spend(number))
-    ledger.charge(spend(1, client=None))
+        charge(ledger, spend(number))
+    charge(ledger, spend(1, client=None))
     again = PrivacyLedger(tmp_path / "privacy.jsonl")
     assert again.spends == ledger.spends
     assert again.mechanisms(0) == [Mechanism(1.0, 0.1, 5)] * 3
@@ -80,22 +85,22 @@ def test_a_ledger_reads_back_what_was_charged(tmp_path):
 
 
 def test_a_charge_is_on_disk_when_it_returns(tmp_path):
-    PrivacyLedger(tmp_path / "privacy.jsonl").charge(spend())
+    charge(PrivacyLedger(tmp_path / "privacy.jsonl"), spend())
     assert json.loads((tmp_path / "privacy.jsonl").read_text())["round"] == 1
 
 
 def test_a_line_cut_off_by_a_kill_was_never_charged(tmp_path):
     path = tmp_path / "privacy.jsonl"
-    PrivacyLedger(path).charge(spend())
+    charge(PrivacyLedger(path), spend())
     path.write_text(path.read_text() + '{"client": 0, "pha')
     ledger = PrivacyLedger(path)
-    ledger.charge(spend(2))
+    charge(ledger, spend(2))
     assert [s.round for s in PrivacyLedger(path).spends] == [1, 2]
 
 
-def test_dropping_a_line_cut_off_never_writes_the_others_anew(tmp_path, monkeypatch):
+def test_dropping_a_line_cut_off_never_writes_the_others_again(tmp_path, monkeypatch):
     path = tmp_path / "privacy.jsonl"
-    PrivacyLedger(path).charge(spend())
+    charge(PrivacyLedger(path), spend())
     whole = path.read_bytes()
     with open(path, "ab") as file:
         file.write(b'{"client": 0, "pha')
@@ -111,7 +116,7 @@ def test_dropping_a_line_cut_off_never_writes_the_others_anew(tmp_path, monkeypa
 
 def test_a_ledger_that_is_being_written_is_read_as_it_is(tmp_path):
     path = tmp_path / "privacy.jsonl"
-    PrivacyLedger(path).charge(spend())
+    charge(PrivacyLedger(path), spend())
     torn = path.read_text() + '{"client": 0, "pha'
     path.write_text(torn)
     assert [s.round for s in read_spends(path)] == [1]

@@ -51,7 +51,7 @@ ROWS = {
     "snli-central": 20_000,
     "snli-bert": 549_367 // 3,
 }
-"""Of the smallest client of each recipe, or its clients."""
+"""Examples of each recipe's smallest client, or its number of clients."""
 
 
 RECIPES = sorted((SCRIPT.parents[1] / "recipes/private").glob("*.yaml"))

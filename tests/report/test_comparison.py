@@ -68,6 +68,12 @@ def test_one_seed_and_one_method_still_make_a_page(tmp_path: Path) -> None:
     assert "± " not in text.split("sd: sample")[0].split("Result")[1].replace("mean ± sd", "")
 
 
+def test_without_a_non_dominated_method_there_are_points_and_no_line(tmp_path: Path) -> None:
+    folder = edit(write_comparison(tmp_path / "c"), pareto=[])
+    assert "Scatter plot, Accuracy by traffic. fed-sb:" in comparison_page(folder)
+    assert "MB, not dominated." not in comparison_page(folder)
+
+
 def test_a_value_that_is_not_known_is_a_dash_and_no_point(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "c", methods=2)
     found = json.loads((folder / "comparison.json").read_text())

@@ -1,4 +1,4 @@
-"""The page of a run that goes on: it says so, loads itself again, and stops doing so when the run ends."""
+"""The page of a run in progress: it says so, loads itself again, and stops doing so when the run ends."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_a_live_page_loads_itself_anew_and_says_how_far_the_run_is(make: Make) -
     page = write_report([folder], folder / "report.html", live=True)
     assert reload_of(page) == "5"
     text = " ".join(page.read_text(encoding="utf-8").split())
-    assert "This run goes on: 5 of 5 rounds done. This page loads itself again every 5 seconds" in text
+    assert "This run is in progress: 5 of 5 rounds done. This page loads itself again every 5 seconds" in text
     assert "did not finish" not in text
 
 

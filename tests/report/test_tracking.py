@@ -127,7 +127,7 @@ def test_a_failing_watcher_is_named_once_and_the_others_go_on(tmp_path):
     with Watchers(watchers, said.append) as all_of_them:
         for n in range(4):
             all_of_them.follow([line(i) for i in range(n + 1)])
-    assert said == ["bad failed (ConnectionError: the server is gone); the run goes on without it"]
+    assert said == ["bad failed (ConnectionError: the server is gone); the run continues without it"]
     assert {step for step, _ in made[0].given} == {0, 1, 2, 3}
     assert made[0].closed == [True]
 
@@ -140,7 +140,7 @@ def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path):
     with Watchers({"it": Tracked(fails, tmp_path / "r" / "tracking" / "it", {})}, said.append) as watchers:
         watchers.follow([line(0)])
         watchers.follow([line(0), line(1)])
-    assert said == ["it failed (OSError: no place); the run goes on without it"]
+    assert said == ["it failed (OSError: no place); the run continues without it"]
 
 
 def test_a_run_that_fails_is_closed_as_such(tmp_path):
@@ -205,7 +205,7 @@ def test_a_run_does_not_end_with_its_tracker(world, tmp_path, fakes, monkeypatch
     file = write_config(tmp_path / "c.yaml", config_of(world, tracking=["mlflow", "trackio"]))
     assert main_status(monkeypatch, "run", file, "--out", tmp_path / "run") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert told.count("mlflow failed (RuntimeError: database is locked); the run goes on without it") == 1
+    assert told.count("mlflow failed (RuntimeError: database is locked); the run continues without it") == 1
     (trackio,) = fakes
     assert [step for step, name in trackio.given if name == "eval/accuracy"] == [0, 1, 2]
     assert trackio.opening.settings["method.rank"] == 4

@@ -47,30 +47,30 @@ def changed_base(generator, rank=1):
     return BaseChange(total, last, rank, changed=2, previous=1, seen={0: 1, 12: 2})
 
 
-def assert_equal(found: RunState, expected: RunState):
-    assert found.state.round == expected.state.round
-    assert torch.equal(found.state.vector, expected.state.vector)
-    assert_equal_bases(found.state.base, expected.state.base)
-    assert found.factors_round == expected.factors_round
-    assert list(found.factors) == list(expected.factors)
+def assert_equal(loaded: RunState, expected: RunState):
+    assert loaded.state.round == expected.state.round
+    assert torch.equal(loaded.state.vector, expected.state.vector)
+    assert_equal_bases(loaded.state.base, expected.state.base)
+    assert loaded.factors_round == expected.factors_round
+    assert list(loaded.factors) == list(expected.factors)
     for name, factors in expected.factors.items():
-        for one, other in zip(found.factors[name], factors, strict=True):
+        for one, other in zip(loaded.factors[name], factors, strict=True):
             assert (one is None) == (other is None)
             assert one is None or torch.equal(one, other)
     for name in ("traffic", "metrics", "draw", "seconds", "hashes"):
-        assert getattr(found, name) == getattr(expected, name)
+        assert getattr(loaded, name) == getattr(expected, name)
 
 
-def assert_equal_bases(found: BaseChange, expected: BaseChange):
+def assert_equal_bases(loaded: BaseChange, expected: BaseChange):
     for name in ("total", "last"):
-        one, other = getattr(found, name), getattr(expected, name)
+        one, other = getattr(loaded, name), getattr(expected, name)
         assert one.keys() == other.keys()
         for layer, value in other.items():
             assert type(one[layer]) is type(value)
             parts = zip(one[layer], value, strict=True) if name == "last" else [(one[layer], value)]
             assert all(torch.equal(a, b) for a, b in parts)
     for name in ("last_rank", "changed", "previous", "seen"):
-        assert getattr(found, name) == getattr(expected, name)
+        assert getattr(loaded, name) == getattr(expected, name)
 
 
 def test_changes_of_base_weights_come_back_bit_for_bit(tmp_path, saved, generator):

@@ -80,8 +80,8 @@ def reloaded(world: Path, family: str, adapter: Path) -> torch.Tensor:
     return logits_of(PeftModel.from_pretrained(base, adapter))
 
 
-def worst(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+def worst(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize(("trained", "exported"), [(64, None), (64, 200), (200, None), (200, 256)])
@@ -242,9 +242,9 @@ def test_methods_that_add_to_the_base_name_the_base_they_began_with(
 
 def test_an_export_still_says_what_it_was_trained_on(world: Path, tmp_path: Path) -> None:
     export_lora(world / "llama-64", tmp_path / "lora", rank=200)
-    own = base_weights_of(world / "llama-64" / "adapter")
-    assert own is not None
-    assert base_weights_of(tmp_path / "lora") == own
+    base_weights = base_weights_of(world / "llama-64" / "adapter")
+    assert base_weights is not None
+    assert base_weights_of(tmp_path / "lora") == base_weights
 
 
 @pytest.mark.parametrize("form", [export_lora, export_merged])
@@ -256,9 +256,9 @@ def test_what_does_not_give_the_run_s_logits_is_not_kept(
     real = export._logits
     calls: list[int] = []
 
-    def drifting(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    def drifting(model: nn.Module) -> torch.Tensor:
         calls.append(1)
-        return real(model, ids) + (0.1 if len(calls) > 1 else 0.0)
+        return real(model) + (0.1 if len(calls) > 1 else 0.0)
 
     monkeypatch.setattr(export, "_logits", drifting)
     with pytest.raises(RunFailed, match=r"logits of what was written differ by 0\.\d+"):

@@ -34,12 +34,12 @@ def kept_for_backward(config: RunConfig, folder: Path) -> int:
     local_model = local_model_of(config, data, base, start.factors)
     longest = max(data.train, key=lambda example: len(example["input_ids"]))
     batch = local_model.collate([longest] * config.training.batch_size)
-    own = {t.untyped_storage()._cdata for t in (*base.model.parameters(), *base.model.buffers())}
+    weights = {t.untyped_storage()._cdata for t in (*base.model.parameters(), *base.model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in weights:
             kept[storage._cdata] = storage
         return tensor
 
@@ -88,9 +88,9 @@ def test_weights_are_those_of_the_loaded_model(saved: Saved, name: str, dtype: s
 def test_what_grows_and_what_shrinks(saved: Saved) -> None:
     def of(tokens: int = 32, **changes: Any) -> Memory:
         small = {"evaluation__batch_size": 1, "method__init": {"batch_size": 1}}
-        found = estimate_memory(config_of(saved, "llama", **small | changes), None, Longest(tokens, 4))
-        assert found is not None
-        return found
+        estimate = estimate_memory(config_of(saved, "llama", **small | changes), None, Longest(tokens, 4))
+        assert estimate is not None
+        return estimate
 
     plain = of()
     assert of(training__gradient_checkpointing=True).activations < plain.activations

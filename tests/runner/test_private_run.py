@@ -23,6 +23,8 @@ from fedsb.methods import ALL
 from fedsb.models import load_base
 from fedsb.privacy import plan
 from fedsb.privacy.accounting import Mechanism, epsilon
+from fedsb.runner.client_privacy import secret_cohort, server_release
+from fedsb.runner.example_privacy import private_start
 from fedsb.runner.prepare_privacy import prepare_privacy
 
 EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
@@ -65,9 +67,9 @@ def test_epsilon_is_that_of_the_ledger_recomputed_by_hand(world, tmp_path):
     facts = do(private_config(world), tmp_path / "run").summary["privacy"]
     lines = [json.loads(line) for line in (tmp_path / "run/privacy.jsonl").read_text().splitlines()]
     assert [(line["client"], line["round"]) for line in lines] == [(c, n) for n in (1, 2) for c in range(3)]
-    own = [Mechanism(**line["mechanism"]) for line in lines if line["client"] == 0]
-    assert own == [Mechanism(facts["noise_multiplier"], 10 / 30, 3)] * 2
-    assert facts["per_client"]["0"]["epsilon"] == epsilon(own, 1e-3)
+    charged = [Mechanism(**line["mechanism"]) for line in lines if line["client"] == 0]
+    assert charged == [Mechanism(facts["noise_multiplier"], 10 / 30, 3)] * 2
+    assert facts["per_client"]["0"]["epsilon"] == epsilon(charged, 1e-3)
     assert str(facts["delta"]) in facts["statement"]
     assert "with at most epsilon = " in facts["statement"]
 
@@ -91,9 +93,9 @@ def test_gradient_checkpointing_and_a_bfloat16_base_work(world, tmp_path):
 def test_a_private_start_pays_its_share_and_moves_no_raw_gradient(world, tmp_path):
     init = {"kind": "gradient", "private": True, "budget_share": 0.25, "samples": 45}
     summary = do(private_config(world, method__init=init), tmp_path / "run").summary
-    own = summary["privacy"]["per_client"]["1"]
-    assert 0.9 * 2.0 < own["epsilon_start"] <= 2.0
-    assert own["epsilon"] <= 8.0 < own["epsilon_start"] + own["epsilon_rounds"]
+    facts = summary["privacy"]["per_client"]["1"]
+    assert 0.9 * 2.0 < facts["epsilon_start"] <= 2.0
+    assert facts["epsilon"] <= 8.0 < facts["epsilon_start"] + facts["epsilon_rounds"]
     assert "and the initialization" in summary["privacy"]["statement"]
     sent = [entry["what"] for entry in summary["communication"]["one_time"]]
     assert sent == ["noised sums of clipped gradients", "bases B and A"]
@@ -153,7 +155,7 @@ class Killed(BaseException):
 
 
 def test_kill_and_resume_pays_again_and_draws_new_noise(world, tmp_path, monkeypatch):
-    """Killed after two clients of round 2 were paid for: their round is paid for twice."""
+    """Killed after two clients of round 2 were charged: their round is charged twice."""
     from fedsb.runner import clients as party
 
     config = private_config(world, privacy=EXAMPLE | {"noise_multiplier": 2.0, "epsilon": 50.0})
@@ -212,24 +214,24 @@ def test_a_repeated_round_has_other_batches(world, tmp_path, monkeypatch):
     assert after[1:] == whole[4:], "the others had not"
 
 
-def test_what_was_paid_for_is_sampled_anew(world, tmp_path):
+def test_what_was_charged_is_sampled_again(world, tmp_path):
     """The cohort of a repeated round, and the sample behind bases that are made a second time."""
     config = private_config(world, privacy=CLIENT, federation__clients=40, federation__clients_per_round=10)
     private = prepare_privacy(RunConfig.from_dict(config), dict.fromkeys(range(40), 2), tmp_path)
-    first = private.cohort(1)
-    assert private.cohort(1) == first
-    private.server_release(1, 0.5)
-    assert private.cohort(1) != first
+    first = secret_cohort(private, 1)
+    assert secret_cohort(private, 1) == first
+    server_release(private, 1, 0.5)
+    assert secret_cohort(private, 1) != first
 
     init = {"kind": "gradient", "private": True, "budget_share": 0.25, "samples": 60}
     config = RunConfig.from_dict(private_config(world, method__init=init))
     (tmp_path / "start").mkdir()
     private = prepare_privacy(config, dict.fromkeys(range(3), 30), tmp_path / "start")
-    start = private.private_start()
+    start = private_start(private)
     first = start.sample(1)
     start.charge(1)
-    assert private.private_start().sample(1) != first
-    assert private.private_start().sample(2) == start.sample(2)
+    assert private_start(private).sample(1) != first
+    assert private_start(private).sample(2) == start.sample(2)
 
 
 def test_a_ledger_that_lost_lines_is_refused(world, tmp_path, monkeypatch, capsys):
@@ -320,7 +322,7 @@ REFUSALS = {
         "averages",
     ),
     "weights by examples per client": ({"privacy__unit": "client"}, "uniform"),
-    "failures that nobody paid for": ({"federation__upload_dtype": "float16"}, "take bfloat16"),
+    "failures that nobody was charged for": ({"federation__upload_dtype": "float16"}, "take bfloat16"),
 }
 
 
@@ -357,8 +359,8 @@ def test_a_comparison_says_what_each_run_may_claim(world, tmp_path, monkeypatch,
     file = write_config(tmp_path / "c.yaml", private_config(world, federation__rounds=1) | section)
     arguments = ("--methods", "fed-sb,fedit", "--seeds", "0", "--out", tmp_path / "c")
     assert main_status(monkeypatch, "compare", file, *arguments) == 0
-    found = json.loads((tmp_path / "c/comparison.json").read_text())["runs"]
-    for run_ in found:
+    runs = json.loads((tmp_path / "c/comparison.json").read_text())["runs"]
+    for run_ in runs:
         stated = json.loads((tmp_path / "c" / run_["run"] / "summary.json").read_text())["privacy"]
         assert run_["privacy"] == {key: stated[key] for key in run_["privacy"]}
         assert run_["privacy"]["epsilon"] == pytest.approx(8, rel=0.01)

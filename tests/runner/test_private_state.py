@@ -10,6 +10,7 @@ from fedsb.cli.status import run_status
 from fedsb.errors import InputError
 from fedsb.privacy import plan
 from fedsb.report import write_report
+from fedsb.runner.client_privacy import secret_cohort
 from fedsb.runner.model_card import model_card
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_state import SampleSecret, sampling_secret, write_privately
@@ -119,7 +120,7 @@ def test_a_run_that_is_resumed_reads_its_secret_again(world, tmp_path):
 def test_a_cohort_comes_from_the_secret_and_not_from_the_seed(world, tmp_path):
     config = config_of(world, CLIENT, federation__clients=40, federation__clients_per_round=10)
     private = [prepare_privacy(config, dict.fromkeys(range(40), 2), tmp_path / name) for name in "aab"]
-    first, again, other = (one.cohort(1) for one in private)
+    first, again, other = (secret_cohort(run, 1) for run in private)
     assert first == again != other
 
 

@@ -71,12 +71,12 @@ def finish(config, folder):
     return start(config, folder, resume=started)
 
 
-def assert_same_result(folder, wanted):
-    assert timeless(folder) == timeless(wanted)
-    assert adapter_bytes(folder) == adapter_bytes(wanted)
+def assert_same_result(folder, expected):
+    assert timeless(folder) == timeless(expected)
+    assert adapter_bytes(folder) == adapter_bytes(expected)
     for name in ("partition.json", "ledger.json", "config.yaml", "adapter/adapter_config.json"):
-        assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
-    mine, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, wanted))
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    mine, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, expected))
     for key in mine.keys() - {"seconds", "peak_memory_bytes"}:
         assert mine[key] == theirs[key], key
 
@@ -330,14 +330,14 @@ def started(world, config, tmp_path, monkeypatch):
     """A run on copies of the inputs, killed in its second round; and its config."""
     shutil.copytree(world / "bert", tmp_path / "bert")
     shutil.copytree(world / "data", tmp_path / "data")
-    own = changed(
+    private_config = changed(
         config,
         model__path=str(tmp_path / "bert"),
         data__train=str(tmp_path / "data" / "train.jsonl"),
         data__test=str(tmp_path / "data" / "test.jsonl"),
     )
-    die_in_round_two(own, tmp_path / "run", monkeypatch)
-    return own, tmp_path
+    die_in_round_two(private_config, tmp_path / "run", monkeypatch)
+    return private_config, tmp_path
 
 
 def die_in_round_two(config, folder, monkeypatch):

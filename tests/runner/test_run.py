@@ -88,8 +88,8 @@ def plain(world):
 
 def test_folder_holds_what_the_contract_lists(learned):
     names = {path.name for path in learned.folder.iterdir()}
-    wanted = {"config.yaml", "partition.json", "metrics.jsonl", "summary.json", "ledger.json", "report.html"}
-    assert names == wanted | {"adapter", "checkpoint"}
+    files = {"config.yaml", "partition.json", "metrics.jsonl", "summary.json", "ledger.json", "report.html"}
+    assert names == files | {"adapter", "checkpoint"}
     adapter = {path.name for path in (learned.folder / "adapter").iterdir()}
     assert adapter == {"adapter_config.json", "adapter_model.safetensors"}
     page = (learned.folder / "report.html").read_text()
@@ -98,9 +98,9 @@ def test_folder_holds_what_the_contract_lists(learned):
 
 
 def test_written_config_is_resolved_and_reloads_equal(world, learned):
-    given = RunConfig.from_dict(classification_config(world / "bert", world / "data"))
+    config = RunConfig.from_dict(classification_config(world / "bert", world / "data"))
     written = RunConfig.from_yaml(learned.folder / "config.yaml")
-    assert written == given.with_absolute_paths()
+    assert written == config.with_absolute_paths()
     assert RunConfig.from_dict(written.model_dump()) == written
 
 
@@ -377,7 +377,7 @@ def test_a_failing_client_is_left_out_with_its_reason(world, tmp_path, monkeypat
 
 
 def test_an_update_too_large_for_float16_is_left_out_and_bfloat16_takes_it(world, tmp_path, monkeypatch):
-    def train(local_model, parameters, *rest, **options):
+    def train(local_model, parameters, *more, **options):
         if options["client"] == 1:
             next(p for name, p in parameters.items() if name.endswith(".R")).data.fill_(7e4)
         return 0.5

@@ -34,14 +34,14 @@ def find_targets(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Modul
     Raises:
         InputError: a target matches nothing; the message lists the linear layers that exist.
     """
-    layers, targets = linear_layers(model), list(targets)
-    found: dict[str, nn.Module] = {}
+    layers = linear_layers(model)
+    chosen: set[str] = set()
     for target in targets:
         hits = [name for name in layers if name == target or name.endswith("." + target)]
         if not hits:
             raise InputError(_no_such_target(target, layers))
-        found.update({name: layers[name] for name in hits})
-    return {name: found[name] for name in layers if name in found}
+        chosen.update(hits)
+    return {name: layer for name, layer in layers.items() if name in chosen}
 
 
 def _no_such_target(target: str, layers: Mapping[str, nn.Module]) -> str:
@@ -70,19 +70,15 @@ def check_rank(layers: Mapping[str, nn.Module], rank: int, *, heads: int = 1) ->
             f"method.rank: {heads} heads do not fit: layer {smallest!r} is {shape}. Lower method.heads or "
             "leave that layer out of method.targets."
         )
-    each, also = (f", and there are {heads} heads", " or method.heads,") if heads > 1 else ("", "")
+    several, advice = (f", and there are {heads} heads", " or method.heads,") if heads > 1 else ("", "")
     raise InputError(
-        f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is {shape}{each}. "
-        f"Lower method.rank{also} or leave that layer out of method.targets."
+        f"method.rank: expected 1 to {limit // heads}, found {rank}: layer {smallest!r} is {shape}{several}. "
+        f"Lower method.rank{advice} or leave that layer out of method.targets."
     )
 
 
 def attach(
-    model: nn.Module,
-    factors: Mapping[str, Factors],
-    *,
-    trains: Sequence[str] = ("R",),
-    scale: float = 1.0,
+    model: nn.Module, factors: Mapping[str, Factors], *, trains: Sequence[str] = ("R",), scale: float = 1.0
 ) -> Attached:
     """Freeze the model and put a LowRankLinear over each layer named in `factors`.
 
@@ -143,8 +139,7 @@ def set_trained(attached: Attached, names: Sequence[str]) -> dict[str, nn.Parame
     for layer in attached.layers.values():
         for name, parameter in layer.factors().items():
             parameter.requires_grad_(name in names)
-    found = {layer: part.factors() for layer, part in attached.layers.items()}
-    return {f"{layer}.{name}": parts[name] for layer, parts in found.items() for name in names}
+    return _factors(attached, names)
 
 
 def set_base_updates(attached: Attached, updates: Mapping[str, Tensor]) -> None:

@@ -18,9 +18,7 @@ EXACT_SVD_UP_TO = 512
 """Matrices whose smaller side is at most this get LAPACK's full SVD; larger ones the randomized one."""
 
 OVERSAMPLING = 16
-
 POWER_ITERATIONS = 8
-
 QUICK_POWER_ITERATIONS = 2
 
 
@@ -38,8 +36,7 @@ def bases_from_update(
     tensor([3., 2., 0.])
     """
     U, S, Vh = truncated_svd(update, heads * rank, generator=generator)
-    R = torch.diag_embed(S.reshape(heads, rank))
-    return Factors(B=U, A=Vh, R=R)
+    return Factors(B=U, A=Vh, R=torch.diag_embed(S.reshape(heads, rank)))
 
 
 def bases_from_weight(
@@ -57,14 +54,19 @@ def orthonormal_bases(
     out: int, n_in: int, rank: int, *, heads: int = 1, generator: torch.Generator
 ) -> Factors:
     """Random orthonormal bases from a seed, R = 0. Nothing is sent: the seed is enough."""
-    B = orthonormal_rows(heads * rank, out, generator=generator).T.contiguous()
+    B = orthonormal_columns(out, heads * rank, generator).contiguous()
     A = orthonormal_rows(heads * rank, n_in, generator=generator)
     return Factors(B=B, A=A, R=_zero_core(heads, rank, B.device))
 
 
 def orthonormal_rows(rank: int, n_in: int, *, generator: torch.Generator) -> Float[Tensor, "rank in"]:
     """A random A with A A^T = I."""
-    return _orthonormal(torch.randn(n_in, rank, generator=generator)).T.contiguous()
+    return orthonormal_columns(n_in, rank, generator).T.contiguous()
+
+
+def orthonormal_columns(size: int, width: int, generator: torch.Generator) -> Float[Tensor, "size width"]:
+    """A random Q with Q^T Q = I."""
+    return _orthonormal(torch.randn(size, width, generator=generator))
 
 
 def lora_factors(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
@@ -88,7 +90,9 @@ def truncated_svd(
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
         U, S, Vh = _randomized_svd(matrix, rank + OVERSAMPLING, POWER_ITERATIONS, generator)
-    return _fix_signs(U[:, :rank], S[:rank], Vh[:rank])
+    U, Vh = U[:, :rank], Vh[:rank]
+    signs = column_signs(U)
+    return (U * signs).contiguous(), S[:rank].clone(), (Vh * signs.T).contiguous()
 
 
 def quick_svd(
@@ -113,10 +117,9 @@ def _randomized_svd(
     return Q @ U, S, Vh
 
 
-def _fix_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0)
-    return (U * sign).contiguous(), S.clone(), (Vh * sign.T).contiguous()
+def column_signs(U: Float[Tensor, "m k"]) -> Float[Tensor, "1 k"]:
+    """The signs that make each column's largest entry positive, so that two machines agree."""
+    return torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
 
 
 def _orthonormal(matrix: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
@@ -126,13 +129,3 @@ def _orthonormal(matrix: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
 
 def _zero_core(heads: int, rank: int, device: torch.device) -> Tensor:
     return torch.zeros(heads, rank, rank, device=device)
-
-
-def orthonormal_columns(size: int, width: int, generator: torch.Generator) -> Tensor:
-    Q: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q
-    return Q
-
-
-def fixed_signs(U: Tensor) -> Tensor:
-    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
-    return U * torch.where(largest < 0, -1.0, 1.0)

@@ -84,11 +84,6 @@ class LowRankLinear(nn.Module):
         """The base layer's own bias."""
         return self.base.bias  # type: ignore[return-value]
 
-    @property
-    def heads(self) -> int:
-        """Number of blocks of R (1 without R)."""
-        return 1 if self.R is None else self.R.shape[0]
-
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         y = self.base(x)
         z = F.linear(x, self.A.to(x.dtype))
@@ -152,8 +147,8 @@ class LowRankLinear(nn.Module):
     def update(self) -> Float[Tensor, "out in"]:
         """The dense weight update s B R A, with what was added to the base, if anything was."""
         pair = self._own_pair()
-        own = pair.B @ pair.A
-        return own if self.base_update is None else own + self.base_update.to(own.device)
+        product = pair.B @ pair.A
+        return product if self.base_update is None else product + self.base_update.to(product.device)
 
 
 def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
@@ -184,10 +179,10 @@ def _check_factors(base: nn.Module, factors: Factors) -> None:
         if factors.s is not None:
             expected["s"] = (heads,)
     for name, shape in expected.items():
-        found = tuple(getattr(factors, name).shape)
-        if found != shape:
+        actual = tuple(getattr(factors, name).shape)
+        if actual != shape:
             raise ValueError(
-                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {found}"
+                f"factor {name}: expected shape {shape} over a {out} x {n_in} layer, found {actual}"
             )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -51,7 +51,6 @@ def estimate_update(
     """
     sums = {} if sums is None else sums
     num_examples = 0
-    last = len(batches) - 1
     reduced: dict[str, T] = {}
 
     def consume(name: str, gradient: Tensor, complete: bool) -> None:
@@ -67,12 +66,12 @@ def estimate_update(
             sums[name] = total
 
     for index, batch in enumerate(batches):
-        is_last = index == last
-        with gradients_of(layers, lambda name, g, done, is_last=is_last: consume(name, g, done and is_last)):  # type: ignore[misc]
+        last = index == len(batches) - 1
+        with gradients_of(layers, lambda name, g, done, last=last: consume(name, g, done and last)):  # type: ignore[misc]
             loss = losses(model, batch)
             num_examples += loss.numel()
             loss.sum().backward()
-    return {name: _found(name, reduced) for name in layers}
+    return {name: _reached(name, reduced) for name in layers}
 
 
 def sum_over_batches(
@@ -90,17 +89,17 @@ def sum_over_batches(
     Raises:
         RunFailed: no gradient reached a layer, or it is not finite.
     """
-    found: dict[str, T] = {}
+    total: dict[str, T] = {}
 
     def consume(name: str, gradient: Tensor, done: bool) -> None:
         _refuse_not_finite(name, gradient)
         new = part(name, gradient)
-        found[name] = add(found[name], new) if name in found else new
+        total[name] = add(total[name], new) if name in total else new
 
     for batch in batches:
         with gradients_of(layers, consume):
             losses(model, batch).sum().backward()
-    return {name: _found(name, found) for name in layers}
+    return {name: _reached(name, total) for name in layers}
 
 
 Combine = Callable[[Tensor, Tensor], Tensor]
@@ -125,14 +124,10 @@ def gradients_of(
     Gradient checkpointing must be the re-entrant kind to save memory here.
     """
     uses: Counter[str] = Counter()
-    handles = [
-        module.register_forward_hook(_watch(name, uses, consume, combine)) for name, module in layers.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_hook(_watch(name, uses, consume, combine)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _watch(
@@ -170,9 +165,9 @@ def _refuse_not_finite(name: str, gradient: Tensor) -> None:
         )
 
 
-def _found(name: str, reduced: Mapping[str, T]) -> T:
-    if name not in reduced:
+def _reached(name: str, results: Mapping[str, T]) -> T:
+    if name not in results:
         raise RunFailed(
             f"update estimate: no gradient reached layer {name!r}; leave it out of method.targets"
         )
-    return reduced[name]
+    return results[name]

@@ -15,7 +15,7 @@ import typer
 from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
-from fedsb.errors import FedsbError, InputError
+from fedsb.errors import FedsbError, InputError, explain
 from fedsb.report.screen import shown
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/NAME, numbered if taken.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
 ) -> None:
     """Fine-tune across clients and leave a run folder with adapter/ and report.html.
 
@@ -68,7 +68,7 @@ def run(
     try:
         summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
     except KeyboardInterrupt:
-        err_console.print(terminal.how_to_go_on(folder), highlight=False, markup=False)
+        err_console.print(terminal.how_to_resume(folder), highlight=False, markup=False)
         raise typer.Exit(130) from None
     terminal.show_result(summary, folder, out_console)
 
@@ -79,7 +79,8 @@ def compare(
     methods: Annotated[str, typer.Option(help="Methods or arms, by commas; the first is the reference.")],
     seeds: Annotated[str, typer.Option(help="Whole numbers, by commas.")] = "0,1,2",
     out: Annotated[
-        Path | None, typer.Option(help="Folder; a taken one goes on. Default: runs/compare-NAME, numbered.")
+        Path | None,
+        typer.Option(help="Folder; a taken one is resumed. Default: runs/compare-NAME, numbered."),
     ] = None,
     set_: Overrides = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time, which share the cores.")] = 1,
@@ -87,7 +88,7 @@ def compare(
     """Compare methods over seeds: same data, partition, batches and budget; a table and a page.
 
     Learning rates are chosen on training rows held out for that, never on the test data. Given again with the
-    same --out, the command goes on where it stopped; more methods and seeds may be named then.
+    same --out, the command resumes where it stopped; more methods and seeds may be named then.
 
     Examples: `fedsb compare recipes/sst2.yaml --methods fed-sb,fedit` ·
     `fedsb compare recipes/compare/sst2-iid.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c`
@@ -95,16 +96,16 @@ def compare(
     from fedsb.cli import compare as terminal
 
     folder = out or terminal.comparison_folder(config)
-    wanted, numbers = terminal.names_of("--methods", methods), terminal.seeds_of(seeds)
+    arms, numbers = terminal.names_of("--methods", methods), terminal.seeds_of(seeds)
     try:
-        found = terminal.compare_in_terminal(
-            config, set_ or [], wanted, numbers, folder, jobs=jobs, console=out_console
+        comparison = terminal.compare_in_terminal(
+            config, set_ or [], arms, numbers, folder, jobs=jobs, console=out_console
         )
     except KeyboardInterrupt:
-        text = terminal.how_to_go_on(config, set_ or [], methods, seeds, folder, jobs)
+        text = terminal.how_to_resume(config, set_ or [], methods, seeds, folder, jobs)
         err_console.print(text, highlight=False, markup=False)
         raise typer.Exit(130) from None
-    terminal.show_comparison(found, out_console)
+    terminal.show_comparison(comparison, out_console)
 
 
 @app.command()
@@ -126,7 +127,7 @@ def evaluate(
 ) -> None:
     """Score a run, or any model with or without an adapter, on a config's test data and benchmarks.
 
-    Every score has its number of examples and a 95 % interval. Stopped, the same command goes on.
+    Every score has its number of examples and a 95 % interval. Stopped, the same command resumes.
 
     Examples: `fedsb evaluate --run runs/quickstart` ·
     `fedsb evaluate --model bert-base-cased --adapter runs/a/adapter --config recipes/snli.yaml --json`
@@ -135,7 +136,7 @@ def evaluate(
 
     watch = None if json_ else out_console
     result = terminal.evaluate_in_terminal(run_folder, model, adapter, config, set_ or [], out, watch)
-    print_json(result) if json_ else terminal.show_metrics(result, out_console)
+    print_json(result) if json_ else terminal.show_scores(result, out_console)
 
 
 @app.command()
@@ -276,14 +277,11 @@ def status(
 
     Example: `fedsb status runs/one` · `watch fedsb status hospitals/run`
     """
+    from fedsb.cli import terminal
     from fedsb.cli.status import run_status
 
-    found = run_status(run_dir)
-    if json_:
-        return print_json(found)
-    from fedsb.cli import terminal
-
-    terminal.show_status(found, out_console)
+    status = run_status(run_dir)
+    print_json(status) if json_ else terminal.show_status(status, out_console)
 
 
 @app.command()
@@ -319,19 +317,11 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> None:
-    if isinstance(error, FedsbError):
-        err_console.print(f"[bold red]error:[/] {_short(error)}", highlight=False)
-        return
-    text = f"{type(error).__name__}: {error}"
-    err_console.print(
-        f"[bold red]error:[/] {_short(text)}\nThis was not expected; add --debug to see where it happened.",
-        highlight=False,
-    )
-
-
-def _short(text: object) -> str:
-    """Of several lines, and not without end: it may quote a file."""
-    return shown(text, 8000, keep="\n")
+    """Print a message of bounded length, since it may quote a file."""
+    text = shown(explain(error), 8000, keep="\n")
+    if not isinstance(error, FedsbError):
+        text += "\nThis was not expected; add --debug to see where it happened."
+    err_console.print(f"[bold red]error:[/] {text}", highlight=False)
 
 
 if __name__ == "__main__":

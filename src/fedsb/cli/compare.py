@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from fedsb.compare.arms import number
 from fedsb.compare.comparison import Comparison, compare
 from fedsb.compare.config import settings_from_yaml
 from fedsb.compare.page.tables import change, value
-from fedsb.compare.progress import Progress
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.report.metrics import describe
@@ -28,10 +28,10 @@ from fedsb.report.units import THIN, human_bytes, plural
 
 def names_of(option: str, text: str) -> list[str]:
     """The items of `a,b,c`."""
-    items = [item.strip() for item in text.split(",")]
-    if text.strip() and not all(items):
+    items = [item.strip() for item in text.split(",")] if text.strip() else []
+    if not all(items):
         raise InputError(f"{option}: an item is empty in {text!r}; separate items by single commas")
-    return items if text.strip() else []
+    return items
 
 
 def seeds_of(text: str) -> list[int]:
@@ -61,17 +61,11 @@ def compare_in_terminal(
 ) -> Comparison:
     config = RunConfig.from_yaml(config_file, overrides)
     settings = settings_from_yaml(config_file, overrides)
-
-    def go(progress: Progress) -> Comparison:
+    with LiveBars(console) if console.is_terminal else nullcontext(PlainLines(console)) as progress:
         return compare(config, settings, methods, seeds, folder, jobs=jobs, progress=progress)
 
-    if not console.is_terminal:
-        return go(PlainLines(console))
-    with LiveBars(console) as bars:
-        return go(bars)
 
-
-def how_to_go_on(
+def how_to_resume(
     config: Path, overrides: Sequence[str], methods: str, seeds: str, folder: Path, jobs: int
 ) -> str:
     """What to say after Ctrl-C: the same command, with its folder."""
@@ -80,12 +74,9 @@ def how_to_go_on(
         words += ["-s", text]
     if jobs != 1:
         words += ["--jobs", str(jobs)]
-    begun = (
-        "stopped; go on with"
-        if (folder / "config.yaml").is_file()
-        else "stopped before the first run; start with"
-    )
-    return f"{begun}: {shlex.join(words)}"
+    begun = (folder / "config.yaml").is_file()
+    advice = "stopped; resume with" if begun else "stopped before the first run; start with"
+    return f"{advice}: {shlex.join(words)}"
 
 
 class PlainLines:
@@ -116,7 +107,7 @@ class PlainLines:
 
 
 class LiveBars:
-    """A bar over all runs, and under it one for each run that is going on."""
+    """A bar over all runs, and under it one for each run in progress."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -180,25 +171,24 @@ def _ended(name: str, problem: str | None) -> str:
     return f"[yellow]failed[/]  {shown(name)}: {shown(problem, 1000)}"
 
 
-def show_comparison(found: Comparison, console: Console) -> None:
+def show_comparison(comparison: Comparison, console: Console) -> None:
     """The table, what to know about it, and where the page is.
 
     Raises:
         RunFailed: a run failed.
     """
-    document = found.document
-    console.print(comparison_table(document))
-    console.print("\n".join(_remarks(document)), highlight=False, markup=False)
-    lines = [f"report   {found.folder / 'report.html'}", f"numbers  {found.folder / 'comparison.json'}"]
-    console.print("\n".join(lines), highlight=False, markup=False)
-    if found.failed:
-        listed = "\n  ".join(f"{item['run']}: {item['problem']}" for item in found.failed)
+    document, folder = comparison.document, comparison.folder
+    console.print(_table(document))
+    files = [f"report   {folder / 'report.html'}", f"numbers  {folder / 'comparison.json'}"]
+    console.print("\n".join([*_remarks(document), *files]), highlight=False, markup=False)
+    if comparison.failed:
+        listed = "\n  ".join(f"{item['run']}: {item['problem']}" for item in comparison.failed)
         raise RunFailed(
-            f"not every run was finished; the same command with --out {found.folder} tries again\n  {listed}"
+            f"not every run was finished; the same command with --out {folder} tries again\n  {listed}"
         )
 
 
-def comparison_table(document: dict[str, Any]) -> Table:
+def _table(document: dict[str, Any]) -> Table:
     """One line per method."""
     unit = " %" if describe(document["metric"]).kind == "share" else ""
     metric = str(document["metric"]).replace("_", " ") + unit
@@ -218,11 +208,11 @@ def comparison_table(document: dict[str, Any]) -> Table:
 
 
 def _cells(document: dict[str, Any], name: str, row: dict[str, Any]) -> list[str]:
-    metric, apart = document["metric"], row["difference"]
-    own = name == document["baseline"]
+    metric, difference = document["metric"], row["difference"]
+    apart = change(metric, difference["mean"], difference["std"]).removesuffix(f"{THIN}points")
     return [
         value(metric, row["mean"], row["std"]).removesuffix(f"{THIN}%"),
-        "" if own else change(metric, apart["mean"], apart["std"]).removesuffix(f"{THIN}points"),
+        "" if name == document["baseline"] else apart,
         human_bytes(row["bytes_per_round"]),
         human_bytes(row["total_bytes"]),
         number(row["learning_rate"]) + (" !" if row["edge"] else ""),
@@ -231,15 +221,15 @@ def _cells(document: dict[str, Any], name: str, row: dict[str, Any]) -> list[str
 
 
 def _remarks(document: dict[str, Any]) -> list[str]:
-    said = [
+    remarks = [
         f"mean ± sample sd over seeds; differences are paired, to {document['baseline']}",
         "bytes up and down together: per round for each client; total of all, one-time traffic included",
         "● not dominated: no other method is both better and cheaper",
     ]
     if document["privacy"]:
-        said.append(document["privacy"])
+        remarks.append(document["privacy"])
     if any(row["edge"] for row in document["summary"].values()):
-        said.append(
+        remarks.append(
             "! the rate lies at the edge of its grid: a better one may lie beyond (compare.learning_rates)"
         )
-    return said
+    return remarks

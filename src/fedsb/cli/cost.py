@@ -50,8 +50,7 @@ class Question:
         rank: for methods that name none in `methods`.
         rounds: None leaves out the totals.
         methods: `NAME` or `NAME:RANK`, separated by commas; None for all.
-        targets: layer names separated by commas, or one group of `targets.GROUPS`; None for the family's
-            default.
+        targets: layer names separated by commas, or a group of `GROUPS`; None for the family's default.
         heads: of methods that train a core; None for each method's own.
         labels: classes of a sequence classification head; None for what the config says.
         upload: what a client sends of its gradient, as in `method.init.upload`.
@@ -133,15 +132,13 @@ def costs(model: str, question: Question) -> CostTable:
         InputError: an unknown model, method or layer, or a number that does not fit.
     """
     _check(question)
-    wanted = _split(question.targets)
     with _named_as_options():
         asked = parse_methods(question.methods, question.rank)
         skeleton = build_on_meta(model, num_labels=question.labels)
-        targets = chosen_targets(skeleton, _group_or_names(wanted))
+        targets = chosen_targets(skeleton, _targets(question.targets))
         head = sum(p.numel() for p in head_parameters(skeleton).values()) if is_classifier(skeleton) else 0
         fitting, left_out = _fitting(asked, targets, question)
     shapes = [Shape(*features(layer)) for layer in targets.values()]
-    found = {m.name: method_cost(m, rank, shapes, head, question) for m, rank in fitting}
     return CostTable(
         model=model,
         clients=question.clients,
@@ -150,7 +147,7 @@ def costs(model: str, question: Question) -> CostTable:
         upload=question.upload,
         target_layers=len(shapes),
         head_parameters=head,
-        methods=found,
+        methods={m.name: method_cost(m, rank, shapes, head, question) for m, rank in fitting},
         left_out=left_out,
     )
 
@@ -165,6 +162,7 @@ def method_cost(
     once_down, once_up = _once(method, rank * heads, shapes, question)
     per_round = clients * (getattr(torch, question.upload_dtype).itemsize * up + BYTES_PER_NUMBER * down)
     bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
+    paper = head + sum(n.paper for n in layers)
     once = clients * (BYTES_PER_NUMBER_ONCE * once_down + bytes_up * once_up)
     return MethodCost(
         rank=rank,
@@ -175,7 +173,7 @@ def method_cost(
         download_parameters_per_client=down,
         once_parameters_per_client=once_down,
         once_upload_parameters_per_client=once_up,
-        paper_parameters_per_round=_whole(head + sum(n.paper for n in layers)),
+        paper_parameters_per_round=int(paper) if paper == int(paper) else paper,
         bytes_per_round=per_round,
         once_bytes=once,
         total_bytes=None if rounds is None else rounds * per_round + once,
@@ -237,8 +235,8 @@ def _fitting(
         try:
             check_rank(targets, rank, heads=heads)
         except InputError as error:
-            what = f"{method.name} with {heads} heads" if heads > 1 else method.name
-            misfits[method.name] = f"{what}: {_as_options(str(error))}"
+            variant = f"{method.name} with {heads} heads" if heads > 1 else method.name
+            misfits[method.name] = f"{variant}: {_as_options(str(error))}"
     if misfits and (question.methods is not None or len(misfits) == len(asked)):
         raise InputError(next(iter(misfits.values())))
     return [(m, rank) for m, rank in asked if m.name not in misfits], misfits
@@ -253,7 +251,7 @@ def _check(question: Question) -> None:
         if (value := getattr(question, name)) not in choices:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option}: expected one of {', '.join(choices)}, found {value!r}")
-    if question.targets is not None and not _split(question.targets):
+    if question.targets is not None and not _targets(question.targets):
         raise InputError(f"--targets: expected layer names such as q_proj,v_proj, found {question.targets!r}")
 
 
@@ -271,13 +269,7 @@ def _as_options(message: str) -> str:
     return message
 
 
-def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else []
-
-
-def _group_or_names(wanted: list[str]) -> Sequence[str] | str | None:
-    return wanted[0] if len(wanted) == 1 and wanted[0] in GROUPS else wanted or None
-
-
-def _whole(number: float) -> float:
-    return int(number) if float(number).is_integer() else number
+def _targets(text: str | None) -> Sequence[str] | str | None:
+    """Layer names, or the name of a group; None where there are none."""
+    names = [part.strip() for part in (text or "").split(",") if part.strip()]
+    return names[0] if len(names) == 1 and names[0] in GROUPS else names or None

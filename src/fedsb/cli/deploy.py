@@ -34,7 +34,9 @@ def deploy_init(
 
     written = write_deployment(folder, RunConfig.from_yaml(config, set_ or []), host=host, port=port)
     out_console.print(
-        f"{len(written)} files in {folder}; go on with {folder / 'README.md'}", highlight=False, markup=False
+        f"{len(written)} files in {folder}; continue with {folder / 'README.md'}",
+        highlight=False,
+        markup=False,
     )
 
 
@@ -106,7 +108,7 @@ def deploy_revoke(
 def deploy_submit(
     port: ServerPort,
     config: Annotated[Path, typer.Option(help="YAML file of the run.")],
-    out: Annotated[Path, typer.Option(help="Its run folder; a run that stopped there goes on.")],
+    out: Annotated[Path, typer.Option(help="Its run folder; a run that stopped there is resumed.")],
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for the nodes.")] = 600.0,
     server: ServerFolder = HERE,
 ) -> None:

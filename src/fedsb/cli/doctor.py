@@ -58,7 +58,9 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield Finding("data", True, _describe_data(data))
         if config.evaluation.benchmarks:
             looked_at = "benchmarks"
-            yield Finding("benchmarks", True, _describe_benchmarks(config, data))
+            questions = check_benchmarks(config, data.task)
+            names = ", ".join(config.evaluation.benchmarks)
+            yield Finding("benchmarks", True, f"{questions} questions of {names}")
         looked_at = "memory"
         yield Finding("memory", True, _describe_memory(config, data))
         looked_at = "model"
@@ -69,14 +71,11 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield Finding(looked_at, False, str(error))
 
 
-def numbers_of_a_round(config: RunConfig, base: BaseModel) -> Counts:
+def _numbers_of_a_round(config: RunConfig, base: BaseModel, cohort: int) -> Counts:
     """What one client trains, sends and receives in a round: the method's factors and the head."""
-    exchange, federation = exchange_of(config, base), config.federation
-    cohort = federation.clients_per_round or federation.clients
-    layers = [
-        exchange.method.cost(shape, exchange.rank, exchange.heads, cohort)
-        for shape in exchange.layers.values()
-    ]
+    exchange = exchange_of(config, base)
+    method, rank, heads = exchange.method, exchange.rank, exchange.heads
+    layers = [method.cost(shape, rank, heads, cohort) for shape in exchange.layers.values()]
     head = sum(p.numel() for p in base.task_head.values())
     return Counts(*(head + sum(counts) for counts in zip(*layers, strict=True)))
 
@@ -97,11 +96,6 @@ def _describe_data(data: Data) -> str:
     )
 
 
-def _describe_benchmarks(config: RunConfig, data: Data) -> str:
-    asked = check_benchmarks(config, data.task)
-    return f"{asked} questions of {', '.join(config.evaluation.benchmarks)}"
-
-
 def _describe_memory(config: RunConfig, data: Data) -> str:
     memory, free = memory_of(config, data), free_memory(config)
     check_memory(memory, free, config)
@@ -115,19 +109,20 @@ def _describe_targets(base: BaseModel) -> str:
 
 
 def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple[str, str]]:
-    numbers = numbers_of_a_round(config, base)
-    cohort = config.federation.clients_per_round or config.federation.clients
+    federation = config.federation
+    cohort = federation.clients_per_round or federation.clients
+    numbers = _numbers_of_a_round(config, base, cohort)
     training = local_training(config)
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
-    bytes_up = getattr(torch, config.federation.upload_dtype).itemsize * numbers.up
+    bytes_up = getattr(torch, federation.upload_dtype).itemsize * numbers.up
     up, down = human_bytes(bytes_up), human_bytes(4 * numbers.down)
     yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
-    total = (bytes_up + 4 * numbers.down) * cohort * config.federation.rounds
+    total = (bytes_up + 4 * numbers.down) * cohort * federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
-    if (robust := config.federation.robust) is not None and robust.average != "mean":
+    if (robust := federation.robust) is not None and robust.average != "mean":
         held = human_bytes(4 * numbers.up * cohort)
         yield "server memory", f"{held}: the {robust.average} needs all updates of a round at once"
-    yield "work", f"about {steps:.0f} optimizer steps per client and round, {config.federation.rounds} rounds"
+    yield "work", f"about {steps:.0f} optimizer steps per client and round, {federation.rounds} rounds"
 
 
 def _device() -> str:

@@ -29,24 +29,23 @@ def ledger_report(file: Path, delta: float | None = None) -> dict[str, Any]:
         InputError: there is no such ledger, or it is not what it was.
     """
     if file.suffix in (".yaml", ".yml"):
-        own = NodeConfig.from_yaml(file)
-        limits = own.limits
-        return _report(node_place(own), delta or limits.largest_delta, limits.of_all_runs)
+        node = NodeConfig.from_yaml(file)
+        return _report(node_place(node), delta or node.limits.largest_delta, node.limits.of_all_runs)
     if not file.is_file():
         raise InputError(f"--ledger: found no file {file}; name a node.yaml, or a ledger's .jsonl")
     if file.name == LEDGER:
         charges = [_charge(spend, file, _delta_of(file, delta)) for spend in read_spends(file)]
-        return _said(file, charges, delta, None)
+        return _facts(file, charges, delta, None)
     return _report(_place_of(file), delta, None)
 
 
 def _report(place: Place, delta: float | None, limit: float | None) -> dict[str, Any]:
     charges = DataLedger(place, only=limit is not None).charges()
-    return _said(place.ledger, charges, delta, limit) | {"id": place.id}
+    return _facts(place.ledger, charges, delta, limit) | {"id": place.id}
 
 
 def _place_of(file: Path) -> Place:
-    """Of a node's ledger, whose head has its id; else of a simulated one."""
+    """The place of a node's ledger, whose head has its id; else of a simulated one."""
     head = file.with_name(f".{file.stem}.head")
     return Place(file.stem, file, (head,), ()) if head.exists() else place_beside(file)
 
@@ -66,7 +65,7 @@ def _delta_of(file: Path, delta: float | None) -> float:
     return delta
 
 
-def _said(
+def _facts(
     ledger: Path, charges: Sequence[Charge], delta: float | None, limit: float | None
 ) -> dict[str, Any]:
     delta = delta or max((charge.delta for charge in charges), default=None)
@@ -82,7 +81,7 @@ def _said(
         "delta": delta,
         "largest_epsilon": limit,
         "left": None if limit is None else max(0.0, limit - spent),
-        "runs": [_run(run, of, delta) for run, of in by_run.items()],
+        "runs": [_run(run, charged, delta) for run, charged in by_run.items()],
     }
     return facts | {"statement": " ".join(_sentences(facts))}
 

@@ -42,13 +42,18 @@ def privacy(
     · `fedsb privacy --clients 1000 --cohort 100 --rounds 50 --epsilon 8 --delta 1e-4`
     · `fedsb privacy --ledger node.yaml`
     """
+    from fedsb.cli import terminal
+
     if ledger is not None:
-        return _ledger(ledger, delta, json_)
+        from fedsb.cli.ledger_report import ledger_report
+
+        report = ledger_report(ledger, delta)
+        return print_json(report) if json_ else terminal.show_ledger(report, out_console)
     if delta is None:
         raise InputError("--delta: needed; expected less than 1 / examples, or 1 / clients")
     from fedsb.cli.privacy_question import PrivacyQuestion, answer
 
-    asked = PrivacyQuestion(
+    question = PrivacyQuestion(
         examples=examples,
         batch_size=batch_size,
         epochs=epochs,
@@ -59,20 +64,5 @@ def privacy(
         epsilon=epsilon,
         noise_multiplier=noise_multiplier,
     )
-    found = answer(asked)
-    if json_:
-        return print_json(found)
-    from fedsb.cli import terminal
-
-    terminal.show_privacy(found, out_console)
-
-
-def _ledger(file: Path, delta: float | None, json_: bool) -> None:
-    from fedsb.cli.ledger_report import ledger_report
-
-    found = ledger_report(file, delta)
-    if json_:
-        return print_json(found)
-    from fedsb.cli import terminal
-
-    terminal.show_ledger(found, out_console)
+    result = answer(question)
+    print_json(result) if json_ else terminal.show_privacy(result, out_console)

@@ -16,7 +16,7 @@ from fedsb.privacy.ledger import LEDGER, Spend, paid_after, read_spends
 def run_status(folder: Path) -> dict[str, Any]:
     """Rounds done, newest scores, bytes, epsilon, who was left out, and how old the newest line is.
 
-    `epsilon` is of all that was paid for: also of `paid_ahead` releases of a round that is not whole.
+    `epsilon` is of all that was charged: also of `paid_ahead` releases of a round that is not whole.
 
     Raises:
         InputError: the folder holds no run, or its lines cannot be read.
@@ -47,7 +47,7 @@ def run_status(folder: Path) -> dict[str, Any]:
 def _epsilon(
     folder: Path, config: RunConfig, reported: float | None, spends: list[Spend], ahead: list[Spend]
 ) -> float | None:
-    """What the newest whole round reported, or more, where clients have paid for the next one."""
+    """What the newest whole round reported, or more, where clients were charged for the next one."""
     if not ahead:
         return reported
     delta, clients = _delta(folder, config), {spend.client for spend in ahead}
@@ -56,9 +56,7 @@ def _epsilon(
 
 
 def _delta(folder: Path, config: RunConfig) -> float:
-    from fedsb.config.privacy_checks import (
-        check_delta,  # loads torch, which the status of most runs can do without
-    )
+    from fedsb.config.privacy_checks import check_delta  # loads torch, which most runs' status never needs
 
     file = folder / "partition.json"
     try:

@@ -79,18 +79,18 @@ def _config_of(
     return quickstart_config(folder, overrides)
 
 
-def how_to_go_on(folder: Path) -> str:
+def how_to_resume(folder: Path) -> str:
     """What to say after Ctrl-C."""
     if not (folder / "config.yaml").is_file():
         return "stopped before the run began"
-    return f"stopped; go on with: fedsb run --out {folder} --resume"
+    return f"stopped; resume with: fedsb run --out {folder} --resume"
 
 
 def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """The final table, and what to do next."""
     console.print(summary_table(summary))
     if "scores" in summary:
-        console.print(scores_table(summary["scores"], "scores of the final model"))
+        console.print(_scores_table(summary["scores"], "scores of the final model"))
     lines = (
         f"report   {folder / 'report.html'}",
         f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)",
@@ -99,29 +99,29 @@ def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
-def show_status(found: dict[str, Any], console: Console) -> None:
+def show_status(status: dict[str, Any], console: Console) -> None:
     """A few lines about a run."""
-    done, age = found["round"], found["seconds_since"]
-    ends = "finished" if found["finished"] else "not finished"
+    done, age = status["round"], status["seconds_since"]
+    ends = "finished" if status["finished"] else "not finished"
     began = "not begun" if done is None else f"round {done}"
     rows = {
-        "run": f"{found['method']}, {began} of {found['rounds']}, {ends}",
+        "run": f"{status['method']}, {began} of {status['rounds']}, {ends}",
         "last round": "-" if age is None else f"{age:.0f} s ago",
-        "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in found["eval"].items()),
-        "epsilon": _spent(found),
-        "sent": f"up {human_bytes(found['upload_bytes'])}, down {human_bytes(found['download_bytes'])}",
-        "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in found["rejected"]),
+        "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in status["eval"].items()),
+        "epsilon": _spent(status),
+        "sent": f"up {human_bytes(status['upload_bytes'])}, down {human_bytes(status['download_bytes'])}",
+        "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in status["rejected"]),
     }
     for name, text in rows.items():
         if text:
             console.print(f"{name:<11}{text}", highlight=False, markup=False)
 
 
-def _spent(found: dict[str, Any]) -> str:
-    if found["epsilon"] is None:
+def _spent(status: dict[str, Any]) -> str:
+    if status["epsilon"] is None:
         return ""
-    ahead = f", with {found['paid_ahead']} releases of an unfinished round" if found["paid_ahead"] else ""
-    return f"{found['epsilon']:.3g}{ahead}"
+    ahead = f", with {status['paid_ahead']} releases of an unfinished round" if status["paid_ahead"] else ""
+    return f"{status['epsilon']:.3g}{ahead}"
 
 
 def evaluate_in_terminal(
@@ -147,23 +147,18 @@ def evaluate_in_terminal(
             return evaluate_run(run, progress)
     loaded = RunConfig.from_yaml(config or Path(str(run)) / "config.yaml", overrides)
     if run is not None:
-        own = RunConfig.from_yaml(run / "config.yaml")
-        model, adapter, loaded = (
-            own.model.path,
-            run / "adapter",
-            loaded.model_copy(update={"model": own.model}),
-        )
+        base = RunConfig.from_yaml(run / "config.yaml").model
+        model, adapter, loaded = base.path, run / "adapter", loaded.model_copy(update={"model": base})
     with _watching(console) as progress:
         return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
 
 
-def show_metrics(result: dict[str, Any], console: Console) -> None:
-    """The metrics with their intervals as a small table."""
-    title = f"{result['examples']} examples"
-    console.print(scores_table(result["scores"], title))
+def show_scores(result: dict[str, Any], console: Console) -> None:
+    """The scores with their intervals as a small table."""
+    console.print(_scores_table(result["scores"], f"{result['examples']} examples"))
 
 
-def scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+def _scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """One row per metric: value, 95 % interval, examples."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
@@ -221,35 +216,34 @@ def show_costs(table: CostTable, console: Console) -> None:
     console.print("\n".join(_cost_notes(table)), highlight=False, markup=False)
 
 
-def show_privacy(found: dict[str, Any], console: Console) -> None:
+def show_privacy(result: dict[str, Any], console: Console) -> None:
     """The noise and the epsilon of a private training, with what they rest on."""
     grid = Table(box=None, show_header=False, pad_edge=False)
     rows = {
-        "noise multiplier": f"{found['noise_multiplier']:.4g}  (standard deviation / clip norm)",
-        "epsilon": f"{found['epsilon']:.4g}  ({found['accountant']}; Renyi: {found['epsilon_rdp']:.4g})",
-        "delta": f"{found['delta']:.3g}",
-        "steps": f"{found['steps']:,}, each on a Poisson sample",
-        "sample rate": f"{found['sample_rate']:.4g} of the {found['unit']}s a step, on average",
-        "protects": f"one {found['unit']}: present or blanked",
+        "noise multiplier": f"{result['noise_multiplier']:.4g}  (standard deviation / clip norm)",
+        "epsilon": f"{result['epsilon']:.4g}  ({result['accountant']}; Renyi: {result['epsilon_rdp']:.4g})",
+        "delta": f"{result['delta']:.3g}",
+        "steps": f"{result['steps']:,}, each on a Poisson sample",
+        "sample rate": f"{result['sample_rate']:.4g} of the {result['unit']}s a step, on average",
+        "protects": f"one {result['unit']}: present or blanked",
     }
     for name, value in rows.items():
         grid.add_row(name, shown(value))
     console.print(grid, highlight=False)
 
 
-def show_ledger(found: dict[str, Any], console: Console) -> None:
+def show_ledger(report: dict[str, Any], console: Console) -> None:
     """What rows have spent: each run alone, and all together in words."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "releases", "epsilon alone", "first", "last"):
         table.add_column(name, justify="right" if name in ("releases", "epsilon alone") else "left")
-    for run in found["runs"]:
+    for run in report["runs"]:
         cells = run["run"], str(run["releases"]), f"{run['epsilon']:.4g}", run["first"], run["last"]
         table.add_row(*map(shown, cells))
-    if found["runs"]:
+    if report["runs"]:
         console.print(table, highlight=False)
-    console.print(
-        f"{found['statement']}\nThe ledger is whole: {found['ledger']}", highlight=False, markup=False
-    )
+    text = f"{report['statement']}\nThe ledger is whole: {report['ledger']}"
+    console.print(text, highlight=False, markup=False)
 
 
 def _cost_title(table: CostTable) -> str:

@@ -112,9 +112,9 @@ def next_answer(answers: Answers, seconds: float | None) -> tuple[Child, Frame |
 def threads(at_once: int) -> int:
     """Torch threads of each of so many processes: a part of the cores, or fewer if the user wants so."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    limit = os.environ.get("OMP_NUM_THREADS", "")
     part = max(1, cores // at_once)
-    return min(part, int(wanted)) if wanted.isdigit() and int(wanted) else part
+    return min(part, int(limit)) if limit.isdigit() and int(limit) else part
 
 
 # The child's side

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_json
+from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError, RunFailed
 
 LOCK = ".lock"
@@ -19,10 +19,7 @@ LOCK = ".lock"
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write through a temporary file in the same folder, synced and renamed.
-
-    The temporary file is new, whatever lies in the folder: no link is followed. Where `path` is a link, the
-    link is replaced and not what it points to.
+    """Write through a new temporary file in the same folder, synced and renamed. A link there is replaced.
 
     Args:
         private: only this user may read it.
@@ -69,8 +66,7 @@ def write_text(path: Path, content: str, *, private: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    content = json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
-    write_text(path, content, private=private)
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", private=private)
 
 
 def write_jsonl(path: Path, values: list[dict[str, Any]]) -> None:
@@ -99,16 +95,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        values = [parse_json(line) for line in lines]
+        values = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: a line is not valid JSON ({reason(error)})") from None
     return [_object(value, f"{path}, line {number}") for number, value in enumerate(values, start=1)]
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected keys and values, found a {type(value).__name__}")
+        raise InputError(f"{place}: expected keys and values, found a {type(value).__name__}")
     return value
 
 
@@ -125,8 +120,7 @@ def reason(error: BaseException) -> str:
 def alone(lock: Path, what: str) -> Iterator[None]:
     """Inside the block no other process is in such a block of the same lock file, removed at its end.
 
-    The lock goes with the process, whatever ends it. Where there are no such locks (Windows), nothing is
-    checked.
+    The lock goes with the process, whatever ends it. Windows has no such locks, and nothing is checked there.
 
     Raises:
         RunFailed: another process is.
@@ -140,9 +134,7 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     with open(_opened(lock), "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.path.samestat(
-                os.fstat(file.fileno()), os.lstat(lock)
-            )  # not removed since it was opened
+            there = os.path.samestat(os.fstat(file.fileno()), os.lstat(lock))  # not removed meanwhile
         except OSError:
             there = False
         if not there:

@@ -29,12 +29,6 @@ def printable(text: object, limit: int | None = LONGEST, *, keep: str = "") -> s
     >>> printable("red \x1b[31m")
     'red \\\\u001b[31m'
     """
-    written = text if isinstance(text, str) else str(text)
-    if limit is None:
-        return _escaped(written, keep)
-    whole = _escaped(written[: limit + 1], keep)
-    return whole if len(whole) <= limit else whole[: limit - 1] + "…"
-
-
-def _escaped(text: str, keep: str) -> str:
-    return UNSEEN.sub(lambda found: found[0] if found[0] in keep else json.dumps(found[0])[1:-1], text)
+    start = str(text)[: None if limit is None else limit + 1]
+    escaped = UNSEEN.sub(lambda match: match[0] if match[0] in keep else json.dumps(match[0])[1:-1], start)
+    return escaped if limit is None or len(escaped) <= limit else escaped[: limit - 1] + "…"

@@ -24,12 +24,12 @@ class Registry(Generic[T]):
     Args:
         group: of entry points; an entry point has the name of its value.
         kind: the type of the values.
-        own: the package's values, whose names are taken.
+        built_in: the package's values, whose names are taken.
     """
 
-    def __init__(self, group: str, kind: type[T], own: Iterable[T]):
+    def __init__(self, group: str, kind: type[T], built_in: Iterable[T]):
         self.group, self.kind = group, kind
-        self._values = {value.name: value for value in own}
+        self._values = {value.name: value for value in built_in}
 
     @cached_property
     def _entries(self) -> list[EntryPoint]:

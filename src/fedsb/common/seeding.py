@@ -1,9 +1,7 @@
 """Randomness as an argument: generators derived from (run seed, purpose, round, client).
 
-Two different purposes, rounds or clients do not share a stream, but for chance: torch's generators keep 32
-bits of their seed on a CPU, so that two of them agree once in four billion pairs. That is harmless for bases
-and dropout; what must not be guessed or met again, privacy noise, comes from the operating system's entropy
-and never from here.
+Different purposes, rounds or clients share no stream, but for chance: torch's CPU generators keep 32 bits of
+a seed. That is harmless for bases and dropout; privacy noise comes from the operating system's entropy.
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ def scoped_global_seed(seed: int, *path: str | int) -> Iterator[None]:
 
     For code that accepts no generator: dropout, and the start values of a fresh head.
     """
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(seed, *path))
         yield

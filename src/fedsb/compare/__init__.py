@@ -2,7 +2,7 @@
 training rows. `config` -> `arms` -> `inputs` (checks) -> `tuning` -> `execute` -> `results` -> page.
 
     from fedsb.compare import CompareConfig, compare
-    found = compare(config, CompareConfig(), ["fed-sb", "fedit"], seeds=[0, 1, 2], out="runs/compare")
+    result = compare(config, CompareConfig(), ["fed-sb", "fedit"], seeds=[0, 1, 2], out="runs/compare")
 """
 
 from importlib import import_module

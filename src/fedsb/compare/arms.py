@@ -35,20 +35,20 @@ def make_arms(config: RunConfig, settings: CompareConfig, names: Sequence[str]) 
     Raises:
         InputError: no such arm or method, a name twice, a setting that does not fit a run config.
     """
-    _each_once("--methods", list(names), f"name at least one, e.g. --methods {ALL[0].name},{ALL[1].name}")
+    _check_once_each("--methods", names, f"{ALL[0].name},{ALL[1].name}")
     _check_rates(settings)
     return [_arm(config, settings, name) for name in names]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse no seed, or one twice."""
-    _each_once("--seeds", list(seeds), "name at least one, e.g. --seeds 0,1,2")
+    """Refuse an empty list, or a seed twice."""
+    _check_once_each("--seeds", seeds, "0,1,2")
 
 
-def _each_once(option: str, given: list[Any], cure: str) -> None:
-    if not given:
-        raise InputError(f"{option}: the list is empty; {cure}")
-    twice = next((item for item in given if given.count(item) > 1), None)
+def _check_once_each(option: str, items: Sequence[str | int], example: str) -> None:
+    if not items:
+        raise InputError(f"{option}: the list is empty; name at least one, e.g. {option} {example}")
+    twice = next((item for item in items if items.count(item) > 1), None)
     if twice is not None:
         raise InputError(f"{option}: {twice} is named twice; name each once")
 
@@ -66,25 +66,21 @@ def _check_rates(settings: CompareConfig) -> None:
 def _arm(config: RunConfig, settings: CompareConfig, name: str) -> Arm:
     changes = {**_method_of(name, settings), **settings.arms.get(name, {})}
     values = override(config.model_dump(mode="json"), [f"{key}={_flow(v)}" for key, v in changes.items()])
-    made = RunConfig.from_dict(values, source=f"compare.arms.{name}")
-    method = by_name(made.method.name)
+    changed = RunConfig.from_dict(values, source=f"compare.arms.{name}")
+    method = by_name(changed.method.name)
     if name != method.name and name in METHODS.names():
         raise InputError(
             f"compare.arms.{name}: named like a method, but its method.name is {method.name}; rename the arm"
         )
-    return Arm(name, made, settings.rates(name, made.training.learning_rate))
+    return Arm(name, changed, settings.rates(name, changed.training.learning_rate))
 
 
 def _method_of(name: str, settings: CompareConfig) -> dict[str, Any]:
     """method.name where the arm's name says it. A variant without one keeps the base config's method."""
     if name in settings.arms and name not in METHODS.names():
         return {}
-    return {"method.name": _known(name, settings)}
-
-
-def _known(name: str, settings: CompareConfig) -> str:
     try:
-        return by_name(name).name
+        return {"method.name": by_name(name).name}
     except InputError as error:
         arms = f" Arms of this config: {', '.join(settings.arms)}." if settings.arms else ""
         raise InputError(f"--methods: {str(error).removeprefix('method.name: ')}{arms}") from None
@@ -113,14 +109,13 @@ class Job:
         Raises:
             InputError: it holds a run of another config.
         """
-        if not (self.folder / "config.yaml").is_file():
+        file = self.folder / "config.yaml"
+        if not file.is_file():
             return False
-        changed = differences(RunConfig.from_yaml(self.folder / "config.yaml"), self.config)
-        if changed:
-            listed = "\n  ".join(changed)
+        if changed := differences(RunConfig.from_yaml(file), self.config):
             raise InputError(
                 f"--out: {self.folder} holds a run of another config; remove it to do it again, or name "
-                f"another folder for all:\n  {listed}"
+                "another folder for all:\n  " + "\n  ".join(changed)
             )
         return finished_summary(self.folder) is not None and (not self.asks or is_scored(self.folder))
 
@@ -130,7 +125,7 @@ def final_jobs(root: Path, arms: Sequence[Arm], rates: dict[str, float], seeds: 
     return [
         Job(
             f"{arm.name} seed {seed}",
-            final_config(arm, rates[arm.name], seed),
+            _final_config(arm, rates[arm.name], seed),
             root / "runs" / arm.name / f"seed-{seed}",
             asks=bool(arm.config.evaluation.benchmarks),
         )
@@ -145,21 +140,21 @@ def tuning_jobs(root: Path, arm: Arm, seed: int, rounds: int | None) -> dict[flo
     return {
         rate: Job(
             f"{arm.name} rate {number(rate)}",
-            tuning_config(arm, rate, root / "tuning", seed, rounds),
+            _tuning_config(arm, rate, root / "tuning", seed, rounds),
             root / "tuning" / arm.name / f"lr-{number(rate)}",
         )
         for rate in arm.rates
     }
 
 
-def final_config(arm: Arm, rate: float, seed: int) -> RunConfig:
+def _final_config(arm: Arm, rate: float, seed: int) -> RunConfig:
     training = arm.config.training.model_copy(update={"learning_rate": rate})
     return arm.config.model_copy(update={"seed": seed, "training": training})
 
 
-def tuning_config(arm: Arm, rate: float, folder: Path, seed: int, rounds: int | None) -> RunConfig:
+def _tuning_config(arm: Arm, rate: float, folder: Path, seed: int, rounds: int | None) -> RunConfig:
     """As the run, on the split's files alone: the config names no test data."""
-    config = final_config(arm, rate, seed)
+    config = _final_config(arm, rate, seed)
     files = {
         "train": str(folder / TRAIN),
         "test": str(folder / VALIDATION),

@@ -14,6 +14,7 @@ from fedsb.compare.config import CompareConfig
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.folder import check_folder, write_config
 from fedsb.compare.inputs import INPUTS, check_inputs, check_same_inputs
+from fedsb.compare.page import comparison_page
 from fedsb.compare.progress import Progress, Silent
 from fedsb.compare.results import collect, pareto, privacy_sentence, privacy_together, summarize
 from fedsb.compare.split import recorded_seed, recorded_split, write_split
@@ -32,8 +33,7 @@ class Comparison:
     @property
     def failed(self) -> list[dict[str, Any]]:
         """Runs that failed: name and problem."""
-        found: list[dict[str, Any]] = self.document["failed"]
-        return found
+        return list(self.document["failed"])
 
 
 def compare(
@@ -46,7 +46,7 @@ def compare(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare arms on one config, or go on with a comparison that was stopped or is to grow.
+    """Compare arms on one config, or resume a comparison that was stopped or is to grow.
 
     Raises:
         InputError: the config, the lists, the data, the model or the folder is wrong; nothing was started.
@@ -57,30 +57,21 @@ def compare(
         raise InputError(f"--jobs: expected 1 or more, found {jobs}")
     check_seeds(seeds)
     arms = make_arms(config, settings, methods)
+    progress = progress or Silent()
     with held(Path(out)):
-        return _compare_alone(config, settings, methods, arms, seeds, out, jobs, progress or Silent())
-
-
-def _compare_alone(
-    config: RunConfig,
-    settings: CompareConfig,
-    methods: Sequence[str],
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    out: str | Path,
-    jobs: int,
-    progress: Progress,
-) -> Comparison:
-    root = Path(out).resolve()
-    kept = check_folder(Path(out), config, settings)
-    tuning_seed = recorded_seed(root / "tuning")
-    tuning_seed = seeds[0] if tuning_seed is None else tuning_seed
-    if _something_left(root, arms, seeds):
-        _prepare(root, config, kept, arms, seeds, tuning_seed, progress)
-    choices, hopeless = tuning.tune(root, arms, tuning_seed, settings.tuning_rounds, jobs, progress)
-    problems = _final_runs(root, arms, choices, seeds, jobs, progress)
-    document = _document(root, methods, settings.metric, {**hopeless, **problems})
-    _write(root, document)
+        root = Path(out).resolve()
+        kept = check_folder(Path(out), config, settings)
+        tuning_seed = recorded_seed(root / "tuning")
+        tuning_seed = seeds[0] if tuning_seed is None else tuning_seed
+        if _something_left(root, arms, seeds):
+            progress.stage("checking data, partitions and model")
+            _prepare(root, config, kept, arms, seeds, tuning_seed)
+        choices, hopeless = tuning.tune(root, arms, tuning_seed, settings.tuning_rounds, jobs, progress)
+        rates = {arm: choice.learning_rate for arm, choice in choices.items()}
+        problems = execute(final_jobs(root, arms, rates, seeds), jobs, progress)
+        document = _document(root, methods, settings.metric, {**hopeless, **problems})
+        write_json(root / "comparison.json", document)
+        write_bytes(root / "report.html", comparison_page(root).encode("utf-8", errors="replace"))
     return Comparison(document, Path(out))
 
 
@@ -99,41 +90,26 @@ def _prepare(
     arms: Sequence[Arm],
     seeds: Sequence[int],
     tuning_seed: int,
-    progress: Progress,
 ) -> None:
     """Check all input, then write what the runs need."""
-    progress.stage("checking data, partitions and model")
     held_out, digests = check_inputs(arms, settings, seeds, tuning_seed)
     check_same_inputs(root, digests)
     write_config(root, config, settings)
     write_json(root / INPUTS, digests)
     if held_out is not None and recorded_seed(root / "tuning") is None:
-        write_split(root / "tuning", held_out.train, held_out.validation, tuning_seed)
-
-
-def _final_runs(
-    root: Path,
-    arms: Sequence[Arm],
-    choices: dict[str, tuning.Choice],
-    seeds: Sequence[int],
-    at_once: int,
-    progress: Progress,
-) -> Problems:
-    rates = {arm: choice.learning_rate for arm, choice in choices.items()}
-    left = [job for job in final_jobs(root, arms, rates, seeds) if not job.finished()]
-    return execute(left, at_once, progress) if left else {}
+        write_split(root / "tuning", *held_out, tuning_seed)
 
 
 def _document(root: Path, methods: Sequence[str], metric: str | None, problems: Problems) -> dict[str, Any]:
     """What comparison.json holds."""
     runs = collect(root, methods, metric)
     if not runs:
-        raise RunFailed("not one run was finished:\n  " + "\n  ".join(_said(problems)))
+        listed = "\n  ".join(f"{name}: {problem}" for name, problem in problems.items())
+        raise RunFailed(f"not one run was finished:\n  {listed}")
     summary, better = summarize(runs), bool(runs[0]["higher_is_better"])
     choices = {method: tuning.recorded_choice(root, method) for method in summary}
-    for method, found in summary.items():
-        choice = choices[method]
-        found |= {"tuned": choice is not None, "edge": bool(choice and choice.edge)}
+    for method, choice in choices.items():
+        summary[method] |= {"tuned": choice is not None, "edge": bool(choice and choice.edge)}
     together = privacy_together(root, runs)
     return {
         "metric": runs[0]["metric"],
@@ -149,14 +125,3 @@ def _document(root: Path, methods: Sequence[str], metric: str | None, problems: 
         "privacy_together": together,
         "failed": [{"run": name, "problem": problem} for name, problem in problems.items()],
     }
-
-
-def _said(problems: Problems) -> list[str]:
-    return [f"{name}: {problem}" for name, problem in problems.items()]
-
-
-def _write(root: Path, document: dict[str, Any]) -> None:
-    from fedsb.compare.page import comparison_page
-
-    write_json(root / "comparison.json", document)
-    write_bytes(root / "report.html", comparison_page(root).encode("utf-8", errors="replace"))

@@ -14,7 +14,7 @@ from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 
 FACTORS = (1 / 3, 1.0, 3.0)
-"""Of training.learning_rate: the rates that are tried where none are given."""
+"""Multiples of training.learning_rate: the rates that are tried where none are given."""
 SHARED = ("seed", "data", "task", "model", "evaluation", "compare")
 """Sections that no arm may change: all arms answer the same question."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -44,9 +44,9 @@ class CompareConfig(Section):
     @classmethod
     def _one_form(cls, value: Any) -> Any:
         """A number, a list, or either of them by arm."""
-        given = value if isinstance(value, dict) else {"default": value}
+        by_arm = value if isinstance(value, dict) else {"default": value}
         return {
-            str(k): v if isinstance(v, list) else [v] for k, v in given.items() if v is not None and v != {}
+            str(k): v if isinstance(v, list) else [v] for k, v in by_arm.items() if v is not None and v != {}
         }
 
     @field_validator("arms")
@@ -77,9 +77,9 @@ class CompareConfig(Section):
         return value
 
     def rates(self, arm: str, learning_rate: float) -> tuple[float, ...]:
-        """The arm's grid, ascending; one rate means that nothing is tuned."""
-        given = self.learning_rates.get(arm) or self.learning_rates.get("default")
-        return tuple(sorted(given or (_round(f * learning_rate) for f in FACTORS)))
+        """The arm's grid, ascending, to four digits where it is derived; one rate: nothing is tuned."""
+        grid = self.learning_rates.get(arm) or self.learning_rates.get("default")
+        return tuple(sorted(grid or (float(f"{factor * learning_rate:.4g}") for factor in FACTORS)))
 
 
 def _check_key(arm: str, key: str) -> None:
@@ -88,11 +88,6 @@ def _check_key(arm: str, key: str) -> None:
         raise ValueError(f"{arm} sets {key}, but {', '.join(SHARED)} are the same for every arm")
     if not dot:
         raise ValueError(f"{arm}: expected dotted keys such as method.rank, found {key!r}")
-
-
-def _round(rate: float) -> float:
-    """Four digits: a rate that can be read, and copied without a change."""
-    return float(f"{rate:.4g}")
 
 
 def settings_from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:

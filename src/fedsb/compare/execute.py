@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from fedsb.common.child import Answers, Child, Frame, next_answer, start
 from fedsb.compare.arms import Job
@@ -18,29 +19,24 @@ Problems = dict[str, str]
 
 
 def execute(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
-    """Do the jobs, `at_once` at a time; what failed does not stop the others.
-
-    A run with a started folder is resumed after its last finished round.
-    """
-    progress.begins(len(jobs))
-    return _one_by_one(jobs, progress) if at_once == 1 else _several(jobs, at_once, progress)
+    """Do the jobs that are not finished, `at_once` at a time; what failed does not stop the others."""
+    left = [job for job in jobs if not job.finished()]
+    if not left:
+        return {}
+    progress.begins(len(left))
+    return _one_by_one(left, progress) if at_once == 1 else _several(left, at_once, progress)
 
 
 def _one_by_one(jobs: Sequence[Job], progress: Progress) -> Problems:
     problems: Problems = {}
     for job in jobs:
         progress.run_begins(job.name)
-        problem = _run_here(job, progress)
+        problem = perform(job.config, job.folder, OneRun(partial(progress.run_at, job.name)), asks=job.asks)
         if problem is not None:
             problems[job.name] = problem
         progress.run_ends(job.name, problem)
         gc.collect()  # the model of this run before the next one's is loaded
     return problems
-
-
-def _run_here(job: Job, progress: Progress) -> str | None:
-    watcher = OneRun(lambda share, text: progress.run_at(job.name, share, text))
-    return perform(job.config, job.folder, watcher, asks=job.asks)
 
 
 def _several(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:

@@ -1,4 +1,4 @@
-"""The comparison's own folder: what it may begin in, and what must not have changed when it goes on."""
+"""The comparison's own folder: what it may begin in, and what must not have changed when it is resumed."""
 
 from __future__ import annotations
 
@@ -36,21 +36,16 @@ def check_folder(folder: Path, config: RunConfig, settings: CompareConfig) -> Co
         raise InputError(
             f"--out: {folder} was started with another config; name another folder, or undo:\n  {listed}"
         )
-    return settings.model_copy(
-        update={
-            "arms": before.arms | settings.arms,
-            "learning_rates": before.learning_rates | settings.learning_rates,
-        }
-    )
+    grown = {key: getattr(before, key) | getattr(settings, key) for key in ("arms", "learning_rates")}
+    return settings.model_copy(update=grown)
 
 
 def write_config(folder: Path, config: RunConfig, settings: CompareConfig) -> None:
     """config.yaml: a whole config of `fedsb compare`, and of `fedsb run`."""
     folder.mkdir(parents=True, exist_ok=True)
-    section = yaml.safe_dump(
-        {"compare": settings.model_dump(mode="json")}, sort_keys=False, allow_unicode=True
-    )
-    write_text(folder / "config.yaml", config.to_yaml() + section)
+    section = {"compare": settings.model_dump(mode="json")}
+    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+    write_text(folder / "config.yaml", config.to_yaml() + text)
 
 
 def _tried(folder: Path) -> set[str]:
@@ -60,7 +55,7 @@ def _tried(folder: Path) -> set[str]:
 
 def _changed(before: CompareConfig, now: CompareConfig, tried: Collection[str]) -> list[str]:
     """Settings that differ. More rates are no change, nor is anything about arms that were not tried yet."""
-    found = [
+    changes = [
         f"compare.{key}: {getattr(before, key)!r} -> {getattr(now, key)!r}"
         for key in ("validation", "tuning_rounds")
         if getattr(before, key) != getattr(now, key)
@@ -68,9 +63,9 @@ def _changed(before: CompareConfig, now: CompareConfig, tried: Collection[str]) 
     kept = {"arms": lambda a, b: a == b, "learning_rates": lambda a, b: set(a) <= set(b)}
     for key, holds in kept.items():
         a, b = getattr(before, key), getattr(now, key)
-        found += [
+        changes += [
             f"compare.{key}.{name}: {a[name]!r} -> {b[name]!r}"
             for name in a
             if name in b and name in {*tried, "default"} and not holds(a[name], b[name])
         ]
-    return found
+    return changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedsb.common.dotted import at
@@ -27,36 +27,29 @@ from fedsb.tasks.sources import test_rows, train_rows
 
 OF_THE_DATA = ("federation", "training.max_length")
 OF_THE_MODEL = ("method", "training", "privacy")
-
-
 INPUTS = "inputs.json"
 """In the comparison's folder: digests of the rows and weights that its runs are of."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The training rows in two parts: to tune on, and to score on."""
-
-    train: list[Row]
-    validation: list[Row]
+HeldOut = tuple[list[Row], list[Row]]
+"""The training rows in two parts: to tune on, and to score on."""
 
 
 def check_inputs(
     arms: Sequence[Arm], settings: CompareConfig, seeds: Sequence[int], tuning_seed: int
 ) -> tuple[HeldOut | None, dict[str, str]]:
-    """Read the data, make every partition, load the base model for every kind of adapter. (the split for
-    tuning, None where nothing is tuned; digests of the rows and the base's weights).
+    """(The split for tuning, None where nothing is tuned; digests of the rows and the base's weights.) Reads
+    the data, makes every partition, and loads the base model for every kind of adapter.
 
     Raises:
         InputError: as the run in question would.
     """
     for arm in arms:
         _check_arm(arm)
-    check_metric(settings.metric, arms[0].config)
-    if arms[0].config.evaluation.benchmarks:
-        check_evaluation(arms[0].config)
-    rows, held_out = train_rows(arms[0].config), None
-    digests = {"train": examples_digest(rows), "test": examples_digest(test_rows(arms[0].config))}
+    shared, held_out = arms[0].config, None  # in what no arm may change
+    check_metric(settings.metric, shared)
+    if shared.evaluation.benchmarks:
+        check_evaluation(shared)
+    rows = train_rows(shared)
+    digests = {"train": examples_digest(rows), "test": examples_digest(test_rows(shared))}
     for alike in _grouped(arms, OF_THE_DATA):
         data = prepare_data(alike[0].config)
         _check_partitions(alike, rows, data.labels, seeds)
@@ -80,11 +73,10 @@ def check_same_inputs(folder: Path, now: dict[str, str]) -> None:
     before = read_json(file) if file.exists() else now
     other = [NAMES[key] for key in now if before.get(key) != now[key]]
     if other:
+        listed = "\n  ".join(other)
         raise InputError(
-            f"--out: {folder} was started on others than are here now:\n  "
-            + "\n  ".join(other)
-            + "\nBring back "
-            "what was there, or name another folder"
+            f"--out: {folder} was started on others than are here now:\n  {listed}\n"
+            "Bring back what was there, or name another folder"
         )
 
 
@@ -122,7 +114,7 @@ def _held_out(
     train, held = split(len(rows), labels, settings.validation, clients, seed)
     left, kept = [rows[i] for i in train], None if labels is None else [labels[i] for i in train]
     _check_partitions(arms, left, kept, [seed])
-    return HeldOut(left, [rows[i] for i in held])
+    return left, [rows[i] for i in held]
 
 
 def _grouped(arms: Sequence[Arm], keys: Sequence[str]) -> Iterator[list[Arm]]:

@@ -30,8 +30,8 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
 
     try:
         if finished_summary(folder) is None:
-            if aside := set_aside(folder):
-                watcher.stage(f"stopped in a round it had paid for: begun again; {aside.name} is kept")
+            if aside := _set_aside(folder):
+                watcher.stage(f"stopped in a round it was charged for: begun again; {aside.name} is kept")
             run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher)
             gc.collect()  # the run's model, before another is loaded
         if asks:
@@ -41,7 +41,7 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
     return None
 
 
-def set_aside(folder: Path) -> Path | None:
+def _set_aside(folder: Path) -> Path | None:
     """Rename the folder of a run that was charged for a round it did not finish; the new place, else None.
 
     With what is left of its budget it would train less than the runs it is compared with, so it is to begin
@@ -66,7 +66,6 @@ def main() -> None:
 
 
 def _run(request: dict[str, Any], watcher: OneRun) -> str | None:
-    """None, or why it failed."""
     try:
         config = RunConfig.from_dict(request["config"])
     except FedsbError as error:

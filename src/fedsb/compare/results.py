@@ -16,8 +16,6 @@ from fedsb.privacy.statement import rounded_up
 from fedsb.report.units import plural
 from fedsb.runner.folder import finished_summary
 
-# The non-dominated points of cost and quality.
-
 
 class Point(NamedTuple):
     """`cost`: less is better. `quality`: more is better."""
@@ -47,23 +45,20 @@ Record = dict[str, Any]
 def collect(root: Path, methods: Sequence[str], metric: str | None = None) -> list[Record]:
     """One record per finished run in the folder: the methods named in order, then earlier ones by name.
 
-    Args:
-        metric: `compare.metric`.
-
     Raises:
-        InputError: no run has it.
+        InputError: no run has `metric`, which is `compare.metric`.
     """
     there = sorted(path.name for path in (root / "runs").glob("*") if path.is_dir())
     order = [*methods, *(name for name in there if name not in methods)]
-    found = [
+    records = [
         _record(root, name, folder, metric)
         for name in order
         for folder in (root / "runs" / name).glob("seed-*")
     ]
-    return sorted((r for r in found if r), key=lambda r: (order.index(r["method"]), r["seed"]))
+    return sorted((r for r in records if r), key=lambda r: (order.index(r["method"]), r["seed"]))
 
 
-def _record(root: Path, method: str, folder: Path, wanted: str | None) -> Record | None:
+def _record(root: Path, method: str, folder: Path, metric: str | None) -> Record | None:
     summary = finished_summary(folder)
     if summary is None:
         return None
@@ -71,7 +66,7 @@ def _record(root: Path, method: str, folder: Path, wanted: str | None) -> Record
     if config.evaluation.benchmarks and not is_scored(folder):
         return None
     metrics, rounds = scores_of(folder, config), sent["upload_bytes"] + sent["download_bytes"]
-    about = headline(wanted, config, summary, metrics)
+    about = headline(metric, config, summary, metrics)
     cohort = config.federation.clients_per_round or config.federation.clients
     return {
         "method": method,
@@ -102,16 +97,11 @@ def _privacy(stated: Mapping[str, Any] | None) -> Record | None:
 def summarize(runs: Sequence[Record]) -> dict[str, Record]:
     """By method, in order of appearance: mean, sample deviation (None of one seed), bytes, and the paired
     difference to the first method over the seeds that both have. Bytes are means over the seeds."""
-    groups = by_method(runs)
-    first = next(iter(groups.values()), [])
-    return {method: _summary(held, first) for method, held in groups.items()}
-
-
-def by_method(runs: Sequence[Record]) -> dict[str, list[Record]]:
     groups: dict[str, list[Record]] = {}
     for run in runs:
         groups.setdefault(run["method"], []).append(run)
-    return groups
+    first = next(iter(groups.values()), [])
+    return {method: _summary(held, first) for method, held in groups.items()}
 
 
 def _summary(held: Sequence[Record], first: Sequence[Record]) -> Record:
@@ -154,12 +144,9 @@ def spread(values: Sequence[float | None]) -> float | None:
 def pareto(summary: Mapping[str, Record], *, higher_is_better: bool) -> list[str]:
     """Methods that no other beats in mean total bytes and mean metric."""
     sign = 1 if higher_is_better else -1
-    scored = [method for method, found in summary.items() if found["mean"] is not None]
+    scored = [method for method, row in summary.items() if row["mean"] is not None]
     points = [Point(summary[m]["total_bytes"], sign * summary[m]["mean"]) for m in scored]
     return [scored[place] for place in non_dominated(points)]
-
-
-# What a comparison may say of privacy: each run's guarantee alone, and what all cost together.
 
 
 UNITS = {"example": "one example of a client", "client": "one whole client"}
@@ -171,13 +158,13 @@ def privacy_together(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[dict
     deltas = [claim["delta"] for run in runs if (claim := run["privacy"]) and claim["private"]]
     files = [file for part in ("tuning", "runs") for file in (root / part).glob(f"*/*/{LEDGER}")]
     ledgers = [read_spends(file) for file in files if deltas and _noise_is_secret(file.parent)]
-    found = []
-    for unit in ("example", "client"):
+    totals = []
+    for unit in UNITS:
         of_unit = [releases for spends in ledgers if (releases := _releases(spends, unit))]
         if of_unit:
             spent = epsilon_over_runs(of_unit, max(deltas))
-            found.append({"unit": unit, "runs": len(of_unit), "epsilon": spent, "delta": max(deltas)})
-    return found
+            totals.append({"unit": unit, "runs": len(of_unit), "epsilon": spent, "delta": max(deltas)})
+    return totals
 
 
 def _noise_is_secret(run: Path) -> bool:
@@ -187,17 +174,17 @@ def _noise_is_secret(run: Path) -> bool:
 
 def _releases(spends: Sequence[Spend], unit: str) -> Releases:
     """Those of one run that are about this unit, by client."""
-    found: dict[int | None, list[Mechanism]] = {}
+    releases: dict[int | None, list[Mechanism]] = {}
     for spend in spends:
         if (spend.client is None) == (unit == "client"):
-            found.setdefault(spend.client, []).append(spend.mechanism)
-    return found
+            releases.setdefault(spend.client, []).append(spend.mechanism)
+    return releases
 
 
 def privacy_sentence(
     runs: Sequence[Mapping[str, Any]], together: Sequence[Mapping[str, Any]] = ()
 ) -> str | None:
-    """Of the records of runs, and what they cost together; None if no run asked for privacy."""
+    """What records of runs, and what they cost together, say of privacy; None if no run asked for it."""
     stated = [run["privacy"] for run in runs if run["privacy"]]
     if not stated:
         return None
@@ -207,20 +194,20 @@ def privacy_sentence(
     who = "Each run alone is"
     if len(private) < len(runs):
         who = f"Of {plural(len(runs), 'run')}, {len(private)} alone {'is' if len(private) == 1 else 'are'}"
-    said = [f"{who} differentially private, {_bound_of(private)}."]
-    said += [_total(total) for total in together if total["runs"] > 1]
+    sentences = [f"{who} differentially private, {_bound_of(private)}."]
+    sentences += [_total(total) for total in together if total["runs"] > 1]
     if not together and len(private) > 1:
-        said.append("All of them together, on the same data, spend more.")
-    return " ".join(said)
+        sentences.append("All of them together, on the same data, spend more.")
+    return " ".join(sentences)
 
 
-def _total(found: Mapping[str, Any]) -> str:
+def _total(total: Mapping[str, Any]) -> str:
     """One sentence. Client numbers mean other rows in other runs, so that no client is named."""
-    who = "any one example" if found["unit"] == "example" else "a client that is the same in all of them"
+    who = "any one example" if total["unit"] == "example" else "a client that is the same in all of them"
     return (
-        f"{plural(found['runs'], 'private run')} on the same rows, with those that chose learning rates or "
-        f"were stopped, together cost epsilon {rounded_up(found['epsilon']):.3g} at delta "
-        f"{found['delta']:.3g} for {who}."
+        f"{plural(total['runs'], 'private run')} on the same rows, with those that chose learning rates or "
+        f"were stopped, together cost epsilon {rounded_up(total['epsilon']):.3g} at delta "
+        f"{total['delta']:.3g} for {who}."
     )
 
 

@@ -31,31 +31,30 @@ def is_scored(folder: Path) -> bool:
 
 def scores_of(folder: Path, config: RunConfig) -> dict[str, float]:
     """Every final metric by name; a benchmark's is called NAME_METRIC."""
-    found = finished_summary(folder)
-    metrics = dict(found["final"]) if found else {}
+    summary = finished_summary(folder)
+    metrics = dict(summary["final"]) if summary else {}
     if config.evaluation.benchmarks and is_scored(folder):
         metrics = read_json(folder / FOLDER / SCORES).get("metrics", {}) | metrics
     return metrics
 
 
 def headline(
-    wanted: str | None, config: RunConfig, summary: dict[str, Any], names: Iterable[str]
+    requested: str | None, config: RunConfig, summary: dict[str, Any], measured: Iterable[str]
 ) -> Headline:
     """`compare.metric`; else the benchmarks' mean accuracy or first metric, else the task's own.
 
     Args:
-        summary: of a finished run. names: metrics that it has.
+        summary: of a finished run. measured: names of the metrics that it has.
 
     Raises:
-        InputError: the metric wanted is none of them.
+        InputError: the metric requested is none of them.
     """
-    own, found = str(summary["primary_metric"]), list(names)
-    if wanted is not None and wanted not in found:
-        raise InputError(f"compare.metric: {wanted!r} was not measured; there are {', '.join(found)}")
-    metric = wanted or _of_benchmarks(config, found) or own
-    higher = bool(summary["higher_is_better"]) if metric == own else describe(metric).best is not min
-    shown = metric if metric in summary["final"] else own
-    return Headline(metric, shown, higher)
+    primary, names = str(summary["primary_metric"]), list(measured)
+    if requested is not None and requested not in names:
+        raise InputError(f"compare.metric: {requested!r} was not measured; there are {', '.join(names)}")
+    metric = requested or _of_benchmarks(config, names) or primary
+    higher = bool(summary["higher_is_better"]) if metric == primary else describe(metric).best is not min
+    return Headline(metric, metric if metric in summary["final"] else primary, higher)
 
 
 def _of_benchmarks(config: RunConfig, names: list[str]) -> str | None:
@@ -64,22 +63,22 @@ def _of_benchmarks(config: RunConfig, names: list[str]) -> str | None:
     return next((n for b in config.evaluation.benchmarks for n in names if n.startswith(f"{b}_")), None)
 
 
-def check_metric(wanted: str | None, config: RunConfig) -> None:
+def check_metric(metric: str | None, config: RunConfig) -> None:
     """Refuse a metric that no run of this config can have, before any is done.
 
     Raises:
         InputError: with the names that can be.
     """
     benchmarks = list(config.evaluation.benchmarks)
-    if wanted is None or (wanted == "mean_accuracy" and len(benchmarks) > 1):
+    if metric is None or (metric == "mean_accuracy" and len(benchmarks) > 1):
         return
-    if describe(wanted).best is None or not _can_be(wanted, benchmarks):
+    if describe(metric).best is None or not _can_be(metric, benchmarks):
         asked = "".join(f", or {name}_METRIC" for name in benchmarks)
         raise InputError(
-            f"compare.metric: found {wanted!r}; expected a metric such as accuracy or loss{asked}"
+            f"compare.metric: found {metric!r}; expected a metric such as accuracy or loss{asked}"
         )
 
 
-def _can_be(wanted: str, benchmarks: list[str]) -> bool:
-    alone = wanted in KNOWN and wanted != "mean_accuracy"
-    return alone or any(wanted.startswith(f"{name}_") for name in benchmarks)
+def _can_be(metric: str, benchmarks: list[str]) -> bool:
+    alone = metric in KNOWN and metric != "mean_accuracy"
+    return alone or any(metric.startswith(f"{name}_") for name in benchmarks)

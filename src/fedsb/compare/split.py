@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -73,8 +72,4 @@ def write_split(folder: Path, train: Sequence[Row], validation: Sequence[Row], s
 
 def _lines(rows: Sequence[Row]) -> str:
     """Dates and the like as the text that a task would see."""
-    return "".join(json.dumps(finite(dict(row)), default=_text) + "\n" for row in rows)
-
-
-def _text(value: Any) -> str:
-    return str(value)
+    return "".join(json.dumps(finite(dict(row)), default=str) + "\n" for row in rows)

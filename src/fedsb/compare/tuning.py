@@ -78,14 +78,13 @@ def tune(
 ) -> tuple[dict[str, Choice], Problems]:
     """(rate of each arm, arms of which every rate failed)."""
     grids = {arm.name: tuning_jobs(root, arm, seed, rounds) for arm in arms if not known_choice(root, arm)}
-    left = [job for grid in grids.values() for job in grid.values() if not job.finished()]
-    problems = execute(left, at_once, progress) if left else {}
+    problems = execute([job for grid in grids.values() for job in grid.values()], at_once, progress)
     choices, failed = {}, {}
     for arm in arms:
         choice = known_choice(root, arm) or _choose(root, grids[arm.name], problems)
         if choice is None:
-            said = dict.fromkeys(problems.get(job.name, NOT_FINITE) for job in grids[arm.name].values())
-            failed[arm.name] = f"no learning rate worked: {'; '.join(said)}"
+            reasons = dict.fromkeys(problems.get(job.name, NOT_FINITE) for job in grids[arm.name].values())
+            failed[arm.name] = f"no learning rate worked: {'; '.join(reasons)}"
         else:
             choices[arm.name] = choice
     return choices, failed
@@ -94,19 +93,20 @@ def tune(
 def _choose(root: Path, grid: dict[float, Job], problems: Problems) -> Choice | None:
     """The best of the grid, recorded so that it stays; None if every rate failed."""
     trials: list[Trial] = []
-    summary: dict[str, Any] = {}
+    any_summary: dict[str, Any] = {}
     for rate, job in grid.items():
-        found = finished_summary(job.folder)
-        summary = found or summary
-        value = found["final"].get(found["primary_metric"]) if found else None
+        summary = finished_summary(job.folder)
+        any_summary = summary or any_summary
+        value = summary["final"].get(summary["primary_metric"]) if summary else None
         problem = problems.get(job.name) or (None if value is not None else NOT_FINITE)
         trials.append(Trial(rate, value, job.folder.relative_to(root).as_posix(), problem))
-    best = best_rate(trials, higher_is_better=summary.get("higher_is_better", True))
+    higher = any_summary.get("higher_is_better", True)
+    best = best_rate(trials, higher_is_better=higher)
     if best is None:
         return None
     edge = best in (min(grid), max(grid))
-    choice = Choice(best, edge, summary["primary_metric"], summary["higher_is_better"], tuple(trials))
-    _record(root, next(iter(grid.values())).folder.parent, choice)
+    choice = Choice(best, edge, any_summary["primary_metric"], higher, tuple(trials))
+    write_json(grid[best].folder.parent / RECORD, asdict(choice))
     return choice
 
 
@@ -117,10 +117,6 @@ def best_rate(trials: Sequence[Trial], *, higher_is_better: bool) -> float | Non
         (sign * t.value, -t.learning_rate) for t in trials if t.value is not None and math.isfinite(t.value)
     ]
     return -max(scored)[1] if scored else None
-
-
-def _record(root: Path, folder: Path, choice: Choice) -> None:
-    write_json(folder / RECORD, asdict(choice))
 
 
 def as_json(arm: str, choice: Choice) -> list[dict[str, Any]]:
@@ -134,8 +130,3 @@ def as_json(arm: str, choice: Choice) -> list[dict[str, Any]]:
         }
         for trial in choice.trials
     ]
-
-
-def describe(choice: Choice) -> str:
-    """`0.003`, with a mark where it lies at the edge of its grid."""
-    return f"{number(choice.learning_rate)}{' (edge)' if choice.edge else ''}"

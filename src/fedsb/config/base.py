@@ -17,8 +17,7 @@ MOST_FAULTS = 20
 
 
 class Section(BaseModel):
-    """Part of a config: unknown keys are errors, values cannot be changed, numbers are finite and whole ones
-    fit into 64 bits."""
+    """Part of a config: unknown keys are errors; values are frozen, finite, and if whole within 64 bits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -28,9 +27,8 @@ class Section(BaseModel):
         many = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         for number in many:
             if isinstance(number, int) and abs(number) >= 1 << 63:
-                raise ValueError(
-                    f"expected less than 2^63, found a whole number of {number.bit_length()} bits"
-                )
+                bits = number.bit_length()
+                raise ValueError(f"expected less than 2^63, found a whole number of {bits} bits")
         return value
 
 

@@ -8,7 +8,7 @@ from operator import attrgetter
 from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import RobustConfig
+from fedsb.config.sections import FederationConfig
 from fedsb.errors import InputError
 from fedsb.methods import Method
 from fedsb.methods.averaging.robust import FEWEST
@@ -29,23 +29,23 @@ def check_settings(config: RunConfig) -> None:
 
 
 def _cohort(config: RunConfig) -> Iterator[str]:
-    wanted, clients = config.federation.clients_per_round, config.federation.clients
-    if wanted is not None and wanted > clients:
+    cohort, clients = config.federation.clients_per_round, config.federation.clients
+    if cohort is not None and cohort > clients:
         yield (
-            f"federation.clients_per_round: expected at most {clients} (all clients), found {wanted}; "
+            f"federation.clients_per_round: expected at most {clients} (all clients), found {cohort}; "
             "null takes all of them"
         )
 
 
 def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:
     """What is wrong with `federation.robust`, if it is set."""
-    wanted = config.federation.robust
-    if wanted is None:
+    robust = config.federation.robust
+    if robust is None:
         return
     yield from _robust_settings(config)
-    if wanted.average != "mean":
-        yield from _robust_average(config, wanted, method)
-    if wanted.norm_bound is not None and not method.sends_what_it_trains:
+    if robust.average != "mean":
+        yield from _robust_average(config, robust.average, method)
+    if robust.norm_bound is not None and not method.sends_what_it_trains:
         able = able_names(lambda m: m.sends_what_it_trains)
         yield (
             f"federation.robust.norm_bound: {method.name} starts again each round, so there is no broadcast "
@@ -66,12 +66,12 @@ def _robust_settings(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _robust_average(config: RunConfig, wanted: RobustConfig, method: Method) -> Iterator[str]:
+def _robust_average(config: RunConfig, average: str, method: Method) -> Iterator[str]:
     federation, key = config.federation, "federation.robust.average"
     if not method.averages:
         able = able_names(lambda m: m.averages)
         yield (
-            f"{key}: {method.name} makes more of its clients' updates than one mean, which {wanted.average} "
+            f"{key}: {method.name} makes more of its clients' updates than one mean, which {average} "
             f"could replace; take one of {able}, or norm_bound alone"
         )
     if federation.client_ranks or federation.client_heads:
@@ -82,7 +82,7 @@ def _robust_average(config: RunConfig, wanted: RobustConfig, method: Method) -> 
     cohort = federation.clients_per_round or federation.clients
     if cohort < FEWEST:
         yield (
-            f"{key}: of {cohort} updates in a round the {wanted.average} is the mean; expected {FEWEST} "
+            f"{key}: of {cohort} updates in a round the {average} is the mean; expected {FEWEST} "
             "clients or more (federation.clients, clients_per_round), or average: mean"
         )
 
@@ -116,28 +116,23 @@ def _heads(config: RunConfig, method: Method) -> Iterator[str]:
 
 
 def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
-    wanted = config.method
-    if wanted.refresh_every is not None and not method.refreshes:
+    settings = config.method
+    if settings.refresh_every is not None and not method.refreshes:
         able = able_names(lambda m: m.refreshes)
         yield f"method.refresh_every: only {able} can start bases again, found {method.name}; leave it out"
-    if wanted.residual_rank is not None and not method.residual:
+    if settings.residual_rank is not None and not method.residual:
         able = able_names(lambda m: m.residual)
         yield f"method.residual_rank: only {able} sends a residual, found {method.name}; leave it out"
-    changes_base = wanted.refresh_every is not None or method.changes_base
+    changes_base = settings.refresh_every is not None or method.changes_base
     if changes_base and config.model.load_in_4bit:
-        what = "method.refresh_every" if wanted.refresh_every else f"method.name: {method.name}"
-        yield f"{what} changes base weights, which 4 bits cannot hold; set model.load_in_4bit: false"
+        key = "method.refresh_every" if settings.refresh_every else f"method.name: {method.name}"
+        yield f"{key} changes base weights, which 4 bits cannot hold; set model.load_in_4bit: false"
 
 
 def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
-    federation, wanted = config.federation, config.method
-    heads = method.heads_of(wanted.heads)
-    yield from _per_client(
-        "client_ranks", federation.client_ranks, federation.clients, wanted.rank, "method.rank"
-    )
-    yield from _per_client(
-        "client_heads", federation.client_heads, federation.clients, heads, "the core's heads"
-    )
+    federation, heads = config.federation, method.heads_of(config.method.heads)
+    yield from _per_client(federation, "client_ranks", config.method.rank, "method.rank")
+    yield from _per_client(federation, "client_heads", heads, "the core's heads")
     if federation.client_ranks and not method.mixed_ranks:
         able = able_names(lambda m: m.mixed_ranks)
         yield (
@@ -155,20 +150,21 @@ def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
     for key in ("privacy", "method.refresh_every", "model.device_map") if federation.processes > 1 else ():
         if attrgetter(key)(config) is not None:
             yield f"federation.processes: with {key} clients train in one process; leave one of the two out"
-    if federation.client_ranks and wanted.refresh_every:
+    if federation.client_ranks and config.method.refresh_every:
         yield (
             "method.refresh_every: with federation.client_ranks small clients cannot fold the whole core; "
             "leave one of the two out"
         )
 
 
-def _per_client(key: str, found: list[int] | None, clients: int, largest: int, limit: str) -> Iterator[str]:
-    if found is None:
+def _per_client(federation: FederationConfig, key: str, largest: int, limit: str) -> Iterator[str]:
+    numbers: list[int] | None = getattr(federation, key)
+    if numbers is None:
         return
-    if len(found) != clients:
+    if len(numbers) != federation.clients:
         yield (
-            f"federation.{key}: expected {clients} numbers, one for each of federation.clients, "
-            f"found {len(found)}"
+            f"federation.{key}: expected {federation.clients} numbers, one for each of federation.clients, "
+            f"found {len(numbers)}"
         )
-    if max(found, default=0) > largest:
-        yield f"federation.{key}: expected numbers of at most {largest} ({limit}), found {max(found)}"
+    if max(numbers, default=0) > largest:
+        yield f"federation.{key}: expected numbers of at most {largest} ({limit}), found {max(numbers)}"

@@ -18,12 +18,12 @@ def privacy_faults(config: RunConfig) -> Iterator[str]:
     Raises:
         InputError: the method is unknown.
     """
-    method, wanted = method_of(config), config.privacy
+    method, privacy = method_of(config), config.privacy
     yield from _start(config, method)
-    if wanted is not None:
-        yield from _packages(wanted)
-        yield from _training(config)
-        yield from _by_unit(config, wanted, method)
+    if privacy is not None:
+        yield from _packages(privacy)
+        yield from _training(config, privacy)
+        yield from _by_unit(config, privacy, method)
 
 
 def _start(config: RunConfig, method: Method) -> Iterator[str]:
@@ -38,8 +38,8 @@ def _start(config: RunConfig, method: Method) -> Iterator[str]:
     if makes_bases and init.kind == "gradient" and not (init.private or init.public):
         yield (
             "method.init.kind: gradient would publish raw gradients of private rows. Set method.init.kind to "
-            "weights or orthonormal (no data), or method.init.private: true (clipped and noised, paid from "
-            "the budget), or method.init.public to a file that needs no protection"
+            "weights or orthonormal (no data), or method.init.private: true (clipped and noised, charged "
+            "to the budget), or method.init.public to a file that needs no protection"
         )
     if init.private and config.privacy.epsilon is None and config.privacy.noise_multiplier is None:
         yield "method.init.private: set privacy.epsilon, of which the start gets budget_share"
@@ -50,33 +50,33 @@ def _start(config: RunConfig, method: Method) -> Iterator[str]:
         )
 
 
-def _packages(wanted: PrivacyConfig) -> Iterator[str]:
-    needed = ["cryptography", "dp_accounting"] + (["opacus"] if wanted.unit == "example" else [])
+def _packages(privacy: PrivacyConfig) -> Iterator[str]:
+    needed = ["cryptography", "dp_accounting"] + (["opacus"] if privacy.unit == "example" else [])
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         yield f"privacy: {', '.join(missing)} is needed and missing; pip install 'fedsb[dp]'"
 
 
-def _training(config: RunConfig) -> Iterator[str]:
+def _training(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
     init = config.method.init
     if config.method.refresh_every is not None and init.kind == "gradient" and not init.public:
         yield (
             "method.refresh_every: each refresh would look at private rows again; leave it out, or take "
             "method.init.kind: orthonormal"
         )
-    if config.privacy and config.privacy.unit == "example" and config.training.grad_clip is not None:
+    if privacy.unit == "example" and config.training.grad_clip is not None:
         yield "training.grad_clip: privacy.clip_norm clips every example already; leave grad_clip out"
 
 
-def _by_unit(config: RunConfig, wanted: PrivacyConfig, method: Method) -> Iterator[str]:
+def _by_unit(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Iterator[str]:
     federation = config.federation
-    if wanted.unit == "example":
-        if wanted.quantile is not None:
+    if privacy.unit == "example":
+        if privacy.quantile is not None:
             yield "privacy.quantile: the clip norm follows a quantile with privacy.unit: client alone"
         if federation.upload_dtype == "float16":
             yield (
                 "federation.upload_dtype: a number too large for float16 would fail, and tell of private "
-                "rows without being paid for; take bfloat16, which holds them all"
+                "rows without being charged; take bfloat16, which holds them all"
             )
         return
     if not method.averages:
@@ -103,21 +103,25 @@ def check_delta(config: RunConfig, sizes: Collection[int]) -> float:
         InputError: delta is so large that publishing one whole unit at random would satisfy it.
     """
     assert config.privacy is not None
-    num_units, what = len(sizes), "clients"
-    if config.privacy.unit == "example":
-        num_units, what = min(sizes), "examples of the smallest client"
+    by_example = config.privacy.unit == "example"
+    num_units = min(sizes) if by_example else len(sizes)
     delta = config.privacy.delta
     if delta is None:
         return min(1e-5, 1 / (10 * num_units))
+    what = "examples of the smallest client" if by_example else "clients"
     refuse_large_delta("privacy.delta", delta, num_units, what)
     return delta
 
 
 def refuse_large_delta(key: str, delta: float, num_units: int, what: str) -> None:
-    """Of a key or an option of this name, for so many units.
+    """Refuse a delta that publishing one whole unit at random would satisfy.
+
+    Args:
+        key: the config's key or the option.
+        what: the units.
 
     Raises:
-        InputError: publishing one whole unit at random would satisfy this delta.
+        InputError: it is at least one over `num_units`.
     """
     if delta >= 1 / num_units:
         raise InputError(

@@ -12,7 +12,6 @@ from pydantic import Field, field_validator, model_validator
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
 from fedsb.config.sections import (
-    BenchmarkConfig,
     CausalLmConfig,
     DataConfig,
     EvaluationConfig,
@@ -95,42 +94,27 @@ class RunConfig(Section):
 
     def with_absolute_paths(self) -> RunConfig:
         """Paths that exist here made absolute, so that the config works from any folder."""
-
-        def absolute(text: str) -> str:
-            return str(Path(text).resolve()) if Path(text).exists() else text
-
-        def each(source: str | dict[str, str]) -> str | dict[str, str]:
-            if isinstance(source, str):
-                return absolute(source)
-            return {name: absolute(text) for name, text in source.items()}
-
-        def moved(benchmark: BenchmarkConfig) -> BenchmarkConfig:
-            return benchmark.model_copy(update={"data": absolute(benchmark.data)})
-
-        model = self.model.model_copy(update={"path": absolute(self.model.path)})
-        data = self.data.model_copy(update={"train": each(self.data.train), "test": absolute(self.data.test)})
-        benchmarks = {name: moved(one) for name, one in self.evaluation.benchmarks.items()}
-        evaluation = self.evaluation.model_copy(update={"benchmarks": benchmarks})
-        init = self.method.init
-        public = init.model_copy(update={"public": absolute(init.public) if init.public else None})
-        method = self.method.model_copy(update={"init": public})
-        privacy = self.privacy
-        if privacy is not None and privacy.ledger is not None:  # it may be made by this run
-            privacy = privacy.model_copy(update={"ledger": str(Path(privacy.ledger).resolve())})
-        return self.model_copy(
-            update={
-                "model": model,
-                "data": data,
-                "method": method,
-                "evaluation": evaluation,
-                "privacy": privacy,
-            }
-        )
+        values = self.model_dump(mode="json")
+        data, init, privacy = values["data"], values["method"]["init"], values["privacy"]
+        for section, key in ((values["model"], "path"), (data, "train"), (data, "test"), (init, "public")):
+            section[key] = _absolute(section[key])
+        for benchmark in values["evaluation"]["benchmarks"].values():
+            benchmark["data"] = _absolute(benchmark["data"])
+        if privacy and privacy["ledger"] is not None:  # it may be made by this run
+            privacy["ledger"] = str(Path(privacy["ledger"]).resolve())
+        return RunConfig.from_dict(values)
 
 
-def differences(one: RunConfig, other: RunConfig) -> list[str]:
+def _absolute(source: Any) -> Any:
+    """A path as an absolute one if it exists, else as it is; of several by name, each."""
+    if isinstance(source, dict):
+        return {name: _absolute(path) for name, path in source.items()}
+    return str(Path(source).resolve()) if source and Path(source).exists() else source
+
+
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """`key: a -> b` for every value that differs."""
-    a, b = (flat_settings(c) for c in (one, other))
+    a, b = flat_settings(before), flat_settings(after)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 

@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 
+NonEmpty = Annotated[list[str], Field(min_length=1)]
+
 
 class ModelConfig(Section):
     path: str
@@ -33,7 +35,7 @@ class ModelConfig(Section):
     device_map: Literal["auto"] | None = None
     """auto: spread one model over all visible GPUs, block by block; null: the whole model on `device`."""
     check_memory: bool = True
-    """Refuse a run that by the estimate (`fedsb doctor` shows it) does not fit; false: go on all the same."""
+    """Refuse a run that by the estimate (`fedsb doctor` shows it) does not fit; false: try all the same."""
 
     @model_validator(mode="after")
     def _one_place(self) -> ModelConfig:
@@ -181,8 +183,7 @@ class InitConfig(Section):
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
-    """gradient, with privacy.unit example: SVD of a clipped and noised sum; `rule` and `upload` play no
-    part."""
+    """gradient, with privacy.unit example: SVD of a clipped and noised sum; no use of `rule` and `upload`."""
     budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """private: the epsilon that the start may spend, as a share of privacy.epsilon."""
     samples: PositiveInt = 1024
@@ -210,16 +211,14 @@ class MethodConfig(Section):
     refresh_every: PositiveInt | None = None
     """Fold B R A into the base after so many rounds and start new bases from a new estimate; null: never."""
     residual_rank: PositiveInt | None = None
-    """Of a method that sends a residual: the rank kept of it; null: all of it, which is exact."""
+    """Rank kept of the residual, for a method that sends one; null: all of it, which is exact."""
     alpha: Positive | None = None
     """LoRA's alpha of the baselines (scale alpha / rank; null: scale 1). Fed-SB has none."""
-    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], Field(min_length=1)] | None = (
-        None
-    )
+    targets: Literal["all-linear", "attention", "mlp"] | NonEmpty | None = None
     """Names of layers to adapt (endings will do); null: the model family's default; all-linear: every linear
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-    """Of the method alone, where it has any."""
+    """Keys that this method alone has, where it has any."""
     init: InitConfig = InitConfig()
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import YAML_CHARACTERS, Unreadable, parse_yaml
+from fedsb.common.strict_json import Unreadable
+from fedsb.common.strict_yaml import YAML_CHARACTERS, parse_yaml
 from fedsb.errors import InputError
 
 LEVELS = 20
-"""Of a dotted key."""
+"""Parts of a dotted key, at most."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

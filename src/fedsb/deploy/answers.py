@@ -15,7 +15,7 @@ from fedsb.errors import UpdateRejected
 
 MOST_FACTS, LONGEST_FACT = 8, 200
 MOST_EXAMPLES = 10_000_000
-"""Of one client. Lists as long as all examples together are made at the server."""
+"""The most of one client: the server makes lists as long as all examples together."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def node_facts(facts: Mapping[str, object], clients: int) -> NodeFacts:
     )
 
 
-def _count(name: str, found: object, least: int, most: int) -> int:
-    if isinstance(found, int) and not isinstance(found, bool) and least <= found <= most:
-        return found
+def _count(name: str, count: object, least: int, most: int) -> int:
+    if isinstance(count, int) and not isinstance(count, bool) and least <= count <= most:
+        return count
     raise UpdateRejected(f"its {name} is not a whole number from {least} to {most}")
 
 

@@ -15,8 +15,8 @@ from flwr.clientapp import ClientApp
 
 from fedsb.common.printable import printable
 from fedsb.deploy.identity import sign, statement
-from fedsb.deploy.node import HELLO, OpenNode
 from fedsb.deploy.node_config import NodeConfig, Refused
+from fedsb.deploy.open_node import OpenNode
 from fedsb.deploy.questions import Question, read_question
 from fedsb.deploy.records import Facts, pack
 from fedsb.errors import FedsbError, UpdateRejected
@@ -31,7 +31,7 @@ held = OpenNode()
 @app.query()
 def hello(message: Message, context: Context) -> Message:
     """Open the party; its number, its count of examples and its base model's digest."""
-    return _reply(message, context, HELLO)
+    return _reply(message, context, "hello")
 
 
 @app.train()
@@ -63,22 +63,22 @@ def _told(error: Exception) -> str:
 
 
 def _answer(question: Question, context: Context) -> RecordDict:
-    own_file = context.node_config.get("fedsb")
-    if not own_file:
+    file = context.node_config.get("fedsb")
+    if not file:
         raise Refused(
             "this SuperNode names no node config; start it with --node-config 'fedsb=\"/path/node.yaml\"'"
         )
-    node = held.opened(question.kind, question.config, str(own_file), question.run)
-    if question.kind == HELLO:
+    node = held.opened(question.kind, question.config, str(file), question.run)
+    if question.kind == "hello":
         facts, payload = asdict(node.facts()), b""
     else:
         facts, payload = {}, node.answer(question.kind, question.payload)
-    return pack(facts | _signature(node.own, question, facts, payload), payload)
+    return pack(facts | _signature(node.node_config, question, facts, payload), payload)
 
 
-def _signature(own: NodeConfig, question: Question, facts: Facts, payload: bytes) -> dict[str, bytes]:
+def _signature(node: NodeConfig, question: Question, facts: Facts, payload: bytes) -> dict[str, bytes]:
     """By which the server knows whose answer this is; none if this party has no key."""
-    if own.key is None:
+    if node.key is None:
         return {}
     asked = question.run, question.kind, question.nonce, question.node
-    return {"signature": sign(own.key, statement(*asked, own.client, facts, payload))}
+    return {"signature": sign(node.key, statement(*asked, node.client, facts, payload))}

@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from fedsb.deploy.superexec import Tasks, check_flower
 from fedsb.errors import InputError, RunFailed
 
@@ -59,18 +61,8 @@ def _end_with(supernode: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while _lives(supernode):
+        while psutil.pid_exists(supernode):
             time.sleep(WATCH_SECONDS)
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

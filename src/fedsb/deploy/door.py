@@ -12,25 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fedsb.deploy.node_config import Refused
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.account import BudgetSpent
-from fedsb.privacy.accounting import Mechanism
-from fedsb.privacy.ledger import Phase
+from fedsb.privacy.ledger import Spend
 from fedsb.runner.private_run import PrivateRun
 
 Make = Callable[[], bytes]
-
-
-class Charge(NamedTuple):
-    """One spend, as the ledger has it. `number`: the round, 0 for the start."""
-
-    phase: Phase
-    number: int
-    mechanism: Mechanism
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,7 @@ class NoisedRelease:
     """
 
     make: Make
-    charge: Charge
+    charge: Spend
     again: bool = False
 
 
@@ -69,12 +59,10 @@ class Door:
     """What lets a party's disclosures out.
 
     Attributes:
-        client: whose rows they are about.
         unprotected: why an unprotected update is refused; None: its owner allows them.
         private: the plan, the noise and the ledger of this run; None without privacy.
     """
 
-    client: int
     unprotected: str | None
     private: PrivateRun | None
 
@@ -98,11 +86,8 @@ class Door:
 
     def _noised(self, release: NoisedRelease) -> bytes:
         private, charge = self.private, release.charge
-        if (
-            private is None
-            or private.noise.insecure_seed is not None
-            or not charge.mechanism.noise_multiplier
-        ):
+        noised = charge.mechanism.noise_multiplier > 0
+        if private is None or private.noise.insecure_seed is not None or not noised:
             return self.let_out(UnprotectedUpdate(release.make))
         before = 0 if release.again else self._times(private, charge)
         try:
@@ -118,14 +103,14 @@ class Door:
             raise RunFailed("privacy: an answer was made that its ledger was not charged for; it stays here")
         return message
 
-    def _charge_failure(self, private: PrivateRun, charge: Charge, before: int) -> None:
+    def _charge_failure(self, private: PrivateRun, charge: Spend, before: int) -> None:
         """A failure after rows were looked at may tell of them (how long they took): it costs the same."""
-        if self._times(private, charge) > before or not private.guard.affords(self.client, charge.mechanism):
-            return
-        private.guard.charge(self.client, charge.phase, charge.number, charge.mechanism)
+        client, mechanism = charge.client, charge.mechanism
+        if self._times(private, charge) <= before and private.guard.affords(client, mechanism):
+            private.guard.charge(client, charge.phase, charge.round, mechanism)
 
-    def _times(self, private: PrivateRun, charge: Charge) -> int:
+    def _times(self, private: PrivateRun, charge: Spend) -> int:
         """How often the ledger has exactly this charge."""
         ledger = private.guard.ledger
-        number = ledger.times(self.client, charge.phase, charge.number)
-        return number if charge.mechanism in ledger.mechanisms(self.client, charge.phase) else 0
+        number = ledger.times(charge.client, charge.phase, charge.round)
+        return number if charge.mechanism in ledger.mechanisms(charge.client, charge.phase) else 0

@@ -52,13 +52,19 @@ def read_registered(folder: str | Path) -> dict[int, PublicKey]:
     _check_mode(folder, folder.stat().st_mode, WRITABLE_BY_OTHERS)
     keys: dict[int, PublicKey] = {}
     for file in sorted(folder.iterdir()):
-        named = re.fullmatch(r"client-(0|[1-9]\d{0,8})\.pub", file.name)
-        if named:
+        client = client_of(file.name)
+        if client is not None:
             key = _public_key(file)
             if key in keys.values():
                 raise InputError(f"{file}: another client has the same key; each needs one of its own")
-            keys[int(named[1])] = key
+            keys[client] = key
     return keys
+
+
+def client_of(name: str) -> int | None:
+    """The client number in the name of a public key's file, `client-K.pub`; None of any other name."""
+    match = re.fullmatch(r"client-(0|[1-9]\d{0,8})\.pub", name)
+    return int(match[1]) if match else None
 
 
 def statement(run: str, kind: str, nonce: str, node: int, client: int, facts: Facts, payload: bytes) -> bytes:

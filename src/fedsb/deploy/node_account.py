@@ -11,25 +11,25 @@ from fedsb.privacy.account import Account
 from fedsb.privacy.data_ledger import DataLedger, Place, place_at_node
 
 
-def node_place(own: NodeConfig) -> Place:
+def node_place(node: NodeConfig) -> Place:
     """Where the ledger of this node's rows lies."""
-    rows = Path(own.data.train).resolve()
-    return place_at_node(Path(own.state).resolve(), own.data.id or _id_of(rows), rows)
+    rows = Path(node.data.train).resolve()
+    return place_at_node(Path(node.state).resolve(), node.data.id or _id_of(rows), rows)
 
 
-def node_account(own: NodeConfig, run: str, *, secret_noise: bool) -> Account:
+def node_account(node: NodeConfig, run: str, *, secret_noise: bool) -> Account:
     """The account of this node's rows, to be charged by this run.
 
     Raises:
         InputError: the rows' file cannot be read.
     """
     return Account(
-        DataLedger(node_place(own), only=own.limits.of_all_runs is not None),
+        DataLedger(node_place(node), only=node.limits.of_all_runs is not None),
         run,
         "example",
-        rows=_digest(Path(own.data.train)),
-        largest_epsilon=own.limits.of_all_runs,
-        largest_delta=own.limits.largest_delta,
+        rows=_digest(Path(node.data.train)),
+        largest_epsilon=node.limits.of_all_runs,
+        largest_delta=node.limits.largest_delta,
         one_client=True,
         secret_noise=secret_noise,
     )

@@ -57,8 +57,8 @@ def check_steps(config: RunConfig, num_examples: int) -> None:
     _check("federation.rounds x training.epochs (optimizer steps)", steps, most)
 
 
-def _check(what: str, found: float | None, most: float) -> None:
-    if found is not None and not found <= most:
+def _check(what: str, value: float | None, most: float) -> None:
+    if value is not None and not value <= most:
         raise Refused(
-            f"{what}: a node takes at most {most:,}, the run has {str(found)[:20]}; lower it at the server"
+            f"{what}: a node takes at most {most:,}, the run has {str(value)[:20]}; lower it at the server"
         )

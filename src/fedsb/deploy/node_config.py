@@ -98,13 +98,13 @@ class NodeConfig(Section):
         Raises:
             InputError: the file, its YAML, a key or a value is wrong; one line per fault.
         """
-        own = checked(NodeConfig, override(read_yaml(Path(path)), overrides), str(path))
+        node = checked(NodeConfig, override(read_yaml(Path(path)), overrides), str(path))
         folder = Path(path).resolve().parent
-        files = {"train": str(folder / own.data.train)}
-        if own.data.public is not None:
-            files["public"] = str(folder / own.data.public)
-        data, key = own.data.model_copy(update=files), own.key and str(folder / own.key)
-        return own.model_copy(update={"data": data, "state": str(folder / own.state), "key": key})
+        files = {"train": str(folder / node.data.train)}
+        if node.data.public is not None:
+            files["public"] = str(folder / node.data.public)
+        data, key = node.data.model_copy(update=files), node.key and str(folder / node.key)
+        return node.model_copy(update={"data": data, "state": str(folder / node.state), "key": key})
 
     @property
     def limited(self) -> bool:
@@ -194,8 +194,8 @@ def _check_epsilon(node: NodeConfig, epsilon: float | None) -> None:
         )
 
 
-def _refusal(key: str, allowed: str, limit: str, found: float | None) -> str:
-    wants = "leaves it open" if found is None else f"wants {found:g}"
+def _refusal(key: str, allowed: str, limit: str, value: float | None) -> str:
+    wants = "leaves it open" if value is None else f"wants {value:g}"
     return (
         f"limits.{limit}: this party allows privacy.{key} {allowed}, and the run {wants}; change "
         f"privacy.{key} at the server, or the limit here"

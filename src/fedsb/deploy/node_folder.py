@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedsb.common.files import write_bytes
 from fedsb.deploy.node_config import Refused
 from fedsb.errors import InputError
 
@@ -40,9 +39,3 @@ def make_private(folder: Path) -> None:
             f"{folder}: expected a folder of this party's own, found a link or a file; remove it"
         )
     folder.chmod(0o700)
-
-
-def keep(path: Path, content: bytes) -> None:
-    """Write a file of this user alone; a link in its place is replaced, not followed."""
-    write_bytes(path, content)
-    path.chmod(0o600)

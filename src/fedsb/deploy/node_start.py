@@ -16,24 +16,21 @@ from torch import Tensor
 
 from fedsb.adapter import Factors
 from fedsb.adapter.linear import features
+from fedsb.common.files import write_bytes
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
-from fedsb.deploy.door import Charge, Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
+from fedsb.deploy.door import Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.deploy.node_config import Refused
-from fedsb.deploy.node_folder import keep
 from fedsb.errors import UpdateRejected
 from fedsb.federation.fixed_shape import OfOneShape
 from fedsb.federation.start.contribution import SENT_AS, empty
 from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, contribute, estimating
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
-from fedsb.federation.start.initialize import (
-    bases_kind,
-    draw_calibration,
-    start_factors,
-)
+from fedsb.federation.start.initialize import bases_kind, draw_calibration, start_factors
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
 from fedsb.federation.start.settings import PrivateStart, Start, Warmup
 from fedsb.federation.training import ClientFailed
+from fedsb.privacy.ledger import Spend
 from fedsb.runner.arguments import heads_of, start_of
 from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
@@ -41,7 +38,7 @@ from fedsb.runner.prepare_model import BaseModel
 from fedsb.runner.remote_start import BASES
 
 MOST_EXAMPLES = 100_000_000
-"""Of all parties together: calibration examples are drawn from as many."""
+"""The most of all parties together: calibration examples are drawn from as many."""
 MOST_WARM_UPS = 1_000
 SENT = "noised-sums.safetensors"
 """What this party sent for private bases, to be sent again: a second sum would have to be charged."""
@@ -100,7 +97,7 @@ class NodeStart:
         calibration, _ = self._calibration(question, "contribute")
         if self.private is None:
             return _disclosure(calibration, partial(self._contribution, calibration))
-        charge = Charge("start", 0, self.private.plans[self.client].release)
+        charge = Spend(self.client, "start", 0, self.private.plans[self.client].release)
         sent = self.folder / SENT
         if sent.exists():
             return NoisedRelease(sent.read_bytes, charge, again=True)
@@ -112,14 +109,14 @@ class NodeStart:
 
     def _kept_contribution(self, calibration: Calibration) -> bytes:
         answer = self._contribution(calibration)
-        keep(self.folder / SENT, answer)
+        write_bytes(self.folder / SENT, answer, private=True)
         return answer
 
     def _contribution(self, calibration: Calibration) -> bytes:
-        how, model = self.start, self.base.model
+        model = self.base.model
         model.eval()
         with estimating(model):
-            sent = contribute(model, self.base.targets, how, calibration, self.client)
+            sent = contribute(model, self.base.targets, self.start, calibration, self.client)
         return self._pack("contribute", 0, sent)
 
     def take_bases(self, message: bytes) -> Disclosure:
@@ -127,8 +124,10 @@ class NodeStart:
         self._check_from_gradients()
         facts, tensors = unpack_start(message, template := self._bases_like())
         check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, template=template)
-        bases = {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
-        keep(self.folder / BASES, pack_start({"kind": "bases", "round": 0}, bases))
+        bases = pack_start(
+            {"kind": "bases", "round": 0}, {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
+        )
+        write_bytes(self.folder / BASES, bases, private=True)
         return PublicFacts(self._pack("bases", 0, {}))
 
     def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
@@ -150,13 +149,14 @@ class NodeStart:
         with torch.no_grad():
             for name, parameter in head.items():
                 parameter.copy_(tensors[f"head.{name}"])
-        how: OfOneShape = (batches_of(self.data, self.base.device), self.data.task.losses)
+        computation: OfOneShape = (batches_of(self.data, self.base.device), self.data.task.losses)
         if self.data.public is not None:
             looked_at_all = {self.client: [*range(len(self.data.public))]}
-            return Calibration(looked_at_all, self.data.public, *how, public=True), number
+            return Calibration(looked_at_all, self.data.public, *computation, public=True), number
         if self.private is not None:
-            how = protected_batches(self.data, self.base.model, self.base.device, self.private.max_length)
-        return Calibration(self._draw(sizes), self.data.train, *how), number
+            length = self.private.max_length
+            computation = protected_batches(self.data, self.base.model, self.base.device, length)
+        return Calibration(self._draw(sizes), self.data.train, *computation), number
 
     def _checked_sizes(self, sizes: Tensor) -> list[int]:
         """How many examples each party has, as the server says.
@@ -175,16 +175,16 @@ class NodeStart:
         return counts
 
     def _draw(self, sizes: Sequence[int]) -> Draw:
-        """Of everybody, or, under privacy, all of this party's; its own as indices of its rows, of which
-        there may be fewer than registered."""
+        """Everybody's draw, or, under privacy, all of this party's rows; its own as indices of its rows, of
+        which there may be fewer than registered."""
         client = self.client
         if self.private is not None:
             return {client: [*range(len(self.data.train))]}
         ends = list(accumulate(sizes, initial=0))
         parts = [range(start, end) for start, end in pairwise(ends)]
         draw = draw_calibration(parts, self.start.samples, seed=self.start.seed)
-        own = [i - ends[client] for i in draw.get(client, [])]
-        if not (usable := [i for i in own if i < len(self.data.train)]):
+        drawn = [i - ends[client] for i in draw.get(client, [])]
+        if not (usable := [i for i in drawn if i < len(self.data.train)]):
             raise UpdateRejected(f"client {client} has no part in the start")
         return draw | {client: usable}
 
@@ -192,27 +192,21 @@ class NodeStart:
         return pack_start({"kind": kind, "round": number, "client": self.client}, tensors)
 
     def _bases_like(self) -> dict[str, Tensor]:
-        rank, found = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
+        rank, bases = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
         for name, layer in self.base.targets.items():
             out, n_in = features(layer)
-            found |= {f"{name}.B": empty(out, rank), f"{name}.A": empty(rank, n_in)}
-        return found
+            bases |= {f"{name}.B": empty(out, rank), f"{name}.A": empty(rank, n_in)}
+        return bases
 
     def factors(self) -> dict[str, Factors]:
         """The start factors: as the server sent them, or made here of W0 or a seed."""
         if self.from_gradients:
             return self._kept_bases()
         method = method_of(self.config)
-        calibration = Calibration({}, [], batches_of(self.data, self.base.device), self.data.task.losses)
-        return start_factors(
-            self.base.model,
-            self.base.targets,
-            {},
-            method,
-            self.start,
-            calibration,
-            num_clients=self.config.federation.clients,
-        ).factors
+        base, start, clients = self.base, self.start, self.config.federation.clients
+        calibration = Calibration({}, [], batches_of(self.data, base.device), self.data.task.losses)
+        started = start_factors(base.model, base.targets, {}, method, start, calibration, num_clients=clients)
+        return started.factors
 
     def _kept_bases(self) -> dict[str, Factors]:
         if not (self.folder / BASES).exists():

@@ -96,9 +96,9 @@ class Nodes:
         """
         if self.keys is None:
             self.say(UNSIGNED)
-        deadline, wanted = time.monotonic() + seconds, set(range(self.config.federation.clients))
+        deadline, clients = time.monotonic() + seconds, set(range(self.config.federation.clients))
         self.meet()
-        while missing := wanted - set(self.nodes):
+        while missing := clients - set(self.nodes):
             if time.monotonic() > deadline:
                 raise RunFailed(
                     f"no node for client {', '.join(map(str, sorted(missing)))} within {seconds:g} s: start "
@@ -172,7 +172,7 @@ class Nodes:
             )
 
     def ask(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
-        """`peers.Ask` over Flower: answers as they come, until all have or the round's deadline.
+        """`clients.Ask` over Flower: answers as they come, until all have or the round's deadline.
 
         Clients whose nodes are not there are asked last: a node that has just come back may be by then.
         """
@@ -211,13 +211,9 @@ class Nodes:
             if kind == "bases":
                 self.holding.add(node)
             yield Arrived(client, said.payload)
-        absent = [client for client in clients if client not in self.nodes]
-        yield from (Failed(client, self._why_absent(client)) for client in absent)
-
-    def _why_absent(self, client: int) -> str:
-        if self.keys is not None and client not in self.registered:
-            return "no key is registered for it"
-        return "its node is not connected"
+        for client in [client for client in clients if client not in self.nodes]:
+            has_key = self.keys is None or client in self.registered
+            yield Failed(client, "its node is not connected" if has_key else "no key is registered for it")
 
     def _send(
         self,
@@ -228,15 +224,14 @@ class Nodes:
     ) -> Iterator[tuple[str, int]]:
         """(message id, node). What is the same for all of them is hashed and carried by Flower once."""
         config = json.dumps(self.config.model_dump(mode="json"))
-        for payload, alike in groupby(nodes, key=payload_for):
+        for payload, group in groupby(nodes, key=payload_for):
             nonce = secrets.token_hex(16)
             facts: Facts = {"kind": kind, "config": config, "run": self.run, "nonce": nonce}
-            flowers, content = "query" if kind == "hello" else "train", pack(facts, payload)
-            group = list(alike)
-            messages = [Message(content, node, flowers, ttl=LIFE_SECONDS) for node in group]
-            for name, node in zip(self.grid.push_messages(messages), group, strict=True):
+            flower_type, content = "query" if kind == "hello" else "train", pack(facts, payload)
+            messages = [Message(content, node, flower_type, ttl=LIFE_SECONDS) for node in group]
+            for name, message in zip(self.grid.push_messages(messages), messages, strict=True):
                 nonces[name] = nonce
-                yield name, node
+                yield name, message.metadata.dst_node_id
 
     def _check_same_base(self) -> None:
         digests = {facts.base_digest for facts in self.facts.values()}

@@ -22,22 +22,22 @@ from fedsb.errors import InputError
 SOON = timedelta(days=14)
 
 
-def checked_node(config: RunConfig, own: NodeConfig, file: Path) -> tuple[dict[str, Any], list[str]]:
+def checked_node(config: RunConfig, node_config: NodeConfig, file: Path) -> tuple[dict[str, Any], list[str]]:
     """What this node would tell the server of this run and the digest of the run's config; and what its owner
     should look at.
 
     Args:
-        file: where `own` was read from.
+        file: where `node_config` was read from.
 
     Raises:
         InputError: the node would not take part, its approval of the config aside.
     """
     authority, digest = file.resolve().parent / "ca.crt", config_digest(config)
     warnings = [check_certificate(authority) if authority.exists() else None]
-    approved = digest in (own.approved or [])
+    approved = digest in (node_config.approved or [])
     if not approved:
         warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
-    as_if_approved = own.model_copy(update={"approved": [digest], "audit": False})
+    as_if_approved = node_config.model_copy(update={"approved": [digest], "audit": False})
     facts = asdict(Node(config, as_if_approved, secrets.token_hex(16)).facts())
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
@@ -51,8 +51,8 @@ def check_certificate(file: Path, now: datetime | None = None) -> str | None:
     Raises:
         InputError: there is no such file, it is no certificate, or it is not valid now.
     """
-    found, now = _read(file), now or datetime.now(UTC)
-    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    certificate, now = _read(file), now or datetime.now(UTC)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begins:
         raise InputError(
             f"{file}: this certificate is valid from {begins:%Y-%m-%d %H:%M} UTC on, and here it is "

@@ -42,8 +42,11 @@ def payload_of(content: RecordDict) -> bytes:
     if record is None:
         return b""
     array = record.get("message") if isinstance(record, ArrayRecord) and len(record) == 1 else None
-    if array is None or not isinstance(array.data, bytes) or len(array.data) > LARGEST_PAYLOAD:
-        raise UpdateRejected("not a message of fedsb: its payload is not one array of bytes")
-    if (array.dtype, tuple(array.shape), array.stype) != ("uint8", (len(array.data),), "fedsb"):
+    if (
+        array is None
+        or not isinstance(array.data, bytes)
+        or len(array.data) > LARGEST_PAYLOAD
+        or (array.dtype, tuple(array.shape), array.stype) != ("uint8", (len(array.data),), "fedsb")
+    ):
         raise UpdateRejected("not a message of fedsb: its payload is not one array of bytes")
     return array.data

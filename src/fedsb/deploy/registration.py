@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -11,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedsb.common.files import write_text
 from fedsb.deploy.control import Control
+from fedsb.deploy.identity import client_of
 from fedsb.errors import InputError
 
 LARGEST_KEY = 4096
@@ -53,10 +53,10 @@ def revoke(clients: Path, client: int, control: Control) -> None:
 
 
 def _number_in(name: str) -> int:
-    found = re.fullmatch(r"client-(0|[1-9]\d{0,8})\.pub", name)
-    if found is None:
+    client = client_of(name)
+    if client is None:
         raise InputError(f"{name}: which client's key? Expected client-K.pub, or K as the second argument")
-    return int(found[1])
+    return client
 
 
 def _taken(file: Path, client: int, other: Path) -> str:

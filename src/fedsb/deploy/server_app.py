@@ -1,4 +1,4 @@
-"""A Flower ServerApp around `runner.run`. Started again with the same `out`, it goes on with that run.
+"""A Flower ServerApp around `runner.run`. Started again with the same `out`, it resumes that run.
 
 Its settings, which `fedsb deploy submit` takes from this machine alone:
 
@@ -43,13 +43,13 @@ def main(grid: Grid, context: Context) -> None:
 def _serve(grid: Grid, context: Context, console: Console) -> None:
     config = RunConfig.from_yaml(_setting(context, "config"))
     out = Path(_setting(context, "out"))
-    with alone(_for_own_eyes(_beside(out, "lock")), f"the run in {out}"):
+    with alone(_beside(out, "lock"), f"the run in {out}"):
         _run_alone(grid, context, console, config, out)
 
 
 def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig, out: Path) -> None:
     resume, progress = (out / "config.yaml").exists(), PlainLines(console)
-    progress.stage("going on with the run in its folder" if resume else "waiting for the nodes")
+    progress.stage("resuming the run in its folder" if resume else "waiting for the nodes")
     name, keys = _run_name(out, resume=resume), context.run_config.get("clients")
     nodes = Nodes(grid, config, name, progress.stage, keys=str(keys) if keys else None)
     nodes.gather(float(context.run_config.get("wait-seconds", 600)))
@@ -75,13 +75,5 @@ def _run_name(out: Path, *, resume: bool) -> str:
     begun again has a new name, so that nodes take up nothing of the former one."""
     file = _beside(out, "run_name")
     if not (resume and file.exists()):
-        _for_own_eyes(file)
-        write_text(file, secrets.token_hex(16))
-        file.chmod(0o600)
+        write_text(file, secrets.token_hex(16), private=True)
     return file.read_text(encoding="utf-8")
-
-
-def _for_own_eyes(file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(0o600)
-    return file

@@ -86,7 +86,7 @@ def _serve(link: Link, token: str, settings: Settings) -> None:
         _run(grid, settings)
         failure = ""
     except KeyboardInterrupt:
-        raise RunFailed("stopped; ./submit.sh goes on after the last finished round") from None
+        raise RunFailed("stopped; ./submit.sh resumes after the last finished round") from None
     except Exception as error:
         failure = type(error).__name__
         raise
@@ -101,11 +101,11 @@ def _run(grid: Any, settings: Settings) -> None:
 
     from fedsb.deploy import server_app
 
-    given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
-    context = context_from_proto(given.context)
-    TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+    task_input = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+    context = context_from_proto(task_input.context)
+    TaskIdentity.task_id, TaskIdentity.run_id = task_input.task_id, task_input.run.run_id
     TaskIdentity.node_id = context.node_id
-    grid.set_run(run_from_proto(given.run))
+    grid.set_run(run_from_proto(task_input.run))
     context.run_config = dict(settings)
     server_app.app(grid=grid, context=context)
 

@@ -30,10 +30,10 @@ def check_flower() -> None:
     Raises:
         InputError: which version does.
     """
-    found = version("flwr")
-    if not found.startswith(TESTED):
+    installed = version("flwr")
+    if not installed.startswith(TESTED):
         raise InputError(
-            f"flwr {found}: fedsb's own processes were tested with flwr {TESTED}x alone. Run pip install "
+            f"flwr {installed}: fedsb's own processes were tested with flwr {TESTED}x alone. Run pip install "
             f"'flwr=={TESTED}*'"
         )
 
@@ -83,8 +83,8 @@ class Tasks:
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.constant import TaskType
 
-        found = self._door.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType[self.kind]]))
-        return found.token if found.HasField("task") and found.token else None
+        response = self._door.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType[self.kind]]))
+        return response.token if response.HasField("task") and response.token else None
 
     def answer(self, token: str, app: App) -> None:
         """Have the app answer this message. What goes wrong is logged, and told as Flower tells it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedsb.common.files import write_text
 from fedsb.config import RunConfig
-from fedsb.config.sections import CausalLmConfig, ClassificationConfig
+from fedsb.deploy.node_config import columns_of
 from fedsb.errors import InputError
 from fedsb.runner.prepare_data import check_can_deploy
 
@@ -37,8 +37,8 @@ def write_deployment(folder: Path, config: RunConfig, *, host: str, port: int) -
     written = [_write(folder / "run.yaml", config.with_absolute_paths().to_yaml())]
     written += _copy(TEMPLATE / "server", folder / "server", values)
     for client in range(config.federation.clients):
-        own = values | {"CLIENT": str(client), "NODE_PORT": str(FIRST_NODE_PORT + client)}
-        written += _copy(TEMPLATE / "node", folder / "nodes" / f"client-{client}", own)
+        node_values = values | {"CLIENT": str(client), "NODE_PORT": str(FIRST_NODE_PORT + client)}
+        written += _copy(TEMPLATE / "node", folder / "nodes" / f"client-{client}", node_values)
     for name in ("README.md", "compose.yaml"):
         written.append(_fill(TEMPLATE / name, folder / name, values))
     return written
@@ -51,7 +51,7 @@ def _values(folder: Path, config: RunConfig, host: str, port: int) -> dict[str, 
         "HOST": host,
         "PORT": str(port),
         "NAMES": ",".join(dict.fromkeys([_alternative_name(host), "DNS:localhost", "IP:127.0.0.1"])),
-        "COLUMNS": ", ".join(f"{name}: {name}" for name in _columns(config)),
+        "COLUMNS": ", ".join(f"{name}: {name}" for name in dict.fromkeys(columns_of(config))),
         "EPSILON": _epsilon(config),
         "DP": ",dp" if config.privacy else "",
         "NODE_SERVICES": "".join(_service(client) for client in range(config.federation.clients)).rstrip(),
@@ -59,8 +59,8 @@ def _values(folder: Path, config: RunConfig, host: str, port: int) -> dict[str, 
 
 
 def _epsilon(config: RunConfig) -> str:
-    wanted = config.privacy
-    return f"{wanted.epsilon:g}" if wanted and wanted.unit == "example" and wanted.epsilon else "null"
+    privacy = config.privacy
+    return f"{privacy.epsilon:g}" if privacy and privacy.unit == "example" and privacy.epsilon else "null"
 
 
 def _service(client: int) -> str:
@@ -68,14 +68,6 @@ def _service(client: int) -> str:
         f"  client-{client}:\n    image: fedsb\n    working_dir: /deployment/nodes/client-{client}\n"
         f'    command: ./start.sh\n    restart: always\n    volumes: [".:/deployment"]\n'
     )
-
-
-def _columns(config: RunConfig) -> list[str]:
-    task = config.task
-    if isinstance(task, ClassificationConfig):
-        return [*task.text, task.label]
-    assert isinstance(task, CausalLmConfig)  # check_can_deploy has seen to it
-    return [*dict.fromkeys(re.findall(r"{(\w+)}", task.prompt)), task.response]
 
 
 def _check_host(host: str) -> None:

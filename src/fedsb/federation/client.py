@@ -1,9 +1,8 @@
 """Local training: a broadcast in, an update out. The same function serves simulation and deployment.
 
-Data flow: bytes -> vector -> factors of the client's part -> optimizer steps on its examples -> vector ->
-bytes.
-Between rounds a client keeps what was sent once and, for methods that change them, its base weights:
-optimizer state starts again each round.
+    bytes -> vector -> factors of the client's part -> optimizer steps on its examples -> vector -> bytes
+
+Between rounds a client keeps what was sent once and, for methods that change them, its base weights.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def client_update(
     on_step: OnStep = lambda num_examples: None,
     train_with: Train | None = None,
 ) -> bytes:
-    """One client's part of one round.
+    """The answer of one client in one round.
 
     Args:
         registered: the count of examples that the answer declares; None: of these.
@@ -67,9 +66,7 @@ def client_update(
     )
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
-    answer = wire.Header(
-        header.method, header.round, layout.digest, client, num_examples=count, train_loss=mean_loss
-    )
+    answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
     vector = layout.flatten(_answer(exchange, parameters, part))
     try:
         return wire.pack(answer, vector, exchange.upload_dtype)

@@ -19,5 +19,5 @@ def trained_heads(heads: int, trained: int, rng: np.random.Generator) -> tuple[i
     return None if trained >= heads else tuple(_some(heads, trained, rng))
 
 
-def _some(of: int, wanted: int, rng: np.random.Generator) -> list[int]:
-    return sorted(int(c) for c in rng.choice(of, wanted, replace=False))
+def _some(total: int, count: int, rng: np.random.Generator) -> list[int]:
+    return sorted(rng.choice(total, count, replace=False).tolist())

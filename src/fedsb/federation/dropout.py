@@ -7,7 +7,7 @@ gradient, and no clipping would bound what one example can do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -72,8 +72,8 @@ def check_repeatable(model: nn.Module, losses: Callable[[], Tensor]) -> None:
     """
     if _same(losses(), losses()):
         return
-    one, two = _outputs(model, losses), _outputs(model, losses)
-    layer = next((name for name in one if not _same(one[name], two.get(name, one[name]))), "the model")
+    first, second = _outputs(model, losses), _outputs(model, losses)
+    layer = next((name for name in first if not _same(first[name], second.get(name, first[name]))), "")
     raise RunFailed(
         f"private training: {layer or 'the model'} gives one batch two results, so chance enters the "
         "gradients before they are clipped; take a model without dropout or noise of its own, or leave "
@@ -83,23 +83,21 @@ def check_repeatable(model: nn.Module, losses: Callable[[], Tensor]) -> None:
 
 def _outputs(model: nn.Module, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
     """What each module gave at last, by name, in the order in which they ended."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(first := output[0] if isinstance(output, tuple) else output, Tensor):
-                found[name] = first.detach().clone()
+            if isinstance(tensor := output[0] if isinstance(output, tuple) else output, Tensor):
+                outputs[name] = tensor.detach().clone()
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(note(name)))
         losses()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    return outputs
 
 
-def _same(one: Tensor, two: Tensor) -> bool:
-    return torch.allclose(one, two, rtol=1e-5, atol=1e-7, equal_nan=True)
+def _same(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=1e-5, atol=1e-7, equal_nan=True)

@@ -23,16 +23,14 @@ from torch import Tensor
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
 
-# Named tensors as one flat vector, in a fixed order.
-#
-# What trains, travels and is averaged is one fp32 vector; the layout says which number belongs where.
+NamedShape = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Ordered (name, shape) pairs."""
+    """Ordered (name, shape) pairs: which number of a flat fp32 vector belongs where."""
 
-    entries: tuple[tuple[str, tuple[int, ...]], ...]
+    entries: tuple[NamedShape, ...]
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Layout:
@@ -106,9 +104,6 @@ class _View(Mapping[str, Tensor]):
         return len(self._layout.entries)
 
 
-NamedShape = tuple[str, tuple[int, ...]]
-
-
 class Part(NamedTuple):
     """What of each factor one client holds: its rank, and the heads it trains in this round (None: all)."""
 
@@ -124,7 +119,7 @@ class Exchange:
         layers: target layers and their shapes, in the model's order.
         rank: the largest rank (of one head).
         heads: heads of the core (1 for methods without one).
-        head: the task head's parameters and shapes.
+        task_head: the task head's parameters and shapes.
         scale: s of the update s B R A.
         padding, residual_rank: see `AggregationInputs`.
         upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
@@ -160,10 +155,8 @@ class Exchange:
         entries: list[NamedShape] = []
         for name, shape in self.layers.items():
             if base_rank > 0 and factors_are_smaller(shape, base_rank):
-                entries += [
-                    (f"{name}.base.B", (shape.out, base_rank)),
-                    (f"{name}.base.A", (base_rank, shape.n_in)),
-                ]
+                entries.append((f"{name}.base.B", (shape.out, base_rank)))
+                entries.append((f"{name}.base.A", (base_rank, shape.n_in)))
             else:
                 entries.append((f"{name}.base", tuple(shape)))
         return Layout(tuple(entries))
@@ -187,13 +180,9 @@ class Exchange:
     def _factors(
         self, names: tuple[str, ...], rank: int, trained_heads: int | None = None
     ) -> list[NamedShape]:
-        heads = self.heads
-        found: list[NamedShape] = []
+        width, heads = self.heads * rank, self.heads if trained_heads is None else trained_heads
+        entries: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
-            shapes: dict[str, tuple[int, ...]] = {
-                "A": (heads * rank, n_in),
-                "B": (out, heads * rank),
-                "R": (heads if trained_heads is None else trained_heads, rank, rank),
-            }
-            found += [(f"{layer}.{name}", shapes[name]) for name in names]
-        return found
+            shapes = {"A": (width, n_in), "B": (out, width), "R": (heads, rank, rank)}
+            entries += [(f"{layer}.{name}", shapes[name]) for name in names]
+        return entries

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.federation.local_model import Batch, Collate, Example, Losses
+from fedsb.federation.training import to_device
 
 HALVES = (torch.float16, torch.bfloat16)
-OWN = "own rows"
-"""Of a batch: how many of its rows are no filling."""
+NUM_EXAMPLES = "number of examples"
+"""Key of a batch: how many of its rows are no filling."""
 OfOneShape = tuple[Callable[[Sequence[Example], int], list[Batch]], Losses]
 
 
@@ -39,22 +40,23 @@ def batches_of_one_shape(collate: Collate, losses: Losses, device: torch.device,
 
     def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
         groups = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
-        made = [of_shape(collate, group, batch_size, tokens) for group in groups]
         return [
-            {name: tensor.to(device) for name, tensor in batch.items()} | {OWN: torch.tensor(len(group))}
-            for batch, group in zip(made, groups, strict=True)
+            to_device(of_shape(collate, group, batch_size, tokens), device)
+            | {NUM_EXAMPLES: torch.tensor(len(group))}
+            for group in groups
         ]
 
-    def own_losses(model: nn.Module, batch: Batch) -> Tensor:
-        return losses(model, {name: t for name, t in batch.items() if name != OWN})[: int(batch[OWN])]
+    def losses_of_examples(model: nn.Module, batch: Batch) -> Tensor:
+        inputs = {name: tensor for name, tensor in batch.items() if name != NUM_EXAMPLES}
+        return losses(model, inputs)[: int(batch[NUM_EXAMPLES])]
 
-    return batches, own_losses
+    return batches, losses_of_examples
 
 
 def _stretched(example: Example, tokens: int) -> Example:
     """An example of this length, so that the others are padded to it."""
-    own = len(example["input_ids"])
+    length = len(example["input_ids"])
     return {
-        key: ((value or [0]) * tokens)[:tokens] if isinstance(value, list) and len(value) == own else value
+        key: ((value or [0]) * tokens)[:tokens] if isinstance(value, list) and len(value) == length else value
         for key, value in example.items()
     }

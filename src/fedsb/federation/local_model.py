@@ -61,16 +61,14 @@ def load_round(
     seed where they train and are not sent, and stay as they started otherwise.
     """
     exchange, layers = local_model.exchange, local_model.start
-    set_factors(
-        local_model.attached, {n: _values(local_model, n, shared, part, round_number, seed) for n in layers}
-    )
+    values = {name: _values(local_model, name, shared, part, round_number, seed) for name in layers}
+    set_factors(local_model.attached, values)
     local_model.rank = part.rank
     with torch.no_grad():
         for name, parameter in local_model.task_head.items():
             parameter.copy_(shared[name])
-    return set_trained(local_model.attached, exchange.method.trains(round_number)) | dict(
-        local_model.task_head
-    )
+    trained = set_trained(local_model.attached, exchange.method.trains(round_number))
+    return trained | dict(local_model.task_head)
 
 
 def _values(
@@ -101,24 +99,21 @@ def apply_base_change(local_model: LocalModel, header: wire.Header, numbers: Ten
     Raises:
         UpdateRejected: they are not those that the message adds to.
     """
-    has, least = local_model.base_round, header.needs or 0
-    if not (least <= has < header.round):
+    held, needed = local_model.base_round, header.needs or 0
+    if not (needed <= held < header.round):
         raise UpdateRejected(
-            f"wrong base weights: this client's are those after round {has}, the message is for those after "
-            f"round {least} to {header.round - 1}; what it kept was lost or is of another run"
+            f"wrong base weights: this client's are those after round {held}, the message is for those after "
+            f"round {needed} to {header.round - 1}; what it kept was lost or is of another run"
         )
-    if header.base is None or local_model.base_round >= header.round - 1:
+    if header.base is None or held >= header.round - 1:
         return
     named = local_model.exchange.base(header.base).unflatten(numbers)
     for name, layer in local_model.attached.layers.items():
-        update = named[f"{name}.base"] if f"{name}.base" in named else _product(named, name)
+        dense = named.get(f"{name}.base")
+        update = named[f"{name}.base.B"] @ named[f"{name}.base.A"] if dense is None else dense
         adds = header.base > 0 and layer.base_update is not None
         layer.set_base_update(layer.base_update + update if adds else update)  # type: ignore[operator]
     local_model.base_round = header.round - 1
-
-
-def _product(named: Mapping[str, Tensor], layer: str) -> Tensor:
-    return named[f"{layer}.base.B"] @ named[f"{layer}.base.A"]
 
 
 def load_state(

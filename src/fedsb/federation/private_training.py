@@ -80,9 +80,8 @@ def train_privately(
         with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
-                private_step(
-                    local_model, parameters, optimizer, [examples[i] for i in batch], training, masks
-                )
+                chosen = [examples[i] for i in batch]
+                private_step(local_model, parameters, optimizer, chosen, training, masks)
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
@@ -161,16 +160,17 @@ def _usable(parameter: Any, num_examples: int, mask: Tensor | None) -> Tensor:
 
     A run must not fail over one example: that would tell of it.
     """
-    found = getattr(parameter, "grad_sample", None)
+    gradients = getattr(parameter, "grad_sample", None)
     if num_examples == 0:
         return parameter.new_zeros((0, *parameter.shape))
-    if found is None or len(found) < num_examples:
-        shape = None if found is None else tuple(found.shape)
+    if gradients is None or len(gradients) < num_examples:
+        shape = None if gradients is None else tuple(gradients.shape)
         raise RuntimeError(
             f"expected {num_examples} per-example gradients of a parameter {tuple(parameter.shape)}, found "
             f"{shape}: the model uses a trained layer in a way that hides the examples"
         )
-    sample = found[:num_examples].float() if mask is None else found[:num_examples].float() * mask
+    sample = gradients[:num_examples].float()
+    sample = sample if mask is None else sample * mask
     return torch.where(torch.isfinite(sample), sample, 0.0)
 
 

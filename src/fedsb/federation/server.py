@@ -24,7 +24,6 @@ from fedsb.methods.averaging.robust import NormBound
 from fedsb.methods.method import Aggregation, BaseUpdate, Upload
 
 Weighting = Literal["examples", "uniform"]
-
 PartOf = Callable[[int], Part]
 
 
@@ -92,16 +91,12 @@ def _broadcast(
     layout = exchange.message(rank, base_rank)
     named = exchange.down(exchange.rank).unflatten(state.vector)
     down = exchange.down(rank)
-    numbers = [down.flatten({name: named[name][_block(shape)] for name, shape in down.entries})]
+    numbers = [down.flatten({name: named[name][region(name, shape)] for name, shape in down.entries})]
     if base_rank is not None:
         update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
         numbers.append(exchange.base(base_rank).flatten(base_by_name(update)))
     header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank, needs=needs)
     return wire.pack(header, torch.cat(numbers))
-
-
-def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(0, n) for n in shape)
 
 
 def aggregate(
@@ -199,10 +194,7 @@ def _accept(
 def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
     """What was broadcast of the numbers in an upload of this part."""
     named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
-    parts = [
-        named[n][region(n, torch.empty(shape, device="meta"), part.heads)] for n, shape in layout.entries
-    ]
-    return torch.cat([tensor.reshape(-1) for tensor in parts])
+    return torch.cat([named[n][region(n, shape, part.heads)].reshape(-1) for n, shape in layout.entries])
 
 
 def _bounded(client: int, vector: Tensor, before: Tensor, bound: NormBound, report: RoundReport) -> Tensor:
@@ -227,10 +219,10 @@ def _note(report: RoundReport, client: int, header: wire.Header) -> None:
 
 def _too_few(number: int, report: RoundReport, fewest: int) -> str:
     reasons = "; ".join(f"client {r['client']}: {r['reason']}" for r in report.rejected[:3])
-    more = f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
+    reasons += f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
     if not report.clients:
-        return f"round {number}: no client's update could be used ({reasons}{more})"
+        return f"round {number}: no client's update could be used ({reasons})"
     return (
         f"round {number}: {len(report.clients)} usable updates, federation.min_updates is {fewest} "
-        f"({reasons}{more}); fix the clients and resume"
+        f"({reasons}); fix the clients and resume"
     )

@@ -54,6 +54,7 @@ def base_for(state: ServerState, client: int) -> tuple[int | None, int | None]:
 
 
 def base_by_name(update: BaseUpdate) -> dict[str, Tensor]:
+    """The update's tensors under the names of `Exchange.base`."""
     named: dict[str, Tensor] = {}
     for layer, value in update.items():
         if isinstance(value, LoraPair):
@@ -70,7 +71,8 @@ def changed_base(
     base = replace(state.base, seen={**state.base.seen, **dict.fromkeys(clients, state.round)})
     update = update or {}
     pairs = [value for value in update.values() if isinstance(value, LoraPair)]
-    rank = pairs[0].A.shape[0] if pairs else _rank_beyond_all(exchange)
+    dense_rank = max(min(shape) for shape in exchange.layers.values())  # at which every layer travels dense
+    rank = pairs[0].A.shape[0] if pairs else dense_rank
     if not update or rank == 0:
         return base if base.total else state.base
     dense = {name: _dense(value) for name, value in update.items()}
@@ -81,15 +83,3 @@ def changed_base(
 
 def _dense(value: LoraPair | Tensor) -> Float[Tensor, "out in"]:
     return value.B @ value.A if isinstance(value, LoraPair) else value
-
-
-def _rank_beyond_all(exchange: Exchange) -> int:
-    """A rank at which every layer travels dense."""
-    return max(min(shape) for shape in exchange.layers.values())
-
-
-def with_base(state: ServerState, total: Mapping[str, Tensor], *, clients: Iterable[int]) -> ServerState:
-    """The state with these changes of base weights, which all these clients made themselves."""
-    now, before = state.round, state.base.changed
-    base = BaseChange(total, changed=now, previous=before, seen=dict.fromkeys(clients, now))
-    return replace(state, base=base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from fedsb.common.seeding import numpy_generator, scoped_global_seed
 from fedsb.federation.local_model import Batch, Example, LocalModel
 
-# Learning-rate factors over the whole run, so that a new round does not restart the warm-up.
-
-
 Schedule = Literal["constant", "linear", "cosine"]
+OnStep = Callable[[int], None]
+Train = Callable[..., float | None]
+"""A trainer with the arguments of `train`."""
+LENGTH_GROUP = 16
+"""Batches that are sorted together where examples are grouped by length."""
 
 
 def learning_rate_factor(
     step: int, total_steps: int, *, schedule: Schedule, warmup_ratio: float = 0.0
 ) -> float:
-    """Factor in (0, 1] of the learning rate at `step` (from 0) of `total_steps`.
+    """Factor in (0, 1] of the learning rate at `step` (from 0) of the whole run's `total_steps`.
 
     Rises linearly over the first `warmup_ratio` of the steps, then stays, falls linearly to zero, or
     follows half a cosine. The first step's factor is above zero.
@@ -40,15 +42,6 @@ def learning_rate_factor(
         return 1.0
     progress = max(0.0, step - warmup_steps) / max(1.0, total_steps - warmup_steps)
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-OnStep = Callable[[int], None]
-
-Train = Callable[..., float | None]
-"""A trainer with the arguments of `train`."""
-
-LENGTH_GROUP = 16
-"""Batches that are sorted together where examples are grouped by length."""
 
 
 class ClientFailed(Exception):
@@ -85,20 +78,21 @@ class LocalTraining:
 
     def first_learning_rate(self, num_examples: int) -> float:
         """The rate of the very first optimizer step of the run."""
-        total = self.rounds * self.steps_per_round(num_examples)
-        factor = learning_rate_factor(0, total, schedule=self.schedule, warmup_ratio=self.warmup_ratio)
+        return self.learning_rate_at(0, self.rounds * self.steps_per_round(num_examples))
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """The rate of this optimizer step, from 0, of the whole run's `total`."""
+        factor = learning_rate_factor(step, total, schedule=self.schedule, warmup_ratio=self.warmup_ratio)
         return self.learning_rate * factor
 
 
 @contextmanager
 def _masked(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block, gradients are zero where the masks are."""
-    handles = [parameters[n].register_hook(lambda g, mask=mask: g * mask) for n, mask in masks.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, mask in masks.items():
+            hooks.enter_context(parameters[name].register_hook(mask.mul))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def train(
@@ -145,10 +139,10 @@ def batch_indices(
     With `group_by_length`, runs of LENGTH_GROUP batches are sorted by length, cut and shuffled again: less
     padding, nearly the same randomness.
     """
-    wanted = training.batches_per_round(len(lengths)) if lengths else 0
-    while wanted > 0:
-        epoch = list(_epoch_batches(lengths, training, rng))[:wanted]
-        wanted -= len(epoch)
+    missing = training.batches_per_round(len(lengths)) if lengths else 0
+    while missing > 0:
+        epoch = list(_epoch_batches(lengths, training, rng))[:missing]
+        missing -= len(epoch)
         yield from epoch
 
 
@@ -167,10 +161,9 @@ def _epoch_batches(
 
 def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Optimizer:
     """AdamW or SGD over these parameters."""
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.SGD
     rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(list(parameters), lr=rate, weight_decay=decay, foreach=True)
-    return torch.optim.SGD(list(parameters), lr=rate, weight_decay=decay, foreach=True)
+    return kind(list(parameters), lr=rate, weight_decay=decay, foreach=True)
 
 
 def plain_step(
@@ -206,14 +199,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def autocast(training: LocalTraining, device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision where the config wants it."""
+    """Mixed precision where the config asks for it."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if training.autocast else nullcontext()
 
 
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, step: int, total: int, training: LocalTraining
 ) -> None:
-    """The schedule's rate at this step of the whole run."""
-    factor = learning_rate_factor(step, total, schedule=training.schedule, warmup_ratio=training.warmup_ratio)
+    """Give the optimizer the schedule's rate at this step of the whole run."""
     for group in optimizer.param_groups:
-        group["lr"] = training.learning_rate * factor
+        group["lr"] = training.learning_rate_at(step, total)

@@ -113,8 +113,8 @@ def unpack(
     header, described, start = _opened(message)
     numbers_bytes = len(message) - start
     if _written(described) != _written({"v": _whole(numbers_bytes, dtype)}):
-        name, found = str(dtype).removeprefix("torch."), printable(described, 200)
-        raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {found}")
+        name, text = str(dtype).removeprefix("torch."), printable(described, 200)
+        raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {text}")
     if not numbers_bytes:
         return header, torch.zeros(0)
     return header, view(message, dtype, start).float()
@@ -169,8 +169,9 @@ def _written(described: dict[str, Any]) -> str:
 
 def _whole(numbers_bytes: int, dtype: torch.dtype) -> dict[str, object]:
     """One vector that fills the rest of the message; of part of a number: nothing that could be found."""
-    size, rest = divmod(numbers_bytes, dtype.itemsize)
-    return {"dtype": CODES[dtype], "shape": [size if not rest else None], "data_offsets": [0, numbers_bytes]}
+    size, remainder = divmod(numbers_bytes, dtype.itemsize)
+    shape = [None if remainder else size]
+    return {"dtype": CODES[dtype], "shape": shape, "data_offsets": [0, numbers_bytes]}
 
 
 def count(message: bytes) -> int:
@@ -202,9 +203,9 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
         UpdateRejected: with the first reason found.
     """
     for name in ("method", "round", "layout", "client"):
-        wanted, found = getattr(expected, name), getattr(header, name)
-        if wanted != found:
-            raise UpdateRejected(f"wrong {name}: expected {wanted!r}, found {printable(repr(found), 100)}")
+        value, actual = getattr(expected, name), getattr(header, name)
+        if value != actual:
+            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(actual), 100)}")
     if vector.dtype != torch.float32 or tuple(vector.shape) != (size,):
         raise UpdateRejected(
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"

@@ -40,7 +40,7 @@ ALL: tuple[Method, ...] = (
     fedsvd,
     rolora,
 )
-"""The package's own."""
+"""Those of this package."""
 
 METHODS = Registry("fedsb.methods", Method, ALL)
 """These, and those of other packages."""

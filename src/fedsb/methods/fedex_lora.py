@@ -8,15 +8,14 @@ keeps less of the residual (the paper's variant for narrow lines). Scale alpha /
 
 from __future__ import annotations
 
-from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.covariance import MeansAndCovariances
 from fedsb.methods.averaging.stack import stacked_numbers
-from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.method import Aggregation, Averaged, Counts, Method, Shape, always, lora_scale
+from fedsb.methods.fedit import fedit, pair_numbers
+from fedsb.methods.method import Aggregation, Averaged, Counts, Shape
 
 
 def _finish(sums: MeansAndCovariances) -> Averaged:
-    return Averaged(sums.means(), sums.residuals(), sums.deviation())
+    return Averaged(sums.sums.mean(), sums.residuals(), sums.deviation())
 
 
 def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
@@ -25,16 +24,12 @@ def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     return Counts(numbers, numbers, down, paper=cohort * numbers)
 
 
-fedex_lora = Method(
+fedex_lora = fedit._replace(
     name="fedex-lora",
     source="Singhal et al. 2024, arXiv 2410.09432",
     exact=True,
-    trains=always("A", "B"),
-    sends=("A", "B"),
-    scale=lora_scale,
     aggregation=Aggregation(MeansAndCovariances, MeansAndCovariances.add, _finish),
     cost=_cost,
-    draw=lora_factors,
     changes_base=True,
     averages=False,
     residual=True,

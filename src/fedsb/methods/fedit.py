@@ -23,8 +23,14 @@ def pair_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     return Counts(numbers, numbers, numbers, numbers)
 
 
+def one_factor_cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
+    """B up, both down; the paper counts half of both, the same on square layers."""
+    B, pair = rank * shape.out, pair_numbers(shape, rank)
+    return Counts(B, B, pair, paper=pair / 2)
+
+
 def _finish(sums: MeansAndCovariances) -> Averaged:
-    return Averaged(sums.means(), deviation=sums.deviation())
+    return Averaged(sums.sums.mean(), deviation=sums.deviation())
 
 
 fedit = Method(

@@ -14,8 +14,8 @@ from fedsb.adapter import Factors, LoraPair
 from fedsb.adapter.bases import orthonormal_rows
 from fedsb.methods.averaging.mean import WeightedSum
 from fedsb.methods.averaging.stack import product_svd
-from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.method import Aggregation, Averaged, Counts, Method, Shape, Upload, always, lora_scale
+from fedsb.methods.fedit import one_factor_cost
+from fedsb.methods.method import Aggregation, Averaged, Method, always, lora_scale
 
 
 def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Factors:
@@ -23,24 +23,14 @@ def _draw(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> Fact
     return Factors(B=torch.zeros(out, rank), A=orthonormal_rows(rank, n_in, generator=generator), R=None)
 
 
-def _add(total: WeightedSum, upload: Upload) -> WeightedSum:
-    total.add(upload)
-    return total
-
-
 def _finish(total: WeightedSum) -> Averaged:
     tensors = total.mean()
     for layer in total.frame.layers:
         B, A = tensors[f"{layer}.B"], total.frame.current[f"{layer}.A"]
-        if B.any():  # the product of zero has no directions of its own: keep A
+        if B.any():  # a product of zero has no directions: keep A
             U, S, Vh = product_svd(LoraPair(B, A))
             tensors[f"{layer}.B"], tensors[f"{layer}.A"] = (U * S).float(), Vh.float()
     return Averaged(tensors)
-
-
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
-    B, both = rank * shape.out, pair_numbers(shape, rank)
-    return Counts(B, B, both, paper=both / 2)
 
 
 fedsvd = Method(
@@ -50,7 +40,7 @@ fedsvd = Method(
     trains=always("B"),
     sends=("A", "B"),
     scale=lora_scale,
-    aggregation=Aggregation(WeightedSum, _add, _finish),
-    cost=_cost,
+    aggregation=Aggregation(WeightedSum, WeightedSum.add, _finish),
+    cost=one_factor_cost,
     draw=_draw,
 )

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 
 from fedsb.adapter import LoraPair
-from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.mean import keep_directions
-from fedsb.methods.fedit import pair_cost
+from fedsb.methods.fedit import fedit
 from fedsb.methods.flora import Stacks
-from fedsb.methods.method import Aggregation, Averaged, Method, always, lora_scale
+from fedsb.methods.method import Aggregation, Averaged
 
 
 def _finish(sums: Stacks) -> Averaged:
@@ -30,16 +29,10 @@ def _finish(sums: Stacks) -> Averaged:
     return Averaged(tensors, deviation=math.sqrt(lost / whole) if whole > 0 else 0.0)
 
 
-flexlora = Method(
+flexlora = fedit._replace(
     name="flexlora",
     source="Bai et al. 2024, arXiv 2402.11505",
-    exact=False,
-    trains=always("A", "B"),
-    sends=("A", "B"),
-    scale=lora_scale,
     aggregation=Aggregation(Stacks, Stacks.add, _finish),
-    cost=pair_cost,
-    draw=lora_factors,
     mixed_ranks=True,
     averages=False,
 )

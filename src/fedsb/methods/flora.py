@@ -1,6 +1,6 @@
 """FLoRA: clients' LoRAs are stacked, the stack is folded into the base, and everybody starts again.
 
-Source: Wang et al. 2024, arXiv 2409.05976. Trains A and B, at any rank of the client's own. Up:
+Source: Wang et al. 2024, arXiv 2409.05976. Trains A and B, at any rank of the client's. Up:
 (out + in) * r_i numbers per layer (and the head). Down: the stack, (out + in) * sum(r_i), or out * in where
 smaller. Sent once: nothing; each round's A comes from the shared seed and B from zero. Exact:
 [p_1 B_1, p_2 B_2, ...] [A_1; A_2; ...] = sum(p_i B_i A_i). Scale alpha / r.
@@ -40,15 +40,9 @@ class Stacks:
     def add(self, upload: Upload) -> Stacks:
         self.sums.add(_only(upload, self.others))
         for layer, stack in self.stacks.items():
-            stack.add(
-                upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"], upload.weight, upload.client
-            )
+            B, A = upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"]
+            stack.add(B, A, upload.weight, upload.client)
         return self
-
-    @property
-    def factor(self) -> float:
-        """s / sum of the weights."""
-        return self.frame.scale / self.sums.weight
 
 
 def _only(upload: Upload, names: dict[str, tuple[int, ...]]) -> Upload:
@@ -58,8 +52,8 @@ def _only(upload: Upload, names: dict[str, tuple[int, ...]]) -> Upload:
 
 
 def _finish(sums: Stacks) -> Averaged:
-    head = sums.sums.mean()
-    return Averaged(head, {layer: stack.result(sums.factor) for layer, stack in sums.stacks.items()})
+    head, factor = sums.sums.mean(), sums.frame.scale / sums.sums.weight
+    return Averaged(head, {layer: stack.result(factor) for layer, stack in sums.stacks.items()})
 
 
 def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:

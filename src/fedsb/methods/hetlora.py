@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 
 from fedsb.adapter import LoraPair
-from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.mean import WeightedSum, keep_directions
 from fedsb.methods.averaging.stack import product_squared_norm
-from fedsb.methods.fedit import pair_cost
-from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Method, Upload, always, lora_scale
+from fedsb.methods.fedit import fedit
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload
 
 
 class NormWeighted:
@@ -27,8 +26,7 @@ class NormWeighted:
 
     def add(self, upload: Upload) -> NormWeighted:
         self.usual.add(upload)
-        norm = update_norm(upload, self.frame)
-        if norm > 0:
+        if (norm := update_norm(upload, self.frame)) > 0:
             self.by_norm.add(upload._replace(weight=norm))
         return self
 
@@ -48,16 +46,10 @@ def _finish(sums: NormWeighted) -> Averaged:
     return Averaged(tensors)
 
 
-hetlora = Method(
+hetlora = fedit._replace(
     name="hetlora",
     source="Cho et al. 2024, arXiv 2401.06432",
-    exact=False,
-    trains=always("A", "B"),
-    sends=("A", "B"),
-    scale=lora_scale,
     aggregation=Aggregation(NormWeighted, NormWeighted.add, _finish),
-    cost=pair_cost,
-    draw=lora_factors,
     mixed_ranks=True,
     averages=False,
 )

@@ -72,8 +72,7 @@ class Upload(NamedTuple):
         vector: the same as one flat vector.
         weight: its weight in the mean.
         heads: which heads of the core it trained; None for all.
-        client: whose it is. What is kept apart is put in this order, so that the order of arrival is without
-            effect.
+        client: whose it is. What is kept apart is put in this order, whatever the order of arrival.
     """
 
     tensors: Named
@@ -83,11 +82,15 @@ class Upload(NamedTuple):
     client: int = 0
 
 
-def as_one(vector: Tensor, frame: AggregationInputs) -> Upload:
-    """The upload of one client that holds everything and sent this vector."""
+def views_by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
+    """Views of a vector of all numbers of an upload, by name."""
     parts = vector.split([prod(shape) for shape in frame.answer.values()])
-    views = {name: part.view(shape) for (name, shape), part in zip(frame.answer.items(), parts, strict=True)}
-    return Upload(views, vector, 1.0)
+    return {name: part.view(shape) for (name, shape), part in zip(frame.answer.items(), parts, strict=True)}
+
+
+def current_vector(frame: AggregationInputs) -> Tensor:
+    """What was broadcast of the numbers of an upload."""
+    return torch.cat([frame.current[name].reshape(-1) for name in frame.answer])
 
 
 BaseUpdate = dict[str, LoraPair | Tensor]
@@ -121,6 +124,13 @@ class Aggregation(NamedTuple):
     finish: Callable[[Any], Averaged]
 
 
+def aggregate_one(aggregation: Aggregation, vector: Tensor, frame: AggregationInputs) -> Averaged:
+    """The result if one client that holds everything had sent this vector; it deviates from nothing."""
+    upload = Upload(views_by_name(vector, frame), vector, 1.0)
+    averaged = aggregation.finish(aggregation.add(aggregation.start(frame), upload))
+    return averaged._replace(deviation=None)
+
+
 class Method(NamedTuple):
     """One federated method.
 
@@ -135,7 +145,7 @@ class Method(NamedTuple):
         cost: (layer, rank, heads, cohort size) -> numbers of a round.
         draw: start values without data; None means bases of `bases`.
         bases: "init" takes the bases `method.init` asks for; the others are fixed by the method.
-        settle: changes a layer's trained factors before they go up (RAVAN folds s into R).
+        finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R).
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
         changes_base: whether rounds add to base weights.
@@ -178,7 +188,7 @@ class Method(NamedTuple):
         return set(self.trains(1)) - {"s"} <= set(self.sends)
 
     def heads_of(self, asked: int | None) -> int:
-        """The heads asked for, where the method trains a core; else its own."""
+        """The heads asked for, where the method trains a core; else those of the method."""
         return asked if asked is not None and self.has_core else self.heads
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedsb.methods.averaging.mean import weighted_mean
-from fedsb.methods.fed_sb import core_cost
-from fedsb.methods.method import Counts, Method, Shape, always, no_scale
+from fedsb.methods.fed_sb import core_cost, fed_sb
+from fedsb.methods.method import Counts, Shape, always
 
 
 def _fold_scales(factors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -22,17 +21,12 @@ def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
     return core_cost(shape, rank, heads, cohort)._replace(trained=heads * rank * rank + heads)
 
 
-ravan = Method(
+ravan = fed_sb._replace(
     name="ravan",
     source="Raje et al. 2025, arXiv 2506.05568",
-    exact=True,
     trains=always("R", "s"),
-    sends=("R",),
-    scale=no_scale,
-    aggregation=weighted_mean(),
     cost=_cost,
     bases="orthonormal",
     finish_upload=_fold_scales,
     heads=4,
-    mixed_ranks=True,
 )

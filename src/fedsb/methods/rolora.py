@@ -10,18 +10,12 @@ from __future__ import annotations
 
 from fedsb.adapter.bases import lora_factors
 from fedsb.methods.averaging.mean import weighted_mean
-from fedsb.methods.fedit import pair_numbers
-from fedsb.methods.method import Counts, Method, Shape, lora_scale
+from fedsb.methods.fedit import one_factor_cost
+from fedsb.methods.method import Method, lora_scale
 
 
 def _in_turns(round_number: int) -> tuple[str, ...]:
     return ("B",) if round_number % 2 == 1 else ("A",)
-
-
-def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:
-    """Counts an odd round; an even one trains and sends in * rank."""
-    B, both = rank * shape.out, pair_numbers(shape, rank)
-    return Counts(B, B, both, paper=both / 2)
 
 
 rolora = Method(
@@ -32,6 +26,6 @@ rolora = Method(
     sends=("A", "B"),
     scale=lora_scale,
     aggregation=weighted_mean(),
-    cost=_cost,
+    cost=one_factor_cost,  # of an odd round; an even one trains and sends in * rank
     draw=lora_factors,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ BUILDS_NOTHING = re.compile(r"theta|base|scal|factor|length|window|token|seed|pa
 MOST_EXPERTS = 1 << 18
 """In all layers together."""
 LONGEST = 1 << 24
-"""Bytes of the file."""
+"""Largest file, in bytes."""
 
 
 def check_config(path: str) -> None:
@@ -32,18 +33,17 @@ def check_config(path: str) -> None:
     Raises:
         InputError: the key, the number found and the largest that is accepted.
     """
-    values = _read(path)
-    most = {pattern: 1 for pattern in LIMITS}
-    for key, value in _entries(values):
+    most = dict.fromkeys(LIMITS, 1)
+    for key, value in _entries(_read(path)):
         if isinstance(value, str) and "implementation" in key and "/" in value:
             raise InputError(
                 f"model.path: {CONFIG} of {path!r} names code of its own as {key}, and none is run; remove it"
             )
         if isinstance(value, int | float) and not BUILDS_NOTHING.search(key):
-            pattern = next((pattern for pattern in LIMITS if re.search(pattern, key)), None)
-            _check_number(path, key, value, LIMITS[pattern] if pattern else LARGEST)
-            most |= {pattern: max(most[pattern], int(value))} if pattern else {}
-    layers, experts, _ = most.values()
+            pattern = next((pattern for pattern in LIMITS if re.search(pattern, key)), "")
+            _check_number(path, key, value, LIMITS.get(pattern, LARGEST))
+            most[pattern] = max(most.get(pattern, 1), int(value))
+    layers, experts, *_ = most.values()
     if layers * experts > MOST_EXPERTS:
         raise InputError(
             f"model.path: {CONFIG} of {path!r} has {layers} layers of {experts} experts; at most "
@@ -60,11 +60,9 @@ def _read(path: str) -> dict[str, Any]:
         return read_json(file)
     from transformers import PretrainedConfig
 
-    try:
-        values: dict[str, Any] = PretrainedConfig.get_config_dict(path)[0]
-    except Exception:  # loading the model says what is wrong
-        return {}
-    return values
+    with suppress(Exception):  # loading the model says what is wrong
+        return dict(PretrainedConfig.get_config_dict(path)[0])
+    return {}
 
 
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,11 @@ from fedsb.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
+    """The device of this name; of `auto` the GPU if there is one.
+
+    Raises:
+        InputError: it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -55,8 +55,8 @@ def _folder(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:
-        said = next(iter(str(error).splitlines()), "")[:200]
-        raise InputError(f"{source!r} is no folder here, and the hub gives none: {said}") from error
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(f"{source!r} is no folder here, and the hub gives none: {reason}") from error
 
 
 def check_experts(experts: Mapping[str, Expert], model: nn.Module) -> None:

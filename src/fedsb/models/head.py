@@ -26,9 +26,9 @@ def keep_in_float32(model: nn.Module) -> None:
     head = head_parameters(model)
     for parameter in head.values():
         parameter.data = parameter.data.float()
-    ours = {id(parameter) for parameter in head.values()}
+    trained = {id(parameter) for parameter in head.values()}
     for module in model.modules():
-        if any(id(parameter) in ours for parameter in module.parameters(recurse=False)):
+        if any(id(parameter) in trained for parameter in module.parameters(recurse=False)):
             module.register_forward_pre_hook(_inputs_in_float32)
 
 

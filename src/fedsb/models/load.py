@@ -144,11 +144,11 @@ def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any
 def _check_belongs(path: str, model: Any, missing: Iterable[str]) -> None:
     """Weights of something else load as random numbers: refuse them. A few missing (a pooler) are usual."""
     prefix = f"{model.base_model_prefix}."
-    wanted = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
     absent = sorted(name for name in missing if name.startswith(prefix))
-    if 2 * len(absent) > len(wanted):
+    if 2 * len(absent) > len(names):
         raise InputError(
-            f"model.path: the weights in {path!r} are not of this model: {len(absent)} of {len(wanted)} "
+            f"model.path: the weights in {path!r} are not of this model: {len(absent)} of {len(names)} "
             f"tensors are missing, such as {absent[0]}; take config.json and weights from one model"
         )
 
@@ -192,10 +192,9 @@ def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
         return check_config(path)
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {path!r} has no config.json; expected a Hugging Face model folder")
-    if not any(found for pattern in files for found in folder.glob(pattern)):
+    if not any(any(folder.glob(pattern)) for pattern in files):
         raise InputError(
-            f"model.path: {path!r} has no {what} (looked for {', '.join(files)}); "
-            "copy the model's files there"
+            f"model.path: {path!r} has no {what} (looked for {', '.join(files)}); copy the files there"
         )
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -210,8 +209,7 @@ def quiet_loading() -> Iterator[None]:
     """No notice that the head is fresh: that is what was asked for."""
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -235,10 +233,5 @@ def cause(error: BaseException) -> str:
             "its weights are a pickle with more than tensors in it, which is not opened; take the model's "
             "safetensors file"
         )
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line that says something; of a heading, the line below it too."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]

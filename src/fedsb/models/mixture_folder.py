@@ -139,8 +139,8 @@ def _tensors(folder: Path, experts: int) -> dict[str, Tensor]:
     try:
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:  # missing, or no safetensors
-        said = next(iter(str(error).splitlines()), "")[:300]
-        raise InputError(f"{folder / WEIGHTS}: this mixture cannot be read: {said}; restore it") from None
+        reason = next(iter(str(error).splitlines()), "")[:300]
+        raise InputError(f"{folder / WEIGHTS}: this mixture cannot be read: {reason}; restore it") from None
     for name, value in tensors.items():
         if not value.is_floating_point() or not value.float().isfinite().all():
             raise InputError(f"{folder / WEIGHTS}: {name[:200]}: expected finite numbers; restore the file")

@@ -17,7 +17,7 @@ from fedsb.models.peft_weights import WEIGHTS, load_weights, weights_file
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA", "FOURIERFT", "LN_TUNING")
-"""Of adapters that are nothing but tensors beside those of layers."""
+"""Kinds of adapters that are nothing but tensors beside those of layers."""
 LARGEST_RANK, LARGEST_ALPHA = 1 << 16, 1e6
 LARGEST = 1 << 20
 """Any number in another kind's config."""
@@ -49,8 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     weights_file(folder)
     config = read_json(folder / CONFIG)
     if config.get("peft_type") not in KINDS:
-        found = str(config.get("peft_type"))[:40]
-        raise _wrong(folder, "peft_type", f"expected one of {', '.join(KINDS)}", found)
+        raise _wrong(folder, "peft_type", f"expected one of {', '.join(KINDS)}", config.get("peft_type"))
     _check_names(folder, config)
     _check_lora(folder, config) if config["peft_type"] == "LORA" else _check_numbers(folder, config)
     return config
@@ -116,10 +115,10 @@ def check_plain(folder: Path, config: Mapping[str, Any], tensors: Iterable[str])
         "it adapts an embedding": ".lora_embedding_" in names,
         f"init_lora_weights {start} changes the base": start.startswith(("pissa", "olora")),
     }
-    found = next((what for what, true in more.items() if true), None)
-    if found is not None:
+    extra = next((what for what, true in more.items() if true), None)
+    if extra is not None:
         raise InputError(
-            f"{folder}: expected plain LoRA over linear layers, and {found}; train it again without this, or "
+            f"{folder}: expected plain LoRA over linear layers, and {extra}; train it again without this, or "
             "merge it into its base with peft (merge_and_unload) and take the merged model as the base"
         )
 
@@ -183,10 +182,10 @@ def _check_pairs(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
             A, B = (tensors.get(f"{layer}.lora_embedding_{part}") for part in "AB")
         rank = rank_of(config, layer)
         if A is None or B is None or not _is_pair(B, A, rank):
-            found = [tuple(one.shape) if one is not None else "nothing" for one in (B, A)]
+            shapes = [tuple(factor.shape) if factor is not None else "nothing" for factor in (B, A)]
             raise InputError(
-                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {rank}, found {found[0]} "
-                f"and {found[1]}; write the adapter again"
+                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {rank}, found {shapes[0]} "
+                f"and {shapes[1]}; write the adapter again"
             )
 
 

@@ -6,7 +6,7 @@ peft alone can load it. A trained head is stored as peft stores `modules_to_save
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fedsb.models.peft_checks import (
     read_tensors,
     scale_of,
 )
-from fedsb.models.peft_weights import WEIGHTS, metadata, safetensors_bytes, weights_file
+from fedsb.models.peft_weights import WEIGHTS, metadata_of, safetensors_bytes, weights_file
 
 BASE_WEIGHTS = "fedsb_base_weights"
 """Where the weights' file says of its base what `layer_digest` said; peft does not look at it."""
@@ -62,8 +62,8 @@ def write_adapter(
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
-    known = {BASE_WEIGHTS: base_weights} if base_weights else {}
-    write_bytes(folder / WEIGHTS, safetensors_bytes(tensors, {"format": "pt", **known}))
+    metadata = {"format": "pt"} | ({BASE_WEIGHTS: base_weights} if base_weights else {})
+    write_bytes(folder / WEIGHTS, safetensors_bytes(tensors, metadata))
     write_json(folder / CONFIG, config)
 
 
@@ -98,21 +98,21 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
     if config["peft_type"] == "LORA":
         _check_lora_layers(folder, model, config, tensors)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            how = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
-            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=how).eval()
+            peft_config = PeftConfig.from_peft_type(**arguments_for_peft(config, tensors))
+            adapted: nn.Module = PeftModel.from_pretrained(model, folder, config=peft_config).eval()
     except Exception as error:
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"{folder} cannot be put on this model: {said[:300]}") from error
-    if any("missing adapter keys" in str(warning.message) for warning in told):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{folder} cannot be put on this model: {reason[:300]}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
         raise InputError(f"{folder}: {WEIGHTS} lacks tensors that {CONFIG} asks for; write the adapter again")
     return adapted
 
 
 def base_weights_of(folder: Path) -> str | None:
     """What the folder says of its base's weights, if anything: those of peft do not."""
-    return metadata(weights_file(folder)).get(BASE_WEIGHTS)
+    return metadata_of(weights_file(folder)).get(BASE_WEIGHTS)
 
 
 def check_fits(folder: Path, model: nn.Module) -> None:
@@ -154,15 +154,16 @@ def check_layers(
             one that was trained on; the message names the model it was made for.
     """
     made_for = made_for[:200]
+    modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if is_linear(m)}
     for name, shape in shapes.items():
-        here = features(layer) if (layer := _layer(model, name)) is not None else None
+        here = features(modules[name]) if name in modules else None
         if here != shape:
-            there = "no such layer" if here is None else f"{here[0]} x {here[1]}"
+            layer_here = "no such layer" if here is None else f"{here[0]} x {here[1]}"
             raise InputError(
                 f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
-                f"{shape[0]} x {shape[1]} in it, and the model here has {there}"
+                f"{shape[0]} x {shape[1]} in it, and the model here has {layer_here}"
             )
-    here_now = layer_digest({name: model.get_submodule(name) for name in shapes})
+    here_now = layer_digest({name: modules[name] for name in shapes})
     if base_weights and here_now and _other_numbers(base_weights, here_now):
         raise InputError(
             f"{folder}: this adapter was trained on other weights ({made_for}) than the model here has, in "
@@ -170,18 +171,10 @@ def check_layers(
         )
 
 
-def _other_numbers(one: str, other: str) -> bool:
+def _other_numbers(*digests: str) -> bool:
     """Whether two digests of the same dtype differ; of different dtypes, nobody knows."""
-    (dtype, _, digits), (other_dtype, _, other_digits) = one.partition(":"), other.partition(":")
+    (dtype, _, digits), (other_dtype, _, other_digits) = (digest.partition(":") for digest in digests)
     return dtype == other_dtype and digits != other_digits
-
-
-def _layer(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        return None
-    return layer if is_linear(layer) else None
 
 
 def at_rank(pair: LoraPair, rank: int) -> LoraPair:
@@ -215,12 +208,7 @@ def _refactored(pair: LoraPair, rank: int) -> LoraPair:
 
 
 def _lora_config(
-    layers: list[str],
-    rank: int,
-    base_model: str,
-    causal: bool,
-    fan_in_fan_out: bool,
-    head: Mapping[str, Tensor],
+    layers: list[str], rank: int, base_model: str, causal: bool, fan_in_fan_out: bool, head: Iterable[str]
 ) -> dict[str, Any]:
     from peft import LoraConfig
 
@@ -237,11 +225,7 @@ def _lora_config(
         inference_mode=True,
         bias="none",
     ).to_dict()
-    return {key: _plain(value) for key, value in config.items()}
-
-
-def _plain(value: Any) -> Any:
-    """peft's sets and enums as JSON values."""
-    if isinstance(value, set):
-        return sorted(value)
-    return getattr(value, "value", value)
+    return {  # sets and enums are no JSON values
+        key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+        for key, value in config.items()
+    }

@@ -39,8 +39,8 @@ def load_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file) if file.name == WEIGHTS else _unpickled(file)
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-        said = next(iter(str(error).splitlines()), "")[:300]
-        raise InputError(f"{file.parent}: this adapter cannot be read: {said}") from None
+        reason = next(iter(str(error).splitlines()), "")[:300]
+        raise InputError(f"{file.parent}: this adapter cannot be read: {reason}") from None
     except (BadZipFile, pickle.UnpicklingError):
         raise InputError(
             f"{file}: a pickle with more than tensors in it, or an old one, which is not opened; save the "
@@ -48,7 +48,7 @@ def load_weights(file: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def metadata(file: Path) -> dict[str, str]:
+def metadata_of(file: Path) -> dict[str, str]:
     """What the file says of itself; a pickle says nothing."""
     if file.name != WEIGHTS:
         return {}

@@ -37,11 +37,8 @@ def load_shapes(
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     for name, old in (head_parameters(model) if num_labels is not None else {}).items():
         owner, _, leaf = name.rpartition(".")
-        setattr(
-            model.get_submodule(owner),
-            leaf,
-            nn.Parameter(torch.empty(old.shape, dtype=getattr(torch, dtype))),
-        )
+        empty = torch.empty(old.shape, dtype=getattr(torch, dtype))
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(empty))
     with scoped_global_seed(seed, "head"):
         model.initialize_weights()  # type: ignore[operator]
     model.requires_grad_(False)
@@ -76,8 +73,8 @@ def _on_meta(path: str, config: Any, *, classifies: bool) -> nn.Module:
         kind = "sequence classifier" if classifies else "causal language model"
         raise InputError(
             f"model.path: no {kind} can be built from the config.json of {path!r}: "
-            f"{cause(error).rstrip(' .:')}; "
-            "expected the config of a decoder, or of an encoder with a classification head"
+            f"{cause(error).rstrip(' .:')}; expected the config of a decoder, or of an encoder with a "
+            "classification head"
         ) from error
     return model
 
@@ -91,7 +88,6 @@ def _load_config(path: str, options: Mapping[str, Any]) -> Any:
             return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:
         raise InputError(
-            f"model.path: no config could be read from {path!r}: "
-            f"{cause(error).rstrip(' .:')}; "
+            f"model.path: no config could be read from {path!r}: {cause(error).rstrip(' .:')}; "
             "expected a folder with a Hugging Face config.json, or the id of a model on the hub"
         ) from error

@@ -69,7 +69,7 @@ def _is_attention(model: nn.Module, layer: str) -> bool:
     return any("Attention" in type(module).__name__ for module in around)
 
 
-def chosen_targets(model: nn.Module, wanted: Sequence[str] | str | None) -> dict[str, nn.Module]:
+def chosen_targets(model: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Module]:
     """The layers to adapt: those named, those of a group, or (None) the family's default.
 
     Layers of a classification head are left out: it trains whole.
@@ -77,15 +77,15 @@ def chosen_targets(model: nn.Module, wanted: Sequence[str] | str | None) -> dict
     Raises:
         InputError: a name matches nothing but the head, or nothing.
     """
-    names = group(model, wanted) if isinstance(wanted, str) else wanted or default_targets(model)
-    found = find_targets(model, names)
+    names = group(model, targets) if isinstance(targets, str) else targets or default_targets(model)
+    layers = find_targets(model, names)
     if not is_classifier(model):
-        return found
+        return layers
     head = set(head_parameters(model))
-    kept = {name: layer for name, layer in found.items() if f"{name}.weight" not in head}
+    kept = {name: layer for name, layer in layers.items() if f"{name}.weight" not in head}
     if not kept:
         raise InputError(
-            f"method.targets: {', '.join(found)} belongs to the task head, which trains whole; name layers "
+            f"method.targets: {', '.join(layers)} belongs to the task head, which trains whole; name layers "
             "of the base model, or leave targets out"
         )
     return kept

@@ -55,8 +55,8 @@ class Account:
         Raises:
             InputError: as `charge`.
         """
-        release = [Spend(None, "round", 0, mechanism) for mechanism in mechanisms]
-        return self._room(self._known(self.ledger.charges()), [self._charge(s, delta) for s in release])
+        release = [self._charge(Spend(None, "round", 0, mechanism), delta) for mechanism in mechanisms]
+        return self._room(self._known(self.ledger.charges()), release)
 
     def charge(self, spend: Spend, delta: float) -> bool:
         """Charge a release of the run at its delta, or do not: in one step, whoever else is charging.
@@ -91,12 +91,9 @@ class Account:
     def _room(self, charges: Sequence[Charge], more: Sequence[Charge]) -> bool:
         if self.largest_epsilon is None:
             return True
-        grids, everything = (
-            (COARSE_GRID, GRID_OF_LOSSES),
-            [*charges, *more],
-        )  # both bound it, the first is fast
-        spent = (epsilon_of(everything, self.largest_delta, grid=grid) for grid in grids)
-        return any(each <= self.largest_epsilon for each in spent)
+        together, grids = [*charges, *more], (COARSE_GRID, GRID_OF_LOSSES)  # both bound it, the first is fast
+        spent = (epsilon_of(together, self.largest_delta, grid=grid) for grid in grids)
+        return any(bound <= self.largest_epsilon for bound in spent)
 
     def _known(self, charges: list[Charge]) -> list[Charge]:
         """These, once it is clear that they are about the same rows and the same unit."""
@@ -118,7 +115,7 @@ class Account:
 def epsilon_of(
     charges: Sequence[Charge], delta: float | None = None, *, grid: float = GRID_OF_LOSSES
 ) -> float:
-    """Of any one row (or client) over all these, at delta; None: at the largest that a run had. 0 of none."""
+    """Epsilon of any one row (or client) over all these; 0 of none. At the largest delta of a run if None."""
     if not charges:
         return 0.0
     sessions: dict[str, dict[int | None, list[Mechanism]]] = {}
@@ -128,11 +125,7 @@ def epsilon_of(
     return epsilon_over_runs([*sessions.values()], delta, grid=grid)
 
 
-# The one gate that a noisy result passes: it is charged to the ledgers first, or it does not pass.
-
-
 OF_THE_RUN = "its privacy budget of epsilon {:g} is used up"
-
 OF_THE_ROWS = (
     "the budget of this party's rows over all runs (limits.lifetime_epsilon at the party) has no room for "
     "{}; ask for less, or let the party's owner raise it"
@@ -145,7 +138,7 @@ class BudgetSpent(UpdateRejected):
 
 @dataclass(frozen=True)
 class Guard:
-    """A run's budget and what was spent of it, read from the files at every question.
+    """The one gate that a noisy result passes: it is charged to the ledgers first, or it does not pass.
 
     Attributes:
         ceiling: the largest epsilon of this run; None only accounts.
@@ -158,7 +151,7 @@ class Guard:
     account: Account | None = None
 
     def epsilon(self, client: int | None, phase: Phase | None = None) -> float:
-        """Spent by this client (None: by the clients as such), in one phase or in all together."""
+        """What this client (None: the clients as such) spent, in one phase or in all together."""
         return epsilon(self.ledger.mechanisms(client, phase), self.delta)
 
     def affords(self, client: int | None, mechanism: Mechanism) -> bool:

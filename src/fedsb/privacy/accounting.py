@@ -18,7 +18,7 @@ from fedsb.errors import InputError
 
 AccountantName = Literal["pld", "rdp", "rough rdp"]
 WHOLE_ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
-"""Of Renyi DP, with a closed form each; any set gives a bound."""
+"""Orders of Renyi DP that have a closed form; any set gives a bound."""
 ORDERS = [1.01, 1.02, 1.05, *(1 + tenths / 10 for tenths in range(1, 50) if tenths % 10), *WHOLE_ORDERS]
 """With broken ones, which large budgets need: series of up to a thousand terms, that take seconds."""
 LEAST_NOISE_OF_PLD = 0.05
@@ -65,7 +65,7 @@ def epsilon(
     >>> round(epsilon([Mechanism(1.0, 0.01, 1000)], 1e-5), 2)
     1.92
     """
-    return _epsilon(_merged(mechanisms), delta, accountant, grid)
+    return _epsilon(tuple(sorted(merged(mechanisms))), delta, accountant, grid)
 
 
 @lru_cache(maxsize=4096)
@@ -79,8 +79,8 @@ def _epsilon(
     _check_installed()
     if accountant != "pld" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
         return _renyi_epsilon(mechanisms, delta, WHOLE_ORDERS if accountant == "rough rdp" else ORDERS)
-    together = reduce(lambda one, other: one.compose(other), (_losses(m, grid) for m in mechanisms))
-    return float(together.get_epsilon_for_delta(delta))
+    losses = reduce(lambda first, second: first.compose(second), (_losses(m, grid) for m in mechanisms))
+    return float(losses.get_epsilon_for_delta(delta))
 
 
 def _losses(m: Mechanism, grid: float) -> Any:
@@ -96,9 +96,7 @@ def _losses_of_one(noise_multiplier: float, sampling_probability: float, grid: f
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     return from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=sampling_probability,
-        value_discretization_interval=grid,
+        noise_multiplier, sampling_prob=sampling_probability, value_discretization_interval=grid
     )
 
 
@@ -106,19 +104,19 @@ def _renyi_epsilon(mechanisms: Iterable[Mechanism], delta: float, orders: Sequen
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 
-    used = RdpAccountant(orders)
+    accountant = RdpAccountant(orders)
     with _without_warnings():
         for m in mechanisms:
             gaussian = GaussianDpEvent(m.noise_multiplier)
             sampled = m.sampling_probability < 1
             event = PoissonSampledDpEvent(m.sampling_probability, gaussian) if sampled else gaussian
-            used.compose(event, m.steps)
-        return float(used.get_epsilon(delta))
+            accountant.compose(event, m.steps)
+        return float(accountant.get_epsilon(delta))
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Of orders whose series does not end, which are left out."""
+    """Silences the warnings of orders whose series does not end, which are left out."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -128,12 +126,12 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """Equal mechanisms as one of all their steps: fewer compositions, the same distribution."""
+def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
+    """Equal mechanisms as one of all their steps, in order: fewer compositions, the same distribution."""
     steps: Counter[tuple[float, float]] = Counter()
     for m in mechanisms:
         steps[m.noise_multiplier, m.sampling_probability] += m.steps
-    return tuple(Mechanism(*key, count) for key, count in sorted(steps.items()) if count)
+    return tuple(Mechanism(*key, count) for key, count in steps.items() if count)
 
 
 def _check_installed() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SHARES = (0.1, 0.2, 0.35, 0.6, 1.0)
-"""Of all examples that are guessed, the surest first."""
+"""Shares of all examples that are guessed, the surest first."""
 MOST_EPSILON = 64.0
 TOLERANCE = 1e-3
 

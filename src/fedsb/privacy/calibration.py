@@ -34,7 +34,7 @@ def calibrate(
     mechanisms_at: Callable[[float], Iterable[Mechanism]],
     *,
     setting: str = "privacy.epsilon",
-    cure: str = "raise it, or, with bases that are paid for, lower method.init.budget_share",
+    cure: str = "raise it, or, with bases that are charged too, lower method.init.budget_share",
 ) -> float:
     """The smallest noise multiplier z, to NOISE_TOLERANCE, at which `mechanisms_at(z)` keep to the target.
 
@@ -45,8 +45,8 @@ def calibrate(
         InputError: even MOST_NOISE is not enough: what is fixed in `mechanisms_at` spends it all.
     """
 
-    def spent(noise: float, **how: Any) -> float:
-        return epsilon(mechanisms_at(noise), delta, **how) / target_epsilon
+    def spent(noise: float, **options: Any) -> float:
+        return epsilon(mechanisms_at(noise), delta, **options) / target_epsilon
 
     if spent(MOST_NOISE) > 1:
         raise InputError(
@@ -85,15 +85,11 @@ def _root(spent: Spent, near: float) -> float:
     """The noise at which 1 is spent, or hardly less. Nearly straight on double logarithmic paper."""
     from scipy.optimize import brentq
 
-    low, high = _bracket(spent, near)
-    return math.exp(
-        brentq(
-            lambda log_noise: math.log(max(spent(math.exp(log_noise)), LEAST_SHARE)),
-            math.log(low),
-            math.log(high),
-            xtol=NOISE_TOLERANCE / 16,
-        )
-    )
+    def log_spent(log_noise: float) -> float:
+        return math.log(max(spent(math.exp(log_noise)), LEAST_SHARE))
+
+    low, high = map(math.log, _bracket(spent, near))
+    return math.exp(brentq(log_spent, low, high, xtol=NOISE_TOLERANCE / 16))
 
 
 def _bracket(spent: Spent, near: float) -> tuple[float, float]:

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, as_one
+from fedsb.methods.method import (
+    Aggregation,
+    AggregationInputs,
+    Averaged,
+    Upload,
+    aggregate_one,
+    current_vector,
+)
 from fedsb.privacy.clipping import ClippedSum
 from fedsb.privacy.noise import NoiseSource, gaussian_like, standard_normals
 from fedsb.privacy.plan import ClientPlan
@@ -24,8 +30,7 @@ class ClientRelease:
     """One round's release.
 
     Attributes:
-        clip_norm: of this round.
-        next_clip_norm: of the round after it, known when the release is made.
+        next_clip_norm: of the round after this one, known when the release is made.
     """
 
     plan: ClientPlan
@@ -38,7 +43,7 @@ class ClientRelease:
         """The method's aggregation, fed the one noised mean in place of the uploads."""
 
         def start(frame: AggregationInputs) -> _Sum:
-            current = torch.cat([frame.current[name].flatten().double() for name in frame.answer])
+            current = current_vector(frame).double()
             return _Sum(frame, current, ClippedSum(current.numel(), self.clip_norm))
 
         def add(total: _Sum, upload: Upload) -> _Sum:
@@ -47,9 +52,7 @@ class ClientRelease:
 
         def finish(total: _Sum) -> Averaged:
             vector = (total.current + self._noised_mean(total.clipped)).float()
-            mean = as_one(vector, total.frame)
-            result = aggregation.finish(aggregation.add(aggregation.start(total.frame), mean))
-            return result._replace(deviation=None)
+            return aggregate_one(aggregation, vector, total.frame)
 
         return Aggregation(start, add, finish)
 

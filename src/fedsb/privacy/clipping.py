@@ -11,11 +11,6 @@ def clip(vector: Float[Tensor, "size"], clip_norm: float) -> tuple[Float[Tensor,
     """The vector in fp64, scaled down to `clip_norm` if it is longer; and whether it was within.
 
     Guarantees: the result's norm is at most `clip_norm`. A vector that is not finite becomes zero.
-
-    | clip_norm | result |
-    |---|---|
-    | inf | the vector |
-    | 0   | zero |
     """
     exact = vector.double()
     norm = exact.norm().item()

@@ -81,7 +81,7 @@ class Place:
     Attributes:
         id: the name of the data set.
         heads: files that say where the chain ends; the first must be written, others where that is allowed.
-        locks: files that are held while it is charged.
+        locks: files that are held while it is charged; the first, in the ledger's folder, is made.
     """
 
     id: str
@@ -91,13 +91,13 @@ class Place:
 
 
 def place_beside(ledger: Path) -> Place:
-    """Of a simulated data set: all that belongs to its ledger lies beside it."""
-    head, lock = (ledger.with_name(f".{ledger.name}.{what}") for what in ("head", "lock"))
+    """The place for a simulated data set: all that belongs to its ledger lies beside it."""
+    head, lock = (ledger.with_name(f".{ledger.name}.{kind}") for kind in ("head", "lock"))
     return Place(SIMULATED, ledger, (head,), (lock,))
 
 
 def place_at_node(state: Path, name: str, rows: Path) -> Place:
-    """Of a node's rows: in its state folder, with a second head beside the rows' file.
+    """The place for a node's rows: in its state folder, with a second head beside the rows' file.
 
     The rows' file is held too, where it may be written: two state folders cannot charge it at once.
     """
@@ -124,7 +124,7 @@ class DataLedger:
         Raises:
             InputError: the ledger is not what it was: which file knows more, and what can be done.
         """
-        heads = self._own_heads()  # before the ledger, which another process may be charging
+        heads = self._heads()  # before the ledger, which another process may be charging
         try:
             charges = self._lines.read(every_byte=every_byte)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -142,9 +142,6 @@ class DataLedger:
     @contextmanager
     def held(self) -> Iterator[list[Charge]]:
         """Inside the block no other process charges this ledger; gives its charges, every byte read again."""
-        folder = self.place.ledger.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.place.locks[0].touch(mode=0o600)
         with locked(self.place.locks):
             yield self.charges(every_byte=True)
 
@@ -152,12 +149,12 @@ class DataLedger:
         """One more, inside `held`; it and the heads are on disk when this returns."""
         charge = replace(charge, chain=_chain(self._end(before), charge.line()))
         self._lines.append(json.dumps(charge.line()))
-        own = {str(self.place.ledger): Head(self.place.id, len(before) + 1, charge.chain, charge.rows)}
+        head = {str(self.place.ledger): Head(self.place.id, len(before) + 1, charge.chain, charge.rows)}
         first, *others = self.place.heads
-        _write_heads(first, _read_heads(first) | own)
+        _write_heads(first, _read_heads(first) | head)
         for file in others:
             with suppress(OSError):  # rows that may only be read
-                _write_heads(file, _read_heads(file) | own)
+                _write_heads(file, _read_heads(file) | head)
 
     def other_names(self, rows: str) -> list[str]:
         """Other ids under which the file of this digest was charged, as far as is known here."""
@@ -169,28 +166,27 @@ class DataLedger:
             known |= {(file.stem, digest) for digest in lines.read()}
         return sorted({name for name, digest in known if digest == rows and name != self.place.id})
 
-    def _own_heads(self) -> list[tuple[Path, Path, Head]]:
+    def _heads(self) -> list[tuple[Path, Path, Head]]:
         """(file, ledger, head) of all that are about this data set."""
-        found = [
-            (file, Path(ledger), h) for file in self.place.heads for ledger, h in _read_heads(file).items()
-        ]
-        return [each for each in found if each[2].id == self.place.id]
+        files = ((file, _read_heads(file)) for file in self.place.heads)
+        known = [(file, Path(name), head) for file, heads in files for name, head in heads.items()]
+        return [entry for entry in known if entry[2].id == self.place.id]
 
     def _check_reaches(self, charges: list[Charge], file: Path, ledger: Path, head: Head) -> None:
-        own, count = self.place.ledger, len(charges)
-        elsewhere = ledger != own and file != self.place.heads[0]
+        here, count = self.place.ledger, len(charges)
+        elsewhere = ledger != here and file != self.place.heads[0]
         if elsewhere and not self._only:
             return
         where = f" (in {ledger}, another state folder)" if elsewhere else ""
         if count < head.releases:
-            what = f"holds {count} releases" if count else "is gone or empty"
+            state = f"holds {count} releases" if count else "is gone or empty"
             raise InputError(
-                f"{own}: this privacy ledger {what}, and {file} knows of {head.releases}{where}: it was cut "
-                f"or removed, or another copy or state folder took its place. {CURE}"
+                f"{here}: this privacy ledger {state}, and {file} knows of {head.releases}{where}: it was "
+                f"cut or removed, or another copy or state folder took its place. {CURE}"
             )
         if head.releases and charges[head.releases - 1].chain != head.chain:
             raise InputError(
-                f"{own}: line {head.releases} of this privacy ledger is not the one that {file} knows"
+                f"{here}: line {head.releases} of this privacy ledger is not the one that {file} knows"
                 f"{where}: another ledger took its place. {CURE}"
             )
 
@@ -211,7 +207,7 @@ def _chain(before: str, line: dict[str, Any]) -> str:
 
 
 def _read_heads(file: Path) -> Heads:
-    """None if there is no file."""
+    """The heads in this file; none if there is no file."""
     try:
         return {ledger: Head(**head) for ledger, head in json.loads(file.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:

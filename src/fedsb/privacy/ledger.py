@@ -48,7 +48,7 @@ class PrivacyLedger:
             InputError: a line cannot be read.
         """
         self.path = path
-        self._lines = GrowingLines(path, lambda line, before: _spend(json.loads(line)))
+        self._lines = GrowingLines(path, _spend)
         if path.exists():
             with self.held():
                 os.truncate(path, len(whole_lines(path)))
@@ -65,19 +65,12 @@ class PrivacyLedger:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside the block nobody else charges this ledger, whose every byte was read again."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.touch(mode=0o600)
         with locked([self.path]):
             _readable(self._lines, every_byte=True)
             yield
 
-    def charge(self, spend: Spend) -> None:
-        """Write the spend down; it is on disk when this returns."""
-        with self.held():
-            self.append(spend)
-
     def append(self, spend: Spend) -> None:
-        """As `charge`, inside `held`."""
+        """Write the spend down, inside `held`; it is on disk when this returns."""
         self._lines.append(json.dumps(asdict(spend) | {"mechanism": spend.mechanism._asdict()}))
 
     def mechanisms(self, client: int | None, phase: Phase | None = None) -> list[Mechanism]:
@@ -90,12 +83,12 @@ class PrivacyLedger:
 
 
 def read_spends(path: Path) -> list[Spend]:
-    """Those of a ledger that someone else may be writing; none if there is no file.
+    """The spends of a ledger that someone else may be writing; none if there is no file.
 
     Raises:
         InputError: a line cannot be read.
     """
-    return _readable(GrowingLines(path, lambda line, before: _spend(json.loads(line))))
+    return _readable(GrowingLines(path, _spend))
 
 
 def paid_after(spends: Iterable[Spend], last_round: int) -> list[Spend]:
@@ -117,5 +110,6 @@ def _readable(lines: GrowingLines[Spend], *, every_byte: bool = False) -> list[S
         ) from None
 
 
-def _spend(record: dict[str, object]) -> Spend:
-    return Spend(**record | {"mechanism": Mechanism(**record["mechanism"])})  # type: ignore[arg-type]
+def _spend(line: bytes, before: list[Spend]) -> Spend:
+    record = json.loads(line)
+    return Spend(**record | {"mechanism": Mechanism(**record["mechanism"])})

@@ -4,10 +4,12 @@ to date."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from fedsb.common.files import sync_folder
 
 T = TypeVar("T")
 
@@ -49,23 +51,22 @@ class GrowingLines(Generic[T]):
     def append(self, line: str) -> None:
         """One more line; it is on disk when this returns. To be called under a lock, after `read`: what is
         left of a line that was cut off is cut away first, in place."""
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        try:
-            os.ftruncate(handle, len(self._content))
-            _write_whole(handle, f"{line}\n".encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        with os.fdopen(os.open(self.path, flags, 0o600), "ab") as file:
+            file.truncate(len(self._content))
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
         if not self._content:
             sync_folder(self.path.parent)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def whole_lines(path: Path) -> bytes:
@@ -77,9 +78,12 @@ def whole_lines(path: Path) -> bytes:
 
 
 @contextmanager
-def locked(paths: Iterable[Path]) -> Iterator[None]:
-    """Inside the block this thread alone holds all these files. It waits for them, in their order; locks go
-    with their process, whatever ends it. Where there are no such locks (Windows), nothing is held."""
+def locked(paths: Sequence[Path]) -> Iterator[None]:
+    """Inside the block this thread alone holds all these files; the first is made if there is none. It waits
+    for them, in their order; locks go with their process, whatever ends it. Where there are no such locks
+    (Windows), nothing is held."""
+    paths[0].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths[0].touch(mode=0o600)
     try:
         import fcntl
     except ImportError:
@@ -91,17 +95,3 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
             held.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def sync_folder(folder: Path) -> None:
-    """So that a file that was just made in it is there after a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_whole(handle: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(handle, content) :]

@@ -27,20 +27,19 @@ def factor_gradients(
     layer: LowRankLinear, activations: list[Tensor], backprops: Float[Tensor, "n *t out"]
 ) -> dict[nn.Parameter, Tensor]:
     """Opacus' grad sampler of the adapter layer: each trained factor's gradients, examples first."""
-    x, g = _tokens(activations[0]), _tokens(backprops) * layer.scale
-    found: dict[nn.Parameter, Tensor] = {}
+    x, g = tokens(activations[0]), tokens(backprops) * layer.scale
     A, B = layer.A.detach().to(x.dtype), layer.B.detach().to(x.dtype)
     z, u = x @ A.T, g @ B
-    core = None if (own := layer.core()) is None else own.detach().to(x.dtype)
-    if core is None:
-        core_z, core_u = z, u
-    else:
+    core_z, core_u = z, u
+    if (core := layer.core()) is not None:
+        core = core.detach().to(x.dtype)
         core_z, core_u = _blocks(z, core, "hoi"), _blocks(u, core, "hio")
+    gradients = _core_gradients(layer, z, u)
     if layer.B.requires_grad:
-        found[layer.B] = torch.einsum("nto,ntk->nok", g, core_z)
+        gradients[layer.B] = torch.einsum("nto,ntk->nok", g, core_z)
     if layer.A.requires_grad:
-        found[layer.A] = torch.einsum("ntk,nti->nki", core_u, x)
-    return found | _core_gradients(layer, z, u)
+        gradients[layer.A] = torch.einsum("ntk,nti->nki", core_u, x)
+    return gradients
 
 
 def _core_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -49,12 +48,12 @@ def _core_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Param
         return {}
     heads, r, _ = R.shape
     pairs = torch.einsum("ntho,nthi->nhoi", u.unflatten(-1, (heads, r)), z.unflatten(-1, (heads, r)))
-    found: dict[nn.Parameter, Tensor] = {}
+    gradients: dict[nn.Parameter, Tensor] = {}
     if R.requires_grad:
-        found[R] = pairs if s is None else pairs * s.detach().to(pairs.dtype)[:, None, None]
+        gradients[R] = pairs if s is None else pairs * s.detach().to(pairs.dtype)[:, None, None]
     if s is not None and s.requires_grad:
-        found[s] = torch.einsum("nhoi,hoi->nh", pairs, R.detach().to(pairs.dtype))
-    return found
+        gradients[s] = torch.einsum("nhoi,hoi->nh", pairs, R.detach().to(pairs.dtype))
+    return gradients
 
 
 def _blocks(rows: Float[Tensor, "n t k"], core: Float[Tensor, "h r r"], order: str) -> Tensor:
@@ -63,7 +62,8 @@ def _blocks(rows: Float[Tensor, "n t k"], core: Float[Tensor, "h r r"], order: s
     return torch.einsum(f"nth{order[2]},{order}->nth{order[1]}", blocks, core).flatten(-2)
 
 
-def _tokens(rows: Tensor) -> Float[Tensor, "n t k"]:
+def tokens(rows: Tensor) -> Float[Tensor, "n t k"]:
+    """Rows of each example's tokens, in fp32 at least; examples without an axis of tokens have one."""
     rows = (rows if rows.dim() > 2 else rows[:, None]).flatten(1, -2)
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 

@@ -44,12 +44,12 @@ class ExamplePlan:
 
     @property
     def sensitivity(self) -> float:
-        """Of the sum of clipped gradients, if one example is blanked."""
+        """The largest L2 change of the sum of clipped gradients if one example is blanked."""
         return self.clip_norm
 
     @property
     def noise_std(self) -> float:
-        """Of the noise on the sum of clipped gradients."""
+        """Standard deviation of the noise on the sum of clipped gradients."""
         return self.noise_multiplier * self.sensitivity if self.noise_multiplier else 0.0
 
     @property
@@ -70,19 +70,18 @@ class ExamplePlan:
         """
 
         def at(noise: float) -> list[Mechanism]:
-            one = replace(self, noise_multiplier=noise).round
-            return [*before, one._replace(steps=one.steps * self.rounds)]
+            release = replace(self, noise_multiplier=noise).round
+            return [*before, release._replace(steps=release.steps * self.rounds)]
 
         return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPlan:
-    """Noisy averages over clients (McMahan et al. 2018, arXiv 1710.06963), the noise added once by the
-    server.
+    """Noisy averages over clients (McMahan et al. 2018, arXiv 1710.06963); the server adds the noise once.
 
     With a quantile, the clip norm follows that quantile of the updates' norms (Andrew et al. 2021, arXiv
-    1905.03871): the share of clients within it is released too, and pays for it out of the same noise.
+    1905.03871): the share of clients within it is released too, and takes its part of the same noise.
 
     Attributes:
         num_clients: all of them; taken as public.
@@ -110,13 +109,13 @@ class ClientPlan:
 
     @property
     def count_noise_std(self) -> float:
-        """Of the noise on the number of clients within the clip norm; a twentieth of the expected cohort, as
-        the authors of the rule advise, but never so little that it would pay alone for the round."""
+        """Standard deviation of the noise on the number of clients within the clip norm: a twentieth of the
+        expected cohort, as the rule's authors advise, but never less than the round's noise multiplier."""
         return max(self.expected_cohort / 20, self.noise_multiplier) if self.quantile is not None else 0.0
 
     @property
     def update_noise_multiplier(self) -> float:
-        """Of the sum of updates: more than the round's, if the count takes its share.
+        """Noise multiplier of the sum of updates: more than the round's, if the count takes its share.
 
         Both releases are one Gaussian mechanism of multiplier z: z^-2 = update^-2 + (2 count)^-2, since one
         client moves the centred count by 1/2.
@@ -150,7 +149,7 @@ class StartPlan:
     """One noisy sum of clipped per-example gradients over a Poisson sample, for private bases.
 
     Every layer's gradient of an example is scaled to the norm 1 / sqrt(num_layers), so that all layers
-    together have the norm 1: directions are all that is wanted. `num_examples`, `rows` as in `ExamplePlan`.
+    together have the norm 1: directions are all that is needed. `num_examples`, `rows` as in `ExamplePlan`.
     """
 
     num_examples: int
@@ -164,7 +163,7 @@ class StartPlan:
 
     @property
     def sensitivity(self) -> float:
-        """Of all layers' sums together."""
+        """The largest L2 change of all layers' sums together if one example is blanked."""
         return 1.0
 
     @property

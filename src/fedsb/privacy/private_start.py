@@ -21,6 +21,7 @@ from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import gradients_of
 from fedsb.errors import RunFailed
 from fedsb.privacy.noise import NoiseSource, add_noise
+from fedsb.privacy.per_example import tokens
 from fedsb.privacy.plan import StartPlan
 
 TINY = 1e-60
@@ -72,7 +73,7 @@ def scaled_sum(
 ) -> Float[Tensor, "out in"]:
     """The sum over examples of their weight gradients, each scaled to this norm, in fp64; one that is zero
     or not finite stays out."""
-    g, x = _tokens(gradient), _tokens(x)
+    g, x = tokens(gradient).double(), tokens(x).double()
     squared = ((g @ g.transpose(1, 2)) * (x @ x.transpose(1, 2))).sum((1, 2))
     scale = norm / squared.clamp_min(TINY).sqrt()
     at_most = g.square().sum((1, 2)) * x.square().sum((1, 2))
@@ -80,7 +81,3 @@ def scaled_sum(
     g = torch.where(usable[:, None, None], g * scale[:, None, None], 0.0)
     x = torch.where(usable[:, None, None], x, 0.0)
     return g.flatten(0, 1).T @ x.flatten(0, 1)
-
-
-def _tokens(rows: Tensor) -> Float[Tensor, "n t k"]:
-    return (rows if rows.dim() > 2 else rows[:, None]).flatten(1, -2).double()

@@ -96,10 +96,9 @@ def rounded_up(epsilon: float) -> float:
 
 
 def _noise(facts: Mapping[str, Any]) -> str:
-    """Of the client with the least noise, and of the one with the most."""
-    least, most = (
-        f"{pick(of['noise_multiplier'] for of in facts['per_client'].values()):.4g}" for pick in (min, max)
-    )
+    """The noise multiplier of the client with the least noise, and of the one with the most."""
+    noises = [client["noise_multiplier"] for client in facts["per_client"].values()]
+    least, most = f"{min(noises):.4g}", f"{max(noises):.4g}"
     return least if least == most else f"{least} to {most}"
 
 
@@ -126,4 +125,4 @@ def _delta(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _has_start(facts: Mapping[str, Any]) -> bool:
-    return any(of["epsilon_start"] > 0 for of in facts["per_client"].values())
+    return any(client["epsilon_start"] > 0 for client in facts["per_client"].values())

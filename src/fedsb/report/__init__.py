@@ -1,5 +1,3 @@
 """One self-contained HTML page from one or several run folders."""
 
 from fedsb.report.write import write_report as write_report
-
-__all__ = ["write_report"]

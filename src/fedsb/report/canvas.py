@@ -72,7 +72,6 @@ def _style() -> dict[str, object]:
         "axes.grid": True,
         "axes.grid.axis": "y",
         "axes.axisbelow": True,
-        "axes.unicode_minus": True,
         "grid.color": GRID,
         "grid.linewidth": 0.8,
         "xtick.color": MUTED,
@@ -99,6 +98,6 @@ def _shorten(attribute: re.Match[str]) -> str:
     return re.sub(r"\s*\n", " ", re.sub(r"(\.\d\d)\d+", r"\1", attribute[0])).replace(' "', '"')
 
 
-def _variable(found: re.Match[str]) -> str:
-    code = int(found[1], 16)
+def _variable(match: re.Match[str]) -> str:
+    code = int(match[1], 16)
     return f"var(--plot-{VARIABLES[code]})" if code < 16 else f"var(--s{code - 16})"

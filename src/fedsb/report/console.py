@@ -49,7 +49,7 @@ class PlainLines:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(f"[yellow]client {client} left out:[/] {shown(problem)}", highlight=False)
+            self.console.print(_left_out(client, problem), highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
         seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
@@ -109,7 +109,7 @@ class LiveBars:
 
     def stage(self, text: str) -> None:
         self._clear()
-        self._bars.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
+        self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
         self._replace_work("", None)
 
     def round_begins(self, number: int, rounds: int, cohort: Sequence[int]) -> None:
@@ -130,8 +130,7 @@ class LiveBars:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            text = f"[yellow]client {client} left out:[/] {shown(problem)}"
-            self._bars.console.print(text, highlight=False)
+            self.console.print(_left_out(client, problem), highlight=False)
         self._ended += 1
         if self._round is not None:
             self._bars.update(self._round, completed=self._ended)
@@ -145,8 +144,8 @@ class LiveBars:
 
     def round_ends(self, record: dict[str, Any]) -> None:
         self._clear()
-        line = round_line(record, self.rounds, width=self._bars.console.width)
-        self._bars.console.print(line, highlight=False)
+        line = round_line(record, self.rounds, width=self.console.width)
+        self.console.print(line, highlight=False)
 
     def _replace_work(self, text: str, total: int | None) -> None:
         if self._work is not None:
@@ -154,7 +153,7 @@ class LiveBars:
         self._work = self._bars.add_task(text, total=total, speed="")
 
     def _show_speed(self) -> None:
-        task = next(t for t in self._bars.tasks if t.id == self._work)
+        task = next(task for task in self._bars.tasks if task.id == self._work)
         if task.speed:
             self._bars.update(task.id, speed=f"{task.speed:.0f} ex/s")
 
@@ -165,15 +164,17 @@ class LiveBars:
         self._work = self._round = None
 
 
+def _left_out(client: int, problem: str) -> str:
+    return f"[yellow]client {client} left out:[/] {shown(problem)}"
+
+
 def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None) -> str:
     """`round 2 of 5  accuracy 0.912  loss 0.31  train loss 0.40  up 600 kB  5 clients  4.1 s`.
 
     Where that is wider than `width`, the metrics between the first and the last go, then the clients.
     """
-    scores = [
-        f"{shown(key.replace('_', ' '))} {_number(value) or 'not finite'}"
-        for key, value in record["eval"].items()
-    ]
+    metrics = {shown(name.replace("_", " ")): value for name, value in record["eval"].items()}
+    scores = [f"{name} {_number(value) or 'not finite'}" for name, value in metrics.items()]
     forms = [_round_parts(record, rounds, scores)]
     forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
     forms.append([part for part in forms[-1] if not part.endswith(" clients")])
@@ -202,14 +203,10 @@ def _number(value: float | None) -> str:
 def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
     if not privacy["private"]:
         return "privacy", "", "NONE: noise from a fixed seed"
-    stopped = (
-        f", budget used up after {plural(privacy['rounds'], 'round')}" if privacy["stopped_early"] else ""
-    )
-    return (
-        f"epsilon, per {shown(privacy['unit'])}",
-        "",
-        f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}{stopped}",
-    )
+    spent = f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}"
+    if privacy["stopped_early"]:
+        spent += f", budget used up after {plural(privacy['rounds'], 'round')}"
+    return f"epsilon, per {shown(privacy['unit'])}", "", spent
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

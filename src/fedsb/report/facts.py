@@ -29,15 +29,20 @@ def summary(run: Run) -> dict[str, Any]:
     return run.summary or {}
 
 
+def stated(run: Run, part: str) -> dict[str, Any]:
+    """What the summary says under this key."""
+    return mapping(summary(run).get(part))
+
+
 def method(run: Run) -> str:
     return str(summary(run).get("method") or setting(run, "method.name") or "unknown method")
 
 
 def metric_names(run: Run) -> list[str]:
     """Every metric the run measured, the primary one first."""
-    found = [name for entry in run.rounds for name in entry.eval]
-    found += [name for part in ("base", "final") for name in mapping(summary(run).get(part))]
-    names = list(dict.fromkeys(found))
+    measured = [name for entry in run.rounds for name in entry.eval]
+    measured += [name for part in ("base", "final") for name in stated(run, part)]
+    names = list(dict.fromkeys(measured))
     lead = str(summary(run).get("primary_metric") or guess_primary(names))
     return [lead, *(name for name in names if name != lead)] if lead in names else names
 
@@ -52,16 +57,14 @@ def curve(run: Run, name: str) -> list[tuple[int, float]]:
 
 def base(run: Run, name: str) -> float | None:
     """The value before any training."""
-    stated = number(mapping(summary(run).get("base")).get(name))
-    measured = next((value for at, value in curve(run, name) if at == 0), None)
-    return measured if stated is None else stated
+    value = number(stated(run, "base").get(name))
+    return value if value is not None else next((v for at, v in curve(run, name) if at == 0), None)
 
 
 def final(run: Run, name: str) -> float | None:
     """The value at the end; the last one measured if the run did not finish."""
-    stated = number(mapping(summary(run).get("final")).get(name))
-    measured = next((value for at, value in reversed(curve(run, name)) if at > 0), None)
-    return measured if stated is None else stated
+    value = number(stated(run, "final").get(name))
+    return value if value is not None else next((v for at, v in reversed(curve(run, name)) if at > 0), None)
 
 
 def rounds_done(run: Run) -> int:
@@ -80,36 +83,38 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def clients(run: Run) -> list[str]:
     """All client ids: the partition's, else as many as the config says; and any that a round names."""
-    known = list(mapping(run.partition.get("clients"))) or [
-        str(n) for n in range(whole(setting(run, "federation.clients")) or 0)
-    ]
+    planned = map(str, range(whole(setting(run, "federation.clients")) or 0))
+    names = set(mapping(run.partition.get("clients")) or planned)
     for entry in run.rounds:
-        known += [*entry.clients, *(client for client, _ in entry.rejected)]
-    return sorted(set(known), key=natural)
+        names.update(entry.clients, (client for client, _ in entry.rejected))
+    return sorted(names, key=natural)
 
 
 def examples(run: Run) -> dict[str, int]:
     """Number of training examples per client."""
-    held = mapping(run.partition.get("clients"))
-    return {
-        client: whole(held[client]) or len(sequence(held[client])) for client in sorted(held, key=natural)
-    }
+    return sizes(run.partition.get("clients"))
+
+
+def sizes(parts: object) -> dict[str, int]:
+    """Client -> number of examples, in order of the clients, from numbers or from lists of as many."""
+    by_client = sorted(mapping(parts).items(), key=lambda part: natural(part[0]))
+    return {client: whole(part) or len(sequence(part)) for client, part in by_client}
 
 
 def labels(run: Run) -> dict[str, Counter[str]]:
     """Per client, number of examples per label; empty if the partition does not say."""
-    held = mapping(run.partition.get("labels"))
-    return {c: Counter({k: whole(n) or 0 for k, n in mapping(held[c]).items()}) for c in held}
+    by_client = mapping(run.partition.get("labels"))
+    return {c: Counter({k: whole(n) or 0 for k, n in mapping(by_client[c]).items()}) for c in by_client}
 
 
 def one_time(run: Run) -> list[OneTime]:
     """Traffic outside the rounds, as the summary lists it; else its sum; else what round 0 recorded."""
-    stated = mapping(summary(run).get("communication"))
-    listed = [_one_time(mapping(item)) for item in sequence(stated.get("one_time"))]
+    communication = stated(run, "communication")
+    listed = [_one_time(mapping(item)) for item in sequence(communication.get("one_time"))]
     if listed:
         return listed
     first = sum(entry.upload_bytes + entry.download_bytes for entry in run.rounds if entry.number == 0)
-    size = whole(stated.get("init_bytes")) or first
+    size = whole(communication.get("init_bytes")) or first
     return [OneTime("initialization", "", None, size, None)] if size else []
 
 
@@ -139,25 +144,30 @@ def total_bytes(run: Run) -> int:
 
 def running_total(run: Run) -> dict[int, int]:
     """Round number -> bytes sent by anyone until the end of that round, one-time traffic included."""
-    total, found = one_time_bytes(run), {0: one_time_bytes(run)}
+    total = one_time_bytes(run)
+    totals = {0: total}
     for entry in run.rounds:
         if entry.number > 0:
             total += entry.upload_bytes + entry.download_bytes
-            found[entry.number] = total
-    return found
+            totals[entry.number] = total
+    return totals
 
 
 def sent_per_client(run: Run) -> float | None:
     """Bytes up in the whole run, one-time traffic included, averaged over all clients."""
-    number_of_clients = len(clients(run))
-    sent = upload_bytes(run) + one_time_bytes(run, "up")
-    return sent / number_of_clients if number_of_clients else None
+    num_clients = len(clients(run))
+    return (upload_bytes(run) + one_time_bytes(run, "up")) / num_clients if num_clients else None
 
 
 def seconds(run: Run) -> float | None:
     measured = [entry.seconds for entry in run.rounds if entry.seconds is not None]
-    stated = number(summary(run).get("seconds"))
-    return (sum(measured) if measured else None) if stated is None else stated
+    total = number(summary(run).get("seconds"))
+    return sum(measured) if total is None and measured else total
+
+
+def epsilon_spent(run: Run) -> float | None:
+    """The last one that a round recorded."""
+    return next((entry.epsilon for entry in reversed(run.rounds) if entry.epsilon is not None), None)
 
 
 def rejections(run: Run) -> list[tuple[int, str, str]]:

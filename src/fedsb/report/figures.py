@@ -1,6 +1,7 @@
 """Which plots one run gets."""
 
 from collections import Counter
+from functools import partial
 
 from fedsb.report import facts
 from fedsb.report.canvas import FAINT, Key, Plot, key, series
@@ -20,9 +21,9 @@ def quality(run: Run, name: str) -> list[Plot]:
     lead = [n for n in names[:1] if describe(n).kind != "loss"]
     scores = [n for n in names if describe(n).kind in ("share", "score") and n not in lead]
     others = [n for n in names if describe(n).kind == "value" and n not in lead]
-    found = [_metric(run, n, name) for n in lead] + [_loss(run, name), _scores(run, scores, name)]
-    found += [_metric(run, n, name) for n in others] + [_epsilon(run, name)]
-    return [plot for plot in found if plot]
+    drawn = [_metric(run, n, name) for n in lead] + [_loss(run, name), _scores(run, scores, name)]
+    drawn += [_metric(run, n, name) for n in others] + [_epsilon(run, name)]
+    return [plot for plot in drawn if plot]
 
 
 def traffic(run: Run, name: str) -> list[Plot]:
@@ -40,14 +41,13 @@ def traffic(run: Run, name: str) -> list[Plot]:
 
 
 def people(run: Run, name: str) -> list[Plot]:
-    found = [_participation(run, name), _examples(run, name)]
-    return [plot for plot in found if plot]
+    return [plot for plot in (_participation(run, name), _examples(run, name)) if plot]
 
 
 def _metric(run: Run, metric: str, name: str) -> Plot | None:
     title = describe(metric).title
     items = [Curve(title, facts.curve(run, metric))]
-    span = Span("round", lambda value: show(metric, value), lambda value: show_tick(metric, value))
+    span = Span("round", partial(show, metric), partial(show_tick, metric))
     return curves(f"{title} by round", items, span, name=f"{name}-m-{metric}")
 
 
@@ -72,9 +72,8 @@ def _scores(run: Run, metrics: list[str], name: str) -> Plot | None:
 
 def _epsilon(run: Run, name: str) -> Plot | None:
     spent = [(entry.number, entry.epsilon) for entry in run.rounds if entry.epsilon is not None]
-    return curves(
-        "Privacy spent, ε by round", [Curve("ε", spent, 4)], Span("round", decimal), name=f"{name}-epsilon"
-    )
+    items = [Curve("ε", spent, 4)]
+    return curves("Privacy spent, ε by round", items, Span("round", decimal), name=f"{name}-epsilon")
 
 
 def _participation(run: Run, name: str) -> Plot | None:
@@ -106,17 +105,14 @@ def _examples(run: Run, name: str) -> Plot | None:
     if not bars:
         return None
     if not by_label:
-        return stacked(
-            "Examples per client", bars, [("examples", [sizes[bar] for bar in bars])], name=f"{name}-data"
-        )
-    parts = [(label, [by_label.get(bar, Counter())[label] for bar in bars]) for label in _leading(by_label)]
-    rest = [
-        sum(by_label.get(bar, Counter()).values()) - sum(part[n] for _, part in parts)
-        for n, bar in enumerate(bars)
-    ]
-    if any(rest):
-        number = len({label for counts in by_label.values() for label in counts}) - len(parts)
-        parts.append((plural(number, "other label"), rest))
+        whole = [("examples", [sizes[bar] for bar in bars])]
+        return stacked("Examples per client", bars, whole, name=f"{name}-data")
+    counts = [by_label.get(bar, Counter()) for bar in bars]
+    parts = [(label, [counter[label] for counter in counts]) for label in _leading(by_label)]
+    unlisted = [counter.total() - sum(part[n] for _, part in parts) for n, counter in enumerate(counts)]
+    if any(unlisted):
+        number = len(set().union(*counts)) - len(parts)
+        parts.append((plural(number, "other label"), unlisted))
     return stacked("Examples per client, by label", bars, parts, name=f"{name}-data")
 
 

@@ -1,11 +1,13 @@
 """Read a run folder into one frozen value."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_json, parse_yaml
+from fedsb.common.strict_json import parse_json
+from fedsb.common.strict_yaml import parse_yaml
 from fedsb.errors import InputError
 
 NEEDED = ("config.yaml", "metrics.jsonl")
@@ -49,7 +51,7 @@ def load_run(folder: Path) -> Run:
     text = _text(folder / "config.yaml")
     return Run(
         name=folder.resolve().name,
-        config=_parse_yaml(folder / "config.yaml", text),
+        config=_object(folder / "config.yaml", text, lambda text: parse_yaml(text) or {}, "YAML"),
         config_text=text,
         rounds=_rounds(folder / "metrics.jsonl"),
         summary=_optional_json(folder / "summary.json"),
@@ -66,8 +68,8 @@ def number(value: object) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    found = number(value)
-    return int(found) if found is not None and math.isfinite(found) else None
+    size = number(value)
+    return int(size) if size is not None and math.isfinite(size) else None
 
 
 def mapping(value: object) -> dict[str, Any]:
@@ -82,8 +84,8 @@ def sequence(value: object) -> list[Any]:
 def _check_is_run(folder: Path) -> None:
     expected = f"expected a run folder, which holds {' and '.join(NEEDED)}"
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing there"
-        raise InputError(f"{folder}: {expected}; found {found}; name the folder that `fedsb run` wrote")
+        there = "a file" if folder.exists() else "nothing there"
+        raise InputError(f"{folder}: {expected}; found {there}; name the folder that `fedsb run` wrote")
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder}: {expected}; found no {' and no '.join(missing)}; {_cure(folder)}")
@@ -105,45 +107,42 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return _as_object(path, parse_yaml(text) or {})
-    except ValueError as error:
-        raise InputError(f"{path}: expected YAML, found: {error}; restore the file or run again") from error
-
-
 def _optional_json(path: Path) -> dict[str, Any] | None:
-    return _parse_json(path, _text(path)) if path.is_file() else None
+    return _object(path, _text(path)) if path.is_file() else None
 
 
-def _parse_json(path: Path | str, text: str) -> dict[str, Any]:
+def _object(
+    place: Path | str, text: str, parse: Callable[[str], Any] = parse_json, language: str = "JSON"
+) -> dict[str, Any]:
     try:
-        return _as_object(path, parse_json(text))
+        value = parse(text)
     except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found: {error}; restore the file or run again") from error
-
-
-def _as_object(path: Path | str, value: object) -> dict[str, Any]:
+        raise InputError(
+            f"{place}: expected {language}, found: {error}; restore the file or run again"
+        ) from error
     if not isinstance(value, dict):
         kind = type(value).__name__
-        raise InputError(f"{path}: expected keys and values, found a {kind}; restore the file or run again")
+        raise InputError(f"{place}: expected keys and values, found a {kind}; restore the file or run again")
     return mapping(value)
+
+
+def _objects(path: Path, lines: list[str]) -> list[dict[str, Any]]:
+    return [_object(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def _rounds(path: Path) -> tuple[Round, ...]:
     """Rounds in order. A round written twice, as a resumed run may, counts as written last."""
     text = _text(path)
     lines = text.splitlines() if text.endswith("\n") else _without_torn_end(text.splitlines())
-    objects = [_parse_json(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
-    rounds = {found.number: found for found in (_round(entry, at) for at, entry in enumerate(objects))}
+    entries = [_round(entry, at) for at, entry in enumerate(_objects(path, lines))]
+    rounds = {entry.number: entry for entry in entries}
     return tuple(rounds[n] for n in sorted(rounds))
 
 
 def _samples(path: Path) -> tuple[dict[str, str], ...]:
     """The answers a run left, none if it left none."""
     lines = _text(path).splitlines() if path.is_file() else []
-    found = [_parse_json(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
-    return tuple({key: str(value) for key, value in mapping(entry).items()} for entry in found)
+    return tuple({key: str(value) for key, value in entry.items()} for entry in _objects(path, lines))
 
 
 def _without_torn_end(lines: list[str]) -> list[str]:

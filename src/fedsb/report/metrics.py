@@ -36,12 +36,11 @@ PREFERRED = ("accuracy", "pearson", "exact_match", "perplexity", "loss")
 
 
 def describe(name: str) -> Metric:
-    """Of a benchmark's metric, NAME_METRIC, what is known of the metric, under the benchmark's name."""
+    """What is known of the metric; of a benchmark's, NAME_METRIC, what is known of METRIC, titled by NAME."""
     if name in KNOWN:
         return KNOWN[name]
     ends = [metric for metric in KNOWN if name.endswith(f"_{metric}") and metric != "loss"]
-    if ends:
-        metric = max(ends, key=len)
+    if metric := max(ends, key=len, default=None):
         return KNOWN[metric]._replace(title=f"{name.removesuffix(f'_{metric}')}: {KNOWN[metric].title}")
     title = name.replace("_", " ")
     return Metric(title, "loss", min) if name.endswith("_loss") else Metric(title, "value", None)

@@ -6,14 +6,14 @@ from markupsafe import Markup
 
 from fedsb.report import facts, figures, routing, tables
 from fedsb.report import side_by_side as compare
-from fedsb.report.load import Run, mapping, number, whole
+from fedsb.report.load import Run, number, whole
 from fedsb.report.markup import Card, cards, document, folded_run, header, joined, paragraph, plots, section
 from fedsb.report.metrics import describe, show, show_change
 from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural, short_name
 
 
 def build_page(runs: Sequence[Run], *, refresh: int | None = None) -> str:
-    """The whole HTML document; with `refresh` the run goes on, and browsers reload after so many seconds."""
+    """The whole HTML document, of a run in progress if a browser is to reload it every `refresh` seconds."""
     if len(runs) == 1:
         run = runs[0]
         title, body = f"{facts.method(run)}: {facts.result(run)}", one_run(run, "run", 1, refresh)
@@ -24,14 +24,14 @@ def build_page(runs: Sequence[Run], *, refresh: int | None = None) -> str:
 
 
 def several_runs(title: str, runs: Sequence[Run]) -> Markup:
-    each = [
+    folded = [
         folded_run(f"run-{n}", label, facts.result(run), one_run(run, f"run-{n}", 3))
         for n, (run, label) in enumerate(zip(runs, compare.labels(runs), strict=True))
     ]
     return joined(
         header("fedsb report", title, compare.lead(runs)),
         section("overview", 2, "All runs", compare.overview(runs), plots(compare.figures(runs))),
-        section("runs", 2, "Each run", *each),
+        section("runs", 2, "Each run", *folded),
     )
 
 
@@ -64,7 +64,7 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Ma
 
 
 def _setup(run: Run) -> list[tuple[str, str]]:
-    asked = {
+    keys = {
         "model": "model.path",
         "task": "task.kind",
         "data": "data.train",
@@ -72,35 +72,28 @@ def _setup(run: Run) -> list[tuple[str, str]]:
         "partition": "federation.partition.kind",
         "seed": "seed",
     }
-    found = [(name, facts.setting(run, dotted)) for name, dotted in asked.items()]
-    return [(name, short_name(value)) for name, value in found if value is not None]
+    values = {name: facts.setting(run, dotted) for name, dotted in keys.items()}
+    return [(name, short_name(value)) for name, value in values.items() if value is not None]
 
 
 def _notices(run: Run, refresh: int | None) -> list[str]:
-    found = []
+    notices = []
     if refresh is not None:
-        found.append(
-            f"{_how_far(run)}. This page loads itself again every {refresh} seconds until the run ends."
+        done, total = facts.rounds_done(run), facts.setting(run, "federation.rounds")
+        rounds = f": {done} of {plural(total, 'round')} done" if isinstance(total, int) else ""
+        notices.append(
+            f"This run is in progress{rounds}. This page loads itself again every {refresh} seconds until "
+            "the run ends."
         )
     elif run.summary is None:
-        found.append(
+        notices.append(
             "This run did not finish: it has no summary.json. Below is what it had measured until then. "
             "One-time traffic, versions and memory are not recorded."
         )
-    left_out = len(facts.rejections(run))
-    if left_out:
-        found.append(f"{plural(left_out, 'update')} left out of an average: the reasons are under Clients.")
+    if left_out := len(facts.rejections(run)):
+        notices.append(f"{plural(left_out, 'update')} left out of an average: the reasons are under Clients.")
     doubt = tables.ledger_doubt(run)
-    return [*found, doubt] if doubt else found
-
-
-def _how_far(run: Run) -> str:
-    done, total = run.rounds[-1].number if run.rounds else 0, facts.setting(run, "federation.rounds")
-    return (
-        f"This run goes on: {done} of {plural(total, 'round')} done"
-        if isinstance(total, int)
-        else "This run goes on"
-    )
+    return [*notices, doubt] if doubt else notices
 
 
 def _quality(run: Run) -> list[Card]:
@@ -113,16 +106,17 @@ def _quality(run: Run) -> list[Card]:
 
 
 def _traffic(run: Run) -> list[Card]:
-    stated = mapping(facts.summary(run).get("communication"))
-    each = whole(stated.get("upload_parameters_per_client_per_round"))
+    parameters = whole(facts.stated(run, "communication").get("upload_parameters_per_client_per_round"))
     once = facts.one_time_bytes(run)
     note = f"up and down, {human_bytes(once)} of it once" if once else "up and down"
     sent = human_bytes(facts.sent_per_client(run))
-    found = [
+    totals = [
         Card("Sent per client", sent, "whole run, average over all clients"),
         Card("All traffic", human_bytes(facts.total_bytes(run)), note),
     ]
-    return found if each is None else [*found, Card("Parameters sent", count(each), "per client and round")]
+    if parameters is None:
+        return totals
+    return [*totals, Card("Parameters sent", count(parameters), "per client and round")]
 
 
 def _effort(run: Run) -> list[Card]:
@@ -132,17 +126,15 @@ def _effort(run: Run) -> list[Card]:
 
 
 def _privacy(run: Run) -> Card:
-    stated = mapping(facts.summary(run).get("privacy"))
+    stated = facts.stated(run, "privacy")
     if stated.get("private") is False:
         return Card("Privacy", "NOT private", "noise from a fixed seed")
     if stated:
         unit, delta = stated.get("unit") or DASH, decimal(number(stated.get("delta")))
         return Card("Privacy", f"ε = {decimal(number(stated.get('epsilon')))}", f"δ = {delta}, per {unit}")
-    spent = next((entry.epsilon for entry in reversed(run.rounds) if entry.epsilon is not None), None)
-    if spent is None:
-        return (
-            Card("Privacy", "none", "no noise added")
-            if not facts.setting(run, "privacy")
-            else Card("Privacy", DASH)
-        )
-    return Card("Privacy", f"ε = {decimal(spent)}", "spent so far")
+    spent = facts.epsilon_spent(run)
+    if spent is not None:
+        return Card("Privacy", f"ε = {decimal(spent)}", "spent so far")
+    if facts.setting(run, "privacy"):
+        return Card("Privacy", DASH)
+    return Card("Privacy", "none", "no noise added")

@@ -51,13 +51,7 @@ class Span(NamedTuple):
 
 
 def curves(
-    title: str,
-    items: Iterable[Curve],
-    span: Span,
-    *,
-    name: str,
-    note: str = "",
-    bands: Sequence[Band] = (),
+    title: str, items: Iterable[Curve], span: Span, *, name: str, note: str = "", bands: Sequence[Band] = ()
 ) -> Plot | None:
     """Curves over a common x axis; None without a finite point. The ends of a lone curve get their value."""
     drawn = [item._replace(points=finite) for item in items if (finite := _finite(item.points))]
@@ -213,9 +207,8 @@ def _ends(axes: "Axes", item: Curve, show: Show) -> None:
     if len(item.points) == 1:
         return _write(axes, first, show(first[1]), 8, "center")
     rises = last[1] >= first[1]
-    low = (
-        0.15 * axes.get_ylim()[1] if axes.get_ylim()[0] == 0 else -math.inf
-    )  # no room below, but for the axis
+    bottom, top = axes.get_ylim()
+    low = 0.15 * top if bottom == 0 else -math.inf  # no room below, but for the axis
     if not rises or first[1] > low:
         _write(axes, first, show(first[1]), -15 if rises else 8, "left")
     _write(axes, last, show(last[1]), -15 if not rises and last[1] > low else 8, "right")
@@ -307,9 +300,8 @@ def _cross(axes: "Axes", boxes: Sequence[Box]) -> None:
     """An x in each box, in data units, so that it shrinks with the box."""
     for x, y, w, h in boxes:
         left, right, low, high = x + 0.4 * w, x + 0.6 * w, y + 0.3 * h, y + 0.7 * h
-        axes.plot(
-            [left, right, math.nan, left, right], [low, high, math.nan, high, low], color=PAPER, linewidth=1.6
-        )
+        across, up = [left, right, math.nan, left, right], [low, high, math.nan, high, low]
+        axes.plot(across, up, color=PAPER, linewidth=1.6)
 
 
 def _say(item: Curve, span: Span) -> str:

@@ -44,11 +44,8 @@ class Silent:
     def round_ends(self, record: dict[str, Any]) -> None: ...
 
 
-# Who watches a run's metrics: the live page, trackers. One that fails is left out, and the run goes on.
-
-
 class Watcher(Protocol):
-    """Someone who is told after each round."""
+    """Someone who is told after each round: the live page, trackers."""
 
     def follow(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """With all lines of metrics.jsonl so far."""
@@ -58,7 +55,7 @@ class Watcher(Protocol):
 
 
 class Watchers:
-    """All of them, by name. `say` takes one line about the first failure of each."""
+    """All, by name. One that fails is left out, `say` takes a line about it, and the run continues."""
 
     def __init__(self, watchers: Mapping[str, Watcher], say: Callable[[str], None]):
         self._watchers, self._say = dict(watchers), say
@@ -73,11 +70,11 @@ class Watchers:
         """Tell everybody."""
         self._tell(lambda watcher: watcher.follow(lines))
 
-    def _tell(self, how: Callable[[Watcher], None]) -> None:
+    def _tell(self, event: Callable[[Watcher], None]) -> None:
         for name, watcher in list(self._watchers.items()):
             try:
-                how(watcher)
+                event(watcher)
             except Exception as error:
                 del self._watchers[name]
                 reason = " ".join(str(error).split())[:300]
-                self._say(f"{name} failed ({type(error).__name__}: {reason}); the run goes on without it")
+                self._say(f"{name} failed ({type(error).__name__}: {reason}); the run continues without it")

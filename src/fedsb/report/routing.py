@@ -93,9 +93,9 @@ def scores(run: Run) -> str:
     if not rows:
         return ""
     titles = [describe(name).title.lower() for name in facts.metric_names(run)]
-    text = paragraph(said, "note") if (said := _sentences(run.routing)) else ""
+    note = paragraph(text, "note") if (text := _sentences(run.routing)) else ""
     return (
-        table("Scores by routing", [*texts("routing"), *numbers(*titles), *texts("what it is")], rows) + text
+        table("Scores by routing", [*texts("routing"), *numbers(*titles), *texts("what it is")], rows) + note
     )
 
 
@@ -106,15 +106,15 @@ def _row(run: Run, kind: str, measured: Mapping[str, Any]) -> list[str]:
 
 def _sentences(routing: Mapping[str, Any]) -> str:
     """What else there is to say, in sentences."""
-    said = []
+    sentences = []
     if (right := number(routing.get("right"))) is not None:
-        said.append(f"The gate gave {percent(right)} of the test rows most weight on their own expert.")
+        sentences.append(f"The gate gave {percent(right)} of the test rows most weight on their own expert.")
     if lost := {name: v for name, value in mapping(routing.get("lost")).items() if (v := number(value))}:
         each = ", ".join(f"{name} {percent(value)}" for name, value in lost.items())
-        said.append(f"Imported at a lower rank, the experts lost, of their updates' norm: {each}.")
+        sentences.append(f"Imported at a lower rank, the experts lost, of their updates' norm: {each}.")
     if untrained := mapping(routing.get("untrained")):
-        said.append(f"Without an owner: {_rounds(untrained)}.")
-    return " ".join(said)
+        sentences.append(f"Without an owner: {_rounds(untrained)}.")
+    return " ".join(sentences)
 
 
 def _rounds(untrained: Mapping[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """Several runs side by side."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import isfinite
 from statistics import mean, stdev
 
 from fedsb.common.dotted import flat
 from fedsb.report import facts
 from fedsb.report.canvas import Plot
-from fedsb.report.load import Run, mapping, number, whole
+from fedsb.report.load import Run, number, whole
 from fedsb.report.markup import numbers, paragraph, table, texts
 from fedsb.report.metrics import describe, show, show_change, show_tick
 from fedsb.report.plots import Curve, Span, curves
@@ -24,11 +25,11 @@ def groups(runs: Sequence[Run]) -> list[str]:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run that no other run has."""
-    found = groups(runs)
+    names = groups(runs)
     for extra in (lambda run: f"seed {facts.setting(run, 'seed')}", lambda run: run.name):
-        twice = {label for label in found if found.count(label) > 1}
-        found = [f"{a} · {extra(run)}" if a in twice else a for a, run in zip(found, runs, strict=True)]
-    return [f"{label} ({at + 1})" if found.count(label) > 1 else label for at, label in enumerate(found)]
+        twice = {label for label in names if names.count(label) > 1}
+        names = [f"{a} · {extra(run)}" if a in twice else a for a, run in zip(names, runs, strict=True)]
+    return [f"{label} ({at + 1})" if names.count(label) > 1 else label for at, label in enumerate(names)]
 
 
 def lead(runs: Sequence[Run]) -> str:
@@ -44,16 +45,13 @@ def lead(runs: Sequence[Run]) -> str:
     top = next(n for n, value in finite.items() if value == best(finite.values()))
     cheap = min(finite, key=lambda n: (facts.total_bytes(runs[n]), n != top))
     title, called = describe(name).title.lower(), labels(runs)
-    said = {
-        n: f"{called[n]}, {show(name, finite[n])} with {_spent(runs[n])} of traffic." for n in (top, cheap)
-    }
+    best_run, cheapest_run = (
+        f"{called[n]}, {show(name, finite[n])} with {human_bytes(facts.total_bytes(runs[n]))} of traffic."
+        for n in (top, cheap)
+    )
     if top == cheap:
-        return f"Best {title} and least traffic: {said[top]}"
-    return f"Best {title}: {said[top]} Least traffic: {said[cheap]}"
-
-
-def _spent(run: Run) -> str:
-    return human_bytes(facts.total_bytes(run))
+        return f"Best {title} and least traffic: {best_run}"
+    return f"Best {title}: {best_run} Least traffic: {cheapest_run}"
 
 
 def overview(runs: Sequence[Run]) -> str:
@@ -82,26 +80,21 @@ def figures(runs: Sequence[Run]) -> list[Plot]:
 
 def _by_round(runs: Sequence[Run], names: list[str], group: list[int], metric: str) -> Plot | None:
     items = [Curve(n, facts.curve(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
-    span = Span("round", lambda value: show(metric, value), lambda value: show_tick(metric, value))
-    return curves(
-        f"{describe(metric).title} by round", items, span, name="compare-rounds", note=_missing(runs, metric)
-    )
+    span = Span("round", partial(show, metric), partial(show_tick, metric))
+    title, note = f"{describe(metric).title} by round", _missing(runs, metric)
+    return curves(title, items, span, name="compare-rounds", note=note)
 
 
 def _by_bytes(runs: Sequence[Run], names: list[str], group: list[int], metric: str) -> Plot | None:
     """Quality against everything sent so far. A point without traffic has no place on a logarithmic axis."""
-    items = [Curve(n, _paid(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
-    span = Span(
-        "sent so far, up and down, all clients",
-        lambda value: show(metric, value),
-        lambda value: show_tick(metric, value),
-        human_bytes,
-    )
+    items = [Curve(n, _sent(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
+    x_title = "sent so far, up and down, all clients"
+    span = Span(x_title, partial(show, metric), partial(show_tick, metric), human_bytes)
     note = "Further left is cheaper. The base model, before any traffic, is not drawn."
     return curves(f"{describe(metric).title} by traffic", items, span, name="compare-bytes", note=note)
 
 
-def _paid(run: Run, metric: str) -> list[tuple[float, float]]:
+def _sent(run: Run, metric: str) -> list[tuple[float, float]]:
     total = facts.running_total(run)
     return [(total[at], value) for at, value in facts.curve(run, metric) if at > 0 and total.get(at)]
 
@@ -113,8 +106,8 @@ def _missing(runs: Sequence[Run], metric: str) -> str:
 
 def _common_metric(runs: Sequence[Run]) -> str | None:
     """The primary metric of the most runs; on a tie, of the first."""
-    found = [name for run in runs if (name := facts.primary(run))]
-    return max(found, key=found.count) if found else None
+    primary = [name for run in runs if (name := facts.primary(run))]
+    return max(primary, key=primary.count) if primary else None
 
 
 def _row(run: Run, label: str, name: str | None) -> list[str]:
@@ -123,17 +116,10 @@ def _row(run: Run, label: str, name: str | None) -> list[str]:
     done, planned = facts.rounds_done(run), facts.rounds_planned(run)
     rounds = str(done) if run.summary is not None else f"{done} of {planned or '?'}, unfinished"
     sizes = [human_bytes(facts.total_bytes(run)), human_bytes(facts.sent_per_client(run))]
-    each = mapping(facts.summary(run).get("communication")).get("upload_parameters_per_client_per_round")
-    epsilon = number(mapping(facts.summary(run).get("privacy")).get("epsilon"))
-    return [
-        label,
-        *scores,
-        rounds,
-        *sizes,
-        count(whole(each)),
-        decimal(epsilon),
-        duration(facts.seconds(run)),
-    ]
+    parameters = whole(facts.stated(run, "communication").get("upload_parameters_per_client_per_round"))
+    epsilon = number(facts.stated(run, "privacy").get("epsilon"))
+    cost = [*sizes, count(parameters), decimal(epsilon), duration(facts.seconds(run))]
+    return [label, *scores, rounds, *cost]
 
 
 def _spread(runs: Sequence[Run], name: str | None) -> str:
@@ -141,29 +127,29 @@ def _spread(runs: Sequence[Run], name: str | None) -> str:
     finished: dict[str, list[Run]] = {}
     for run, label in zip(runs, groups(runs), strict=True):
         finished.setdefault(label, []).extend([run] if run.summary is not None else [])
-    if name is None or all(len(held) < 2 for held in finished.values()):
+    if name is None or all(len(seeds) < 2 for seeds in finished.values()):
         return ""
     columns = texts("setting") + numbers("finished runs", "mean", "deviation", "mean traffic")
-    rows = [_mean(label, held, name) for label, held in finished.items()]
+    rows = [_mean(label, seeds, name) for label, seeds in finished.items()]
     text = f"Final {describe(name).title.lower()} over repeated seeds:"
     return paragraph(text) + table("Repeated seeds", columns, rows)
 
 
-def _mean(label: str, held: list[Run], name: str) -> list[str]:
-    values = [value for run in held if (value := facts.final(run, name)) is not None]
+def _mean(label: str, seeds: list[Run], name: str) -> list[str]:
+    values = [value for run in seeds if (value := facts.final(run, name)) is not None]
     middle = show(name, mean(values)) if values else DASH
     spread = show(name, stdev(values)) if len(values) > 1 else DASH
-    traffic = human_bytes(mean(facts.total_bytes(run) for run in held)) if held else DASH
-    return [label, str(len(held)), middle, spread, traffic]
+    traffic = human_bytes(mean(facts.total_bytes(run) for run in seeds)) if seeds else DASH
+    return [label, str(len(seeds)), middle, spread, traffic]
 
 
 def _differences(run: Run, runs: Sequence[Run]) -> list[str]:
     """What sets this run's config apart from those of the same method, the seed aside."""
-    own = _texts(run)
-    others = [_texts(other) for other in runs if facts.method(other) == facts.method(run)]
-    keys = list(dict.fromkeys(key for flat in others for key in flat if key not in NOT_TELLING))
-    apart = [key for key in keys if any(flat.get(key) != own.get(key) for flat in others)]
-    return [f"{key.split('.')[-1]} {own.get(key, DASH)}" for key in apart[:MOST_DIFFERENCES]]
+    settings = _texts(run)
+    peers = [_texts(peer) for peer in runs if facts.method(peer) == facts.method(run)]
+    keys = dict.fromkeys(key for peer in peers for key in peer if key not in NOT_TELLING)
+    apart = [key for key in keys if any(peer.get(key) != settings.get(key) for peer in peers)]
+    return [f"{key.split('.')[-1]} {settings.get(key, DASH)}" for key in apart[:MOST_DIFFERENCES]]
 
 
 def _texts(run: Run) -> dict[str, str]:

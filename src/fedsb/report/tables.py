@@ -1,7 +1,8 @@
 """The tables of one run."""
 
-from collections.abc import Iterable
 from typing import Any
+
+from markupsafe import Markup
 
 from fedsb.report import facts
 from fedsb.report.load import Round, Run, mapping, number, sequence, whole
@@ -14,18 +15,17 @@ SHOWN_ELSEWHERE = {"method", "primary_metric", "rounds", "seconds", "peak_memory
 
 def rounds(run: Run) -> str:
     names = facts.metric_names(run)
-    private = any(entry.epsilon is not None for entry in run.rounds)
+    private, inexact = facts.epsilon_spent(run) is not None, any(e.deviation is not None for e in run.rounds)
     titles = ["round", "train loss", *(describe(name).title.lower() for name in names)]
-    inexact = any(entry.deviation is not None for entry in run.rounds)
     titles += ["up", "down", "parameters up", "clients", "left out", "time", *(["ε"] if private else [])]
     rows = [_round(entry, names, private) for entry in run.rounds]
     if inexact:
         titles.append("deviation*")
         rows = [[*row, percent(entry.deviation)] for row, entry in zip(rows, run.rounds, strict=True)]
-    note = (
+    text = (
         "* Of factors averaged apart from the mean of the clients' updates, as a share of that mean's norm."
     )
-    return table("Rounds", numbers(*titles), rows) + (paragraph(note, "note") if inexact else "")
+    return table("Rounds", numbers(*titles), rows) + (paragraph(text, "note") if inexact else "")
 
 
 def _round(entry: Round, names: list[str], private: bool) -> list[str]:
@@ -48,18 +48,12 @@ def ledger(run: Run) -> str:
     ]
     done = plural(facts.rounds_done(run), "round")
     sent = [entry.upload_parameters for entry in run.rounds if entry.upload_parameters is not None]
-    people = count(len(facts.clients(run)) or None)
-    rows.append(
-        [
-            f"updates, {done}",
-            "up",
-            people,
-            count(sum(sent)) if sent else DASH,
-            *_size(facts.upload_bytes(run)),
-        ]
-    )
-    rows.append([f"averages, {done}", "down", people, DASH, *_size(facts.download_bytes(run))])
-    rows.append(["total", "", "", "", *_size(facts.total_bytes(run))])
+    people, parameters = count(len(facts.clients(run)) or None), count(sum(sent) if sent else None)
+    rows += [
+        [f"updates, {done}", "up", people, parameters, *_size(facts.upload_bytes(run))],
+        [f"averages, {done}", "down", people, DASH, *_size(facts.download_bytes(run))],
+        ["total", "", "", "", *_size(facts.total_bytes(run))],
+    ]
     return table("Traffic ledger", columns, rows, strong=True)
 
 
@@ -69,22 +63,21 @@ def _size(size: int) -> list[str]:
 
 def ledger_doubt(run: Run) -> str | None:
     """A sentence if the summary and the rounds do not add up to the same bytes."""
-    stated = mapping(facts.summary(run).get("communication"))
+    stated = facts.stated(run, "communication")
     for direction, counted in (("up", facts.upload_bytes(run)), ("down", facts.download_bytes(run))):
-        said = whole(stated.get(f"{direction}load_bytes"))
-        if said is not None and said not in (counted, counted + facts.one_time_bytes(run, direction)):
+        total = whole(stated.get(f"{direction}load_bytes"))
+        if total is not None and total not in (counted, counted + facts.one_time_bytes(run, direction)):
             return (
                 f"The ledger is in doubt: metrics.jsonl adds up to {count(counted)} bytes {direction} "
-                f"in the rounds, summary.json says {count(said)}. The page shows the former."
+                f"in the rounds, summary.json says {count(total)}. The page shows the former."
             )
     return None
 
 
 def rejected(run: Run) -> str:
-    found = facts.rejections(run)
-    if not found:
+    rows = [[str(at), client, reason] for at, client, reason in facts.rejections(run)]
+    if not rows:
         return paragraph("No client's update was left out.")
-    rows = [[str(at), client, reason] for at, client, reason in found]
     text = paragraph("Updates that were left out of their round's average:")
     return text + table("Updates left out", texts("round", "client", "reason"), rows)
 
@@ -94,11 +87,9 @@ def scores(run: Run) -> str:
     columns = texts("score") + numbers("value", "95 % interval", "examples")
     rows = []
     for name, score in run.scores.items():
-        value, low, high = (number(mapping(score).get(key)) for key in ("value", "low", "high"))
-        ends = f"{show(name, low)} to {show(name, high)}"
-        rows.append(
-            [describe(name).title, show(name, value), ends, count(whole(mapping(score).get("count")))]
-        )
+        value, low, high = (show(name, number(mapping(score).get(key))) for key in ("value", "low", "high"))
+        examples = count(whole(mapping(score).get("count")))
+        rows.append([describe(name).title, value, f"{low} to {high}", examples])
     text = paragraph(
         "The final model on the test data and benchmarks. Intervals (Wilson's for shares, the bootstrap's "
         "for all else) are over test examples: they do not cover other seeds or training data.",
@@ -109,19 +100,19 @@ def scores(run: Run) -> str:
 
 def samples(run: Run) -> str:
     """A language model's answers beside the expected ones; empty where there are none."""
-    asked = ("prompt", "answer", "expected")
-    rows = [[sample.get(name, DASH) for name in asked] for sample in run.samples]
+    columns = ("prompt", "answer", "expected")
+    rows = [[sample.get(name, DASH) for name in columns] for sample in run.samples]
     text = paragraph("Greedy answers of the final model to the first test rows:")
-    return text + table("Answers", texts(*asked), rows) if rows else ""
+    return text + table("Answers", texts(*columns), rows) if rows else ""
 
 
 def initialization(run: Run) -> str:
-    stated = mapping(facts.summary(run).get("initialization")) or mapping(facts.setting(run, "method.init"))
+    stated = facts.stated(run, "initialization") or mapping(facts.setting(run, "method.init"))
     samples = stated.get("samples")
     rows = [(name, _value(value)) for name, value in stated.items() if name != "samples"]
     if samples is not None and not isinstance(samples, dict):
         rows.append(("samples", _value(samples)))
-    used = {client: _size_of(value) for client, value in mapping(samples).items()}
+    used = facts.sizes(samples)
     if not rows and not used:
         return paragraph("Nothing is recorded about the initialization.")
     return pairs(rows) + (_samples(used) if used else "")
@@ -129,48 +120,43 @@ def initialization(run: Run) -> str:
 
 def _samples(used: dict[str, int]) -> str:
     low, high = min(used.values()), max(used.values())
-    each = f"{plural(low, 'example')} each" if low == high else f"{low:,} to {plural(high, 'example')}"
-    text = f"Bases estimated from {each} of {plural(len(used), 'client')}, {sum(used.values()):,} in all."
+    sizes = f"{plural(low, 'example')} each" if low == high else f"{low:,} to {plural(high, 'example')}"
+    text = f"Bases estimated from {sizes} of {plural(len(used), 'client')}, {sum(used.values()):,} in all."
     columns = texts("client") + numbers("examples used")
-    rows = [[client, count(used[client])] for client in sorted(used, key=facts.natural)]
+    rows = [[client, count(size)] for client, size in used.items()]
     return paragraph(text) + details("Examples used, by client", table("Examples used", columns, rows))
-
-
-def _size_of(value: object) -> int:
-    return whole(value) or len(sequence(value))
 
 
 def privacy(run: Run) -> str:
     """The guarantee as the run states it. A run without noise says so in plain words."""
-    stated = mapping(facts.summary(run).get("privacy"))
-    wanted = mapping(facts.setting(run, "privacy"))
-    if not stated and not wanted:
+    stated, settings = facts.stated(run, "privacy"), mapping(facts.setting(run, "privacy"))
+    if not stated and not settings:
         return paragraph(
             "No differential privacy: no noise was added to what the clients sent, "
             "and nothing is guaranteed about what it reveals of their data."
         )
     if not stated:
-        return _asked_for(run, wanted)
+        spent = decimal(facts.epsilon_spent(run))
+        text = f"The run states no guarantee. Asked for was what follows; spent so far: ε = {spent}."
+        return paragraph(text, "notice") + _pairs(settings)
     text = paragraph(str(stated["statement"]), "statement") if stated.get("statement") else ""
     per_client = stated.get("per_client")
-    rows = [(_name(key), _value(stated[key])) for key in stated if key not in ("statement", "per_client")]
+    rows = {key: value for key, value in stated.items() if key not in ("statement", "per_client")}
     if isinstance(per_client, dict | list):
-        return text + pairs(rows) + _per_client(per_client)
-    return text + pairs([*rows, ("per client", _value(per_client))])
+        return text + _pairs(rows) + _per_client(per_client)
+    return text + _pairs({**rows, "per client": per_client})
 
 
-def _asked_for(run: Run, wanted: dict[str, Any]) -> str:
-    spent = next((entry.epsilon for entry in reversed(run.rounds) if entry.epsilon is not None), None)
-    text = f"The run states no guarantee. Asked for was what follows; spent so far: ε = {decimal(spent)}."
-    return paragraph(text, "notice") + pairs((_name(name), _value(value)) for name, value in wanted.items())
+def _pairs(values: dict[str, Any]) -> Markup:
+    return pairs((_name(name), _value(value)) for name, value in values.items())
 
 
 def _per_client(entries: dict[str, Any] | list[Any]) -> str:
-    found = mapping(entries) or {str(at): entry for at, entry in enumerate(sequence(entries))}
-    if not found:
+    clients = mapping(entries) or {str(at): entry for at, entry in enumerate(sequence(entries))}
+    if not clients:
         return ""
     rows = {
-        client: mapping(found[client]) or {"ε": found[client]} for client in sorted(found, key=facts.natural)
+        name: mapping(clients[name]) or {"ε": clients[name]} for name in sorted(clients, key=facts.natural)
     }
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     columns = texts("client") + numbers(*map(_name, names))
@@ -184,19 +170,14 @@ def configuration(run: Run) -> str:
 
 
 def machine(run: Run) -> str:
-    stated = facts.summary(run)
-    rows = [
-        ("time", duration(facts.seconds(run))),
-        ("peak memory", human_bytes(number(stated.get("peak_memory_bytes")))),
-    ]
-    rows += [(_name(k), _value(v)) for k, v in stated.items() if k not in SHOWN_ELSEWHERE and _is_plain(v)]
+    summary = facts.summary(run)
+    memory = number(summary.get("peak_memory_bytes"))
+    rows = [("time", duration(facts.seconds(run))), ("peak memory", human_bytes(memory))]
+    plain = {name: value for name, value in summary.items() if isinstance(value, str | int | float)}
+    rows += [(_name(name), _value(value)) for name, value in plain.items() if name not in SHOWN_ELSEWHERE]
     for part in ("machine", "versions"):
-        rows += [(name, _value(value)) for name, value in mapping(stated.get(part)).items()]
+        rows += [(name, _value(value)) for name, value in facts.stated(run, part).items()]
     return pairs(rows)
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float)
 
 
 NAMES = {
@@ -221,10 +202,8 @@ def _value(value: object) -> str:
         return decimal(value)
     if isinstance(value, int):
         return count(value)
-    return ", ".join(_listed(value)) if isinstance(value, dict | list) else str(value)
-
-
-def _listed(value: dict[Any, Any] | list[Any]) -> Iterable[str]:
     if isinstance(value, list):
-        return (_value(item) for item in value)
-    return (f"{name}: {_value(item)}" for name, item in value.items())
+        return ", ".join(_value(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_value(item)}" for name, item in value.items())
+    return str(value)

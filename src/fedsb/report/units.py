@@ -14,9 +14,7 @@ def decimal(value: float | None, digits: int = 4) -> str:
     >>> decimal(0.98765), decimal(-2.0), decimal(None)
     ('0.9877', '−2', '—')
     """
-    if value is None:
-        return DASH
-    return f"{value + 0.0:.{digits}g}".replace("-", MINUS)
+    return DASH if value is None else f"{value + 0.0:.{digits}g}".replace("-", MINUS)
 
 
 def count(value: float | None) -> str:
@@ -67,11 +65,11 @@ def duration(seconds: float | None) -> str:
         return DASH
     if seconds < 10:
         return f"{seconds:.1f}{THIN}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
+    total_minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(total_minutes, 60)
     if hours:
         return f"{hours}{THIN}h {minutes}{THIN}min"
-    return f"{minutes}{THIN}min {rest}{THIN}s" if minutes else f"{rest}{THIN}s"
+    return f"{minutes}{THIN}min {left}{THIN}s" if minutes else f"{left}{THIN}s"
 
 
 def plural(number: int, word: str) -> str:

@@ -19,20 +19,19 @@ REFRESH = '<meta http-equiv="refresh"'  # as in parts.html
 def write_report(runs: Sequence[Path], out: Path, *, live: bool = False) -> Path:
     """Write one HTML page about the run folders `runs` to the file `out`, and return `out`.
 
-    With `live` the page says that the run goes on, and a browser loads it again every few seconds.
+    With `live` it says that the run is in progress, and a browser loads it again every few seconds. It needs
+    no other file, no script and no network; the same run folders give the same bytes. An interrupted call
+    leaves the old page in place.
 
-    Guarantees: the page needs no other file, no script and no network; the same run folders give the same
-    bytes; `out` is replaced in one step, so an interrupted call leaves the old page in place.
-
-    Raises InputError for a folder that is not a run folder, for no folder at all, and if `out` is a folder.
+    Raises:
+        InputError: a folder is not a run folder, there is none at all, or `out` is a folder.
     """
     if not runs:
         raise InputError("runs: expected at least one run folder, found none; name the folders to report on")
     out = Path(out)
     if out.is_dir():
-        raise InputError(
-            f"{out}: expected a file name for the page, found a folder; use {out / 'report.html'}"
-        )
+        inside = out / "report.html"
+        raise InputError(f"{out}: expected a file name for the page, found a folder; use {inside}")
     page = build_page([load_run(Path(folder)) for folder in runs], refresh=LIVE_SECONDS if live else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, page.encode("utf-8", errors="replace"))
@@ -45,18 +44,14 @@ def is_live(page: Path) -> bool:
         return REFRESH in file.read(2000)
 
 
-# The page while a run goes on: written after a round, not too often; it loads itself again until the end.
-
-
 FEWEST_SECONDS = 5.0
 """Between two pages, and before the first."""
-
 SHARE = 0.05
-"""Of the run's time, that may go into pages."""
+"""Largest part of the run's time that goes into pages."""
 
 
 class LivePage:
-    """`report.html` of a run folder, from what lies in it."""
+    """`report.html` of a run in progress, from what lies in its folder: after a round, not too often."""
 
     def __init__(self, folder: Path, rounds: int):
         self.folder, self.rounds = folder, rounds
@@ -78,6 +73,5 @@ class LivePage:
             self._write(live=False)
 
     def _write(self, *, live: bool) -> None:
-
         write_report([self.folder], self.folder / "report.html", live=live)
         self._written = live

@@ -90,10 +90,10 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
 
 def step_size(config: RunConfig, parts: partition.Parts) -> float:
     """Size of the estimated first update; by default that of one step among all of a client's in the run."""
-    given = config.method.init.step_size
+    step_size = config.method.init.step_size
     training, largest = local_training(config), max(len(part) for part in parts)
     steps = training.rounds * training.steps_per_round(largest)
-    return training.first_learning_rate(largest) / steps if given is None else given
+    return training.first_learning_rate(largest) / steps if step_size is None else step_size
 
 
 def needs_weights_at_server(config: RunConfig) -> bool:

@@ -21,8 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
-from fedsb.common.documents import parse_json
 from fedsb.common.files import finite, write_bytes, write_json
+from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError
 from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Traffic
@@ -60,12 +60,7 @@ def save_checkpoint(folder: Path, saved: RunState) -> None:
     record = {
         "round": saved.state.round,
         "factors_round": saved.factors_round,
-        "base": {
-            "last_rank": base.last_rank,
-            "changed": base.changed,
-            "previous": base.previous,
-            "seen": base.seen,
-        },
+        "base": {name: getattr(base, name) for name in ("last_rank", "changed", "previous", "seen")},
         "files": saved.hashes,
         "seconds": saved.seconds,
         "draw": saved.draw,
@@ -143,7 +138,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """Of the state as JSON, which has the order of its keys and text for every key."""
+    """SHA-256 of the state as JSON, which has the order of its keys and text for every key."""
     return hashlib.sha256(json.dumps(finite(record)).encode()).hexdigest()
 
 

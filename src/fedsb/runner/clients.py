@@ -148,9 +148,9 @@ def clients_here(client_of: Callable[[int], LocalClient], progress: Progress) ->
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:
-            own = client_of(client)
-            progress.client_begins(client, round(own.training.epochs * len(own.examples)))
-            return own.answer(broadcast(client), progress.step)
+            local_client = client_of(client)
+            progress.client_begins(client, round(local_client.training.epochs * len(local_client.examples)))
+            return local_client.answer(broadcast(client), progress.step)
 
         for outcome in simulate_cohort(cohort, update):
             progress.client_ends(outcome.client, getattr(outcome, "reason", None))

@@ -16,11 +16,11 @@ from fedsb.common.files import write_json, write_jsonl
 from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.models import load_base, load_tokenizer
-from fedsb.models.devices import pick_device
+from fedsb.models import load_tokenizer
 from fedsb.models.peft_folder import put_on
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.prepare_data import read_splits, task_of
+from fedsb.runner.prepare_model import load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
 from fedsb.tasks.generate import Engine, transformers_engine
@@ -67,7 +67,7 @@ def evaluate(
 
     Args:
         out: folder for outputs (NAME.jsonl) and scores.json; what lies there of the same model and questions
-            is used, so that an evaluation that was stopped goes on.
+            is used, so that an evaluation that was stopped resumes.
 
     Raises:
         InputError: model, adapter, data or columns are wrong.
@@ -80,18 +80,16 @@ def evaluate(
     examples = task.encode(test, config.data.test)
     _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
-    scored = _Model(
-        model, adapter, load_with_adapter(config, model, tokenizer, task, adapter), tokenizer, task
-    )
+    loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
     progress.stage(f"scoring {len(examples)} test examples")
-    how = {"batch_size": config.evaluation.batch_size, "generate": config.evaluation.generate}
-    measured = task.measure(scored.loaded, examples, **how, progress=progress.evaluating)
-    found = scores(measured, numpy_generator(config.seed, "bootstrap"))
-    found |= _benchmarks(config, scored, out, progress)
+    size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
+    measured = task.measure(loaded, examples, batch_size=size, generate=generate, progress=report)
+    results = scores(measured, numpy_generator(config.seed, "bootstrap"))
+    results |= _benchmarks(config, _Model(model, adapter, loaded, tokenizer, task), out, progress)
     result = {
-        "metrics": {name: score.value for name, score in found.items()},
+        "metrics": {name: score.value for name, score in results.items()},
         "examples": len(examples),
-        "scores": {name: score.to_json() for name, score in found.items()},
+        "scores": {name: score.to_json() for name, score in results.items()},
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,13 +124,8 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
     if not (folder / "summary.json").is_file():
         raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
     config = RunConfig.from_yaml(folder / "config.yaml")
-    result = evaluate(
-        config,
-        model=config.model.path,
-        adapter=folder / "adapter",
-        out=folder / FOLDER,
-        progress=progress,
-    )
+    adapter, out = folder / "adapter", folder / FOLDER
+    result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress)
     write_report([folder], folder / "report.html")
     return result
 
@@ -142,18 +135,18 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
 
 def _benchmarks(config: RunConfig, model: _Model, out: Path | None, progress: Progress) -> dict[str, Score]:
     """Scores of all benchmarks, and the mean accuracy where several have one."""
-    found: dict[str, Score] = {}
+    results: dict[str, Score] = {}
     with contextlib.ExitStack() as stack:
         engines = stack.enter_context(_engines(config, model))
         for name in config.evaluation.benchmarks:
             asked = questions_of(name, config, model.task, stack)
             measured = _measured(asked, config, model, engines, out, progress)
             rng = numpy_generator(config.seed, "bootstrap", name)
-            found |= {f"{name}_{metric}": score for metric, score in scores([measured], rng).items()}
-    accuracies = [score for name, score in found.items() if name.endswith("_accuracy")]
+            results |= {f"{name}_{metric}": score for metric, score in scores([measured], rng).items()}
+    accuracies = [score for name, score in results.items() if name.endswith("_accuracy")]
     if len(accuracies) > 1:
-        found["mean_accuracy"] = mean_of_shares(accuracies)
-    return found
+        results["mean_accuracy"] = mean_of_shares(accuracies)
+    return results
 
 
 def _measured(
@@ -166,7 +159,7 @@ def _measured(
 ) -> Measurement:
     progress.stage(f"asking {len(asked.examples)} questions of {asked.name}")
     ids = [example["prompt_ids"] for example in asked.examples]
-    prompts = [str(model.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+    prompts = [str(model.tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in ids]
     report = _counted(len(ids), progress)
     if not asked.generates:
         chosen = likeliest(asked, config, model.task, model.loaded, prompts, report)
@@ -176,14 +169,8 @@ def _measured(
         measured, records = share_of(correct), [dict(zip(columns, line, strict=True)) for line in lines]
     else:
         path = out / f"{asked.name}.outputs.jsonl" if out is not None else None
-        outputs = answered(
-            ids,
-            engines(asked),
-            batch_size=config.evaluation.batch_size,
-            path=path,
-            key=_key(config, model, asked, ids),
-            report=report,
-        )
+        size, key = config.evaluation.batch_size, _key(config, model, asked, ids)
+        outputs = answered(ids, engines(asked), batch_size=size, path=path, key=key, report=report)
         measured, records = marked(asked, outputs, prompts)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +179,7 @@ def _measured(
 
 
 def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]]) -> str:
-    """Of all that decides the outputs: the model, the prompts, the way of decoding."""
+    """The key of all that decides the outputs: the model, the prompts, the way of decoding."""
     return key_of(
         model=[model.path, *_weights(Path(model.path))],
         adapter=[str(model.adapter), *_weights(model.adapter)] if model.adapter else None,
@@ -245,21 +232,11 @@ def _counted(total: int, progress: Progress) -> Callable[[int], None]:
 # The model
 
 
-def load_with_adapter(
+def _load_with_adapter(
     config: RunConfig, model: str, tokenizer: Any, task: Task, adapter: Path | None
 ) -> nn.Module:
     """The model in eval mode, the adapter put on by peft."""
-    base = load_base(
-        model,
-        tokenizer=tokenizer,
-        num_labels=task.num_labels,
-        label_names=task.label_names,
-        dtype=config.model.dtype,
-        load_in_4bit=config.model.load_in_4bit,
-        device=pick_device(config.model.device),
-        device_map=config.model.device_map,
-        seed=config.seed,
-    )
+    base = load_model(config, model, tokenizer, task)
     if adapter is None:
         return base
     if not (adapter / "adapter_config.json").is_file():

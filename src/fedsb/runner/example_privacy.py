@@ -3,68 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Self
+from dataclasses import replace
 
 from fedsb.config import RunConfig
 from fedsb.config.sections import PrivacyConfig
 from fedsb.federation.cohort import cohort
-from fedsb.federation.private_training import train_privately
 from fedsb.federation.start.settings import PrivateStart
-from fedsb.federation.training import LocalTraining, Train
-from fedsb.privacy.accounting import Mechanism
+from fedsb.federation.training import LocalTraining
 from fedsb.privacy.plan import ExamplePlan, StartPlan
 from fedsb.runner.arguments import local_training
 from fedsb.runner.private_run import PrivateRun
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExamplePrivacy(PrivateRun[ExamplePlan]):
-    """Each client's plan.
+def private_start(private: PrivateRun, *, elsewhere: bool = False) -> PrivateStart | None:
+    """How clients protect their part of private bases; None where the start looks at no private rows.
 
-    Attributes:
-        max_length: tokens that an example may have.
+    Args:
+        elsewhere: clients keep their own accounts; here each one's sum counts once, however often asked.
     """
+    if not private.starts:
+        return None
+    ledger = private.guard.ledger
 
-    max_length: int
+    def charge(client: int) -> None:
+        if not (elsewhere and ledger.mechanisms(client, "start")):
+            private.guard.charge(client, "start", 0, private.starts[client].release)
 
-    @property
-    def units(self) -> int:
-        return min(plan.num_examples for plan in self.plans.values())
-
-    def trainer(self, client: int, number: int) -> Train:
-        repeat = self.guard.ledger.times(client, "round", number)
-        return partial(
-            train_privately,
-            plan=self.plans[client],
-            noise=self.noise,
-            coins=self.samples.stream("poisson", number, client, repeat),
-        )
-
-    def charge_of(self, client: int) -> Mechanism:
-        return self.plans[client].round
-
-    def private_start(self, *, elsewhere: bool = False) -> PrivateStart | None:
-        if not self.starts:
-            return None
-        charge = self._count_start if elsewhere else self._charge_start
-        repeats = {client: self.guard.ledger.times(client, "start", 0) for client in self.starts}
-        return PrivateStart(self.starts, self.noise, charge, repeats, self.samples.stream, self.max_length)
-
-    def _charge_start(self, client: int) -> None:
-        self.guard.charge(client, "start", 0, self.starts[client].release)
-
-    def _count_start(self, client: int) -> None:
-        if not self.guard.ledger.mechanisms(client, "start"):
-            self._charge_start(client)
-
-    def over_rows(self, rows: int) -> Self:
-        return replace(
-            self,
-            plans={client: replace(plan, rows=rows) for client, plan in self.plans.items()},
-            starts={client: replace(plan, rows=rows) for client, plan in self.starts.items()},
-        )
+    repeats = {client: ledger.times(client, "start", 0) for client in private.starts}
+    stream = private.samples.stream
+    return PrivateStart(private.starts, private.noise, charge, repeats, stream, private.max_length)
 
 
 def example_plans(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter import Factors, LoraPair
+from fedsb.adapter import Factors
 from fedsb.adapter.attached import Attached, attach, detach, merge
 from fedsb.common.files import read_json, write_text
 from fedsb.config import RunConfig
@@ -43,12 +43,14 @@ def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server
             lose part of the adapter, or the server would refuse it.
         RunFailed: what was written differs from what was meant.
     """
-    peft_config, pairs, head = read_adapter(_finished(run) / "adapter")
+    config = _config_of(run)
+    peft_config, pairs, head = read_adapter(run / "adapter")
     rank = _rank_for(server, peft_config, rank)
     padded = {name: at_rank(pair, rank) for name, pair in pairs.items()}
-    part = _part(out)
-    with _removed_on_error(part):
-        model, expected = _expected(run)
+    with _new_folder(out) as part:
+        adapted, _ = _adapted(run, config)
+        expected = _logits(adapted.model)
+        model = detach(adapted)
         write_adapter(
             part,
             padded,
@@ -58,18 +60,17 @@ def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server
             fan_in_fan_out=peft_config["fan_in_fan_out"],
             head=head,
         )
-        _check(_logits(_with_peft(model, head, part), _probe(model)), expected, run)
+        _check(_logits(_with_peft(model, head, part)), expected, config)
         write_text(part / "README.md", model_card(run, rank=rank))
-    part.rename(out)
     return rank
 
 
 def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | None) -> int:
-    own = int(peft_config["r"])
+    adapter_rank = int(peft_config["r"])
     if server is None:
-        return rank or own
+        return rank or adapter_rank
     check_vllm(peft_config, rank)
-    return rank or serving_rank(own)
+    return rank or serving_rank(adapter_rank)
 
 
 def export_merged(run: Path, out: Path) -> None:
@@ -80,45 +81,25 @@ def export_merged(run: Path, out: Path) -> None:
         InputError: the run is not finished, or `out` is taken.
         RunFailed: the reloaded model's logits differ.
     """
-    config = RunConfig.from_yaml(_finished(run) / "config.yaml")
-    part = _part(out)
-    with _removed_on_error(part):
+    config = _config_of(run)
+    with _new_folder(out) as part:
         model, tokenizer = _adapted(run, config)
-        probe = _probe(model.model)
-        expected = _logits(model.model, probe)
+        expected = _logits(model.model)
         merged: Any = merge(model)
         merged.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        again = load_base(
-            str(part), tokenizer=tokenizer, num_labels=_num_labels(run), dtype=config.model.dtype
-        )
-        _check(_logits(again, probe), expected, run)
+        num_labels = _num_labels(run, config)
+        reloaded = load_base(str(part), tokenizer=tokenizer, num_labels=num_labels, dtype=config.model.dtype)
+        _check(_logits(reloaded), expected, config)
         write_text(part / "README.md", model_card(run, rank=None))
-    part.rename(out)
 
 
-@contextmanager
-def _removed_on_error(part: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def _check(found: Tensor, expected: Tensor, run: Path) -> None:
-    worst = float((found - expected).abs().max() / expected.abs().max())
-    if not worst < TOLERANCE[RunConfig.from_yaml(run / "config.yaml").model.dtype]:
+def _check(logits: Tensor, expected: Tensor, config: RunConfig) -> None:
+    worst = float((logits - expected).abs().max() / expected.abs().max())
+    if not worst < TOLERANCE[config.model.dtype]:
         raise RunFailed(
             f"export: logits of what was written differ by {worst:.2g} of the largest; nothing was kept"
         )
-
-
-def _expected(run: Path) -> tuple[nn.Module, Tensor]:
-    """The base model without an adapter, and the logits it has with the run's."""
-    adapted, _ = _adapted(run, RunConfig.from_yaml(run / "config.yaml"))
-    logits = _logits(adapted.model, _probe(adapted.model))
-    return detach(adapted), logits
 
 
 def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Module:
@@ -137,7 +118,7 @@ def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
     model = load_base(
         config.model.path,
         tokenizer=tokenizer,
-        num_labels=_num_labels(run),
+        num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
         dtype=config.model.dtype,
     )
@@ -147,42 +128,38 @@ def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
     with torch.no_grad():
         for name, value in head.items():
             parameters[name].copy_(value)
-    return attach(model, {n: _factors(pair) for n, pair in pairs.items()}, trains=()), tokenizer
+    factors = {name: Factors(B=pair.B, A=pair.A, R=None) for name, pair in pairs.items()}
+    return attach(model, factors, trains=()), tokenizer
 
 
-def _factors(pair: LoraPair) -> Factors:
-    return Factors(B=pair.B, A=pair.A, R=None)
-
-
-def _num_labels(run: Path) -> int | None:
+def _num_labels(run: Path, config: RunConfig) -> int | None:
     """As the task says: None for a causal LM, 1 for regression."""
-    config = RunConfig.from_yaml(run / "config.yaml")
     if not config.task.classifies:
         return None
     names = read_json(run / "summary.json").get("label_names")
     return len(names) if names else 1
 
 
-def _probe(model: nn.Module) -> Tensor:
+def _logits(model: nn.Module) -> Tensor:
+    """The model's logits for four texts of 16 made-up tokens."""
     vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    return torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
-
-
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
 
 
-def _finished(run: Path) -> Path:
+def _config_of(run: Path) -> RunConfig:
+    """The config of a finished run."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml)")
     if not (run / "summary.json").is_file():
-        raise InputError(f"{run}: this run is not finished; go on with it: fedsb run --out {run} --resume")
-    return run
+        raise InputError(f"{run}: this run is not finished; resume it: fedsb run --out {run} --resume")
+    return RunConfig.from_yaml(run / "config.yaml")
 
 
-def _part(out: Path) -> Path:
-    """A fresh folder beside `out`, to be renamed when all is well."""
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out`, which takes that name when the block ends, and is gone where it fails."""
     if out.exists():
         raise InputError(f"--out: {out} exists already; name a new folder")
     check_place(out)
@@ -190,4 +167,9 @@ def _part(out: Path) -> Path:
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    return part
+    try:
+        yield part
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

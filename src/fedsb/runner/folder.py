@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.prepare_data import Data, partition_record
 from fedsb.runner.prepared import Prepared
+from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
 from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
@@ -66,7 +68,7 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if config_file.exists():
         if not resume:
             raise InputError(
-                f"--out: {folder} already holds a run; add --resume to go on with it, or name another"
+                f"--out: {folder} already holds a run; add --resume to resume it, or name another"
             )
         if (folder / "metrics.jsonl").exists() and not (folder / "checkpoint" / STATE).exists():
             raise InputError(
@@ -92,12 +94,9 @@ def check_new(folder: Path) -> None:
         InputError: it cannot be made or written, or holds something else than what a run may find there.
     """
     check_place(folder)
-    if folder.exists() and not all(_may_be_there(path.name) for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if not all(name in MAY_BE_THERE or fnmatch(name, ".config.yaml.*.part") for name in names):
         raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
-
-
-def _may_be_there(name: str) -> bool:
-    return name in MAY_BE_THERE or (name.startswith(".config.yaml.") and name.endswith(".part"))
 
 
 def check_place(folder: Path) -> None:
@@ -194,7 +193,7 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "rule": _rule(config) if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
-        "privacy": privacy.summary(saved.metrics) if privacy else None,
+        "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
@@ -232,13 +231,13 @@ MOST_SAMPLES = 8
 def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module) -> None:
     """Prompt, answer and expected response of the first test rows whose prompts differ; only where
     evaluation.generate is set."""
-    wanted = config.evaluation.generate
-    if not isinstance(config.task, CausalLmConfig) or wanted is None or config.evaluation.every is None:
+    most = config.evaluation.generate
+    if not isinstance(config.task, CausalLmConfig) or most is None or config.evaluation.every is None:
         return
     distinct: dict[tuple[int, ...], Any] = {}
     for example in data.test:
         distinct.setdefault(tuple(example["prompt_ids"]), example)
-    examples = list(distinct.values())[: min(wanted, MOST_SAMPLES)]
+    examples = list(distinct.values())[: min(most, MOST_SAMPLES)]
     prompts = [example["prompt_ids"] for example in examples]
     answers = generate_texts(
         model, data.tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, batch_size=MOST_SAMPLES

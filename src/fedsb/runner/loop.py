@@ -21,6 +21,7 @@ from fedsb.report.tracking import check_tracking, trackers
 from fedsb.report.write import LivePage
 from fedsb.runner import folder as run_folder
 from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
+from fedsb.runner.client_privacy import secret_cohort
 from fedsb.runner.clients import AskClients, RemoteClients, clients_here, local_clients
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import Prepared, prepare
@@ -54,7 +55,7 @@ def run(
 
     Raises:
         InputError: the config, the data, the model or the folder is wrong; nothing was started.
-        RunFailed: the run could not go on, its last finished round is saved in `out`; or another process
+        RunFailed: the run could not continue, its last finished round is saved in `out`; or another process
             works on this folder.
     """
     config, folder = config.with_absolute_paths(), Path(out)
@@ -127,7 +128,7 @@ def _save(prepared: Prepared, saved: RunState) -> None:
 
 def _cohort(prepared: Prepared, number: int) -> list[int]:
     """Who takes part in this round: as privacy draws it from a secret, or from the run's seed."""
-    secret = prepared.privacy.cohort(number) if prepared.privacy else None
+    secret = secret_cohort(prepared.privacy, number) if prepared.privacy else None
     if secret is not None:
         return secret
     federation = prepared.config.federation

@@ -29,6 +29,7 @@ from fedsb.models.head import head_parameters
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import chosen_targets, group
 from fedsb.report.units import human_bytes
+from fedsb.runner.arguments import heads_of
 
 BYTES_IN_4_BITS = 0.5 + 4 / 64
 """A packed weight and its share of a block's fp32 scale (bitsandbytes' blocks of 64)."""
@@ -73,7 +74,7 @@ class Longest:
 
     @staticmethod
     def of(examples: list[Example]) -> Longest:
-        """Of encoded examples; one token where there are none."""
+        """The longest of encoded examples; one token where there are none."""
         predicted = (e["labels"] for e in examples if isinstance(e.get("labels"), list))
         return Longest(
             max((len(e["input_ids"]) for e in examples), default=1),
@@ -116,7 +117,7 @@ def check_memory(memory: Memory | None, available: int, config: RunConfig) -> No
     times = f", and {copies} times that for federation.processes" if copies > 1 else ""
     raise InputError(
         f"memory: this run needs {memory}{times}; {human_bytes(available)} are free where the model goes. "
-        f"{advice(memory, config)}. model.check_memory: false goes on all the same"
+        f"{advice(memory, config)}. model.check_memory: false runs all the same"
     )
 
 
@@ -186,20 +187,16 @@ def _weights(model: nn.Module, in_4_bits: bool) -> int:
     )
 
 
-def _heads(config: RunConfig, method: Method) -> int:
-    return (config.method.heads or method.heads) if method.has_core else 1
-
-
 def _factor_numbers(shape: Shape, config: RunConfig, method: Method) -> int:
-    rank, heads = config.method.rank, _heads(config, method)
+    rank, heads = config.method.rank, heads_of(config)
     core = heads * rank * rank if method.has_core else 0
     return heads * rank * (shape.out + shape.n_in) + core
 
 
 def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int) -> int:
     """Bytes that go with each trained number; for private training its gradient for every example too."""
-    wanted, training = config.method, config.training
-    costs = (method.cost(shape, wanted.rank, _heads(config, method), 1) for shape in shapes.values())
+    rank, training = config.method.rank, config.training
+    costs = (method.cost(shape, rank, heads_of(config), 1) for shape in shapes.values())
     trained = head + sum(numbers.trained for numbers in costs)
     gradients = 1 + (training.batch_size if config.privacy and config.privacy.unit == "example" else 0)
     moments = 2 if training.optimizer == "adamw" else 0
@@ -209,9 +206,9 @@ def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], he
 def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> int:
     """One layer's gradient with what its decomposition needs; what is added to base weights, where it is."""
     sizes = [shape.out * shape.n_in for shape in shapes.values()]
-    own = method.draw is None and config.method.init.kind != "orthonormal"
+    decomposes = method.draw is None and config.method.init.kind != "orthonormal"
     dense = method.changes_base or config.method.refresh_every is not None
-    return 4 * (4 * max(sizes) if own else 0) + 4 * (3 * sum(sizes) if dense else 0)
+    return 4 * (4 * max(sizes) if decomposes else 0) + 4 * (3 * sum(sizes) if dense else 0)
 
 
 def _activations(config: RunConfig, model: nn.Module, method: Method, longest: Longest) -> int:
@@ -223,7 +220,8 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     blocks = len({_block(name) for name in group(model, "all-linear")})
     kept = _kept(config, model, method, examples, tokens)
     if training.gradient_checkpointing:
-        kept = kept // blocks + blocks * examples * tokens * _width(model) * _element_size(config)
+        width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        kept = kept // blocks + blocks * examples * tokens * width * _element_size(config)
     train = kept + _logits(config, model, examples, tokens, longest.predicted, graph=True)
     batch = config.evaluation.batch_size
     widest = max(max(features(layer)) for layer in linear_layers(model.base_model).values())  # type: ignore[arg-type]
@@ -250,27 +248,23 @@ def _block(name: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def _width(model: nn.Module) -> int:
-    return int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-
-
 def _element_size(config: RunConfig) -> int:
     return torch.empty(0, dtype=getattr(torch, config.model.dtype)).element_size()
 
 
 def _kept(config: RunConfig, model: nn.Module, method: Method, examples: int, tokens: int) -> int:
     """Bytes that autograd keeps of a forward pass with the adapter in the model, by one without numbers."""
-    rank, heads = config.method.rank, _heads(config, method)
+    rank, heads = config.method.rank, heads_of(config)
     targets = chosen_targets(model, config.method.targets)
     factors = {name: _empty_factors(layer, rank, heads, method) for name, layer in targets.items()}
     attached = attach(model, factors, trains=method.trains(1))
     ids = torch.zeros(examples, tokens, dtype=torch.long, device="meta")
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     seen: dict[int, torch.UntypedStorage] = {}
 
     def remember(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in held:
             seen[storage._cdata] = storage  # held, so that no other storage gets its number
         return tensor
 

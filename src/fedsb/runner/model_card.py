@@ -91,10 +91,10 @@ def _traffic(summary: dict[str, Any]) -> str:
 
 
 def _privacy(summary: dict[str, Any]) -> str:
-    found = summary["privacy"]
-    if found is None:
+    privacy = summary["privacy"]
+    if privacy is None:
         return "No differential privacy: the updates were averaged as they were."
-    return str(found["statement"])
+    return str(privacy["statement"])
 
 
 def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:

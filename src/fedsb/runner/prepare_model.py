@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from fedsb.privacy.per_example import batch_norms
 from fedsb.runner.arguments import heads_of
 from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import Data
+from fedsb.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,30 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     Raises:
         InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
     """
-    device = pick_device(config.model.device)
     check_memory(memory_of(config, data), free_memory(config), config)
-    model = load_base(
-        config.model.path,
-        tokenizer=data.tokenizer,
-        num_labels=data.task.num_labels,
-        label_names=data.task.label_names,
+    model = load_model(config, config.model.path, data.tokenizer, data.task)
+    if config.training.gradient_checkpointing:
+        enable_checkpointing(model)
+    return _base(config, data, model)
+
+
+def load_model(config: RunConfig, path: str, tokenizer: Any, task: Task) -> nn.Module:
+    """The base model of this path (hub id or folder) for a task, placed and with a head as the config says.
+
+    Raises:
+        InputError: as `load_base`.
+    """
+    return load_base(
+        path,
+        tokenizer=tokenizer,
+        num_labels=task.num_labels,
+        label_names=task.label_names,
         dtype=config.model.dtype,
         load_in_4bit=config.model.load_in_4bit,
-        device=device,
+        device=pick_device(config.model.device),
         device_map=config.model.device_map,
         seed=config.seed,
     )
-    if config.training.gradient_checkpointing:
-        enable_checkpointing(model)
-    return _base(config, data, model, device)
 
 
 def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
@@ -75,10 +85,10 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
         dtype=config.model.dtype,
         seed=config.seed,
     )
-    return _base(config, data, model, torch.device("cpu"))
+    return _base(config, data, model)
 
 
-def _base(config: RunConfig, data: Data, model: nn.Module, device: torch.device) -> BaseModel:
+def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
     targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
@@ -121,16 +131,16 @@ def _check_length(config: RunConfig, model: nn.Module) -> None:
 
 def exchange_of(config: RunConfig, base: BaseModel) -> Exchange:
     """What travels in this run."""
-    method, wanted = method_of(config), config.method
+    method, settings = method_of(config), config.method
     return Exchange(
         method=method,
         layers={name: Shape(*features(layer)) for name, layer in base.targets.items()},
-        rank=wanted.rank,
+        rank=settings.rank,
         heads=heads_of(config),
         task_head={name: tuple(p.shape) for name, p in base.task_head.items()},
-        scale=method.scale(wanted.rank, wanted.alpha),
+        scale=method.scale(settings.rank, settings.alpha),
         padding=config.federation.padding,
-        residual_rank=wanted.residual_rank,
+        residual_rank=settings.residual_rank,
         upload_dtype=getattr(torch, config.federation.upload_dtype),
     )
 

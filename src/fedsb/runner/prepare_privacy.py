@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fedsb.config import RunConfig
 from fedsb.config.privacy_checks import check_delta
@@ -13,14 +13,19 @@ from fedsb.privacy.account import Account, Guard
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.ledger import LEDGER, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
-from fedsb.runner.client_privacy import ClientPrivacy, client_plan
-from fedsb.runner.example_privacy import ExamplePrivacy, example_plans
+from fedsb.privacy.plan import ExamplePlan, StartPlan
+from fedsb.runner.client_privacy import client_plan
+from fedsb.runner.example_privacy import example_plans
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.private_state import SampleSecret
 
 
 def prepare_privacy(
-    config: RunConfig, sizes: Mapping[int, int], folder: Path, account: Account | None = None
+    config: RunConfig,
+    sizes: Mapping[int, int],
+    folder: Path,
+    account: Account | None = None,
+    rows: int | None = None,
 ) -> PrivateRun | None:
     """Plans with their noise calibrated, and the ledgers as far as they were written; None without privacy.
 
@@ -28,6 +33,7 @@ def prepare_privacy(
         sizes: how many examples each of the clients has whose privacy is accounted for here: of all in a
             simulated run, of itself on a node.
         account: a node's, of its rows over all runs.
+        rows: how many a node samples from, where its size is a rounded count.
 
     Raises:
         InputError: delta is too large, epsilon cannot be reached, a ledger is not what it was.
@@ -39,20 +45,29 @@ def prepare_privacy(
     delta = check_delta(config, sizes.values())
     account = account or _account(settings, folder)
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, settings.epsilon, account)
-    noise, samples = NoiseSource(settings.insecure_seed), SampleSecret(folder, settings.insecure_seed)
-    shared: dict[str, Any] = {"settings": settings, "guard": guard, "noise": noise, "samples": samples}
-    shared["rounds"] = config.federation.rounds
+    plans, starts, server_plan = dict[int, ExamplePlan](), dict[int, StartPlan](), None
     if settings.unit == "client":
-        return ClientPrivacy(**shared, plans={None: client_plan(config, settings, delta)}, starts={})
-    plans, starts = example_plans(config, settings, sizes, delta)
+        server_plan = client_plan(config, settings, delta)
+    else:
+        plans, starts = example_plans(config, settings, sizes, delta)
     for client, plan in plans.items():
         before = [starts[client].release] if client in starts else []
         guard.check_plan([*before, *[plan.round] * plan.rounds])
-    return ExamplePrivacy(**shared, plans=plans, starts=starts, max_length=config.training.max_length)
+    return PrivateRun(
+        settings=settings,
+        guard=guard,
+        noise=NoiseSource(settings.insecure_seed),
+        rounds=config.federation.rounds,
+        samples=SampleSecret(folder, settings.insecure_seed),
+        plans={client: replace(plan, rows=rows) for client, plan in plans.items()},
+        starts={client: replace(plan, rows=rows) for client, plan in starts.items()},
+        server_plan=server_plan,
+        max_length=config.training.max_length,
+    )
 
 
 def _account(settings: PrivacyConfig, folder: Path) -> Account | None:
-    """Of a simulated data set, if one is asked for; it is checked before the run begins."""
+    """The account of a simulated data set, if one is asked for; it is checked before the run begins."""
     if settings.ledger is None:
         return None
     ledger = DataLedger(place_beside(Path(settings.ledger)))

@@ -123,8 +123,8 @@ def calibration_of(
     if data.public is not None:
         return Calibration({0: list(range(len(data.public)))}, data.public, batches, losses, public=True)
     if start.private is not None:
-        how = protected_batches(data, base.model, base.device, start.private.max_length)
-        return Calibration(dict(enumerate(data.parts)), data.train, *how)
+        computation = protected_batches(data, base.model, base.device, start.private.max_length)
+        return Calibration(dict(enumerate(data.parts)), data.train, *computation)
     looks = needs_data(start, method, head)
     draw = draw_calibration(data.parts, start.samples, seed=start.seed) if looks else {}
     return Calibration(draw, data.train, batches, losses)

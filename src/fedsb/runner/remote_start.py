@@ -35,12 +35,7 @@ from fedsb.federation.start.from_gradients import (
     contribution,
 )
 from fedsb.federation.start.head_warmup import Answers, AskForHeads, warm_up
-from fedsb.federation.start.initialize import (
-    StartResult,
-    bases_kind,
-    needs_data,
-    start_factors,
-)
+from fedsb.federation.start.initialize import StartResult, bases_kind, needs_data, start_factors
 from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.federation.start.robust import Head
 from fedsb.federation.start.settings import Start
@@ -80,34 +75,32 @@ def start_remotely(
     Raises:
         RunFailed: no contributor answered.
     """
-    here = calibration.public or not needs_data(start, method, head)
-    if here:
+    if calibration.public or not needs_data(start, method, head):
         made = start_factors(
             model, targets, head, method, start, calibration, num_clients=num_clients, sums=sums
         )
         from_gradients = method.draw is None and bases_kind(start, method) == "gradient"
-        return _with_message(made, bases) if from_gradients else made
+        return replace(made, factors=_shared(made.factors, bases)) if from_gradients else made
     draw, traffic = calibration.draw, list[Traffic]()
     if head and start.head_warmup is not None:
         ask = _ask_for_heads(head, remote, draw, progress)
         traffic = warm_up(head, start.head_warmup.rounds, len(draw), ask, start.robust)
-    if needs_data(replace(start, head_warmup=None), method, head):
+    bases_alone = replace(start, head_warmup=None)
+    if needs_data(bases_alone, method, head):
         factors, up = _gather(targets, head, start, remote, draw, progress)
-        write_bytes(bases, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
-        return StartResult(as_received(factors), [*traffic, up, bases_down(factors, num_clients)], draw)
-    rest = replace(start, head_warmup=None)
-    made = start_factors(model, targets, head, method, rest, calibration, num_clients=num_clients)
+        return StartResult(_shared(factors, bases), [*traffic, up, bases_down(factors, num_clients)], draw)
+    made = start_factors(model, targets, head, method, bases_alone, calibration, num_clients=num_clients)
     return replace(made, traffic=[*traffic, *made.traffic], draw=draw)
 
 
-def _with_message(made: StartResult, file: Path) -> StartResult:
-    """Bases made of public rows here, in a message for the clients; and as everybody has them then."""
-    write_bytes(file, pack_start({"kind": "bases", "round": 0}, as_sent(made.factors)))
-    return replace(made, factors=as_received(made.factors))
+def _shared(factors: Mapping[str, Factors], file: Path) -> dict[str, Factors]:
+    """The bases as everybody has them who is sent this file, in which their message is written."""
+    write_bytes(file, pack_start({"kind": "bases", "round": 0}, as_sent(factors)))
+    return as_received(factors)
 
 
 def share_bases(file: Path, remote: RemoteClients, progress: Progress) -> None:
-    """Give every client the bases that it cannot make itself; `Remote.ask` may leave out who has them.
+    """Give every client the bases that it cannot make itself; `RemoteClients.ask` may leave out who has them.
 
     Args:
         file: the message as it was made at the start: bases rounded again would not quite be the same.
@@ -145,20 +138,20 @@ def _ask_for_heads(
 def _gather(
     targets: Mapping[str, nn.Module],
     head: Mapping[str, Tensor],
-    how: Start,
+    start: Start,
     remote: RemoteClients,
     draw: Draw,
     progress: Progress,
 ) -> tuple[dict[str, Factors], Traffic]:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     question = _question("contribute", 0, head, remote)
-    if how.private is not None:
+    if start.private is not None:
         for client in draw:
-            how.private.charge(client)
+            start.private.charge(client)
     answers = remote.ask("contribute", list(draw), lambda client: question)
-    template = contribution(how).template(shapes, how)
+    template = contribution(start).template(shapes, start)
     usable = _usable("contribute", 0, answers, template, progress, asked=draw, largest=LARGEST_SUM)
-    return combine(targets, how, ((tensors, len(draw[client]), size) for client, tensors, size in usable))
+    return combine(targets, start, ((tensors, len(draw[client]), size) for client, tensors, size in usable))
 
 
 def _usable(
@@ -181,8 +174,8 @@ def _usable(
                 raise UpdateRejected("it was not asked, or answered before")
             heard.add(answer.client)
             facts, tensors = unpack_start(answer.message, template)
-            wanted: Facts = {"kind": kind, "round": number, "client": answer.client}
-            check_start(facts, tensors, wanted=wanted, template=template, largest=largest)
+            expected: Facts = {"kind": kind, "round": number, "client": answer.client}
+            check_start(facts, tensors, wanted=expected, template=template, largest=largest)
         except UpdateRejected as reason:
             progress.client_ends(answer.client, printable(reason))
             continue

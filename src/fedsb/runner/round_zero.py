@@ -11,6 +11,7 @@ from fedsb.federation.server import RoundReport
 from fedsb.federation.start.initialize import bases_kind, start_factors
 from fedsb.federation.state import ServerState
 from fedsb.runner.checkpoint import RunState
+from fedsb.runner.example_privacy import private_start
 from fedsb.runner.prepare_model import exchange_of
 from fedsb.runner.prepared import Prepared, calibration_of
 from fedsb.runner.remote_start import BASES, start_remotely
@@ -29,23 +30,15 @@ def begin(prepared: Prepared) -> RunState:
     record["seconds"] = round(time.monotonic() - began, 3)
     start = prepared.start
     if privacy is not None:
-        start = replace(start, private=privacy.private_start(elsewhere=remote is not None))
+        start = replace(start, private=private_start(privacy, elsewhere=remote is not None))
     calibration = calibration_of(data, base, start, method, base.task_head)
     progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
     spilled = SpilledTensors(prepared.folder / "checkpoint" / "spill")
     make = start_factors
     if remote is not None:
         make = partial(start_remotely, remote=remote, progress=progress, bases=prepared.folder / BASES)
-    started = make(
-        base.model,
-        base.targets,
-        base.task_head,
-        method,
-        start,
-        calibration,
-        num_clients=len(data.parts),
-        sums=spilled,
-    )
+    parts, clients = (base.model, base.targets, base.task_head), len(data.parts)
+    started = make(*parts, method, start, calibration, num_clients=clients, sums=spilled)
     shutil.rmtree(spilled.folder)
     sent = {f"{n}.{f}": getattr(part, f) for n, part in started.factors.items() for f in method.sends}
     state = ServerState(0, exchange_of(config, base).down(config.method.rank).flatten(sent | base.task_head))

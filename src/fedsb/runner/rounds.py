@@ -17,6 +17,7 @@ from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
 from fedsb.runner.checkpoint import RunState
+from fedsb.runner.client_privacy import server_release
 from fedsb.runner.clients import AskClients, expecting, part_of
 from fedsb.runner.prepared import Prepared, calibration_of
 from fedsb.runner.spill import SpilledTensors
@@ -46,7 +47,8 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     held = {client: part_of(prepared.config, client, number) for client in cohort}
     sent = Sent()
     outcomes = _ask(session, saved.state, held, sent)
-    release = privacy.server_release(number, saved.metrics[-1].get("clip_norm")) if privacy else None
+    clip_norm = saved.metrics[-1].get("clip_norm")
+    release = server_release(privacy, number, clip_norm) if privacy else None
     saved.state, report = aggregate(
         saved.state,
         outcomes,
@@ -83,16 +85,11 @@ def put_state(session: Session, saved: RunState) -> None:
 
 def score(prepared: Prepared) -> dict[str, float]:
     """The task's metrics on the test examples; none if the config wants none."""
-    settings, data = prepared.config.evaluation, prepared.data
+    settings, data, report = prepared.config.evaluation, prepared.data, prepared.progress.evaluating
     if settings.every is None:
         return {}
-    return data.task.evaluate(
-        prepared.base.model,
-        data.test,
-        batch_size=settings.batch_size,
-        generate=settings.generate,
-        progress=prepared.progress.evaluating,
-    )
+    model, size, generate = prepared.base.model, settings.batch_size, settings.generate
+    return data.task.evaluate(model, data.test, batch_size=size, generate=generate, progress=report)
 
 
 def record_of(
@@ -139,14 +136,9 @@ def _refresh(session: Session, saved: RunState, record: dict[str, Any]) -> None:
     seed = prepared.config.seed
     start = replace(prepared.start, seed=derive(seed, "refresh", number), head_warmup=None)
     spilled = SpilledTensors(prepared.folder / "checkpoint" / "spill")
+    calibration, clients = calibration_of(data, prepared.base, start, prepared.method, {}), len(data.parts)
     saved.state, saved.factors, traffic = refresh(
-        session.local_model,
-        saved.state,
-        start,
-        calibration_of(data, prepared.base, start, prepared.method, {}),
-        num_clients=len(data.parts),
-        seed=seed,
-        sums=spilled,
+        session.local_model, saved.state, start, calibration, num_clients=clients, seed=seed, sums=spilled
     )
     shutil.rmtree(spilled.folder)
     saved.factors_round = number

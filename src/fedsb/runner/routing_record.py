@@ -33,13 +33,13 @@ def other_routings(
 ) -> dict[str, Any]:
     """What `evaluate` gives with each example through its own expert (`oracle`; None where nobody knows
     which), and with one adapter that is the mean of all experts (`static`)."""
-    found: dict[str, Any] = {"oracle": None}
+    scores: dict[str, Any] = {"oracle": None}
     if knows_experts(examples):
         with own_experts_alone(attached.model):
-            found["oracle"] = evaluate(attached.model)
+            scores["oracle"] = evaluate(attached.model)
     with mean_of_experts(attached):
-        found["static"] = evaluate(attached.model)
-    return found
+        scores["static"] = evaluate(attached.model)
+    return scores
 
 
 @contextmanager
@@ -89,21 +89,21 @@ def routing_record(
     routing, layers = _routing(attached.model), list(attached.layers)
     use, entropy = _measured(attached, examples, collate, batch_size)
     known = knows_experts(examples)
-    own = np.array([example["expert"] if known else 0 for example in examples])
-    domains = sorted(set(own.tolist()))
-    by_domain = np.stack([use[own == domain].mean(0) for domain in domains])
-    shares = np.array([(own == domain).mean() for domain in domains])
+    expert = np.array([example["expert"] if known else 0 for example in examples])
+    domains = sorted(set(expert.tolist()))
+    by_domain = np.stack([use[expert == domain].mean(0) for domain in domains])
+    shares = np.array([(expert == domain).mean() for domain in domains])
     return {
         "route": routing.route,
         "experts": list(routing.names),
         "domains": [routing.names[domain] if known else UNKNOWN for domain in domains],
         "layers": layers,
-        "examples": [int((own == domain).sum()) for domain in domains],
+        "examples": [int((expert == domain).sum()) for domain in domains],
         "use": by_domain.tolist(),
         "entropy": entropy.mean(0).tolist(),
         "mutual_information": mutual_information(by_domain, shares).tolist() if known else None,
-        "right": float((use.mean(1).argmax(-1) == own).mean()) if known else None,
-        "right_by_layer": (use.argmax(-1) == own[:, None]).mean(0).tolist() if known else None,
+        "right": float((use.mean(1).argmax(-1) == expert).mean()) if known else None,
+        "right_by_layer": (use.argmax(-1) == expert[:, None]).mean(0).tolist() if known else None,
     }
 
 

@@ -41,13 +41,13 @@ def started_on(config: RunConfig, data: Data, base: str | None) -> dict[str, Any
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig) -> str | None:

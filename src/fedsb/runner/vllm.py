@@ -40,8 +40,8 @@ def _texts(llm: Any, decoding: Decoding, prompts: Sequence[Prompt], number: int)
         seed=derive(decoding.seed, "generate", number) % 2**31,
     )
     asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
-    found = llm.generate(asked, parameters, use_tqdm=False)
-    return [cut_at(str(one.outputs[0].text), decoding.stop) for one in found]
+    outputs = llm.generate(asked, parameters, use_tqdm=False)
+    return [cut_at(str(output.outputs[0].text), decoding.stop) for output in outputs]
 
 
 # What servers of LoRA adapters accept.
@@ -67,11 +67,7 @@ def serving_rank(rank: int) -> int:
 
 
 def check_servable(config: Mapping[str, Any], rank: int | None) -> None:
-    """Refuse what vLLM cannot serve as an adapter.
-
-    Args:
-        config: the adapter's peft config.
-        rank: the rank that was asked for.
+    """Refuse an adapter of this peft config, at the rank that was asked for, if vLLM cannot serve it.
 
     Raises:
         InputError: a trained head, or a rank that is none of vLLM's.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsb.common.documents import is_text
+from fedsb.common.strict_json import is_text
 from fedsb.config.sections import ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.rows import cell_text, is_missing, require_columns

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from fedsb.common.documents import is_text, parse_json
+from fedsb.common.strict_json import is_text, parse_json
 from fedsb.errors import InputError
 
 Rows = list[dict[str, object]]

@@ -23,8 +23,8 @@ from run_helpers import metrics_of, write_config
 
 from fedsb import RunConfig, run
 from fedsb.deploy import client_app, server_app
-from fedsb.deploy.node import OpenNode
 from fedsb.deploy.node_config import NodeConfig
+from fedsb.deploy.open_node import OpenNode
 from fedsb.deploy.records import facts_of, pack, payload_of
 from fedsb.errors import RunFailed
 from fedsb.federation import wire
@@ -210,16 +210,16 @@ def without_faults(
 ) -> Path:
     """The folder of a run in which these clients, and no others, took part in each round."""
     helds, rounds = {client: OpenNode() for client in range(len(parts))}, iter(accepted)
-    own = {client: folder / f"undisturbed{client}.yaml" for client in helds}
+    config_files = {client: folder / f"undisturbed{client}.yaml" for client in helds}
     for client, file in zip(helds, files.values(), strict=True):
         elsewhere = {"state": str(folder / f"undisturbed-state{client}")}
-        write_config(own[client], NodeConfig.from_yaml(file).model_dump() | elsewhere)
+        write_config(config_files[client], NodeConfig.from_yaml(file).model_dump() | elsewhere)
 
     def ask(kind, cohort, message_to):
         present = next(rounds) if kind == "train" else list(cohort)
 
         def answer(client: int) -> bytes:
-            node = helds[client].opened(kind, RunConfig.from_dict(config), own[client], "f" * 32)
+            node = helds[client].opened(kind, RunConfig.from_dict(config), config_files[client], "f" * 32)
             return node.answer(kind, message_to(client))
 
         yield from simulate_cohort([c for c in cohort if c in present], answer)

@@ -25,13 +25,13 @@ CONFIG = {
 
 @dataclass
 class StubNode:
-    own: NodeConfig
+    node_config: NodeConfig
 
     def facts(self):
-        return NodeFacts(self.own.client, 20, "0123456789abcdef")
+        return NodeFacts(self.node_config.client, 20, "0123456789abcdef")
 
     def answer(self, kind, question):
-        return b"%d: %s" % (self.own.client, question)
+        return b"%d: %s" % (self.node_config.client, question)
 
 
 @dataclass
@@ -73,9 +73,9 @@ class StubNodes:
 
     def add(self, node, client, key):
         """A node that says it is this client, and signs with this key; None: with none."""
-        own = {"client": client, "data": {"train": "t.jsonl"}, "state": "state"}
-        own |= {"key": str(self.key(key))} if self.signed and key else {}
-        self.grid.node_configs[node] = str(write_config(self.folder / f"node-{node}.yaml", own))
+        settings = {"client": client, "data": {"train": "t.jsonl"}, "state": "state"}
+        settings |= {"key": str(self.key(key))} if self.signed and key else {}
+        self.grid.node_configs[node] = str(write_config(self.folder / f"node-{node}.yaml", settings))
 
     def asked(self, question=b"q", cohort=(0, 1, 2)):
         """Client -> its answer, or the reason why there is none."""

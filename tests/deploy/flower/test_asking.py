@@ -83,7 +83,7 @@ def test_where_answers_cost_privacy_none_is_asked_for_twice():
 
 
 def test_a_node_that_flower_takes_no_message_for_fails_at_once():
-    found = list(
+    answers = list(
         Question(ScriptedGrid([]), lambda nodes: [("", n) for n in nodes], print, True).answers([NODE], None)
     )
-    assert found == [(NODE, "its node is not connected")]
+    assert answers == [(NODE, "its node is not connected")]

@@ -41,9 +41,9 @@ def test_the_folder_holds_everything_and_no_blank_is_left(monkeypatch, tmp_path,
         assert os.access(file, os.X_OK) == (file.suffix == ".sh")
     assert RunConfig.from_yaml(tmp_path / "out" / "run.yaml").federation.clients == 2
     for client in (0, 1):
-        own = NodeConfig.from_yaml(tmp_path / "out" / "nodes" / f"client-{client}" / "node.yaml")
-        assert own.client == client
-        assert own.data.columns == {"text": "text", "label": "label"}
+        node_config = NodeConfig.from_yaml(tmp_path / "out" / "nodes" / f"client-{client}" / "node.yaml")
+        assert node_config.client == client
+        assert node_config.data.columns == {"text": "text", "label": "label"}
     services = yaml.safe_load((tmp_path / "out" / "compose.yaml").read_text())["services"]
     assert set(services) == {"superlink", "client-0", "client-1"}
 
@@ -96,8 +96,8 @@ def test_no_script_runs_what_is_sent(monkeypatch, tmp_path, run_file):
 def test_the_runs_epsilon_is_the_nodes_first_limit(monkeypatch, tmp_path, run_file):
     privacy = "privacy={unit: example, epsilon: 2.5, delta: 1.0e-3, clip_norm: 1.0}"
     assert init(monkeypatch, tmp_path, run_file, "-s", privacy) == 0
-    own = NodeConfig.from_yaml(tmp_path / "out" / "nodes" / "client-1" / "node.yaml")
-    assert own.limits.largest_epsilon == 2.5
+    node_config = NodeConfig.from_yaml(tmp_path / "out" / "nodes" / "client-1" / "node.yaml")
+    assert node_config.limits.largest_epsilon == 2.5
 
 
 def test_the_certificates_are_for_the_host_and_signed_by_the_authority(monkeypatch, tmp_path, run_file):
@@ -202,8 +202,8 @@ def test_check_prints_the_digest_that_the_owner_approves(monkeypatch, tmp_path, 
     node = tmp_path / "out" / "nodes" / "client-1"
     (node / "train.jsonl").write_text((tmp_path / "data" / "train.jsonl").read_text())
     (node / "run.yaml").write_text((tmp_path / "out" / "run.yaml").read_text())
-    own = yaml.safe_load((node / "node.yaml").read_text())
-    assert own["approved"] == []
+    node_config = yaml.safe_load((node / "node.yaml").read_text())
+    assert node_config["approved"] == []
     digest = config_digest(RunConfig.from_yaml(node / "run.yaml"))
     told = ("deploy", "check", node / "node.yaml", node / "run.yaml", "--json")
     capsys.readouterr()
@@ -211,7 +211,7 @@ def test_check_prints_the_digest_that_the_owner_approves(monkeypatch, tmp_path, 
     said = capsys.readouterr()
     assert json.loads(said.out)["config_digest"] == digest
     assert f"add {digest} to approved:" in said.err
-    write_config(node / "node.yaml", own | {"approved": [digest]})
+    write_config(node / "node.yaml", node_config | {"approved": [digest]})
     assert main_status(monkeypatch, *told) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["approved"] is True

@@ -1,4 +1,4 @@
-"""Whatever a node sends, or fails to send, is that node's failure with a short reason; the rest goes on."""
+"""Whatever a node sends, or fails to send, is that node's failure with a short reason; others continue."""
 
 import random
 import threading

@@ -184,7 +184,7 @@ def test_a_signature_is_for_one_answer_alone(nodes, part):
     assert not verify(key, signature, statement(*answer))
 
 
-# While the run goes on
+# While the run lasts
 
 
 def test_a_revoked_client_is_dropped_and_let_in_again(nodes):

@@ -52,15 +52,15 @@ def grid_of(client, monkeypatch):
         set_run=lambda run: None,
         close=lambda: None,
     )
-    monkeypatch.setattr("flwr.superlink.grid.HttpGrid", lambda *given, **more: grid)
+    monkeypatch.setattr("flwr.superlink.grid.HttpGrid", lambda *arguments, **more: grid)
     return grid
 
 
 def test_the_settings_of_a_run_are_those_of_this_machine(monkeypatch):
-    given = []
-    monkeypatch.setattr(server_app, "app", lambda grid, context: given.append(context.run_config))
+    settings = []
+    monkeypatch.setattr(server_app, "app", lambda grid, context: settings.append(context.run_config))
     _run(grid_of(Client(), monkeypatch), SETTINGS)
-    assert given == [SETTINGS]
+    assert settings == [SETTINGS]
 
 
 @pytest.mark.parametrize(

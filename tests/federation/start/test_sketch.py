@@ -35,9 +35,9 @@ def through_sketch(matrix, rank, seed=0):
     return matrix_of(sketch_of(matrix.float(), probes), probes)
 
 
-def largest_sine(one, other):
-    """Of the principal angles between two column spaces: unlike the cosine it shows small angles."""
-    return np.linalg.norm(other - one @ (one.T @ other), 2)
+def largest_sine(first, second):
+    """The sine of two column spaces' largest principal angle: unlike the cosine it shows small angles."""
+    return np.linalg.norm(second - first @ (first.T @ second), 2)
 
 
 shapes = st.builds(Shape, st.integers(1, 120), st.integers(1, 120))

@@ -1,13 +1,11 @@
 """Synthetic hospital triage notes, each to be sent to one department.
 
-A note mentions two or three complaints of different departments. Exactly one of them is why the patient is
-here; the others are denied, over, or somebody else's in the family. The department is that of the present
-complaint, so a model has to tell which complaint each "denies", "settled" or "mother has" belongs to: the
-words of the note, without their order, leave two or three departments possible.
+A note mentions two or three complaints of different departments. Exactly one is why the patient is here; the
+others are denied, over, or a relative's. A model has to tell which complaint each "denies", "settled" or
+"mother has" belongs to: the words of the note, without their order, leave two or three departments possible.
 
-Every note of the grammar belongs to one of three pools, by a checksum of its text: pool 0 is drawn from with
-even seeds, pool 1 with odd seeds and pool 2 for pre-training. An even and an odd seed therefore never share a
-note, and neither ever gives a note that `pretraining_text` gives. `generate` repeats no note within a call.
+A checksum puts every note in one of three pools: one for even seeds, one for odd seeds, one for pre-training.
+No note is in two of them.
 """
 
 import random
@@ -82,7 +80,7 @@ PEOPLE = (
 AGES = ("{age} yo {who}", "{age} year old {who}", "{who} aged {age}", "{who} , {age}", "{age} y/o {who}")
 JOINTS = (" . ", " . ", " , ", " ; ")
 
-# How a text for pre-training goes on. What is done about a complaint relates complaints of one kind, as it
+# How a text for pre-training continues. What is done about a complaint relates complaints of one kind, as it
 # does in any hospital's own text; the notes to classify never say it.
 FOLLOW_UPS = (
     "{c} worse at night", "to be examined for {c}", "{plan} for {c}", "to have {plan}", "{plan} ordered",
@@ -128,9 +126,9 @@ def train_and_test(num_train: int, num_test: int, seed: int) -> tuple[list[EXAMP
 
 
 def pretraining_text(num_sentences: int, seed: int) -> list[str]:
-    """Unlabelled text of a broader grammar than the notes: notes, notes that go on, and single clauses.
+    """Unlabelled text of a broader grammar than the notes: notes, and notes with a follow-up, long or short.
 
-    No department is named. A note that goes on takes up its present complaint again, as longer notes do.
+    No department is named. A follow-up takes up the present complaint again, as longer notes do.
     """
     rng = random.Random(f"pre-training {seed}")
     return [_drawn_from_pool(lambda: _sentence(rng), 2) for _ in range(num_sentences)]
@@ -150,15 +148,15 @@ def _department_at(rng: random.Random, hospital: int) -> str:
 
 
 def _sentence(rng: random.Random) -> str:
-    """One text for pre-training: a note, a note that goes on, or a short one that does."""
+    """One text for pre-training: a note, or a long or short one with a follow-up."""
     department = rng.choice(DEPARTMENTS)
     kind = rng.random()
     if kind < 0.15:
         return _note(rng, department)
-    return _note(rng, department, goes_on=True, short=kind < 0.6)
+    return _note(rng, department, follow_up=True, short=kind < 0.6)
 
 
-def _note(rng: random.Random, department: str, goes_on: bool = False, short: bool = False) -> str:
+def _note(rng: random.Random, department: str, follow_up: bool = False, short: bool = False) -> str:
     """A note whose present complaint is the department's, with an aside or two about others."""
     person = rng.choice(PEOPLE)
     present = _complaint(rng, department)
@@ -168,7 +166,7 @@ def _note(rng: random.Random, department: str, goes_on: bool = False, short: boo
     fillers = 0 if short else rng.choice((0, 0, 1, 1))
     clauses += [_filled(rng, text, person) for text in rng.sample(FILLERS, k=fillers)]
     rng.shuffle(clauses)
-    if goes_on:
+    if follow_up:
         plan = rng.choice(PLANS[department])
         clauses.append(_clause(rng, FOLLOW_UPS, present, person).replace("{plan}", plan))
     if not short and rng.random() < 0.85:
@@ -196,8 +194,7 @@ def _filled(rng: random.Random, text: str, person: tuple[str, str]) -> str:
     number, age, top, low = rng.randint(2, 9), rng.randint(16, 92), rng.randint(10, 17), rng.randint(6, 9)
     day, month, relative = rng.choice(DAYS), rng.choice(MONTHS), rng.choice(RELATIVES)
     slots = {"n": number, "age": age, "bp": top * 10, "low": low * 10, "day": day, "month": month}
-    filled = text.format(who=who, they=they, rel=relative, plan="{plan}", **slots)
-    return filled.strip()
+    return text.format(who=who, they=they, rel=relative, plan="{plan}", **slots).strip()
 
 
 def _joined(rng: random.Random, clauses: list[str]) -> str:

@@ -11,131 +11,114 @@ from fedsb.report.markup import document, header, joined, paragraph, section
 from fedsb.report.metrics import describe
 from fedsb.report.units import count, plural, short_name
 
-BUDGET = (
-    "federation",
-    "training.epochs",
-    "training.batch_size",
-    "training.accumulation",
-    "training.max_length",
-    "privacy",
-)
+TRAINING = ("epochs", "batch_size", "accumulation", "max_length")
+BUDGET = ("federation", *(f"training.{key}" for key in TRAINING), "privacy")
 
 
 def comparison_page(folder: Path) -> str:
-    """The whole HTML document.
-
-    Raises InputError if the folder holds no comparison.
-    """
-    found = load_comparison(folder)
+    """The whole HTML document. Raises InputError if the folder holds no comparison."""
+    comparison = load_comparison(folder)
+    title = _title(comparison)
     sections = (
-        ("differences", f"Seed by seed, against {found.baseline}", differences(found)),
-        ("tuning", "Learning rates", tuning(found)),
-        ("settings", "What sets the methods apart", settings(found)),
-        ("runs", "Every run", runs(found)),
-        ("config", "Configuration", config(found)),
+        ("differences", f"Seed by seed, against {comparison.baseline}", differences(comparison)),
+        ("tuning", "Learning rates", tuning(comparison)),
+        ("settings", "What sets the methods apart", settings(comparison)),
+        ("runs", "Every run", runs(comparison)),
+        ("config", "Configuration", config(comparison)),
     )
     body = joined(
-        header(f"fedsb comparison · {found.name}", _title(found), lead(found), _setup(found)),
-        *(paragraph(text, "notice") for text in notices(found)),
-        section("result", 2, "Result", result(found), figures(found)),
-        *(section(anchor, 2, title, part) for anchor, title, part in sections if part),
+        header(f"fedsb comparison · {comparison.name}", title, lead(comparison), _setup(comparison)),
+        *(paragraph(text, "notice") for text in notices(comparison)),
+        section("result", 2, "Result", result(comparison), figures(comparison)),
+        *(section(anchor, 2, heading, part) for anchor, heading, part in sections if part),
     )
-    return document(_title(found), body)
+    return document(title, body)
 
 
-def _title(found: Compared) -> str:
-    names = list(found.summary)
+def _title(comparison: Compared) -> str:
+    names = list(comparison.summary)
     if len(names) == 1:
         return f"{names[0]}, over seeds"
-    return (
-        f"{', '.join(names[:-1])} and {names[-1]} compared"
-        if len(names) < 4
-        else f"{len(names)} methods compared"
-    )
+    return f"{listed(names) if len(names) < 4 else f'{len(names)} methods'} compared"
 
 
-def lead(found: Compared) -> str:
+def lead(comparison: Compared) -> str:
     """What was compared on what, how rates were chosen, who is not dominated."""
-    title, seeds = describe(found.metric).title, sorted({run["seed"] for run in found.runs})
-    better = "" if found.content.get("higher_is_better", True) else ", where less is better"
-    what = {key: short_name(at(found.config, key)) for key in ("model.path", "data.train", "data.test")}
-    said = [
-        f"{title} of {plural(len(found.summary), 'method')} on {what['data.test']}{better}, with "
-        f"{what['model.path']} fine-tuned on {what['data.train']}: "
-        f"{_plural_of(found, 'federation.rounds', 'round')}, "
-        f"{_plural_of(found, 'federation.clients', 'client')}, {plural(len(seeds), 'seed')} "
+    title, seeds = describe(comparison.metric).title, sorted({run["seed"] for run in comparison.runs})
+    privacy = str(comparison.content.get("privacy") or "")  # private runs draw batches from their own secrets
+    better = "" if comparison.content.get("higher_is_better", True) else ", where less is better"
+    names = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
+    what_was_done = (
+        f"{title} of {plural(len(comparison.summary), 'method')} on {names['data.test']}{better}, with "
+        f"{names['model.path']} fine-tuned on {names['data.train']}: "
+        f"{_plural_of(comparison, 'federation.rounds', 'round')}, "
+        f"{_plural_of(comparison, 'federation.clients', 'client')}, {plural(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds[:10]))}{', ...' if len(seeds) > 10 else ''}). "
-        f"Under one seed every method has the same data, partition{_batches(found)}."
-    ]
-    rest = [_how_tuned(found), _who_is_best(found), str(found.content.get("privacy") or "")]
-    return " ".join(filter(None, [*said, *rest]))
+        f"Under one seed every method has the same data, partition{'' if privacy else ' and batches'}."
+    )
+    sentences = (what_was_done, _how_tuned(comparison), _who_is_best(comparison), privacy)
+    return " ".join(filter(None, sentences))
 
 
-def _batches(found: Compared) -> str:
-    """Those of private runs come from a secret of each run."""
-    return "" if found.content.get("privacy") else " and batches"
-
-
-def _plural_of(found: Compared, dotted: str, word: str) -> str:
-    value = whole(at(found.config, dotted))
+def _plural_of(comparison: Compared, dotted: str, word: str) -> str:
+    value = whole(at(comparison.config, dotted))
     return f"an unknown number of {word}s" if value is None else plural(value, word)
 
 
-def _how_tuned(found: Compared) -> str:
-    held, seed = mapping(found.content.get("split")), mapping(found.content.get("split")).get("seed")
-    tuned = [name for name, row in found.summary.items() if row.get("tuned")]
+def _how_tuned(comparison: Compared) -> str:
+    split = mapping(comparison.content.get("split"))
+    tuned = [name for name, row in comparison.summary.items() if row.get("tuned")]
     if not tuned:
         return "Learning rates were given, not tuned."
-    rest = "" if len(tuned) == len(found.summary) else f" for {listed(tuned)}; the others' rates were given"
+    all_tuned = len(tuned) == len(comparison.summary)
+    exceptions = "" if all_tuned else f" for {listed(tuned)}; the others' rates were given"
     return (
-        f"Learning rates were chosen on {count(number(held.get('validation')))} training rows held out for "
-        f"that (seed {seed}){rest}; the test data chose nothing."
+        f"Learning rates were chosen on {count(number(split.get('validation')))} training rows held out for "
+        f"that (seed {split.get('seed')}){exceptions}; the test data chose nothing."
     )
 
 
-def _who_is_best(found: Compared) -> str:
-    if len(found.summary) < 2 or not found.best:
+def _who_is_best(comparison: Compared) -> str:
+    if len(comparison.summary) < 2 or not comparison.best:
         return ""
-    if len(found.best) == 1:
-        return f"{found.best[0]} dominates: no other method is better or cheaper."
-    return f"Not dominated, no other method being both better and cheaper: {listed(found.best)}."
+    if len(comparison.best) == 1:
+        return f"{comparison.best[0]} dominates: no other method is better or cheaper."
+    return f"Not dominated, no other method being both better and cheaper: {listed(comparison.best)}."
 
 
-def _setup(found: Compared) -> list[tuple[str, str]]:
-    asked = {
+def _setup(comparison: Compared) -> list[tuple[str, str]]:
+    keys = {
         "model": "model.path",
         "training rows": "data.limit.train",
         "partition": "federation.partition.kind",
         "optimizer": "training.optimizer",
         "batch": "training.batch_size",
     }
-    values = [(name, at(found.config, dotted)) for name, dotted in asked.items()]
+    values = [(name, at(comparison.config, dotted)) for name, dotted in keys.items()]
     return [(name, short_name(value)) for name, value in values if value is not None]
 
 
-def notices(found: Compared) -> list[str]:
+def notices(comparison: Compared) -> list[str]:
     """What a reader must know before believing the table."""
-    said = []
-    edge = [name for name, row in found.summary.items() if row.get("edge")]
-    if edge:
-        said.append(
+    texts = []
+    if edge := [name for name, row in comparison.summary.items() if row.get("edge")]:
+        texts.append(
             f"The learning rate of {listed(edge)} is the smallest or largest that was tried: a better one "
             "may lie beyond. Widen compare.learning_rates."
         )
-    unequal = sorted({key for key in settings_apart(found) if key.startswith(BUDGET)})
-    if unequal:
-        said.append(
+    if unequal := sorted({key for key in settings_apart(comparison) if key.startswith(BUDGET)}):
+        texts.append(
             f"The methods differ in {listed(unequal)}: partition, batches or budget are not the same."
         )
-    if len({whole(row.get("seeds")) for row in found.summary.values()}) > 1:
-        said.append("Not every method has every seed: compare the differences seed by seed, not the means.")
+    if len({whole(row.get("seeds")) for row in comparison.summary.values()}) > 1:
+        texts.append("Not every method has every seed: compare the differences seed by seed, not the means.")
     early = [
         f"{run.get('method')} seed {run.get('seed')}"
-        for run in found.runs
+        for run in comparison.runs
         if mapping(run.get("privacy")).get("stopped_early")
     ]
     if early:
-        said.append(f"Stopped early, the privacy budget used up: {listed(early)}; less was trained there.")
-    for failure in sequence(found.content.get("failed")):
-        said.append(f"Failed and left out: {mapping(failure).get('run')}: {mapping(failure).get('problem')}")
-    return said
+        texts.append(f"Stopped early, the privacy budget used up: {listed(early)}; less was trained there.")
+    for failure in sequence(comparison.content.get("failed")):
+        texts.append(f"Failed and left out: {mapping(failure).get('run')}: {mapping(failure).get('problem')}")
+    return texts

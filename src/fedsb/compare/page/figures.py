@@ -1,5 +1,6 @@
 """The plots of a comparison."""
 
+from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,41 +16,34 @@ from fedsb.report.plots import Band, Curve, Span, curves
 MOST_BANDS = 4
 
 
-def figures(found: Compared) -> str:
-    by_bytes, by_round = _by_bytes(found), _by_round(found)
+def figures(comparison: Compared) -> str:
+    by_bytes, by_round = _by_bytes(comparison), _by_round(comparison)
     return joined(wide(plots([by_bytes])) if by_bytes else "", plots([by_round]) if by_round else "")
 
 
-def _by_bytes(found: Compared) -> Plot | None:
-    dots = [_dot(found, name, row) for name, row in found.summary.items()]
+def _by_bytes(comparison: Compared) -> Plot | None:
+    dots = [_dot(comparison, name, row) for name, row in comparison.summary.items()]
     note = (
         "Further left is cheaper. Large points are means over the seeds, bars one standard deviation, faint "
         "points the seeds. The line joins what no other method beats in both."
     )
-    title = f"{describe(found.metric).title} by traffic"
-    return front(title, dots, _show(found.metric), _tick(found.metric), name="comparison-bytes", note=note)
+    metric = comparison.metric
+    title, tick = f"{describe(metric).title} by traffic", partial(show_tick, metric)
+    return front(title, dots, partial(show, metric), tick, name="comparison-bytes", note=note)
 
 
-def _dot(found: Compared, name: str, row: dict[str, Any]) -> Dot:
-    pairs_ = [(number(run.get("total_bytes")), number(run.get("value"))) for run in found.of(name)]
-    seeds = [(x, y) for x, y in pairs_ if x and y is not None] if len(pairs_) > 1 else []
+def _dot(comparison: Compared, name: str, row: dict[str, Any]) -> Dot:
+    points = [(number(run.get("total_bytes")), number(run.get("value"))) for run in comparison.of(name)]
+    seeds = [(x, y) for x, y in points if x and y is not None] if len(points) > 1 else []
     middle, cost = number(row.get("mean")), number(row.get("total_bytes"))
     quality = float("nan") if middle is None else middle
-    return Dot(name, cost or 0.0, quality, number(row.get("std")), seeds, name in found.best)
+    return Dot(name, cost or 0.0, quality, number(row.get("std")), seeds, name in comparison.best)
 
 
-def _show(metric: str) -> Any:
-    return lambda value: show(metric, value)
-
-
-def _tick(metric: str) -> Any:
-    return lambda value: show_tick(metric, value)
-
-
-def _by_round(found: Compared) -> Plot | None:
+def _by_round(comparison: Compared) -> Plot | None:
     """Means over the seeds; the deviation as a band while there are few methods."""
-    names = list(found.summary)
-    each = {name: _means(found, name) for name in names}
+    names, metric = list(comparison.summary), comparison.round_metric
+    each = {name: _means(comparison, name) for name in names}
     first = 0 if all(len(points) < 3 for points in each.values()) else 1
     items = [Curve(n, [(x, m) for x, m, _ in each[n] if x >= first], at) for at, n in enumerate(names)]
     banded = len(names) <= MOST_BANDS
@@ -58,23 +52,23 @@ def _by_round(found: Compared) -> Plot | None:
         for at, n in enumerate(names)
     ]
     note = "Means over the seeds; bands are one standard deviation." if banded else "Means over the seeds."
-    base = _base(found)
+    base = _base(comparison)
     if first and base is not None:
-        note += f" Round 0, the model before any training, is not drawn: {show(found.round_metric, base)}."
-    span = Span("round", _show(found.round_metric), _tick(found.round_metric))
+        note += f" Round 0, the model before any training, is not drawn: {show(metric, base)}."
+    span = Span("round", partial(show, metric), partial(show_tick, metric))
     shown = [band for band in bands if band.points] if banded else []
-    title = f"{describe(found.round_metric).title} by round"
+    title = f"{describe(metric).title} by round"
     return curves(title, items, span, name="comparison-rounds", note=note, bands=shown)
 
 
-def _means(found: Compared, name: str) -> list[tuple[float, float, float | None]]:
+def _means(comparison: Compared, name: str) -> list[tuple[float, float, float | None]]:
     """(round, mean, deviation) over the rounds that every seed's run has."""
-    lines = [dict(facts.curve(run, found.round_metric)) for run in found.folders(name)]
+    lines = [dict(facts.curve(run, comparison.round_metric)) for run in comparison.folders(name)]
     common = sorted(set.intersection(*map(set, lines))) if lines else []
     values = {at: [line[at] for line in lines] for at in common}
     return [(at, mean(v), stdev(v) if len(v) > 1 else None) for at, v in values.items()]
 
 
-def _base(found: Compared) -> float | None:
-    values = [b for run in found.runs if (b := number(run.get("base"))) is not None]
+def _base(comparison: Compared) -> float | None:
+    values = [b for run in comparison.runs if (b := number(run.get("base"))) is not None]
     return mean(values) if values else None

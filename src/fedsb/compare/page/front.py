@@ -51,13 +51,12 @@ def front(title: str, dots: Sequence[Dot], show: Show, tick: Show, *, name: str,
         _names(axes, drawn)
 
     keys = tuple(key(at, dot.label) for at, dot in enumerate(dots) if dot in drawn)
-    said = " ".join(f"{d.label}: {show(d.quality)} at {human_bytes(d.cost)}{_mark(d)}." for d in drawn)
+    places = " ".join(
+        f"{d.label}: {show(d.quality)} at {human_bytes(d.cost)}{', not dominated' if d.best else ''}."
+        for d in drawn
+    )
     svg = draw(paint, name=name, width=WIDTH, height=HEIGHT)
-    return Plot(title, svg, f"Scatter plot, {title}. {said}", keys if len(drawn) > 1 else (), note)
-
-
-def _mark(dot: Dot) -> str:
-    return ", not dominated" if dot.best else ""
+    return Plot(title, svg, f"Scatter plot, {title}. {places}", keys if len(drawn) > 1 else (), note)
 
 
 def _frame(axes: "Axes", dots: Sequence[Dot], tick: Show) -> None:
@@ -82,21 +81,21 @@ def _heights(dot: Dot) -> list[float]:
 def log_ticks(low: float, high: float, least: int = 3, most: int = 7) -> list[float]:
     """Round numbers on a logarithmic axis: the coarsest steps that give enough, thinned if too many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
+    values: list[float] = []
     for steps in STEPS:
-        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(found) >= least:
+        values = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(values) >= least:
             break
-    return found[:: -(-len(found) // most)] if found else [low, high]
+    return values[:: -(-len(values) // most)] if values else [low, high]
 
 
 def _corners(dots: Sequence[Dot], end: float) -> list[tuple[float, float]]:
     """What the least cost buys: level until the next non-dominated point."""
     best = sorted((dot.cost, dot.quality) for dot in dots if dot.best)
-    found: list[tuple[float, float]] = []
-    for (cost, quality), (after, _) in zip(best, [*best[1:], (end, 0.0)], strict=True):
-        found += [(cost, quality), (after, quality)]
-    return found
+    corners: list[tuple[float, float]] = []
+    for (cost, quality), (after, _) in itertools.pairwise([*best, (end, 0.0)]):
+        corners += [(cost, quality), (after, quality)]
+    return corners
 
 
 def _steps(axes: "Axes", dots: Sequence[Dot]) -> None:
@@ -126,9 +125,8 @@ def _names(axes: "Axes", dots: Sequence[Dot]) -> None:
         if math.hypot(*near) > 12:
             line = {"arrowstyle": "-", "color": FAINT, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 6}
             _annotate(axes, dot, "", near, arrowprops=line)
-        _annotate(
-            axes, dot, _cut(dot.label), (dx, dy), color=INK if dot.best else MUTED, va="center", ha="center"
-        )
+        style = {"color": INK if dot.best else MUTED, "va": "center", "ha": "center"}
+        _annotate(axes, dot, _cut(dot.label), (dx, dy), **style)
 
 
 def _annotate(axes: "Axes", dot: Dot, text: str, shift: tuple[float, float], **style: object) -> None:

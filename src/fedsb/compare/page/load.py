@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_yaml
 from fedsb.common.dotted import flat
 from fedsb.common.files import read_json
+from fedsb.common.strict_yaml import parse_yaml
 from fedsb.errors import InputError
 from fedsb.report.load import Run, load_run, mapping, sequence
 from fedsb.report.units import DASH
@@ -14,7 +14,7 @@ from fedsb.report.units import DASH
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison's files as read. `loaded` has the run folder of each record, None if it is gone."""
+    """A comparison's files as read. `loaded` has the run folder of each record."""
 
     name: str
     content: dict[str, Any]
@@ -37,7 +37,7 @@ class Compared:
 
     @property
     def summary(self) -> dict[str, dict[str, Any]]:
-        return {name: mapping(found) for name, found in mapping(self.content.get("summary")).items()}
+        return {name: mapping(row) for name, row in mapping(self.content.get("summary")).items()}
 
     @property
     def best(self) -> list[str]:
@@ -51,9 +51,8 @@ class Compared:
         return [run for run in self.runs if run.get("method") == method]
 
     def folders(self, method: str) -> list[Run]:
-        return [
-            self.loaded[str(run.get("run"))] for run in self.of(method) if str(run.get("run")) in self.loaded
-        ]
+        paths = [str(run.get("run")) for run in self.of(method)]
+        return [self.loaded[path] for path in paths if path in self.loaded]
 
 
 def load_comparison(folder: Path) -> Compared:
@@ -68,12 +67,14 @@ def load_comparison(folder: Path) -> Compared:
     return Compared(folder.resolve().name, content, mapping(config), text, loaded)
 
 
-def settings_apart(found: Compared) -> dict[str, dict[str, str]]:
+def settings_apart(comparison: Compared) -> dict[str, dict[str, str]]:
     """Dotted key -> method -> value, for keys whose value is not the same in all of them."""
-    settings = {name: flat(held[0].config) for name in found.summary if (held := found.folders(name))}
+    settings = {
+        name: flat(runs[0].config) for name in comparison.summary if (runs := comparison.folders(name))
+    }
     keys = dict.fromkeys(key for values in settings.values() for key in values if key != "seed")
-    told = {key: {name: _text(values.get(key)) for name, values in settings.items()} for key in keys}
-    return {key: values for key, values in told.items() if len(set(values.values())) > 1}
+    shown = {key: {name: _text(values.get(key)) for name, values in settings.items()} for key in keys}
+    return {key: values for key, values in shown.items() if len(set(values.values())) > 1}
 
 
 def _text(value: object) -> str:

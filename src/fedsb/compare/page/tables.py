@@ -14,12 +14,12 @@ from fedsb.report.units import DASH, MINUS, THIN, count, decimal, duration, huma
 MOST_SEEDS = 8
 
 
-def result(found: Compared) -> str:
-    title = describe(found.metric).title.lower()
-    columns = texts("method") + numbers(f"{title}, mean ± sd", f"against {_unbroken(found.baseline)}")
+def result(comparison: Compared) -> str:
+    title = describe(comparison.metric).title.lower()
+    columns = texts("method") + numbers(f"{title}, mean ± sd", f"against {_unbroken(comparison.baseline)}")
     columns += numbers("per round and client*", "sent once", "total", "learning rate", "seeds")
     columns += texts("not dominated")
-    rows = [_row(found, name, row) for name, row in found.summary.items()]
+    rows = [_row(comparison, name, row) for name, row in comparison.summary.items()]
     note = (
         "sd: sample standard deviation over the seeds. Differences are paired: seed by seed, then mean ± sd. "
         "* up and down together, for each client that takes part. Total: all clients and rounds, and once."
@@ -27,26 +27,23 @@ def result(found: Compared) -> str:
     return table("Result", columns, rows) + paragraph(note, "note")
 
 
-def _row(found: Compared, name: str, row: dict[str, Any]) -> list[str]:
-    apart = mapping(row.get("difference"))
-    difference = (
-        DASH
-        if name == found.baseline
-        else change(found.metric, number(apart.get("mean")), number(apart.get("std")))
-    )
+def _row(comparison: Compared, name: str, row: dict[str, Any]) -> list[str]:
     sizes = [human_bytes(number(row.get(key))) for key in ("bytes_per_round", "init_bytes", "total_bytes")]
     rate = f"{decimal(number(row.get('learning_rate')))}{' (edge)' if row.get('edge') else ''}"
-    mark = "●" if name in found.best else ""
-    seeds = count(whole(row.get("seeds")))
     return [
         name,
-        value(found.metric, number(row.get("mean")), number(row.get("std"))),
-        difference,
+        value(comparison.metric, number(row.get("mean")), number(row.get("std"))),
+        DASH if name == comparison.baseline else _difference(comparison, row),
         *sizes,
         rate,
-        seeds,
-        mark,
+        count(whole(row.get("seeds"))),
+        "●" if name in comparison.best else "",
     ]
+
+
+def _difference(comparison: Compared, row: dict[str, Any]) -> str:
+    apart = mapping(row.get("difference"))
+    return change(comparison.metric, number(apart.get("mean")), number(apart.get("std")))
 
 
 def _unbroken(name: str) -> str:
@@ -75,20 +72,19 @@ def change(metric: str, middle: float | None, spread: float | None) -> str:
     return f"{sign}{decimal(middle, 3)}" + ("" if spread is None else f" ± {decimal(spread, 2)}")
 
 
-def differences(found: Compared) -> str:
+def differences(comparison: Compared) -> str:
     """One column per seed where they fit."""
-    others = [name for name in found.summary if name != found.baseline]
-    first = {run["seed"]: number(run.get("value")) for run in found.of(found.baseline)}
+    others = [name for name in comparison.summary if name != comparison.baseline]
+    first = {run["seed"]: number(run.get("value")) for run in comparison.of(comparison.baseline)}
     if not others or not first:
         return ""
     seeds = sorted(first)[:MOST_SEEDS]
     columns = texts("method") + numbers(*(f"seed {seed}" for seed in seeds), "mean ± sd")
     rows = []
     for name in others:
-        own = {run["seed"]: number(run.get("value")) for run in found.of(name)}
-        each = [change(found.metric, _minus(own.get(seed), first[seed]), None) for seed in seeds]
-        apart = mapping(found.summary[name].get("difference"))
-        rows.append([name, *each, change(found.metric, number(apart.get("mean")), number(apart.get("std")))])
+        values = {run["seed"]: number(run.get("value")) for run in comparison.of(name)}
+        each = [change(comparison.metric, _minus(values.get(seed), first[seed]), None) for seed in seeds]
+        rows.append([name, *each, _difference(comparison, comparison.summary[name])])
     hidden = len(first) - len(seeds)
     note = f"{plural(hidden, 'more seed')} in the mean, not shown." if hidden else ""
     return table("Paired differences", columns, rows) + (paragraph(note, "note") if note else "")
@@ -98,20 +94,20 @@ def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def tuning(found: Compared) -> str:
+def tuning(comparison: Compared) -> str:
     """Every rate that was tried, with its value on the held-out rows."""
     trials: dict[str, list[dict[str, Any]]] = {}
-    for line in sequence(found.content.get("tuning")):
+    for line in sequence(comparison.content.get("tuning")):
         trials.setdefault(str(mapping(line).get("method")), []).append(mapping(line))
     if not trials:
         return ""
-    metric = str(next(iter(trials.values()))[0].get("metric", found.metric))
+    metric = str(next(iter(trials.values()))[0].get("metric", comparison.metric))
     title = f"{describe(metric).title.lower()} on the held-out rows, by rate"
     columns = texts("method", title) + numbers("chosen") + texts("")
     rows = []
     for name, lines in trials.items():
         chosen = next((decimal(number(t.get("learning_rate"))) for t in lines if t.get("chosen")), DASH)
-        edge = "edge of the grid" if found.summary.get(name, {}).get("edge") else ""
+        edge = "edge of the grid" if comparison.summary.get(name, {}).get("edge") else ""
         rows.append([name, Markup(" · ").join(_trial(metric, line) for line in lines), chosen, edge])
     text = "The best rate of the grid is used; of equal ones the smallest. Each rate links to its run."
     return paragraph(text) + table("Learning rates", columns, rows)
@@ -119,31 +115,30 @@ def tuning(found: Compared) -> str:
 
 def _trial(metric: str, line: dict[str, Any]) -> Markup:
     rate, scored = decimal(number(line.get("learning_rate"))), number(line.get("value"))
-    path, said = f"{line.get('run')}/report.html", "failed" if scored is None else show(metric, scored)
-    return trial(rate, None if scored is None else path, said, line.get("chosen"))
+    path, text = f"{line.get('run')}/report.html", "failed" if scored is None else show(metric, scored)
+    return trial(rate, None if scored is None else path, text, line.get("chosen"))
 
 
-def settings(found: Compared) -> str:
+def settings(comparison: Compared) -> str:
     """The config values in which the methods differ."""
-    apart = settings_apart(found)
+    apart = settings_apart(comparison)
     if not apart:
         return ""
-    rows = [[name, *(values.get(name, DASH) for values in apart.values())] for name in found.summary]
+    rows = [[name, *(values.get(name, DASH) for values in apart.values())] for name in comparison.summary]
     return table("What sets the methods apart", texts("method", *apart), rows)
 
 
-def runs(found: Compared) -> str:
-    score = describe(found.metric).title.lower()
+def runs(comparison: Compared) -> str:
+    score = describe(comparison.metric).title.lower()
     columns = texts("run") + numbers(score, "total", "learning rate", "time") + texts("config", "page")
-    rows = [_run(found, run) for run in found.runs]
-    return table("Every run", columns, rows)
+    return table("Every run", columns, [_run(comparison, run) for run in comparison.runs])
 
 
-def _run(found: Compared, run: dict[str, Any]) -> list[str]:
+def _run(comparison: Compared, run: dict[str, Any]) -> list[str]:
     path = str(run.get("run"))
     return [
         f"{run.get('method')}, seed {run.get('seed')}",
-        value(found.metric, number(run.get("value")), None),
+        value(comparison.metric, number(run.get("value")), None),
         human_bytes(number(run.get("total_bytes"))),
         decimal(number(run.get("learning_rate"))),
         duration(number(run.get("seconds"))),
@@ -152,10 +147,10 @@ def _run(found: Compared, run: dict[str, Any]) -> list[str]:
     ]
 
 
-def config(found: Compared) -> str:
-    return paragraph(
-        "All runs share this config but for what is listed above, the seed and the learning rate."
-    ) + details("config.yaml: giving it to fedsb compare repeats the comparison", yaml(found.config_text))
+def config(comparison: Compared) -> str:
+    text = "All runs share this config but for what is listed above, the seed and the learning rate."
+    title = "config.yaml: giving it to fedsb compare repeats the comparison"
+    return paragraph(text) + details(title, yaml(comparison.config_text))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -51,10 +51,10 @@ class Contribution(NamedTuple):
 
     Attributes:
         what: its name in the ledger.
-        send: (model, target layers, start, own examples) -> the message.
+        send: (model, target layers, start, the contributor's examples) -> the message.
         combine: (layer shapes, start, messages with the number of examples behind each) -> start factors.
-        like: (layer shapes, start) -> tensors of a message's names, shapes and types, without numbers.
-    sizes: (message, layer) -> how large it is there.
+        template: (layer shapes, start) -> tensors of a message's names, shapes and types, without numbers.
+        sizes: (message, layer) -> how large it is there.
     """
 
     what: str
@@ -93,6 +93,16 @@ def reducer(start: Start) -> Callable[[str, Tensor], Factors]:
 def check_some(count: int) -> None:
     if not count:
         raise RunFailed("start: nobody contributed a gradient; the clients' own lines say why")
+
+
+def summed(messages: Iterable[tuple[Tensors, int]], dtype: torch.dtype) -> Tensors:
+    """The sum of all messages, tensor by tensor, in this type."""
+    total: Tensors = {}
+    for message, _ in messages:
+        for name, tensor in message.items():
+            total[name] = total[name] + tensor.to(dtype) if name in total else tensor.to(dtype)
+    check_some(len(total))
+    return total
 
 
 def empty(*shape: int) -> Tensor:

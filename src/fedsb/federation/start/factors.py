@@ -29,17 +29,11 @@ from fedsb.methods.method import Shape
 
 
 def _send_factors(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, contributor: Contributor
 ) -> Tensors:
+    batches, losses, sums = contributor.batches(start.batch_size), contributor.losses, contributor.sums
     sent = estimate_update(
-        model,
-        targets,
-        own.batches(start.batch_size),
-        own.losses,
-        _cut(start),
-        learning_rate=-1.0,
-        rule="raw",
-        sums=own.sums,
+        model, targets, batches, losses, _cut(start), learning_rate=-1.0, rule="raw", sums=sums
     )
     return {f"{n}.{part}": t.to(SENT_AS) for n, pair in sent.items() for part, t in pair.items()}
 
@@ -62,8 +56,8 @@ def _combine_factors(
 
 
 def _dense(stack: Stack) -> Tensor:
-    found = stack.result(1.0)
-    return found.B @ found.A if isinstance(found, LoraPair) else found
+    total = stack.result(1.0)
+    return total.B @ total.A if isinstance(total, LoraPair) else total
 
 
 def _cut(start: Start) -> Callable[[str, Tensor], dict[str, Tensor]]:
@@ -87,17 +81,12 @@ def _factor_sizes(message: Tensors, layer: str) -> Sizes:
 
 def _factors_like(shapes: Shapes, start: Start) -> Tensors:
     rank = start.heads * start.rank
-    found: Tensors = {}
+    template: Tensors = {}
     for name, shape in shapes.items():
         inner = rank if factors_are_smaller(shape, rank) else shape.n_in
-        found |= {f"{name}.B": empty(shape.out, inner), f"{name}.A": empty(inner, shape.n_in)}
-    return found
+        template |= {f"{name}.B": empty(shape.out, inner), f"{name}.A": empty(inner, shape.n_in)}
+    return template
 
 
-FACTORS = Contribution(
-    "gradients of the target layers, as factors",
-    _send_factors,
-    _combine_factors,
-    _factors_like,
-    _factor_sizes,
-)
+WHAT = "gradients of the target layers, as factors"
+FACTORS = Contribution(WHAT, _send_factors, _combine_factors, _factors_like, _factor_sizes)

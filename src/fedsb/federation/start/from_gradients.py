@@ -1,4 +1,4 @@
-"""Bases from the clients' gradients, and what each client sends of its own.
+"""Bases from the clients' gradients, and what each client sends.
 
     contributions:  each contributor sends factors, sketches or noised sums (see `contribution`)  -> combined
     whole:          each contributor sends its gradient, out x in numbers a layer  -> mean -> rule -> SVD
@@ -14,7 +14,7 @@ energy they hold not at all; twice the columns, for fp32's bytes, add 0.1 (`stud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -140,8 +140,8 @@ def contribute(
         indices = [indices[i] for i in start.private.sample(client)]
     everyone = sum(map(len, calibration.draw.values()))
     batches = partial(calibration.batches_of, indices)
-    own = Contributor(batches, calibration.losses, everyone, client, sums)
-    return contribution(start).send(model, targets, start, own)
+    contributor = Contributor(batches, calibration.losses, everyone, client, sums)
+    return contribution(start).send(model, targets, start, contributor)
 
 
 def combine(
@@ -184,8 +184,8 @@ def _sizes(factors: Mapping[str, Factors], names: Sequence[str]) -> tuple[int, i
 
 def as_sent(factors: Mapping[str, Factors], names: Sequence[str] = ("A", "B")) -> Tensors:
     """Bases as they travel."""
-    found = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in names}
-    return {name: tensor.to("cpu", SENT_AS).contiguous() for name, tensor in found.items()}
+    tensors = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in names}
+    return {name: tensor.to("cpu", SENT_AS).contiguous() for name, tensor in tensors.items()}
 
 
 def as_received(factors: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -205,14 +205,16 @@ def orthonormal_again(columns: Tensor) -> Tensor:
 @contextmanager
 def estimating(model: nn.Module) -> Iterator[None]:
     """The state in which gradients of base weights are taken."""
-    with _frozen(model), without_dropout(model):
+    with only_these_train(model, ()), without_dropout(model):
         yield
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def only_these_train(model: nn.Module, names: Container[str]) -> Iterator[None]:
+    """Inside the block all other parameters are frozen; afterwards every one is as it was."""
     before = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
     try:
         yield
     finally:

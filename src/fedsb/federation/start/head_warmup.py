@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedsb.federation import wire
 from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
-from fedsb.federation.start.from_gradients import Calibration
+from fedsb.federation.start.from_gradients import Calibration, only_these_train
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.start.settings import Warmup
 from fedsb.federation.traffic import Tally, Traffic
@@ -81,14 +81,10 @@ def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cache
     """One forward pass of the frozen base over the batches, its outputs kept."""
     outputs: list[Any] = []
     base: nn.Module = model.base_model  # type: ignore[assignment]
-    handle = base.register_forward_hook(lambda module, args, output: outputs.append(output))
     model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-    finally:
-        handle.remove()
+    with base.register_forward_hook(lambda module, args, output: outputs.append(output)), torch.no_grad():
+        for batch in batches:
+            model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
     return list(zip(batches, outputs, strict=True))
 
 
@@ -103,7 +99,7 @@ def train_head(
     optimizer = torch.optim.AdamW(list(head.values()), lr=warmup.learning_rate, weight_decay=0.0)
     num_examples = sum(len(batch["labels"]) for batch, _ in cached)
     model.eval()
-    with _only_these_train(model, head), _replayed_base(model) as replay:
+    with only_these_train(model, head), _replayed_base(model) as replay:
         for _ in range(warmup.steps):
             optimizer.zero_grad()
             for batch, output in cached:
@@ -131,15 +127,3 @@ def _replayed_base(model: nn.Module) -> Iterator[Callable[[Any], None]]:
         yield lambda output: setattr(stand_in, "output", output)
     finally:
         model.set_submodule(name, base)
-
-
-@contextmanager
-def _only_these_train(model: nn.Module, head: Mapping[str, Tensor]) -> Iterator[None]:
-    before = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])

@@ -33,9 +33,11 @@ class StartResult:
 
 def needs_data(start: Start, method: Method, head: Mapping[str, Tensor]) -> bool:
     """Whether the start looks at examples at all."""
-    return (method.draw is None and bases_kind(start, method) == "gradient") or bool(
-        head and start.head_warmup
-    )
+    return _estimates(start, method) or bool(head and start.head_warmup)
+
+
+def _estimates(start: Start, method: Method) -> bool:
+    return method.draw is None and bases_kind(start, method) == "gradient"
 
 
 def bases_kind(start: Start, method: Method) -> str:
@@ -52,11 +54,11 @@ def draw_calibration(parts: Sequence[Sequence[int]], samples: int, *, seed: int)
     clients = list(range(len(parts)))
     if samples < len(parts):
         clients = sorted(rng.choice(len(parts), samples, replace=False).tolist())
-    each, rest = divmod(samples, len(clients))
+    share, remainder = divmod(samples, len(clients))
     draw = {}
     for place, client in enumerate(clients):
-        wanted = min(each + (place < rest), len(parts[client]))
-        chosen = rng.choice(len(parts[client]), wanted, replace=False)
+        count = min(share + (place < remainder), len(parts[client]))
+        chosen = rng.choice(len(parts[client]), count, replace=False)
         draw[client] = sorted(parts[client][place] for place in chosen.tolist())
     return draw
 
@@ -80,37 +82,22 @@ def start_factors(
     traffic: list[Traffic] = []
     if head and start.head_warmup is not None:
         traffic += warm_up_here(model, head, start.head_warmup, start.batch_size, calibration, start.robust)
-    factors, sent = _factors(model, targets, method, start, calibration, num_clients, sums)
+    if _estimates(start, method):
+        factors, sent = bases_from_gradients(
+            model, targets, start, calibration, num_clients=num_clients, sums=sums
+        )
+        traffic += sent
+    else:
+        factors = {name: _factors_without_data(name, layer, method, start) for name, layer in targets.items()}
     if "s" in method.trains(1):
         factors = {name: part._replace(s=torch.ones(start.heads)) for name, part in factors.items()}
-    return StartResult(factors, traffic + sent, calibration.draw)
+    return StartResult(factors, traffic, calibration.draw)
 
 
-def _factors(
-    model: nn.Module,
-    targets: Mapping[str, nn.Module],
-    method: Method,
-    start: Start,
-    calibration: Calibration,
-    num_clients: int,
-    sums: MutableMapping[str, Tensor] | None,
-) -> tuple[dict[str, Factors], list[Traffic]]:
-    draw, rank, heads, seed = method.draw, start.rank, start.heads, start.seed
-    kind = bases_kind(start, method)
-    if draw is not None:
-        return {n: draw(*features(m), rank, generator=_generator(seed, n)) for n, m in targets.items()}, []
-    if kind == "orthonormal":
-        return {
-            n: orthonormal_bases(*features(m), rank, heads=heads, generator=_generator(seed, n))
-            for n, m in targets.items()
-        }, []
-    if kind == "weights":
-        return {
-            n: bases_from_weight(dense_weight(m), rank, heads=heads, generator=_generator(seed, n))
-            for n, m in targets.items()
-        }, []
-    return bases_from_gradients(model, targets, start, calibration, num_clients=num_clients, sums=sums)
-
-
-def _generator(seed: int, layer: str) -> torch.Generator:
-    return torch_generator(seed, "bases", layer)
+def _factors_without_data(name: str, layer: nn.Module, method: Method, start: Start) -> Factors:
+    rank, heads, generator = start.rank, start.heads, torch_generator(start.seed, "bases", name)
+    if method.draw is not None:
+        return method.draw(*features(layer), rank, generator=generator)
+    if bases_kind(start, method) == "orthonormal":
+        return orthonormal_bases(*features(layer), rank, heads=heads, generator=generator)
+    return bases_from_weight(dense_weight(layer), rank, heads=heads, generator=generator)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -74,22 +74,22 @@ def _check_length(message: bytes, template: Mapping[str, Tensor]) -> int:
     return header
 
 
-def _facts(found: Any) -> Facts:
+def _facts(content: Any) -> Facts:
     """Refuse anything but short texts and counts by name."""
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError("facts are not named")
-    for name, value in found.items():
+    for name, value in content.items():
         if type(value) not in (int, str) or len(str(value)) > LONGEST_TEXT:
             raise ValueError(f"the fact {printable(name, 40)} is no count and no short text")
-    return found
+    return content
 
 
 def _tensors(message: bytes, start: int, described: dict[str, Any]) -> dict[str, Tensor]:
     """Views of the message, which they must fill without a gap."""
     places = {name: _place(name, entry) for name, entry in described.items()}
     ends = sorted((begin, end) for _, _, begin, end in places.values())
-    edges = [0, *(edge for place in ends for edge in place), len(message) - start]
-    if any(one != other for one, other in list(pairwise(edges))[::2]):
+    edges = [0, *chain.from_iterable(ends), len(message) - start]
+    if edges[::2] != edges[1::2]:
         raise ValueError("tensors that overlap, or do not fill the message")
     return {
         name: _view(message, start + begin, dtype, shape) for name, (dtype, shape, begin, _) in places.items()
@@ -132,13 +132,13 @@ def check_start(
         UpdateRejected: with the first reason found.
     """
     for name, value in wanted.items():
-        found = facts.get(name)
-        if type(found) is not type(value) or found != value:
-            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(found), 100)}")
-    own, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, template))
-    if own != expected:
-        other = printable(sorted(own ^ expected)[:3])
-        raise UpdateRejected(f"start message: tensors differ from what is expected, first in {other}")
+        fact = facts.get(name)
+        if type(fact) is not type(value) or fact != value:
+            raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(fact), 100)}")
+    kinds, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, template))
+    if kinds != expected:
+        first = printable(sorted(kinds ^ expected)[:3])
+        raise UpdateRejected(f"start message: tensors differ from what is expected, first in {first}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue

@@ -18,23 +18,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors
-from fedsb.adapter.bases import fixed_signs, orthonormal_columns
+from fedsb.adapter.bases import column_signs, orthonormal_columns
 from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import sum_over_batches
 from fedsb.common.seeding import torch_generator
-from fedsb.federation.start.contribution import (
-    Contribution,
-    Contributor,
-    Shapes,
-    Tensors,
-    check_some,
-    norms_of,
-)
+from fedsb.federation.start.contribution import Contribution, Contributor, Shapes, Tensors, norms_of, summed
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
 
 WIDER = 1.5
-"""Columns of a sketch for each direction wanted."""
+"""Columns of a sketch for each direction that is asked for."""
 
 
 class MomentSketch(NamedTuple):
@@ -44,9 +37,9 @@ class MomentSketch(NamedTuple):
     right: Float[Tensor, "in width"]
 
 
-def add(one: MomentSketch, other: MomentSketch) -> MomentSketch:
-    """Sketches of two parties, or of two batches, as one."""
-    return MomentSketch(one.left + other.left, one.right + other.right)
+def add(first: MomentSketch, second: MomentSketch) -> MomentSketch:
+    """The sketch of two parties, or of two batches, together."""
+    return MomentSketch(first.left + second.left, first.right + second.right)
 
 
 def probes(out: int, n_in: int, rank: int, *, generator: torch.Generator) -> MomentSketch:
@@ -70,14 +63,14 @@ def sketch_moments(
         RunFailed: no gradient reached a layer, or it is not finite.
     """
     device = next(model.parameters()).device
-    ours = {name: MomentSketch(*(side.to(device) for side in probe)) for name, probe in shared.items()}
+    local = {name: MomentSketch(*(side.to(device) for side in probe)) for name, probe in shared.items()}
 
     def moments_of(name: str, gradient: Tensor) -> MomentSketch:
-        P, Q = ours[name]
+        P, Q = local[name]
         return MomentSketch(gradient @ (gradient.T @ P), gradient.T @ (gradient @ Q))
 
-    found = sum_over_batches(model, layers, batches, losses, moments_of, add)
-    return {name: MomentSketch(*(side.cpu() for side in sketch)) for name, sketch in found.items()}
+    total = sum_over_batches(model, layers, batches, losses, moments_of, add)
+    return {name: MomentSketch(*(side.cpu() for side in sketch)) for name, sketch in total.items()}
 
 
 def leading_directions(
@@ -94,7 +87,8 @@ def leading_directions(
     values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
     root = vectors / values.clamp_min(shift).sqrt()
     U, _, _ = torch.linalg.svd(Y @ root, full_matrices=False)
-    return fixed_signs(U[:, :rank]).float().contiguous()
+    U = U[:, :rank]
+    return (U * column_signs(U)).float().contiguous()
 
 
 MOMENT_BATCH = 4
@@ -102,32 +96,31 @@ MOMENT_BATCH = 4
 
 
 def _send_moments(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, contributor: Contributor
 ) -> Tensors:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     shared = _moment_probes(shapes, start)
-    sent = sketch_moments(model, targets, own.batches(MOMENT_BATCH), own.losses, shared)
-    return {f"{n}.{side}": t for n, sketch in sent.items() for side, t in sketch._asdict().items()}
+    batches = contributor.batches(MOMENT_BATCH)
+    return _by_name(sketch_moments(model, targets, batches, contributor.losses, shared))
+
+
+def _by_name(sketches: Mapping[str, MomentSketch]) -> Tensors:
+    return {f"{n}.{side}": t for n, sketch in sketches.items() for side, t in sketch._asdict().items()}
 
 
 def _combine_moments(
     shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]
 ) -> dict[str, Factors]:
     """R0 is zero, since moments have no sign."""
-    total: dict[str, MomentSketch] = {}
-    for message, _ in messages:
-        for name in shapes:
-            new = MomentSketch(*(message[f"{name}.{side}"] for side in MomentSketch._fields))
-            total[name] = add(total[name], new) if name in total else new
-    check_some(len(total))
+    total = summed(messages, torch.float32)
     rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
     return {
         name: Factors(
-            B=leading_directions(sketch.left, shared[name].left, rank),
-            A=leading_directions(sketch.right, shared[name].right, rank).T.contiguous(),
+            B=leading_directions(total[f"{name}.left"], probe.left, rank),
+            A=leading_directions(total[f"{name}.right"], probe.right, rank).T.contiguous(),
             R=torch.zeros(start.heads, start.rank, start.rank),
         )
-        for name, sketch in total.items()
+        for name, probe in shared.items()
     }
 
 
@@ -140,8 +133,7 @@ def _moment_probes(shapes: Shapes, start: Start) -> dict[str, MomentSketch]:
 
 
 def _moments_like(shapes: Shapes, start: Start) -> Tensors:
-    shared = _moment_probes(shapes, start)
-    return {f"{n}.{side}": t for n, sketch in shared.items() for side, t in sketch._asdict().items()}
+    return _by_name(_moment_probes(shapes, start))
 
 
 MOMENTS = Contribution(

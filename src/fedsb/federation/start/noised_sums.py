@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedsb.adapter import Factors
 from fedsb.federation.start.contribution import (
@@ -18,48 +18,38 @@ from fedsb.federation.start.contribution import (
     Contributor,
     Shapes,
     Tensors,
-    check_some,
     empty,
     norms_of,
     reducer,
+    summed,
 )
 from fedsb.federation.start.settings import Start
 from fedsb.privacy.private_start import noised_gradient_sums
 
 
-def _send(model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor) -> Tensors:
-    """Paid for before it leaves."""
-    private = start.private
+def _send(
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, contributor: Contributor
+) -> Tensors:
+    """The client's message, charged before it leaves."""
+    private, client = start.private, contributor.client
     assert private is not None
-    sums = noised_gradient_sums(
-        model,
-        targets,
-        own.batches(start.batch_size),
-        own.losses,
-        private.plans[own.client],
-        noise=private.noise,
-        client=own.client,
-    )
-    private.charge(own.client)
+    batches, losses = contributor.batches(start.batch_size), contributor.losses
+    plan, noise = private.plans[client], private.noise
+    sums = noised_gradient_sums(model, targets, batches, losses, plan, noise=noise, client=client)
+    private.charge(client)
     return {f"{name}.sum": tensor.to(SENT_AS) for name, tensor in sums.items()}
 
 
 def _combine(shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]) -> dict[str, Factors]:
-    total: Tensors = {}
-    for message, _ in messages:
-        for name in shapes:
-            new = message[f"{name}.sum"].float()
-            total[name] = new + total[name] if name in total else new
-    check_some(len(total))
-    reduce = reducer(start)
-    return {name: _with_zero_core(reduce(name, total.pop(name))) for name in shapes}
+    total, reduce = summed(messages, torch.float32), reducer(start)
+    return {name: _with_zero_core(reduce(name, total.pop(f"{name}.sum"))) for name in shapes}
 
 
 def _with_zero_core(factors: Factors) -> Factors:
     return factors if factors.R is None else factors._replace(R=torch.zeros_like(factors.R))
 
 
-def _like(shapes: Shapes, start: Start) -> dict[str, Tensor]:
+def _like(shapes: Shapes, start: Start) -> Tensors:
     return {f"{name}.sum": empty(*shape) for name, shape in shapes.items()}
 
 

@@ -22,7 +22,7 @@ from fedsb.federation.server import broadcast
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import start_factors
 from fedsb.federation.start.settings import Start
-from fedsb.federation.state import ServerState, with_base
+from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Traffic
 
 
@@ -53,8 +53,10 @@ def refresh(
         local_model.model, targets, {}, method, start, calibration, num_clients=num_clients, sums=sums
     )
     local_model.start, local_model.rank, local_model.base_round = started.factors, 0, state.round
-    state = with_base(state, total, clients=range(num_clients))
-    state = replace(state, vector=_with_new_cores(local_model, state.vector, started.factors))
+    seen = dict.fromkeys(range(num_clients), state.round)  # every client folds by itself
+    base = BaseChange(total, changed=state.round, previous=state.base.changed, seen=seen)
+    vector = _with_new_cores(local_model, state.vector, started.factors)
+    state = ServerState(state.round, vector, base)
     load_state(local_model, state.vector, total, round_number=state.round, seed=seed)
     traffic = [cores, *(replace(entry, round=state.round) for entry in started.traffic)]
     return RefreshResult(state, started.factors, traffic)
@@ -71,11 +73,9 @@ def fold_into_base(local_model: LocalModel) -> dict[str, Tensor]:
 
 def _cores_to_all(state: ServerState, local_model: LocalModel, num_clients: int) -> Traffic:
     """Everybody folds, so everybody needs the last cores, the cohort's members or not."""
-    message = broadcast(state, local_model.exchange, 0, local_model.exchange.whole)
-    what, size = "cores to fold", len(message)
-    return Traffic(
-        state.round, what, "down", num_clients, num_clients * size, num_clients * state.vector.numel()
-    )
+    size = num_clients * len(broadcast(state, local_model.exchange, 0, local_model.exchange.whole))
+    numbers = num_clients * state.vector.numel()
+    return Traffic(state.round, "cores to fold", "down", num_clients, size, numbers)
 
 
 def _with_new_cores(local_model: LocalModel, vector: Tensor, factors: Mapping[str, Factors]) -> Tensor:

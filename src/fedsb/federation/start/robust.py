@@ -5,7 +5,7 @@ was sent. One beyond it is always scaled back: so early there is nobody to spare
 its warm-up than in a round.
 
 Of contributions, which are summed, the directions matter. Layer by layer each is scaled back to the median
-size of all that are not zero (of an even number the smaller middle one): nobody's own makes up the sum. What
+size of all that are not zero (of an even number the smaller middle one): no single one makes up the sum. What
 a few clients can still do is turn the bases as far as their share of the clients goes.
 """
 
@@ -71,7 +71,7 @@ class Sizes(NamedTuple):
     """How large a contribution is in one layer, and how it is made smaller."""
 
     norms: tuple[float, ...]
-    """Of what can be larger or smaller by itself."""
+    """One norm for each part that can be larger or smaller by itself."""
     scaled: tuple[str, ...]
     """Names of the tensors to be multiplied."""
 
@@ -82,11 +82,7 @@ Counted = tuple[dict[str, Tensor], int]
 
 
 def evened(messages: Iterable[tuple[Counted, Measured]]) -> Iterator[Counted]:
-    """The contributions, none larger than the median one in any layer. All are in memory together.
-
-    Args:
-        messages: each with its sizes by layer.
-    """
+    """The contributions, none larger than the median one in any layer. All are in memory together."""
     held = list(messages)
     medians = {
         layer: _medians([sizes[layer].norms for _, sizes in held]) for layer in (held[0][1] if held else ())
@@ -101,7 +97,7 @@ def evened(messages: Iterable[tuple[Counted, Measured]]) -> Iterator[Counted]:
 
 
 def _medians(norms: list[tuple[float, ...]]) -> list[float]:
-    """Of each size by itself, over those that are not zero; 0 where all are."""
+    """The median of each size by itself, over those that are not zero; 0 where all are."""
     columns = ([norm for norm in column if norm > 0] for column in zip(*norms, strict=True))
     return [sorted(column)[(len(column) - 1) // 2] if column else 0.0 for column in columns]
 

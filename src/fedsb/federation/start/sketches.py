@@ -32,11 +32,11 @@ from fedsb.federation.start.contribution import (
     Contributor,
     Shapes,
     Tensors,
-    check_some,
     empty,
     norms_of,
     reducer,
     step_rule,
+    summed,
 )
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
@@ -81,11 +81,7 @@ def sketched_numbers(shape: Shape, rank: int, columns_per_direction: int = COLUM
 
 
 def draw_probes(
-    shape: Shape,
-    rank: int,
-    *,
-    generator: torch.Generator,
-    columns_per_direction: int = COLUMNS_PER_DIRECTION,
+    shape: Shape, rank: int, *, generator: torch.Generator, columns_per_direction: int = COLUMNS_PER_DIRECTION
 ) -> Probes | None:
     """Fresh `right` and `left` for `rank` directions; None where the matrix itself is smaller."""
     widths = sketch_widths(shape, rank, columns_per_direction)
@@ -102,9 +98,9 @@ def sketch_of(matrix: Float[Tensor, "out in"], probes: Probes | None) -> MatrixS
     return MatrixSketch(matrix @ probes.right, probes.left @ matrix)
 
 
-def add_sketches(one: MatrixSketch, other: MatrixSketch) -> MatrixSketch:
+def add_sketches(first: MatrixSketch, second: MatrixSketch) -> MatrixSketch:
     """The sketch of the sum."""
-    return MatrixSketch(one.columns + other.columns, one.rows + other.rows)
+    return MatrixSketch(first.columns + second.columns, first.rows + second.rows)
 
 
 def matrix_of(sketch: MatrixSketch, probes: Probes | None) -> Float[Tensor, "out in"]:
@@ -117,25 +113,23 @@ def matrix_of(sketch: MatrixSketch, probes: Probes | None) -> Float[Tensor, "out
 
 
 def _send_sketch(
-    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, own: Contributor
+    model: nn.Module, targets: Mapping[str, nn.Module], start: Start, contributor: Contributor
 ) -> Tensors:
     """Its share of the pooled mean, sketched batch by batch: no dense gradient is kept."""
     device = next(model.parameters()).device
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
-    ours = {
+    probes = {
         name: shared and Probes(*(side.to(device) for side in shared))
         for name, shared in _shared_probes(shapes, start).items()
     }
-    sent = sum_over_batches(
-        model,
-        targets,
-        own.batches(start.batch_size),
-        own.losses,
-        lambda name, gradient: sketch_of(gradient, ours[name]),
-        add_sketches,
-    )
+
+    def sketched(name: str, gradient: Tensor) -> MatrixSketch:
+        return sketch_of(gradient, probes[name])
+
+    batches = contributor.batches(start.batch_size)
+    sent = sum_over_batches(model, targets, batches, contributor.losses, sketched, add_sketches)
     return {
-        f"{name}.{side}": (tensor / own.everyone).to("cpu", SENT_AS)
+        f"{name}.{side}": (tensor / contributor.everyone).to("cpu", SENT_AS)
         for name, sketch in sent.items()
         for side, tensor in sketch._asdict().items()
     }
@@ -146,17 +140,14 @@ def _combine_sketches(
 ) -> dict[str, Factors]:
     """The sum of the sketches is all that is looked at. The rule is applied to what comes back, since the
     sign of a sum is no sum of signs."""
-    total: dict[str, MatrixSketch] = {}
-    for message, _ in messages:
-        for name in shapes:
-            new = MatrixSketch(*(message[f"{name}.{side}"].double() for side in MatrixSketch._fields))
-            total[name] = add_sketches(total[name], new) if name in total else new
-    check_some(len(total))
-    reduce, shared = reducer(start), _shared_probes(shapes, start)
-    return {
-        name: reduce(name, apply_rule(name, matrix_of(total.pop(name), shared[name]), step_rule(start), 1.0))
-        for name in shapes
-    }
+    total = summed(messages, torch.float64)
+    reduce, probes = reducer(start), _shared_probes(shapes, start)
+
+    def factors(name: str) -> Factors:
+        sketch = MatrixSketch(*(total.pop(f"{name}.{side}") for side in MatrixSketch._fields))
+        return reduce(name, apply_rule(name, matrix_of(sketch, probes[name]), step_rule(start), 1.0))
+
+    return {name: factors(name) for name in shapes}
 
 
 def _shared_probes(shapes: Shapes, start: Start) -> dict[str, Probes | None]:
@@ -169,12 +160,12 @@ def _shared_probes(shapes: Shapes, start: Start) -> dict[str, Probes | None]:
 
 
 def _sketch_like(shapes: Shapes, start: Start) -> Tensors:
-    found: Tensors = {}
+    template: Tensors = {}
     for name, shape in shapes.items():
         widths = sketch_widths(shape, start.heads * start.rank, COLUMNS_PER_DIRECTION)
         columns, rows = (shape.n_in, 0) if widths is None else widths
-        found |= {f"{name}.columns": empty(shape.out, columns), f"{name}.rows": empty(rows, shape.n_in)}
-    return found
+        template |= {f"{name}.columns": empty(shape.out, columns), f"{name}.rows": empty(rows, shape.n_in)}
+    return template
 
 
 SKETCH = Contribution(

@@ -71,11 +71,8 @@ class Covariance:
         return scale * self.stack.squared_norm(), scale * self.stack.squared_norm(means)
 
 
-# Means of all uploads, and each layer's covariance of B and A: what separate averaging leaves out.
-
-
 class MeansAndCovariances:
-    """One fp64 sum of everything, and per layer the products about the means (see covariance.py)."""
+    """One fp64 sum of everything, and each layer's covariance: what averaging B and A apart leaves out."""
 
     def __init__(self, frame: AggregationInputs):
         self.frame = frame
@@ -85,14 +82,9 @@ class MeansAndCovariances:
     def add(self, upload: Upload) -> MeansAndCovariances:
         self.sums.add(upload)
         for layer, covariance in self.covariances.items():
-            covariance.add(
-                upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"], upload.weight, upload.client
-            )
+            B, A = upload.tensors[f"{layer}.B"], upload.tensors[f"{layer}.A"]
+            covariance.add(B, A, upload.weight, upload.client)
         return self
-
-    def means(self) -> dict[str, Tensor]:
-        """mean(A_i), mean(B_i) and the mean head, by name."""
-        return self.sums.mean()
 
     def residuals(self) -> BaseUpdate:
         """s (mean(B_i A_i) - mean(B_i) mean(A_i)) by layer."""

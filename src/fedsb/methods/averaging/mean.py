@@ -8,7 +8,6 @@ padding "owners" each entry is averaged over those who trained it.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.errors import RunFailed
-from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload
+from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, views_by_name
 
 
 class WeightedSum:
@@ -25,29 +24,30 @@ class WeightedSum:
 
     def __init__(self, frame: AggregationInputs):
         self.frame = frame
-        self.size = sum(prod(shape) for shape in frame.answer.values())
         self.total, self.named = _zeros(frame)
         self.weight = 0.0
         self.owned: dict[str, Tensor] | None = None
         """Weight of each entry's owners, by name; None while every upload was whole."""
 
-    def add(self, upload: Upload) -> None:
-        _check_weight(upload.weight)
+    def add(self, upload: Upload) -> WeightedSum:
+        if not upload.weight > 0:
+            raise ValueError(f"weight: expected a positive number, found {upload.weight}")
         self.weight += upload.weight
-        if upload.vector.numel() == self.size:
+        if upload.vector.numel() == self.total.numel():
             self.total.add_(upload.vector, alpha=upload.weight)
             if self.owned is not None:
                 for part in self.owned.values():
                     part.add_(upload.weight)
         else:
             self._add_part(upload)
+        return self
 
     def _add_part(self, upload: Upload) -> None:
         if self.owned is None:
             owned = _zeros(self.frame)[1]
             self.owned = {name: part.add_(self.weight - upload.weight) for name, part in owned.items()}
         for name, tensor in upload.tensors.items():
-            where = region(name, tensor, upload.heads)
+            where = region(name, tensor.shape, upload.heads)
             self.named[name][where] += upload.weight * tensor.double()
             self.owned[name][where] += upload.weight
             if upload.heads is not None and _is_core(name) and self.frame.padding == "all":
@@ -55,8 +55,8 @@ class WeightedSum:
 
     def _add_untrained(self, name: str, upload: Upload) -> None:
         """Heads a client holds and did not train are in its model at the broadcast value."""
-        rest = tuple(h for h in range(self.named[name].shape[0]) if h not in (upload.heads or ()))
-        where = region(name, upload.tensors[name], rest)
+        untrained = tuple(h for h in range(self.named[name].shape[0]) if h not in (upload.heads or ()))
+        where = region(name, upload.tensors[name].shape, untrained)
         self.named[name][where] += upload.weight * self.frame.current[name][where].double()
 
     def mean(self) -> dict[str, Tensor]:
@@ -76,9 +76,9 @@ class WeightedSum:
         return (mean if before is None else torch.where(weights > 0, mean, before.double())).float()
 
 
-def region(name: str, tensor: Tensor, heads: tuple[int, ...] | None) -> Any:
-    """Where a client's part lies in the whole: the leading block, of its heads alone where it has some."""
-    block = tuple(slice(0, n) for n in tensor.shape)
+def region(name: str, shape: tuple[int, ...], heads: tuple[int, ...] | None = None) -> Any:
+    """Where a part of this shape lies in the whole: the leading block, of these heads alone (None: all)."""
+    block = tuple(slice(0, n) for n in shape)
     return (list(heads), *block[1:]) if heads is not None and _is_core(name) else block
 
 
@@ -98,12 +98,7 @@ def weighted_mean() -> Aggregation:
 
     The order of arrival changes the result by fp64 rounding at most, so hardly ever an fp32 digit.
     """
-
-    def add(total: WeightedSum, upload: Upload) -> WeightedSum:
-        total.add(upload)
-        return total
-
-    return Aggregation(WeightedSum, add, lambda total: Averaged(total.mean()))
+    return Aggregation(WeightedSum, WeightedSum.add, lambda total: Averaged(total.mean()))
 
 
 def _is_core(name: str) -> bool:
@@ -112,16 +107,5 @@ def _is_core(name: str) -> bool:
 
 def _zeros(frame: AggregationInputs) -> tuple[Float[Tensor, "size"], dict[str, Tensor]]:
     """An fp64 vector and its views by name."""
-    sizes = [prod(shape) for shape in frame.answer.values()]
-    flat = torch.zeros(sum(sizes), dtype=torch.float64)
-    starts = [0, *accumulate(sizes)]
-    views = {
-        name: flat[start : start + size].view(shape)
-        for (name, shape), start, size in zip(frame.answer.items(), starts, sizes, strict=False)
-    }
-    return flat, views
-
-
-def _check_weight(weight: float) -> None:
-    if not weight > 0:
-        raise ValueError(f"weight: expected a positive number, found {weight}")
+    flat = torch.zeros(sum(prod(shape) for shape in frame.answer.values()), dtype=torch.float64)
+    return flat, views_by_name(flat, frame)

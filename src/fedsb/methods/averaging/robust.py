@@ -22,13 +22,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, as_one
+from fedsb.methods.method import (
+    Aggregation,
+    AggregationInputs,
+    Averaged,
+    Upload,
+    aggregate_one,
+    current_vector,
+)
 
 Average = Literal["mean", "median", "trimmed-mean"]
 
 FEWEST = 3
-"""Of fewer updates a median or a trimmed mean would be the mean."""
-
+"""With fewer updates a median or a trimmed mean would be the mean."""
 BLOCK = 2**20
 """Numbers sorted at a time, over all clients together."""
 
@@ -44,7 +50,7 @@ def cut_of(average: Average, trim: float, count: int) -> int:
     return (count - 1) // 2 if average == "median" else max(1, int(trim * count + 1e-9))
 
 
-def robust(own: Aggregation, average: Average, trim: float) -> Aggregation:
+def robust(aggregation: Aggregation, average: Average, trim: float) -> Aggregation:
     """The method's aggregation over another average than the weighted mean.
 
     Args:
@@ -52,12 +58,11 @@ def robust(own: Aggregation, average: Average, trim: float) -> Aggregation:
     """
 
     def finish(updates: _All) -> Averaged:
-        vectors = updates.vectors + [_broadcast(updates.frame)] * (FEWEST - len(updates.vectors))
+        vectors = updates.vectors + [current_vector(updates.frame)] * (FEWEST - len(updates.vectors))
         vector = _by_blocks(vectors, cut_of(average, trim, len(vectors)))
-        found = own.finish(own.add(own.start(updates.frame), as_one(vector, updates.frame)))
-        return found._replace(deviation=None)
+        return aggregate_one(aggregation, vector, updates.frame)
 
-    return own if average == "mean" else Aggregation(_All, _All.add, finish)
+    return aggregation if average == "mean" else Aggregation(_All, _All.add, finish)
 
 
 @dataclass
@@ -72,26 +77,19 @@ class _All:
         return self
 
 
-def _broadcast(frame: AggregationInputs) -> Float[Tensor, "n"]:
-    return torch.cat([frame.current[name].reshape(-1) for name in frame.answer])
-
-
 def _by_blocks(vectors: list[Tensor], cut: int) -> Float[Tensor, "n"]:
     """The trimmed mean, some numbers at a time, so that no second copy of all updates is made."""
     width = max(1, BLOCK // len(vectors))
-    found = torch.empty_like(vectors[0])
-    for start in range(0, len(found), width):
+    mean = torch.empty_like(vectors[0])
+    for start in range(0, len(mean), width):
         block = np.stack([vector[start : start + width].numpy() for vector in vectors])
-        found[start : start + width] = torch.from_numpy(trimmed_mean(block, cut))
-    return found
-
-
-# A bound on how far one update may lie from what was broadcast: beyond it, it is refused or scaled back.
+        mean[start : start + width] = torch.from_numpy(trimmed_mean(block, cut))
+    return mean
 
 
 @dataclass(frozen=True)
 class NormBound:
-    """The largest L2 norm of (update - broadcast) over all its numbers, and what is done beyond it."""
+    """The largest L2 norm of (update - broadcast) over all numbers, and what is done with one beyond it."""
 
     largest: float
     over: Literal["reject", "scale"] = "reject"

@@ -10,8 +10,10 @@ from operator import itemgetter
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedsb.adapter import LoraPair
+from fedsb.adapter.bases import column_signs
 from fedsb.methods.method import Shape
 
 
@@ -23,11 +25,6 @@ class Stack:
         self.blocks: list[tuple[int, Tensor, Tensor]] = []
         self.dense: Float[Tensor, "out in"] | None = None
 
-    @property
-    def rank(self) -> int:
-        """Columns stacked so far (0 once dense)."""
-        return sum(B.shape[1] for _, B, _ in self.blocks)
-
     def add(
         self, B: Float[Tensor, "out k"], A: Float[Tensor, "k in"], weight: float, client: int = 0
     ) -> None:
@@ -36,7 +33,7 @@ class Stack:
             self.dense.addmm_(B.double(), A.double(), alpha=weight)
             return
         self.blocks.append((client, weight * B.double(), A.double()))
-        if not factors_are_smaller(self.shape, self.rank):
+        if not factors_are_smaller(self.shape, rank=sum(B.shape[1] for _, B, _ in self.blocks)):
             self.dense = torch.zeros(self.shape, dtype=torch.float64)
             for _, left, right in self.blocks:
                 self.dense.addmm_(left, right)
@@ -45,7 +42,8 @@ class Stack:
     def pair(self) -> LoraPair:
         """The sum as one pair; only while not dense."""
         if not self.blocks:
-            return LoraPair(*_nothing(self.shape))
+            empty = torch.zeros(0, dtype=torch.float64)
+            return LoraPair(empty.view(self.shape.out, 0), empty.view(0, self.shape.n_in))
         blocks = sorted(self.blocks, key=itemgetter(0))
         return LoraPair(torch.cat([B for _, B, _ in blocks], 1), torch.cat([A for _, _, A in blocks], 0))
 
@@ -58,10 +56,14 @@ class Stack:
 
     def truncated(self, rank: int, factor: float) -> LoraPair:
         """The best rank-`rank` approximation of factor * sum, singular values shared evenly by B and A."""
-        U, S, Vh = product_svd(self.pair()) if self.dense is None else _svd(self.dense)
+        if self.dense is None:
+            U, S, Vh = product_svd(self.pair())
+        else:
+            U, S, Vh = _with_signs(*torch.linalg.svd(self.dense, full_matrices=False))
         root = (factor * S[:rank]).clamp_min(0).sqrt()
-        found = LoraPair((U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float())
-        return _padded(found, rank)
+        B, A = (U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float()
+        missing = rank - root.numel()
+        return LoraPair(pad(B, (0, missing)), pad(A, (0, 0, 0, missing)))
 
     def squared_norm(self, plus: LoraPair | None = None) -> float:
         """||sum (+ B @ A)||_F^2."""
@@ -95,29 +97,11 @@ def product_svd(pair: LoraPair) -> tuple[Tensor, Tensor, Tensor]:
     Q_left, R_left = torch.linalg.qr(pair.B.double())
     Q_right, R_right = torch.linalg.qr(pair.A.double().T)
     U, S, Vh = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)
-    U, Vh = Q_left @ U, Vh @ Q_right.T
-    return _fixed_signs(U, S, Vh)
+    return _with_signs(Q_left @ U, S, Vh @ Q_right.T)
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _fixed_signs(*torch.linalg.svd(matrix, full_matrices=False))
-
-
-def _fixed_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest entry of each column of U positive, so that two machines agree."""
+def _with_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if U.numel() == 0:
         return U, S, Vh
-    sign = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    return U * sign, S, Vh * sign.T
-
-
-def _padded(pair: LoraPair, rank: int) -> LoraPair:
-    missing = rank - pair.A.shape[0]
-    if missing <= 0:
-        return pair
-    pad = torch.nn.functional.pad
-    return LoraPair(pad(pair.B, (0, missing)), pad(pair.A, (0, 0, 0, missing)))
-
-
-def _nothing(shape: Shape) -> tuple[Tensor, Tensor]:
-    return torch.zeros(shape.out, 0, dtype=torch.float64), torch.zeros(0, shape.n_in, dtype=torch.float64)
+    signs = column_signs(U)
+    return U * signs, S, Vh * signs.T

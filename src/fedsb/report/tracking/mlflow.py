@@ -25,16 +25,16 @@ class MlflowRun:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        own = f"sqlite:///{opening.folder.resolve() / 'mlflow.db'}"
-        self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", own))
-        self._id = self._found(opening) or self._created(opening)
+        local = f"sqlite:///{opening.folder.resolve() / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", local))
+        self._id = self._resumed(opening) or self._created(opening)
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else self._client.create_experiment(name))
+        experiment = self._client.get_experiment_by_name(name)
+        return str(experiment.experiment_id if experiment else self._client.create_experiment(name))
 
-    def _found(self, opening: Opening) -> str | None:
+    def _resumed(self, opening: Opening) -> str | None:
         if opening.fresh:
             return None
         runs = self._client.search_runs([self._experiment()], f"tags.fedsb = '{opening.id}'")

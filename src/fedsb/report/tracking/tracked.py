@@ -31,7 +31,7 @@ class Opening(NamedTuple):
     Attributes:
         folder: of its own, in the run folder.
         name: of the run.
-        id: drawn once for this run, the same when it goes on.
+        id: drawn once for this run, the same when it is resumed.
         fresh: whether nothing was given to it yet.
         settings: the run's config, flat.
     """
@@ -72,15 +72,13 @@ class Tracked:
     @cached_property
     def _given(self) -> dict[str, Any]:
         file = self.folder / "given.json"
-        if file.exists():
-            return read_json(file)
-        return {"id": secrets.token_hex(4), "round": -1, "names": []}
+        return read_json(file) if file.exists() else {"id": secrets.token_hex(4), "round": -1, "names": []}
 
     @cached_property
     def _tracker(self) -> Tracker:
         self.folder.mkdir(parents=True, exist_ok=True)
-        given, name = self._given, self.folder.parent.parent.resolve().name
-        return self.open(Opening(self.folder, name, given["id"], given["round"] < 0, self.settings))
+        name, fresh = self.folder.parent.parent.resolve().name, self._given["round"] < 0
+        return self.open(Opening(self.folder, name, self._given["id"], fresh, self.settings))
 
     def _was_given(self, step: int, name: str) -> bool:
         last = self._given["round"]

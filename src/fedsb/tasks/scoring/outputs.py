@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.documents import parse_json
+from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError
 from fedsb.tasks.generate import Engine, Prompt, batches
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The SuperLink: what nodes connect to. Stop it with Ctrl-C; started again it goes on.
+# The SuperLink: what nodes connect to. Stop it with Ctrl-C; started again it resumes.
 #   HOST=0.0.0.0 ./start.sh    listen to other machines too. Without it this machine alone can connect.
 set -eu
 cd "$(dirname "$0")"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Do the run, or go on with it if it was stopped; shows its log until it ends. Stop it with Ctrl-C.
+# Do the run, or resume it if it was stopped; shows its log until it ends. Stop it with Ctrl-C.
 #   ./submit.sh --config OTHER.yaml --out OTHER    another run
 set -eu
 cd "$(dirname "$0")"

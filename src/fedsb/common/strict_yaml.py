@@ -1,47 +1,17 @@
-"""JSON and YAML, whoever wrote them: plain values, or a ValueError that shows no value of theirs."""
+"""YAML, whoever wrote it: plain values, or a ValueError that shows no value of theirs."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-DEEPEST = 100
-"""Lists and mappings within each other."""
-DIGITS = 300
-"""Of one whole number."""
+from fedsb.common.strict_json import DEEPEST, DIGITS, NO_TEXT, Unreadable, check_digits, is_text, too_deep
+
 YAML_CHARACTERS = 1 << 18
-"""Of a YAML file; with its aliases written out it may have four times as many."""
-
-
-class Unreadable(ValueError):
-    """What was wrong, in words fit for a message."""
-
-
-def parse_json(text: str, *, any_text: bool = False) -> Any:
-    """The value of a JSON document. NaN and Infinity, as Python writes them, are read.
-
-    Args:
-        any_text: let half a surrogate pair through, which no file or terminal takes.
-
-    Raises:
-        ValueError: it is not JSON (a `json.JSONDecodeError`), or too deep, or holds a number or a text that
-            cannot be worked with.
-    """
-    try:
-        value = _JSON.decode(text)
-    except RecursionError:
-        raise Unreadable(_TOO_DEEP) from None
-    if text.count("[") + text.count("{") > DEEPEST and _levels(value) > DEEPEST:
-        raise Unreadable(_TOO_DEEP)
-    if not any_text and _HALF.search(text) and not is_text(json.dumps(value, ensure_ascii=False)):
-        raise Unreadable(_NO_TEXT)
-    return value
+"""Largest YAML file; with its aliases written out it may have four times as many."""
 
 
 def parse_yaml(text: str) -> Any:
@@ -62,46 +32,6 @@ def parse_yaml(text: str) -> Any:
         raise Unreadable(f"a value that its type cannot have ({type(error).__name__})") from None
 
 
-_TOO_DEEP = f"more than {DEEPEST} lists and objects within each other"
-_NO_TEXT = "half a surrogate pair (\\ud800 to \\udfff alone), which is no text"
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > DIGITS:
-        raise Unreadable(f"a whole number of {len(digits):,} digits")
-    return int(digits)
-
-
-def _number(digits: str) -> float:
-    if math.isinf(number := float(digits)):
-        raise Unreadable("a number beyond 1.8e308")
-    return number
-
-
-_JSON = json.JSONDecoder(parse_int=_whole, parse_float=_number)
-
-
-def _levels(value: Any) -> int:
-    level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, dict | list)]:
-        depth, level = depth + 1, [item for one in level for item in _items(one)]
-    return depth
-
-
-def _items(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
-    return iter(value.values() if isinstance(value, dict) else value)
-
-
-def is_text(text: str) -> bool:
-    """Whether it can be written: it has no half of a surrogate pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with bounds."""
 
@@ -120,7 +50,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise Unreadable(_TOO_DEEP)
+            raise Unreadable(too_deep(DEEPEST))
         node: Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -164,21 +94,21 @@ def _inside(node: Node, key: str) -> Iterator[tuple[str, Node]]:
         yield from ((key, inner) for inner in node.value)
         return
     for name, value in node.value:
-        below = f"{name.value[:80]}" if isinstance(name, ScalarNode) else "?"
+        below = name.value[:80] if isinstance(name, ScalarNode) else "?"
         yield key, name
         yield f"{key}.{below}" if key else below, value
 
 
 def _check_scalar(node: ScalarNode, key: str) -> None:
-    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > DIGITS:
-        raise Unreadable(f"{key or 'value'}: a whole number of {len(node.value):,} digits")
+    if node.tag == "tag:yaml.org,2002:int":
+        check_digits(node.value, DIGITS, f"{key or 'value'}: ")
     if not is_text(node.value):
-        raise Unreadable(f"{key or 'value'}: {_NO_TEXT}")
+        raise Unreadable(f"{key or 'value'}: {NO_TEXT}")
 
 
 def _in_words(error: yaml.YAMLError) -> str:
     """PyYAML's message without the piece of the file that it shows."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    return f"{where}{said}"[:300]
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+    return f"{where}{problem}"[:300]

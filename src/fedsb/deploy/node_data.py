@@ -1,0 +1,60 @@
+"""A run's config with a node's own paths, and the node's rows as that run reads them."""
+
+from __future__ import annotations
+
+from fedsb.config import RunConfig
+from fedsb.deploy.node_config import NodeConfig
+from fedsb.errors import InputError
+from fedsb.models import load_tokenizer
+from fedsb.runner.prepare_data import Data, check_apart, task_of
+from fedsb.tasks import Row
+from fedsb.tasks.rows import read_rows
+
+
+def localized(config: RunConfig, node: NodeConfig) -> RunConfig:
+    """The run's config with this machine's paths and device. Rows without a label are this party's to take
+    out: a run must not ask how many there are."""
+    here = {key: value for key, value in node.model.model_dump().items() if value is not None}
+    limit = config.data.limit.model_copy(update={"train": None})
+    here_alone = {"train": node.data.train, "limit": limit, "drop_unlabelled": False}
+    data = config.data.model_copy(update=here_alone)
+    return config.model_copy(update={"model": config.model.model_copy(update=here), "data": data})
+
+
+def read_data(config: RunConfig, node: NodeConfig) -> Data:
+    """This party's examples, as its part of a federation in which it knows of no others'.
+
+    Raises:
+        InputError: they cannot be read, whatever the cause: the server must not learn which it is.
+    """
+    try:
+        return _encoded(config, node)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{node.data.train}: cannot be read as the run's config has it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _encoded(config: RunConfig, node: NodeConfig) -> Data:
+    rows = _rows(node.data.train, node)
+    tokenizer = load_tokenizer(config.model.path)
+    task = task_of(config, tokenizer, rows)
+    examples = task.encode(rows, node.data.train)
+    public = None
+    if config.method.init.public is not None and node.data.public is not None:
+        public = task.encode(_rows(node.data.public, node)[: config.method.init.samples], node.data.public)
+        check_apart(public, examples, node.data.public)
+    parts = [[] if c != node.client else list(range(len(examples))) for c in range(config.federation.clients)]
+    return Data(task, tokenizer, examples, [], parts, None, public)
+
+
+def _rows(file: str, node: NodeConfig) -> list[Row]:
+    """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
+    columns = node.data.columns
+    if not columns:
+        return list(read_rows(file))
+    return [
+        {ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in read_rows(file)
+    ]

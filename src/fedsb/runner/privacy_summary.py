@@ -1,0 +1,71 @@
+"""What a private run says of its privacy: the section `privacy` of summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from fedsb.privacy.accounting import epsilon
+from fedsb.privacy.keystream import GENERATOR
+from fedsb.privacy.plan import ClientPlan, ExamplePlan
+from fedsb.privacy.statement import statement
+from fedsb.runner.client_privacy import cohort_facts
+from fedsb.runner.private_run import PrivateRun
+
+
+def privacy_summary(run: PrivateRun, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The section's keys and values; `metrics`: the lines of metrics.jsonl."""
+    private, rounds_done, settings = run.settings.insecure_seed is None, metrics[-1]["round"], run.settings
+    per_client = {
+        "all" if who is None else str(who): _account_facts(run, who, plan)
+        for who, plan in run.accounts.items()
+    }
+    worst = max(per_client.values(), key=lambda facts: facts["epsilon"])
+    facts = {
+        "unit": settings.unit,
+        "private": private,
+        "epsilon": worst["epsilon"] if private else None,
+        "delta": run.guard.delta,
+        "accountant": f"PLD (dp-accounting {version('dp-accounting')})",
+        "epsilon_rdp": worst["epsilon_rdp"] if private else None,
+        "epsilon_start": worst["epsilon_start"] if private else None,
+        "epsilon_rounds": worst["epsilon_rounds"] if private else None,
+        "noise_multiplier": max(facts["noise_multiplier"] for facts in per_client.values()),
+        "noise_source": f"{GENERATOR}, keys from the operating system" if private else "a fixed seed",
+        "clip_norm": settings.clip_norm,
+        "quantile": settings.quantile,
+        "target_epsilon": settings.epsilon,
+        "relation": f"one {settings.unit} present or blanked",
+        "sampling": "Poisson",
+        "units": _units(run),
+        "rounds": rounds_done,
+        "stopped_early": rounds_done < run.rounds,
+        "per_client": per_client,
+    }
+    if run.server_plan is not None:
+        facts |= cohort_facts(run, run.server_plan, metrics)
+    return facts | {"statement": statement(facts)}
+
+
+def _units(run: PrivateRun) -> int:
+    """How many units there are, of the smallest client or of all, which delta is measured by."""
+    if run.server_plan is not None:
+        return run.server_plan.num_clients
+    return min(plan.num_examples for plan in run.plans.values())
+
+
+def _account_facts(run: PrivateRun, who: int | None, plan: ExamplePlan | ClientPlan) -> dict[str, Any]:
+    ledger, delta = run.guard.ledger, run.guard.delta
+    start = None if who is None else run.starts.get(who)
+    spent = ledger.mechanisms(who)
+    return {
+        "epsilon": epsilon(spent, delta),
+        "epsilon_rdp": epsilon(spent, delta, accountant="rdp"),
+        "epsilon_start": run.guard.epsilon(who, "start"),
+        "epsilon_rounds": run.guard.epsilon(who, "round"),
+        "noise_multiplier": plan.noise_multiplier,
+        "start_noise_multiplier": start.noise_multiplier if start else None,
+        "sampling_probability": plan.sampling_probability,
+        "steps": sum(mechanism.steps for mechanism in ledger.mechanisms(who, "round")),
+    }
