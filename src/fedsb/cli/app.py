@@ -144,13 +144,17 @@ def export(
     run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     format_: Annotated[
-        str, typer.Option("--format", help="lora (PEFT folder) or merged (whole model).")
+        str, typer.Option("--format", help="lora (PEFT folder), merged (whole model) or experts (one each).")
     ] = "lora",
     rank: Annotated[
-        int | None, typer.Option(help="lora: at this rank, exactly; refused if it would lose anything.")
+        int | None,
+        typer.Option(help="lora, experts: at this rank, exactly; refused if it would lose anything."),
     ] = None,
     server: Annotated[
-        str | None, typer.Option("--for", help="lora: vllm pads to the next rank vLLM accepts.")
+        str | None, typer.Option("--for", help="lora, experts: vllm pads to the next rank vLLM accepts.")
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="lora, merged: of a mixture this one, or `mean`, which has no router.")
     ] = None,
 ) -> None:
     """Write the adapter as a standard PEFT LoRA folder, or the base model with the adapter merged in.
@@ -159,21 +163,26 @@ def export(
 
     Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
     `fedsb export runs/e2e --format lora --for vllm --out served` ·
-    `fedsb export runs/quickstart --format merged --out merged`
+    `fedsb export runs/quickstart --format merged --out merged` ·
+    `fedsb export runs/mixture --format experts --for vllm --out experts`
     """
-    from fedsb.runner.export import export_lora, export_merged
+    from fedsb.runner.export import export_experts, export_lora, export_merged
 
-    if format_ not in ("lora", "merged"):
-        raise InputError(f"--format: expected lora or merged, found {format_!r}")
+    if format_ not in ("lora", "merged", "experts"):
+        raise InputError(f"--format: expected lora, merged or experts, found {format_!r}")
     if format_ == "merged" and (rank is not None or server is not None):
         option = "--rank" if rank is not None else "--for"
         raise InputError(f"{option}: it is about adapters, --format lora; leave it out")
+    if format_ == "experts" and expert is not None:
+        raise InputError("--expert: --format experts writes all of them; leave it out, or take --format lora")
     if server not in (None, "vllm"):
         raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
     if format_ == "lora":
-        export_lora(run_folder, out, rank=rank, server=server)  # type: ignore[arg-type]
+        export_lora(run_folder, out, rank=rank, server=server, expert=expert)  # type: ignore[arg-type]
+    elif format_ == "experts":
+        export_experts(run_folder, out, rank=rank, server=server)  # type: ignore[arg-type]
     else:
-        export_merged(run_folder, out)
+        export_merged(run_folder, out, expert=expert)
     out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 
 
