@@ -136,6 +136,13 @@ def test_bases_of_the_weight_span_its_leading_singular_vectors_and_change_nothin
     assert not factors.R.any()
 
 
+def test_bases_may_keep_the_weights_singular_values_as_lora_xs_does():
+    weight = torch.randn(10, 14, generator=seeded(2))
+    factors = bases_from_weight(weight, 3, singular_values=True, generator=seeded())
+    assert relative_error(numbers(factors.B) @ numbers(factors.A), best_of_rank(numbers(weight), 3)) < 1e-4
+    torch.testing.assert_close(factors.A @ factors.A.T, torch.eye(3))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_the_same_bases_and_another_random_seed_others(branch, kind):
     matrix = torch.randn(96, 160, generator=seeded(3))

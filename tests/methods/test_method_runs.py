@@ -206,19 +206,24 @@ def test_methods_that_change_the_base_do_so_over_other_families(world, family, n
     assert_folder_and_base(world, family, result)
 
 
-def test_flora_over_a_bfloat16_base_rounds_the_sum_and_keeps_the_base(world):
-    result = start(config_of(world, "flora", model__dtype="bfloat16"), world / "bf16")
+@pytest.mark.parametrize(
+    "changes", [{"name": "flora"}, {"name": "fedex-lora"}, {"name": "fed-sb", "refresh_every": 1}], ids=str
+)
+def test_over_a_bfloat16_base_the_run_scores_what_its_adapter_scores(world, changes):
+    """Additions to W0 are small beside it: cast to bfloat16 with it, they are lost from the run alone."""
+    method = {f"method__{key}": value for key, value in changes.items()}
+    name = f"bf16-{changes['name']}"
+    result = start(config_of(world, changes["name"], model__dtype="bfloat16", **method), world / name)
     base = fresh_base(world, "bert", dtype=torch.bfloat16)
     for name, layer in adapter_layers(result.model).items():
-        own = base.get_submodule(name).weight
-        assert layer.base.weight.dtype == torch.bfloat16
+        assert torch.equal(layer.base.weight, base.get_submodule(name).weight)
         assert layer.base_update.dtype == torch.float32
-        assert torch.equal(layer.base.weight, (own.float() + layer.base_update).bfloat16())
+        assert layer.base_update.any()
     again = PeftModel.from_pretrained(
         fresh_base(world, "bert", dtype=torch.bfloat16), result.folder / "adapter"
     )
-    mine, theirs = logits_of(result.model), logits_of(again)
-    assert (mine - theirs).abs().max() < 0.1 * mine.abs().max()
+    ours, theirs = logits_of(result.model), logits_of(again)
+    assert (ours - theirs).abs().max() < 0.03 * ours.abs().max()
     model = taken_off(result.model)
     assert all(
         torch.equal(model.get_submodule(n).weight, m.weight)

@@ -1,7 +1,8 @@
 """How B, A and R start: from the first update, from W0, from a seed, or as LoRA does.
 
-Guarantees of the first three: fp32, B^T B = A A^T = I to 1e-5, deterministic for a generator's state,
-the global generator untouched, and a fixed sign (the largest entry of each column of B is positive).
+Guarantees of the first three: fp32, B^T B = A A^T = I to 1e-5 (but see `bases_from_weight`), deterministic
+for a generator's state, the global generator untouched, and a fixed sign (the largest entry of each column
+of B is positive).
 """
 
 from __future__ import annotations
@@ -40,14 +41,20 @@ def bases_from_update(
 
 
 def bases_from_weight(
-    weight: Float[Tensor, "out in"], rank: int, *, heads: int = 1, generator: torch.Generator
+    weight: Float[Tensor, "out in"],
+    rank: int,
+    *,
+    heads: int = 1,
+    singular_values: bool = False,
+    generator: torch.Generator,
 ) -> Factors:
-    """LoRA-XS's bases (Bałazy et al. 2024, arXiv 2405.17604): the leading singular vectors of W0, R = 0.
+    """The leading singular vectors of W0, R = 0. No data is used and every party that has W0 can derive them.
 
-    No data is used and every party that has W0 can derive them itself.
+    singular_values: multiply B's columns by them, as LoRA-XS does (Bałazy et al. 2024, arXiv 2405.17604);
+        B is then not orthonormal.
     """
-    U, _, Vh = truncated_svd(weight, heads * rank, generator=generator)
-    return Factors(B=U, A=Vh, R=_zero_core(heads, rank, weight.device))
+    U, S, Vh = truncated_svd(weight, heads * rank, generator=generator)
+    return Factors(B=U * S if singular_values else U, A=Vh, R=_zero_core(heads, rank, weight.device))
 
 
 def orthonormal_bases(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from fedsb.config.expert_checks import expert_faults
 from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
@@ -21,7 +22,7 @@ def check_settings(config: RunConfig) -> None:
         InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, private data
             left unprotected, ...; one line per fault.
     """
-    faults = [*_cohort(config), *method_faults(config), *privacy_faults(config)]
+    faults = [*_cohort(config), *method_faults(config), *expert_faults(config), *privacy_faults(config)]
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:

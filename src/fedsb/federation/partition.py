@@ -58,21 +58,28 @@ def _deal_by_proportion(
 
 def by_column(values: Sequence[Hashable], clients: int) -> Parts:
     """All examples with one value go to one client; with more values than clients, the largest group left
-    goes to the client with the fewest examples so far.
+    goes to the client with the fewest examples so far. With fewer, a value's examples are dealt to several
+    clients in turn, and the next client is the value's that has the most for each.
 
     Raises:
-        InputError: fewer distinct values than clients.
+        InputError: fewer examples than clients.
     """
     groups = _groups(values)
     if len(groups) < clients:
-        raise InputError(
-            f"federation.clients: expected at most {len(groups)}, the number of distinct values in the "
-            f"partition column, found {clients}."
-        )
+        return _dealt(groups, clients)
     parts: Parts = [[] for _ in range(clients)]
     for _, group in sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0]))):
         min(parts, key=len).extend(group)
     return _ascending(parts)
+
+
+def _dealt(groups: dict[Hashable, list[int]], clients: int) -> Parts:
+    _enough(sum(map(len, groups.values())), clients)
+    names = sorted(groups, key=lambda name: (-len(groups[name]), str(name)))
+    shares = dict.fromkeys(names, 1)
+    for _ in range(clients - len(groups)):
+        shares[max(names, key=lambda name: len(groups[name]) / shares[name])] += 1
+    return _ascending(groups[name][place :: shares[name]] for name in names for place in range(shares[name]))
 
 
 def shards(

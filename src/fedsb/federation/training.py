@@ -76,10 +76,6 @@ class LocalTraining:
         """Optimizer steps of one round's local training."""
         return math.ceil(self.batches_per_round(num_examples) / self.accumulation)
 
-    def first_learning_rate(self, num_examples: int) -> float:
-        """The rate of the very first optimizer step of the run."""
-        return self.learning_rate_at(0, self.rounds * self.steps_per_round(num_examples))
-
     def learning_rate_at(self, step: int, total: int) -> float:
         """The rate of this optimizer step, from 0, of the whole run's `total`."""
         factor = learning_rate_factor(step, total, schedule=self.schedule, warmup_ratio=self.warmup_ratio)

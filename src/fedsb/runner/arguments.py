@@ -89,11 +89,11 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
 
 
 def step_size(config: RunConfig, parts: partition.Parts) -> float:
-    """Size of the estimated first update; by default that of one step among all of a client's in the run."""
-    step_size = config.method.init.step_size
+    """Size of the estimated first update: by default the learning rate over all of a client's steps."""
+    chosen = config.method.init.step_size
     training, largest = local_training(config), max(len(part) for part in parts)
     steps = training.rounds * training.steps_per_round(largest)
-    return training.first_learning_rate(largest) / steps if step_size is None else step_size
+    return training.learning_rate / steps if chosen is None else chosen
 
 
 def needs_weights_at_server(config: RunConfig) -> bool:

@@ -22,13 +22,14 @@ from fedsb.report.write import LivePage
 from fedsb.runner import folder as run_folder
 from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
 from fedsb.runner.client_privacy import secret_cohort
-from fedsb.runner.clients import AskClients, RemoteClients, clients_here, local_clients
+from fedsb.runner.clients import AskClients, LocalClient, RemoteClients, clients_here, local_clients
+from fedsb.runner.gate import finds_groups
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import Prepared, prepare
 from fedsb.runner.processes import pool
 from fedsb.runner.remote_start import BASES, share_bases
 from fedsb.runner.round_zero import begin
-from fedsb.runner.rounds import Session, play_round, put_state, score
+from fedsb.runner.rounds import Session, make_gate, play_round, put_state, score
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,20 @@ def _session(prepared: Prepared, saved: RunState, processes: AskClients | None) 
     config, data, remote = prepared.config, prepared.data, prepared.remote
     local_model = local_model_of(config, data, prepared.base, saved.factors)
     clients = local_clients(config, data, local_model, prepared.privacy)
+    if remote is not None:
+        return Session(prepared, local_model, partial(remote.ask, "train"), partial(remote.ask, "statistics"))
     here = processes or clients_here(clients, prepared.progress)
-    return Session(prepared, local_model, partial(remote.ask, "train") if remote else here)
+    return Session(
+        prepared, local_model, here, clients_here(clients, prepared.progress, LocalClient.statistics)
+    )
 
 
 def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers) -> None:
     """Every round that is left, with a checkpoint after each; the model ends with the last state in it."""
     prepared = session.prepared
     _save(prepared, saved)
+    put_state(session, saved)
+    make_gate(session, saved)
     put_state(session, saved)
     while saved.state.round < prepared.rules.rounds:
         watchers.follow(saved.metrics)
@@ -132,6 +139,8 @@ def _cohort(prepared: Prepared, number: int) -> list[int]:
     if secret is not None:
         return secret
     federation = prepared.config.federation
+    if finds_groups(prepared.config, number):
+        return list(range(federation.clients))
     return cohort(federation.clients, federation.clients_per_round, prepared.config.seed, number)
 
 

@@ -68,7 +68,9 @@ def prepare(
     """
     method, rules = method_of(config), round_rules(config)
     progress.stage("reading data")
-    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
+    data = (
+        prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
+    )
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:
         progress.stage(slow)

@@ -170,13 +170,16 @@ def test_the_step_size_scales_R0_and_leaves_the_bases_alone(make_bert: Any) -> N
         torch.testing.assert_close(100 * small[name].R, large[name].R)
 
 
-def test_by_default_R0_is_one_steps_share_of_the_first_rate() -> None:
+@pytest.mark.parametrize(
+    "schedule", [{}, {"schedule": "cosine", "warmup_ratio": 0.1}, {"schedule": "linear", "warmup_ratio": 0.5}]
+)
+def test_by_default_R0_is_one_steps_share_of_the_rate_whatever_the_schedule(schedule: Any) -> None:
     values: dict[str, Any] = {
         "model": {"path": "m"},
         "task": {"kind": "classification", "text": ["a"]},
         "data": {"train": "a", "test": "b"},
         "federation": {"rounds": 4},
-        "training": {"learning_rate": 0.01, "batch_size": 8, "epochs": 2},
+        "training": {"learning_rate": 0.01, "batch_size": 8, "epochs": 2} | schedule,
     }
     parts = [list(range(40)), list(range(40, 60))]  # 5 batches an epoch, 10 steps a round, 40 in the run
     assert step_size(RunConfig.from_dict(values), parts) == pytest.approx(0.01 / 40)

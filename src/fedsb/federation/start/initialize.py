@@ -100,4 +100,7 @@ def _factors_without_data(name: str, layer: nn.Module, method: Method, start: St
         return method.draw(*features(layer), rank, generator=generator)
     if bases_kind(start, method) == "orthonormal":
         return orthonormal_bases(*features(layer), rank, heads=heads, generator=generator)
-    return bases_from_weight(dense_weight(layer), rank, heads=heads, generator=generator)
+    keeps = method.singular_values
+    return bases_from_weight(
+        dense_weight(layer), rank, heads=heads, singular_values=keeps, generator=generator
+    )
