@@ -53,7 +53,12 @@ def mixture_on(model: nn.Module, name: str, route: str = "sequence", top_k: int 
         draw = [torch.randn(*size, generator=generator) for size in ((out, 4), (4, n_in), (3, 4, 4), (3, 5))]
         factors[layer] = Factors(B=0.3 * draw[0], A=draw[1] / n_in**0.5, R=draw[2], G=2 * draw[3])
     usage = torch.tensor([0.5, 0.3, 0.2])
-    return Mixture(EXPERTS, factors, route, top_k, usage)
+    if route != "request":
+        return Mixture(EXPERTS, factors, route, top_k, usage)
+    factors = {layer: part._replace(G=None) for layer, part in factors.items()}
+    gate = torch.randn(3, model.config.hidden_size + 1, generator=generator)
+    gate[:, -1] = 0.0
+    return Mixture(EXPERTS, factors, route, top_k, usage, gate)
 
 
 def routed(model: nn.Module, mixture: Mixture, **more: Tensor) -> Tensor:
@@ -71,6 +76,7 @@ def write(folder: Path, model: nn.Module, name: str, mixture: Mixture) -> Path:
 
 
 KINDS = [("bert", "sequence", None), ("bert", "token", 2), ("llama", "sequence", 1), ("gpt2", "token", None)]
+KINDS += [("bert", "request", None), ("llama", "request", None)]
 
 
 @pytest.mark.parametrize(("name", "route", "top_k"), KINDS)
@@ -135,7 +141,7 @@ def test_the_loader_lets_some_tokens_decide(models, tmp_path):
             torch.testing.assert_close(model(**BATCH).logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("route", ["sequence", "token"])
+@pytest.mark.parametrize("route", ["sequence", "token", "request"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_loader_writes_fedsb_s_texts_with_and_without_a_cache(models, tmp_path, route, beams):
     model = base_of(models, "llama")

@@ -6,6 +6,7 @@
 
 A layer W0 x becomes W0 x + B sum_e p_e R_e A x. The gate gives the weights p of each token or of each row: of
 a row those tokens decide that are there when it is first seen, and what is generated after them keeps p.
+With route: request one gate over the base's own last states chooses one expert of a row for all layers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NAME = "mixture"
+FOR_THE_BASE = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
 
 
 class LoadedMixture:
@@ -39,8 +41,10 @@ class LoadedMixture:
         self.asked: Tensor | None = None
         self.chosen: Tensor | None = None
         self.weights: dict[str, Tensor] = {}
+        self._gate = tensors.get("gate")
+        self._requested: Tensor | None = None
         self._valid = torch.ones(0, 0)
-        self._goes_on = False
+        self._goes_on = self._off = False
         self._handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for name in config["layers"]:
             parts = {part: tensors[key] for part in "BARG" if (key := f"{name}.{part}") in tensors}
@@ -53,6 +57,8 @@ class LoadedMixture:
 
     def _begin(self, model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
         """Before a pass: which tokens are real, and whether its rows continue those of the pass before."""
+        if self._off:
+            return
         past = named.get("past_key_values")
         self._goes_on = past is not None and past.get_seq_length() > 0
         if self._goes_on:
@@ -62,9 +68,25 @@ class LoadedMixture:
         tokens = named["inputs_embeds"] if tokens is None else tokens
         mask = named.get("attention_mask")
         self._valid = torch.ones(tokens.shape[:2]).bool() if mask is None else mask.bool()
+        if self._gate is not None and self.chosen is None:
+            here = {"input_ids": inputs[0]} if inputs else {}
+            self._requested = self._asked_base(model, here | named, self._gate)
+
+    def _asked_base(self, model: Any, named: dict[str, Any], gate: Tensor) -> Tensor:
+        """(rows,) each row's expert, by the base alone."""
+        self._off = True
+        try:
+            with torch.no_grad():
+                states = model.base_model(**{key: named[key] for key in FOR_THE_BASE if key in named})[0]
+        finally:
+            self._off = False
+        q = self._mean(states.float())[:, 0]
+        return F.linear(q, gate[:, :-1].to(q), gate[:, -1].to(q)).argmax(-1)
 
     def _added(self, name: str, parts: dict[str, Tensor]) -> Any:
         def after(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            if self._off:
+                return output
             x = inputs[0]
             B, A, R = (parts[part].to(x) for part in "BAR")
             z = (x if x.dim() == 3 else x[:, None]) @ A.T
@@ -75,9 +97,10 @@ class LoadedMixture:
         return after
 
     def _weights(self, name: str, z: Tensor, G: Tensor | None) -> Tensor:
-        if self.chosen is not None:
-            places = _for_rows(torch.as_tensor(self.chosen, device=z.device), len(z))
-            self.weights[name] = F.one_hot(places, len(self.experts))[:, None].float()
+        places = self._requested if self.chosen is None else self.chosen
+        if places is not None:
+            rows = _for_rows(torch.as_tensor(places, device=z.device), len(z))
+            self.weights[name] = F.one_hot(rows, len(self.experts))[:, None].float()
         elif G is not None and not (self._goes_on and self.route == "sequence"):
             self.weights[name] = self._soft(z.float(), G.to(z.device))
         return self.weights[name]

@@ -127,7 +127,7 @@ def _measured(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(examples, layers, experts) mean weights over what is routed, and (examples, layers) mean entropies."""
     model, routing = attached.model, _routing(attached.model)
-    place = {layer: at for at, layer in enumerate(attached.layers.values())}
+    place: dict[nn.Module, int] = {layer: at for at, layer in enumerate(attached.layers.values())}
     use = np.zeros((len(examples), len(place), len(routing.names)))
     entropy, passes = np.zeros(use.shape[:2]), np.zeros(len(place))
     with evaluating(model), noting(model) as notes:
@@ -136,11 +136,11 @@ def _measured(
             passes[:] = 0
             model_logits(model, collate([examples[i] for i in indices]))
             for note in notes:
-                layer, tokens = place[note.layer], routing.valid
+                assert routing.valid is not None
+                layer, p = place[note.layer], note.p.float()
                 passes[layer] += 1
-                p = note.p.float()
-                use[indices, layer] += mean_routes(p, tokens).cpu().numpy()
-                entropy[indices, layer] += entropies(p, tokens).cpu().numpy()
+                use[indices, layer] += mean_routes(p, routing.valid).cpu().numpy()
+                entropy[indices, layer] += entropies(p, routing.valid).cpu().numpy()
     often = np.maximum(passes, 1)  # a layer that is shared is passed several times
     return use / often[:, None], entropy / often
 
