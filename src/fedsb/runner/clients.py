@@ -148,7 +148,7 @@ class RemoteClients:
     sizes: Sequence[int]
     ask: Ask
     base_digest: str | None = None
-    experts: Sequence[Mapping[str, int]] = ()
+    experts: Sequence[Sequence[int]] = ()
 
     @property
     def parts(self) -> list[list[int]]:

@@ -76,13 +76,13 @@ def prepare_data(config: RunConfig) -> Data:
 
 
 def prepare_server_data(
-    config: RunConfig, parts: partition.Parts, experts: Sequence[Mapping[str, int]] = ()
+    config: RunConfig, parts: partition.Parts, experts: Sequence[Sequence[int]] = ()
 ) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
         parts: indices that stand for each client's examples.
-        experts: by client, how many examples of each expert it says it has.
+        experts: by client, how many examples of each expert it says it has, in the order of their numbers.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.

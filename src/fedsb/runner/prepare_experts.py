@@ -52,6 +52,23 @@ def _values(rows: Sequence[Row], column: str, source: str) -> list[str]:
     return [cell_text(row, column, source=source, number=n).strip() for n, row in enumerate(rows, start=1)]
 
 
+def numbers_of(column: str, names: Sequence[str], rows: Sequence[Row], source: str) -> list[int]:
+    """The number of each row's expert.
+
+    Raises:
+        InputError: the column is missing, or a row's value is the name of none.
+    """
+    places = {name: number for number, name in enumerate(names)}
+    values = _values(rows, column, source)
+    for number, value in enumerate(values, start=1):
+        if value not in places:
+            raise InputError(
+                f"{source}: row {number}: its value in column {column!r} is none of the {len(names)} experts; add "
+                "it to method.experts.names, or take such rows out"
+            )
+    return [places[value] for value in values]
+
+
 def with_own_experts(
     config: RunConfig,
     names: tuple[str, ...],
@@ -69,7 +86,7 @@ def with_own_experts(
     if experts is None or (experts.by is None and assigned is None):
         return examples
     if experts.by is not None:
-        numbers = numbered(_values(rows, experts.by, source), names, source)
+        numbers = numbers_of(experts.by, names, rows, source)
     else:
         assert assigned is not None
         of_example = {i: assigned[client] for client, part in enumerate(parts) for i in part}
@@ -79,22 +96,6 @@ def with_own_experts(
             f"method.experts: no training row is of the expert {idle[0]!r}; leave it out of names, or add rows"
         )
     return [example | {"expert": number} for example, number in zip(examples, numbers, strict=True)]
-
-
-def numbered(values: Sequence[str], names: Sequence[str], source: str) -> list[int]:
-    """The number of each row's expert.
-
-    Raises:
-        InputError: a row has the name of none.
-    """
-    places = {name: number for number, name in enumerate(names)}
-    for row, value in enumerate(values, start=1):
-        if value not in places:
-            raise InputError(
-                f"{source}: row {row}: its value in the column of method.experts.by is none of the {len(names)} "
-                "experts; add it to method.experts.names, or take such rows out"
-            )
-    return [places[value] for value in values]
 
 
 def with_known_experts(
@@ -118,24 +119,27 @@ def counts_of(examples: Sequence[Example], parts: Parts) -> dict[int, Counts]:
 
 
 def counts_said(
-    config: RunConfig, names: Sequence[str], parts: Parts, said: Sequence[Mapping[str, int]]
+    config: RunConfig, names: Sequence[str], parts: Parts, said: Sequence[Sequence[int]]
 ) -> dict[int, Counts]:
     """As `counts_of`, of clients elsewhere, by what they say or what the config says of them.
 
     Raises:
-        InputError: a client names no expert, or one that the run does not have, or nobody holds one.
+        InputError: a client has rows of no expert, or counts of more than there are, or nobody holds one.
     """
     experts, assigned = config.method.experts, config.federation.client_experts
     if experts is None or (experts.by is None and assigned is None):
         return {}
     if assigned is not None:
         return {client: {assigned[client]: len(part)} for client, part in enumerate(parts)}
-    places, counts = {name: number for number, name in enumerate(names)}, dict[int, Counts]()
-    for client, held in enumerate(said):
-        if not held or not set(held) <= set(places):
-            raise InputError(f"method.experts.names: client {client} has rows of experts that are not listed")
-        counts[client] = dict(sorted((places[name], count) for name, count in held.items()))
-    if idle := set(places.values()) - {expert for held in counts.values() for expert in held}:
+    counts: dict[int, Counts] = {}
+    for client, numbers in enumerate(said):
+        counts[client] = {expert: number for expert, number in enumerate(numbers) if number}
+        if len(numbers) != len(names) or not counts[client]:
+            raise InputError(
+                f"method.experts.names: client {client} counts its rows of {len(numbers)} experts, the run has "
+                f"{len(names)}; all parties need the run's config as it is"
+            )
+    if idle := set(range(len(names))) - {expert for held in counts.values() for expert in held}:
         raise InputError(f"method.experts: no client has rows of the expert {names[min(idle)]!r}")
     return counts
 
