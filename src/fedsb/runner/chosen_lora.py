@@ -19,7 +19,12 @@ ADAPTER, MIXTURE = "adapter", "mixture"
 """Folders in that of a run."""
 MEAN = "mean"
 """Stands for the experts' mean, weighted by their training examples."""
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PLAIN = re.compile(r"(?!expert-\d+$)[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII)
+
+
+def model_folder(run: Path) -> Path:
+    """Where a run's model lies: its mixture, which its adapter/ is not, or its adapter."""
+    return run / MIXTURE if is_mixture(run / MIXTURE) else run / ADAPTER
 
 
 class ChosenLora(NamedTuple):
