@@ -195,7 +195,9 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "rule": _rule(config) if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
-        "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
+        "privacy": privacy_summary(privacy, saved.metrics, experts=bool(prepared.data.experts))
+        if privacy
+        else None,
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),

@@ -106,7 +106,7 @@ def memory_of(config: RunConfig, data: Data) -> Memory | None:
     in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
     if config.privacy and config.privacy.unit == "example" and in_16_bits:
         longest = replace(longest, tokens=config.training.max_length)  # every batch has this shape
-    return estimate_memory(config, data.task.num_labels, longest)
+    return estimate_memory(config, data.task.num_labels, longest, len(data.experts))
 
 
 def free_memory(config: RunConfig) -> int:
