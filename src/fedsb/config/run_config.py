@@ -98,6 +98,8 @@ class RunConfig(Section):
         data, init, privacy = values["data"], values["method"]["init"], values["privacy"]
         for section, key in ((values["model"], "path"), (data, "train"), (data, "test"), (init, "public")):
             section[key] = _absolute(section[key])
+        if (experts := values["method"]["experts"]) is not None:
+            experts["folders"] = _absolute(experts["folders"])
         for benchmark in values["evaluation"]["benchmarks"].values():
             benchmark["data"] = _absolute(benchmark["data"])
         if privacy and privacy["ledger"] is not None:  # it may be made by this run

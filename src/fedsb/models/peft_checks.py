@@ -55,9 +55,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, config: Mapping[str, Any], *, plain: bool = False) -> dict[str, Tensor]:
     """The weights by their names in the model; of LoRA, pairs are whole and nothing else is among them but
     modules that the config lists.
+
+    Args:
+        plain: refuse more than LoRA over linear layers, see `check_plain`.
 
     Raises:
         InputError: they cannot be read, or are not such tensors.
@@ -67,6 +70,8 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
         if value.is_floating_point() and not value.float().isfinite().all():
             raise InputError(f"{folder}: {name[:200]} has numbers that are not finite; write it again")
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    if plain:
+        check_plain(folder, config, tensors)
     if config["peft_type"] == "LORA":
         _check_pairs(folder, config, tensors)
         _check_others(folder, config, tensors)

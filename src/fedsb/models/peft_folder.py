@@ -23,7 +23,6 @@ from fedsb.models.peft_checks import (
     PREFIX,
     adapted_layers,
     arguments_for_peft,
-    check_plain,
     read_config,
     read_tensors,
     scale_of,
@@ -74,8 +73,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dic
         InputError: no plain LoRA adapter there, or it cannot be read.
     """
     config = read_config(folder)
-    tensors = read_tensors(folder, config)
-    check_plain(folder, config, tensors)
+    tensors = read_tensors(folder, config, plain=True)
     pairs = {layer: _pair(config, tensors, layer) for layer in adapted_layers(tensors)}
     return config, pairs, {name: value for name, value in tensors.items() if ".lora_" not in name}
 

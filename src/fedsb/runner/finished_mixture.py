@@ -32,6 +32,7 @@ def finish_mixture(prepared: Prepared, attached: Attached, saved: RunState) -> d
         head=prepared.base.task_head,
     )
     record: dict[str, Any] = {"route": mixture.route, "experts": list(mixture.experts)}
+    record |= {"lost": saved.metrics[0]["lost"]} if "lost" in saved.metrics[0] else {}
     if config.evaluation.every is not None:
         record |= _measured(prepared, attached, saved)
     write_json(folder / ROUTING, record | {"untrained": untrained_of(saved.metrics)})
