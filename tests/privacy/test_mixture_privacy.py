@@ -91,7 +91,9 @@ def config_of(world, **changes):
 
 
 def test_a_private_run_trains_experts_and_gate_from_one_budget(world):
-    result = run(RunConfig.from_dict(config_of(world, privacy={"epsilon": 5.0, "clip_norm": 0.5})), world / "private")
+    result = run(
+        RunConfig.from_dict(config_of(world, privacy={"epsilon": 5.0, "clip_norm": 0.5})), world / "private"
+    )
     facts = result.summary["privacy"]
     assert 0 < facts["epsilon"] <= 5.0 and facts["rounds"] == 3
     assert "how many of each expert" in facts["statement"]
@@ -104,7 +106,9 @@ def test_every_expert_that_is_held_gets_noise_though_no_example_of_it_was_drawn(
     from fedsb.privacy.plan import ExamplePlan
 
     monkeypatch.setattr(ExamplePlan, "batches", lambda self, coins: iter([[0]] * 2))
-    config = config_of(world, federation__rounds=1, method__experts={"by": "site", "start": "zero", "hard_rounds": 1})
+    config = config_of(
+        world, federation__rounds=1, method__experts={"by": "site", "start": "zero", "hard_rounds": 1}
+    )
     result = run(RunConfig.from_dict(config), world / "one-example")
     layer = next(m for m in result.model.modules() if getattr(m, "G", None) is not None)
     assert all(core.abs().min() > 0 for core in layer.R)
@@ -117,14 +121,16 @@ REFUSED = {
     ),
     "method__experts__balance": (0.1, "method.experts.balance: it would tell how private rows were routed"),
     "method__experts__keep": (0.1, "method.experts.keep: it would go past the clipping"),
-    "privacy__unit": ("client", "privacy.unit: client hides who took part"),
+    "privacy__unit": ("client", "privacy.unit: client needs a method that averages factors, found fed-mixer"),
 }
 
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_would_tell_of_private_rows_is_refused(world, tmp_path, key):
     value, message = REFUSED[key]
-    config = config_of(world, **({key: value} | ({"method__experts__train": "both"} if key.endswith("keep") else {})))
+    config = config_of(
+        world, **({key: value} | ({"method__experts__train": "both"} if key.endswith("keep") else {}))
+    )
     with pytest.raises(InputError, match=message):
         run(RunConfig.from_dict(config), tmp_path / "run")
     config = config_of(world, method__experts={"count": 2, "start": "zero"})

@@ -120,13 +120,18 @@ def test_a_resumed_run_is_the_same_run(world, whole, monkeypatch):
 def test_an_expert_that_nobody_trains_stays_bit_for_bit(world):
     """One client a round: three experts are named as untrained, and the next one's begin as they began."""
     config = config_of(
-        world, federation__clients_per_round=1, federation__rounds=2, method__experts={"by": "site", "hard_rounds": 2}
+        world,
+        federation__clients_per_round=1,
+        federation__rounds=2,
+        method__experts={"by": "site", "hard_rounds": 2},
     )
     result = start(config, world / "alone")
     lines = metrics_of(result.folder)[1:]
     assert [len(line["untrained"]) for line in lines] == [3, 3]
     trained = {f"s{c}" for line in lines for c in line["clients"]}
-    assert all(set(line["untrained"]) == {f"s{i}" for i in range(4)} - {f"s{line['clients'][0]}"} for line in lines)
+    assert all(
+        set(line["untrained"]) == {f"s{i}" for i in range(4)} - {f"s{line['clients'][0]}"} for line in lines
+    )
     for layer in mixture_of_run(result).factors.values():
         for number, core in enumerate(layer.R):
             assert (core.abs().max() > 0) == (f"s{number}" in trained)
@@ -148,7 +153,10 @@ def test_both_trains_cores_and_gate_and_stays_near(world):
     assert not state_of(free).experts.cores
     cores = state_of(kept).experts.cores
     moved = [
-        sum(float((part.R - cores[name]).square().sum()) for name, part in mixture_of_run(result).factors.items())
+        sum(
+            float((part.R - cores[name]).square().sum())
+            for name, part in mixture_of_run(result).factors.items()
+        )
         for result in (free, kept)
     ]
     assert 0 < moved[1] < 0.1 * moved[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsb.adapter.layer import FACTOR_NAMES, Factors, LoraPair, LowRankLinear
 from fedsb.adapter.linear import dense_weight, features, is_linear, is_quantized, like_base
-from fedsb.adapter.routing import Routing, routing_of
+from fedsb.adapter.routing import Routing, share, unshare
 from fedsb.errors import InputError
 
 
@@ -100,7 +100,7 @@ def attach(
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     if routing is not None:
-        model.routing = routing  # type: ignore[assignment]
+        share(routing, model)
     return Attached(model, layers, before)
 
 
@@ -109,8 +109,7 @@ def detach(attached: Attached) -> nn.Module:
     for name, layer in attached.layers.items():
         layer.set_base_update(None)
         attached.model.set_submodule(name, layer.base)
-    if routing_of(attached.model) is not None:
-        del attached.model.routing
+    unshare(attached.model)
     for name, parameter in attached.model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(attached.requires_grad_before[name])
     return attached.model

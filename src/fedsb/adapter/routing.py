@@ -132,6 +132,10 @@ class Routing:
     experts: Int[Tensor, "n"] | None = None
     off: bool = False
     """The layers are the base's alone."""
+    told: Tensor | None = field(default=None, repr=False)
+    """The ids of the batch that it was told of."""
+    handle: Any = field(default=None, repr=False)
+    """Of what tells it of other batches."""
     notes: list[Note] | None = field(default=None, repr=False)
     kept: dict[nn.Module, Tensor] | None = field(default=None, repr=False)
     """By layer the p of a prompt, which holds for the whole answer."""
@@ -239,13 +243,37 @@ def tell(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     if (routing := routing_of(model)) is not None:
-        valid = inputs.get("attention_mask", inputs["input_ids"].new_ones(inputs["input_ids"].shape)).bool()
+        ids = inputs["input_ids"]
+        valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         asked = batch.get("asked", valid).to(valid.device)
         routing.valid, routing.asked = valid, torch.where(asked.any(1, keepdim=True), asked, valid)
         routing.experts = experts.to(valid.device) if (experts := batch.get("experts")) is not None else None
         if routing.route == "request" and not routing.hard:
             routing.experts = _requested(model, inputs, routing)
+        routing.told = ids
     return inputs
+
+
+def _tell_itself(model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    """Before a pass that nobody told the routing of: by its mask alone."""
+    routing, ids = routing_of(model), inputs.get("input_ids", args[0] if args else None)
+    if routing is None or routing.kept is not None or ids is None or ids is routing.told:
+        return
+    mask = inputs.get("attention_mask")
+    tell(model, {"input_ids": ids} | ({} if mask is None else {"attention_mask": mask}))
+
+
+def share(routing: Routing, model: nn.Module) -> None:
+    """Put the routing on the model whose mixture layers share it."""
+    model.routing = routing  # type: ignore[assignment]
+    routing.handle = model.register_forward_pre_hook(_tell_itself, with_kwargs=True)
+
+
+def unshare(model: nn.Module) -> None:
+    """Take the model's routing off, if it has one."""
+    if (routing := routing_of(model)) is not None:
+        routing.handle.remove()
+        del model.routing
 
 
 def base_states(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n 1 d"]:

@@ -154,7 +154,6 @@ def _not_with(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
         "method.refresh_every": config.method.refresh_every is not None,
         "federation.client_ranks": federation.client_ranks is not None,
         "federation.client_heads": federation.client_heads is not None,
-        "federation.robust.average": federation.robust is not None and federation.robust.average != "mean",
     }
     for key, given in others.items():
         if given:
@@ -168,11 +167,7 @@ def _privacy(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
     if privacy is None:
         return
     if privacy.unit == "client":
-        yield (
-            "privacy.unit: client hides who took part, and which experts are averaged tells; take unit: example, "
-            "or a method without experts"
-        )
-        return
+        return  # refused with every method that is no plain mean
     if experts.start == "statistics":
         yield "method.experts.start: statistics are sums over private rows without noise; set start: zero"
     if experts.count is not None:

@@ -45,6 +45,7 @@ def in_stages(hard_rounds: int, train: Train = "router", *, gated: bool = True) 
         scale=no_scale,
         aggregation=weighted_mean(),
         cost=core_cost,
+        averages=False,  # of each expert it needs the mean over those who trained it
         experts=in_stages,
     )
 
