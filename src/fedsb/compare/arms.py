@@ -81,7 +81,9 @@ def _method_of(name: str, settings: CompareConfig) -> dict[str, Any]:
         return {}
     try:
         method = by_name(name)
-        one_core = dict.fromkeys(("method.experts", "federation.client_experts")) if not method.experts else {}
+        one_core = (
+            dict.fromkeys(("method.experts", "federation.client_experts")) if not method.experts else {}
+        )
         return {"method.name": method.name, **one_core}
     except InputError as error:
         arms = f" Arms of this config: {', '.join(settings.arms)}." if settings.arms else ""
