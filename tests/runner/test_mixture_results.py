@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,42 @@ def test_the_gate_of_requests_is_written_beside_its_experts(world: Path, tmp_pat
     export_experts(world / "request", tmp_path / "experts")
     gate = load_file(tmp_path / "experts" / "gate.safetensors")["gate"]
     assert torch.equal(gate, read_mixture(world / "request" / "mixture").mixture.gate)
+
+
+SERVED = Path(__file__).parents[2] / "docs" / "guides" / "mixtures.md"
+
+
+def test_the_guide_s_program_chooses_and_answers_as_the_mixture_does(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With peft alone, over the folders of the experts."""
+    from fedsb.models import load_tokenizer
+    from fedsb.tasks import generate_texts
+
+    by_key = {"clients": 3, "rounds": 2, "partition": {"kind": "by-column", "column": "key"}}
+    settings = {"method__experts": {"by": "key", "route": "request"}, "federation": by_key}
+    run(RunConfig.from_dict(mixture_config(world, "llama", **settings)), tmp_path / "keys")
+    export_experts(tmp_path / "keys", tmp_path / "experts")
+    (program,) = re.findall(r":caption: serve_experts\.py\n\n(.*?)```", SERVED.read_text(), re.DOTALL)
+    program = re.sub(r"BASE = .*", f"BASE = {str(world / 'llama')!r}", program)
+    monkeypatch.chdir(tmp_path)
+    served: dict[str, Any] = {"__name__": "served"}
+    exec(program, served)
+    ours, tokenizer = base_of(world, "request"), load_tokenizer(str(world / "llama"))
+    put_mixture_on(ours, tmp_path / "keys" / "mixture")
+    chosen = set()
+    for key in ("good", "bad", "dull", "w1 good", "bad w2 w3"):
+        prompt = tokenizer(f"say {key} :", return_tensors="pt")
+        batch = {name: prompt[name] for name in ("input_ids", "attention_mask")}
+        tell(ours, batch)
+        expert = routing_of(ours).names[int(routing_of(ours).experts)]
+        assert served["expert_for"](batch) == expert
+        chosen.add(expert)
+        (expected,) = generate_texts(
+            ours, tokenizer, [batch["input_ids"][0].tolist()], max_new_tokens=4, batch_size=1
+        )
+        assert served["answer"](f"say {key} :").replace("[SEP]", "").split() == expected.split()
+    assert chosen == {"good", "bad", "dull"}, "else any constant would do"
 
 
 def test_experts_for_vllm_are_padded_and_named(world: Path, tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ from fedsb.models.targets import chosen_targets
 from fedsb.report.units import percent
 
 
+EXACT = 1e-6
+"""Share of an update that is nothing but rounding in fp32."""
+
+
 class ImportedExperts(NamedTuple):
     """What the folders became.
 
@@ -37,7 +41,7 @@ class ImportedExperts(NamedTuple):
 
     def in_words(self, rank: int) -> str:
         """What this rank keeps of the experts."""
-        if rank >= self.rank_needed:
+        if max(self.lost.values()) < EXACT:
             return (
                 f"{len(self.lost)} experts from folders, exact at rank {rank} ({self.rank_needed} is enough)"
             )
