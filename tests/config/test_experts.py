@@ -134,7 +134,7 @@ OF_ROWS = {
     ),
     "an expert without rows": (
         {"by": "site", "names": ["s0", "s1", "s2", "s3", "s4"]},
-        "no training row is of the expert 's4'",
+        "no training row is of expert 's4'",
     ),
     "a row without a value": ({"by": "gaps"}, "row 2 has no value in column 'gaps'"),
 }

@@ -79,7 +79,8 @@ def assert_equal_runs(folder):
         assert a | {"seconds": 0} == b | {"seconds": 0}
     one, other = (load_checkpoint(folder / name / "checkpoint").state for name in ("simulated", "deployed"))
     torch.testing.assert_close(one.vector, other.vector, rtol=0, atol=1e-6)
-    assert one.experts.counts == other.experts.counts and one.experts.holding == other.experts.holding
+    assert one.experts.counts == other.experts.counts
+    assert one.experts.holding == other.experts.holding
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_a_node_takes_no_part_for_an_expert_that_is_not_the_runs(world, tmp_path
         Node(RunConfig.from_dict(config), NodeConfig(**node), RUN)
     named = changed(config, federation__client_experts=[0, 1, 0, 1], method__experts={"names": ["a", "b"]})
     node["data"]["expert"] = "b"
-    with pytest.raises(InputError, match="federation.client_experts gives it 'a'"):
+    with pytest.raises(InputError, match=r"federation\.client_experts gives it 'a'"):
         Node(RunConfig.from_dict(named), NodeConfig(**node), RUN)
 
 

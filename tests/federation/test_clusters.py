@@ -1,4 +1,4 @@
-"""Groups of clients by their cores: the grouping that a loop over all pairs finds, and what cannot be grouped."""
+"""Groups of clients by their cores: those that a loop over all pairs finds, and what cannot be grouped."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each expert is the mean over those who trained it, whoever stays away; one that nobody trained stays as it was."""
+"""Each expert is the mean over those who trained it, whoever stays away; others stay as they were."""
 
 from dataclasses import replace
 
@@ -101,7 +101,8 @@ def test_a_broadcast_holds_a_clients_own_experts(generator, rng):
         part = part_of(state, client)
         header, vector = wire.unpack(broadcast(state, EXCHANGE, client, part))
         layout = EXCHANGE.message(1, part, None)
-        assert header.layout == layout.digest and header.cores is None
+        assert header.layout == layout.digest
+        assert header.cores is None
         sent = layout.unflatten(vector)
         assert set(sent) == {"a.R", "b.R", "head"}
         assert torch.equal(sent["a.R"], named["a.R"][list(part.experts)])

@@ -95,10 +95,12 @@ def test_a_private_run_trains_experts_and_gate_from_one_budget(world):
         RunConfig.from_dict(config_of(world, privacy={"epsilon": 5.0, "clip_norm": 0.5})), world / "private"
     )
     facts = result.summary["privacy"]
-    assert 0 < facts["epsilon"] <= 5.0 and facts["rounds"] == 3
+    assert 0 < facts["epsilon"] <= 5.0
+    assert facts["rounds"] == 3
     assert "how many of each expert" in facts["statement"]
     spent = [line["epsilon"] for line in metrics_of(world / "private")]
-    assert spent == sorted(spent) and spent[0] == 0 < spent[1] < spent[2] < spent[3]
+    assert spent == sorted(spent)
+    assert spent[0] == 0 < spent[1] < spent[2] < spent[3]
 
 
 def test_every_expert_that_is_held_gets_noise_though_no_example_of_it_was_drawn(world, monkeypatch):
@@ -134,5 +136,5 @@ def test_what_would_tell_of_private_rows_is_refused(world, tmp_path, key):
     with pytest.raises(InputError, match=message):
         run(RunConfig.from_dict(config), tmp_path / "run")
     config = config_of(world, method__experts={"count": 2, "start": "zero"})
-    with pytest.raises(InputError, match="method.experts.count: groups are found by looking"):
+    with pytest.raises(InputError, match=r"method\.experts\.count: groups are found by looking"):
         run(RunConfig.from_dict(config), tmp_path / "run")

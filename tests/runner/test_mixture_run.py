@@ -1,7 +1,6 @@
-"""Whole runs of a mixture of experts: stages, traffic, what stays as it was, resume, groups that are found."""
+"""Whole runs of a mixture of experts: stages, traffic, what stays as it was, resume, groups."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from run_helpers import (
     adapter_bytes,
     causal_config,
-    changed,
     classification_config,
     metrics_of,
     rows,
@@ -22,9 +20,10 @@ from run_helpers import (
 
 from fedsb import RunConfig, run
 from fedsb.adapter.mixture import mixture_of
-from fedsb.adapter.routing import routing_of
+from fedsb.adapter.routing import Statistics, gate_from, noting, routing_of
 from fedsb.runner import loop as runner
 from fedsb.runner.checkpoint import load_checkpoint
+from fedsb.runner.prepare_data import prepare_data
 
 SITES = 4
 RANK = 4
@@ -66,11 +65,15 @@ def state_of(result):
 
 def test_a_run_ends_with_different_experts_and_a_gate(whole):
     routing = routing_of(whole.model)
-    assert routing.names == ("s0", "s1", "s2", "s3") and not routing.hard
+    assert routing.names == ("s0", "s1", "s2", "s3")
+    assert not routing.hard
     layer = next(m for m in whole.model.modules() if getattr(m, "G", None) is not None)
-    assert layer.R.shape == (4, RANK, RANK) and layer.G.shape == (4, RANK + 1)
-    assert (layer.R[0] - layer.R[1]).abs().max() > 1e-3 and layer.G.abs().max() > 0
-    assert state_of(whole).experts.opened and state_of(whole).experts.holding == {0, 1, 2, 3}
+    assert layer.R.shape == (4, RANK, RANK)
+    assert layer.G.shape == (4, RANK + 1)
+    assert (layer.R[0] - layer.R[1]).abs().max() > 1e-3
+    assert layer.G.abs().max() > 0
+    assert state_of(whole).experts.opened
+    assert state_of(whole).experts.holding == {0, 1, 2, 3}
 
 
 def test_hard_rounds_send_what_one_core_sends(world, whole):
@@ -161,7 +164,8 @@ def test_both_trains_cores_and_gate_and_stays_near(world):
     ]
     assert 0 < moved[1] < 0.1 * moved[0]
     usage = routing_of(kept.model).usage
-    assert usage.sum() == pytest.approx(1.0) and (usage - 0.25).abs().max() > 1e-4
+    assert usage.sum() == pytest.approx(1.0)
+    assert (usage - 0.25).abs().max() > 1e-4
 
 
 def test_clients_with_several_experts(world):
@@ -206,8 +210,96 @@ def test_decoders_answer_the_same_with_and_without_a_cache(world, route):
 def test_one_decision_for_all_layers(world):
     result = start(config_of(world, method__experts={"by": "site", "route": "request"}), world / "request")
     routing, experts = routing_of(result.model), state_of(result).experts
-    assert experts.gate.shape == (4, 33) and torch.equal(routing.gate, experts.gate)
-    assert routing.experts.shape == (12,) and metrics_of(result.folder)[-1]["eval"]["accuracy"] > 0
+    assert experts.gate.shape == (4, 33)
+    assert torch.equal(routing.gate, experts.gate)
+    assert routing.experts.shape == (12,)
+    assert metrics_of(result.folder)[-1]["eval"]["accuracy"] > 0
     once = {e["what"]: e for e in result.summary["communication"]["one_time"]}
     assert once["experts for statistics"]["parameters"] == 0
     assert once["statistics"]["parameters"] == SITES * (32 * 33 // 2 + 33)
+
+
+def test_the_gate_of_a_run_is_that_of_all_rows_together(world):
+    """Sums of four clients, as they travelled, against one pass over all rows."""
+    config = config_of(world, method__experts={"by": "site", "hard_rounds": 4})
+    result = start(config, world / "pooled")
+    routing, parts = routing_of(result.model), mixture_of_run(result).factors
+    made = RunConfig.from_dict(config)
+    data = prepare_data(made)
+    routing.hard = True
+    sums = {name: Statistics.zero(4, RANK) for name in parts}
+    layers = {id(m): n for n, m in result.model.named_modules()}
+    batch = data.task.collate(data.train)
+    with torch.no_grad(), noting(result.model.eval()) as notes:
+        data.task.losses(result.model, batch)
+    for note in notes:
+        sums[layers[id(note.layer)]].add(note.q[:, 0], batch["experts"])
+    for name, part in parts.items():
+        torch.testing.assert_close(part.G, gate_from(sums[name]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def grouped(world):
+    """Two kinds of clients: the label of the ones' rows is the others' of the same word."""
+    turn = {"pos": "neg", "neg": "flat", "flat": "pos"}
+    made = rows(96, seed=5)
+    for i, row in enumerate(made):
+        site = i // 16
+        row["site"], row["label"] = f"s{site}", row["label"] if site < 3 else turn[row["label"]]
+    write_rows(world / "turned.jsonl", made)
+    return config_of(
+        world,
+        data__train=str(world / "turned.jsonl"),
+        federation={"clients": 6, "rounds": 4, "partition": {"kind": "by-column", "column": "site"}},
+        method__experts={"count": 2, "warmup_rounds": 2, "hard_rounds": 3},
+        training__epochs=4,
+    )
+
+
+def test_groups_are_the_kinds_of_clients(world, grouped):
+    result = start(grouped, world / "grouped")
+    held = {client: next(iter(of)) for client, of in state_of(result).experts.counts.items()}
+    sites = [client_site(world, result.folder, client) for client in range(6)]
+    kinds = [int(site[1]) < 3 for site in sites]
+    assert len({(kind, held[client]) for client, kind in enumerate(kinds)}) == 2
+    layer = next(iter(mixture_of_run(result).factors.values()))
+    assert (layer.R[0] - layer.R[1]).abs().max() > 1e-3
+    assert routing_of(result.model).names == ("0", "1")
+
+
+def client_site(world, folder, client):
+    lines = (world / "turned.jsonl").read_text().splitlines()
+    part = json.loads((folder / "partition.json").read_text())["clients"][str(client)]
+    return json.loads(lines[part[0]])["site"]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_with_groups_is_resumed_as_it_was(world, grouped, monkeypatch, stop):
+    whole = world / "grouped"
+    if not whole.exists():
+        start(grouped, whole)
+    real = runner.play_round
+
+    def until(session, saved, number, chosen):
+        if number > stop:
+            raise KeyboardInterrupt
+        return real(session, saved, number, chosen)
+
+    monkeypatch.setattr(runner, "play_round", until)
+    with pytest.raises(KeyboardInterrupt):
+        start(grouped, world / f"grouped-{stop}")
+    monkeypatch.setattr(runner, "play_round", real)
+    start(grouped, world / f"grouped-{stop}", resume=True)
+    assert timeless(world / f"grouped-{stop}") == timeless(whole)
+    assert adapter_bytes(world / f"grouped-{stop}") == adapter_bytes(whole)
+
+
+def test_soft_from_the_start_leaves_the_saddle(world):
+    """Equal cores and a gate at zero would stay equal for ever."""
+    result = start(
+        config_of(world, method__experts={"by": "site", "hard_rounds": 0, "start": "zero", "train": "both"}),
+        world / "soft",
+    )
+    layer = next(iter(mixture_of_run(result).factors.values()))
+    assert (layer.R[0] - layer.R[1]).abs().max() > 1e-4
+    assert metrics_of(result.folder)[-1]["train_loss"] < metrics_of(result.folder)[1]["train_loss"]

@@ -238,8 +238,8 @@ NOT_FOR_THE_MODEL = ("labels", "experts", "asked")
 def tell(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's own inputs of a batch; its routing, where it has one, is told the rest.
 
-    A batch may have `experts` (n,), and `asked` (n, t): the tokens a sequence is routed by; without them, or in
-    rows where there are none, all tokens that the attention mask counts.
+    A batch may have `experts` (n,), and `asked` (n, t): the tokens a sequence is routed by; without them, or
+    in rows where there are none, all tokens that the attention mask counts.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     if (routing := routing_of(model)) is not None:
@@ -279,7 +279,11 @@ def unshare(model: nn.Module) -> None:
 def base_states(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n 1 d"]:
     """The mean of the frozen base's last states over the tokens that a sequence is routed by."""
     routing = routing_of(model)
-    assert routing is not None and routing.asked is not None
+    assert routing is not None
+    assert routing.asked is not None
+    mask = inputs.get("attention_mask")
+    if mask is not None and not mask[:, 0].all():  # padded on the left, as prompts are: places as without it
+        inputs = {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     routing.off = True
     try:
         with torch.no_grad():
@@ -352,12 +356,8 @@ class Statistics:
     @staticmethod
     def zero(experts: int, size: int) -> Statistics:
         """Of nothing yet."""
-        exact = {"dtype": torch.float64}
-        return Statistics(
-            torch.zeros(experts, **exact),
-            torch.zeros(experts, size, **exact),
-            torch.zeros(size, size, **exact),
-        )
+        shapes = (experts,), (experts, size), (size, size)
+        return Statistics(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     def add(self, q: Float[Tensor, "n r"], experts: Int[Tensor, "n"]) -> None:
         """So many more q, with the expert of each."""
@@ -376,8 +376,8 @@ class Statistics:
 def gate_from(statistics: Statistics) -> Float[Tensor, "e r1"]:
     """The gate of linear discriminant analysis: G_e = [S^-1 mu_e, -mu_e' S^-1 mu_e / 2], in fp32.
 
-    S is the covariance within experts, with RIDGE times its mean variance added. An expert without counts gets
-    the mean over all, so that it is neither sought nor shunned.
+    S is the covariance within experts, with RIDGE times its mean variance added. An expert without counts
+    gets the mean over all, so that it is neither sought nor shunned.
 
     Raises:
         InputError: there is nothing at all.

@@ -22,8 +22,8 @@ def expert_faults(config: RunConfig) -> Iterator[str]:
         yield from _without_experts(config)
     elif experts is None:
         yield (
-            f"method.experts: {method.name} must know whose data each expert is for; set by: COLUMN, count or "
-            "folders there, or federation.client_experts with experts: {}"
+            f"method.experts: {method.name} must know whose data each expert is for; set by: COLUMN, count "
+            "or folders there, or federation.client_experts with experts: {}"
         )
     else:
         for faults in (_sources, _of_clients, _names, _stages, _request, _losses, _not_with, _privacy):
@@ -38,7 +38,7 @@ def _without_experts(config: RunConfig) -> Iterator[str]:
 
 
 def _sources(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
-    """Experts are named by rows, by clients, or found; folders may say what they are beside any of the first."""
+    """Experts are named by rows, by clients, or found; folders may say what they are beside the first two."""
     named = {
         "method.experts.by": experts.by,
         "method.experts.count": experts.count,
@@ -76,9 +76,12 @@ def _of_clients(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
         )
     count = _known_count(config, experts) or max(assigned) + 1
     if count < 2:
-        yield "federation.client_experts: one expert is one core; give clients two or more, or take a method without experts"
+        yield (
+            "federation.client_experts: one expert is one core; give clients two or more, or take a method "
+            "without experts"
+        )
     if idle := sorted(set(range(count)) - set(assigned)):
-        yield f"federation.client_experts: nobody holds expert {idle[0]} of {count}; every expert needs a client"
+        yield f"federation.client_experts: nobody holds expert {idle[0]} of {count}; each needs a client"
     if beyond := [expert for expert in assigned if expert >= count]:
         yield f"federation.client_experts: expected numbers from 0 to {count - 1}, found {max(beyond)}"
 
@@ -127,8 +130,8 @@ def _request(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
         if getattr(experts, key) != needed:
             word = "null" if needed is None else needed
             yield (
-                f"method.experts.{key}: with route: request one expert works for all layers, and its gate is made "
-                f"of sums and not trained; set {key}: {word}"
+                f"method.experts.{key}: with route: request one expert works for all layers, and its gate is "
+                f"made of sums and not trained; set {key}: {word}"
             )
     if experts.folders is not None:
         yield "method.experts.route: request would train nothing with folders; take sequence or token"
@@ -140,8 +143,8 @@ def _losses(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
             yield f"method.experts.{key}: with route: request no gate is trained; leave it at 0"
         if weight and key != "keep" and config.training.gradient_checkpointing:
             yield (
-                f"method.experts.{key}: its gradient is lost in training.gradient_checkpointing; leave one of "
-                "the two out"
+                f"method.experts.{key}: its gradient is lost in training.gradient_checkpointing; leave one "
+                "of the two out"
             )
     if experts.keep and experts.train == "router":
         yield "method.experts.keep: with train: router the cores stay as they are; leave it at 0"
@@ -171,7 +174,10 @@ def _privacy(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
     if experts.start == "statistics":
         yield "method.experts.start: statistics are sums over private rows without noise; set start: zero"
     if experts.count is not None:
-        yield "method.experts.count: groups are found by looking at single clients' cores; name experts by or client_experts"
+        yield (
+            "method.experts.count: groups are found by looking at single clients' cores; set "
+            "method.experts.by or federation.client_experts"
+        )
     for key in ("balance", "keep"):
         if getattr(experts, key):
             why = (

@@ -215,15 +215,15 @@ class ExpertsConfig(Section):
     folders: Annotated[dict[str, str], Field(min_length=2)] | None = None
     """Name -> folder of a PEFT LoRA: experts from elsewhere, which stay as they are."""
     names: Annotated[list[str], Field(min_length=2)] | None = None
-    """by, client_experts: the experts in the order of their numbers; null: the training rows' values, sorted, or
-    the numbers. Parties that keep their rows to themselves must agree on them here."""
+    """by, client_experts: the experts in the order of their numbers; null: the training rows' values, sorted,
+    or the numbers. Parties that keep their rows to themselves must agree on them here."""
     hard_rounds: NonNegativeInt | None = None
     """Rounds in which each example trains its own expert alone, before the gate; null: all but two."""
     train: Literal["router", "both"] = "router"
     """In the rounds after: the gate, or the gate and the experts."""
     route: Literal["sequence", "token", "request"] = "sequence"
-    """Each layer's gate chooses by a sequence's mean (of a prompt, where there is one) or by each token; request:
-    one gate over the base's states chooses one expert for all layers, as servers of several LoRAs do."""
+    """Each layer's gate chooses by a sequence's mean (of a prompt, where there is one) or by each token;
+    request: one gate over the base's states chooses one expert for all layers, as servers of LoRAs do."""
     start: Literal["statistics", "zero"] = "statistics"
     """The gate after the hard rounds: a linear discriminant made of sums over the clients' rows, or zero."""
     top_k: PositiveInt | None = None

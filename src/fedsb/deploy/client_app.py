@@ -69,7 +69,7 @@ def _answer(question: Question, context: Context) -> RecordDict:
         )
     node = held.opened(question.kind, question.config, str(file), question.run)
     if question.kind == "hello":
-        facts, payload = dict(node.facts().said()), b""
+        facts, payload = node.facts().said(), b""
     else:
         facts, payload = {}, node.answer(question.kind, question.payload)
     return pack(facts | _signature(node.node_config, question, facts, payload), payload)

@@ -42,7 +42,6 @@ from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
 
-
 CORES = "experts.safetensors"
 """In the folder of a run of a mixture: all experts as they were after the hard rounds."""
 
@@ -54,8 +53,8 @@ class NodeFacts:
     Attributes:
         num_examples: rows of its file, whatever they hold; `rounded` where anything is to be protected.
         base_digest: of the base model's weights; all parties must have the same.
-        experts: of a run whose rows name their experts, how many of its rows are of each, as "12,0,3"; rounded
-            as num_examples is.
+        experts: of a run whose rows name their experts, how many of its rows are of each, as "12,0,3";
+            rounded as num_examples is.
     """
 
     client: int
@@ -63,7 +62,7 @@ class NodeFacts:
     base_digest: str
     experts: str = ""
 
-    def said(self) -> dict[str, int | str]:
+    def said(self) -> dict[str, Any]:
         """As it travels."""
         return {name: value for name, value in asdict(self).items() if value != ""}
 

@@ -67,7 +67,8 @@ def _of_experts(
         numbers = [assigned[node.client]] * len(examples)
         if named is not None and names[numbers[0]] != named:
             raise InputError(
-                f"data.expert: this party's is {named!r}, federation.client_experts gives it {names[numbers[0]]!r}"
+                f"data.expert: this party's is {named!r}, federation.client_experts gives it "
+                f"{names[numbers[0]]!r}"
             )
     elif named is not None:
         numbers = [names.index(named)] * len(examples)

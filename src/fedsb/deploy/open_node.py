@@ -18,7 +18,6 @@ from fedsb.config import RunConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig
 
-
 ADAPTED = ("statistics", "train")
 """Questions that put the adapter into the model, which the others must not meet."""
 

@@ -3,9 +3,9 @@
     down:  the factors a method sends, the task head, and (methods that change base weights) the base's update
     up:    the factors that trained, the task head
 
-A client may hold less than the whole: a smaller rank, fewer heads to train, or some of several experts (`Part`).
-Of a mixture what trains in a round goes both ways; with the first message after the hard rounds, all cores, which
-the client keeps.
+A client may hold less than the whole: a smaller rank, fewer heads to train, or some of several experts
+(`Part`). Of a mixture what trains in a round goes both ways; with the first message after the hard rounds,
+all cores, which the client keeps.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Exchange:
         return Layout((*self._factors(self.method.sends, rank), *self._others(self.method.sends)))
 
     def broadcast(self, round_number: int, part: Part) -> Layout:
-        """What of it goes to a client of this part in this round: of a mixture what trains, of its experts."""
+        """What of it goes to a client of this part in this round; of a mixture, what trains."""
         if self.experts is None:
             return self.down(part.rank)
         names = self.method.trains(round_number)
@@ -232,6 +232,11 @@ class Exchange:
         count = (experts or self.heads) if blocks is None else len(blocks)
         entries: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
-            shapes = {"A": (width, n_in), "B": (out, width), "R": (count, rank, rank), "G": (experts, rank + 1)}
+            shapes = {
+                "A": (width, n_in),
+                "B": (out, width),
+                "R": (count, rank, rank),
+                "G": (experts, rank + 1),
+            }
             entries += [(f"{layer}.{name}", shapes[name]) for name in names]
         return entries

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,8 @@ Counts = Mapping[int, int]
 """Expert -> how many training examples of it."""
 
 
-class ExpertsPlan(NamedTuple):
+@dataclass(frozen=True)
+class ExpertsPlan:
     """What all parties of a run know of its mixture.
 
     Attributes:

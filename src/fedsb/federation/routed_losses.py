@@ -29,5 +29,9 @@ def with_penalties(losses: Losses, attached: Attached, terms: Terms) -> Losses:
 
 def distance(attached: Attached, cores: Mapping[str, Tensor]) -> Tensor | float:
     """The squared distance of all cores from these; 0 where none are known."""
-    layers = attached.layers
-    return sum((layers[name].R - core.to(layers[name].R)).square().sum() for name, core in cores.items())  # type: ignore[operator, arg-type, union-attr]
+    squares: Tensor | float = 0.0
+    for name, before in cores.items():
+        core = attached.layers[name].R
+        assert core is not None
+        squares = squares + (core - before.to(core)).square().sum()
+    return squares

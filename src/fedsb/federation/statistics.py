@@ -3,8 +3,8 @@
     question:  the cores of the client's experts
     answer:    by layer, for each of its experts how many q and their sum, over all of them the sum of q q'
 
-Sums add, so the gate is that of all rows in one place. With one gate over the base's states there are no layers
-and the question holds nothing.
+Sums add, so the gate is that of all rows in one place. With one gate over the base's states there are no
+layers and the question holds nothing.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def gates_from(
     Raises:
         InputError: there is no answer that can be used.
     """
-    assert exchange.experts is not None and state.experts is not None
+    assert exchange.experts is not None
     count = exchange.experts.count
     totals = {name: Statistics.zero(count, size) for name, size in _sizes(exchange).items()}
     heard = set[int]()

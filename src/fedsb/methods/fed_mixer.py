@@ -1,17 +1,16 @@
-"""fed-mixer: several cores (experts) over Fed-SB's frozen bases, each trained by the clients whose data are its
-own, and a gate that chooses between them.
+"""fed-mixer: several cores (experts) over Fed-SB's frozen bases, and a gate that chooses between them.
 
 Source: LoRA-Mixer (arXiv 2507.00029) for the training in two stages, CoMoL (arXiv 2603.00573) for the layer;
 experts that are federated over shared bases are this package's own.
 
-    hard rounds   each example goes through its own expert; R trains. Up and down: the client's experts alone,
-                  E_i * r * r numbers per layer (and the head), so Fed-SB's for a client of one expert
-    gate rounds   all experts are mixed by the gate; G trains, or R and G. Up and down: E * (r + 1) numbers per
-                  layer, with train: both E * r * r more
+    hard rounds   each example goes through its own expert; R trains. Up and down: the client's experts
+                  alone, E_i * r * r numbers per layer (and the head): Fed-SB's for a client of one expert
+    gate rounds   all experts are mixed by the gate; G trains, or R and G. Up and down: E * (r + 1) numbers
+                  per layer, with train: both E * r * r more
 
-An expert is averaged over the clients that trained it, each weighted by its examples of that expert: exact for
-every expert and cohort, and one that nobody trained stays as it was. The gate's mean is exact in parameters and
-not in function, so the method as a whole does not say that it is exact.
+An expert is averaged over the clients that trained it, each weighted by its examples of that expert: exact
+for every expert and cohort, and one that nobody trained stays as it was. The gate's mean is exact in
+parameters and not in function, so the method as a whole does not say that it is exact.
 """
 
 from __future__ import annotations

@@ -155,8 +155,8 @@ class Method(NamedTuple):
         averages: whether the server needs nothing of the clients' factors but their mean.
         residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
         options: keywords with types and defaults, as in `method.options` -> the method with these options.
-        experts: of a mixture, whose R holds several cores: (hard rounds, what trains later, whether layers have
-            gates) -> the method with these stages. None: one core.
+        experts: of a mixture, whose R holds several cores: (hard rounds, what trains later, whether layers
+            have gates) -> the method with these stages. None: one core.
     """
 
     name: str

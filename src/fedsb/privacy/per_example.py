@@ -65,7 +65,8 @@ def _core_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Param
 
 def _expert_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Parameter, Tensor]:
     R, routing = layer.R, layer.routing
-    assert R is not None and routing is not None
+    assert R is not None
+    assert routing is not None
     if not R.requires_grad:
         return {}
     with torch.no_grad():

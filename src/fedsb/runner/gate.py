@@ -1,4 +1,4 @@
-"""After the hard rounds of a mixture: its gate, made of all clients' sums or near zero, and groups of clients."""
+"""Between the stages of a mixture: its gate, made of all clients' sums or near zero; groups of clients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def opens_gate(config: RunConfig, state: ServerState) -> bool:
 def open_gate(prepared: Prepared, exchange: Exchange, ask: AskClients, saved: RunState) -> None:
     """Make the gate, and keep the cores as they are now where clients will need them."""
     state, settings = saved.state, prepared.config.method.experts
-    assert state.experts is not None and settings is not None
+    assert state.experts is not None
+    assert settings is not None
     named = exchange.down(exchange.rank).unflatten(state.vector)
     later = range(state.round + 1, prepared.rules.rounds + 1)
     keeps = any(exchange.needs_cores(number) for number in later)
@@ -89,7 +90,9 @@ def find_groups(
         RunFailed: too few answered for so many groups.
     """
     settings = prepared.config.method.experts
-    assert settings is not None and settings.count is not None and state.experts is not None
+    assert settings is not None
+    assert settings.count is not None
+    assert state.experts is not None
     changes = {}
     for outcome in outcomes:
         if isinstance(outcome, Arrived) and (change := _change(exchange, state, outcome)) is not None:

@@ -82,7 +82,7 @@ def prepare_server_data(
 
     Args:
         parts: indices that stand for each client's examples.
-        experts: by client, how many examples of each expert it says it has, in the order of their numbers.
+        experts: by client, how many examples of each expert it says it has, in their order.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
@@ -115,8 +115,8 @@ def check_can_deploy(config: RunConfig) -> None:
     init, experts = config.method.init, config.method.experts
     if experts is not None and experts.by is not None and experts.names is None:
         raise InputError(
-            "method.experts.names: parties that keep their rows must agree on the experts; list the values of "
-            "method.experts.by, e.g. names: [law, medicine]"
+            "method.experts.names: parties that keep their rows must agree on the experts; list the values "
+            "of method.experts.by, e.g. names: [law, medicine]"
         )
     if experts is not None and experts.folders is not None:
         raise InputError("method.experts.folders: for simulated runs; leave it out")

@@ -41,8 +41,8 @@ def expert_names(config: RunConfig, rows: Sequence[Row], source: str) -> tuple[s
     names = tuple(sorted(set(_values(rows, experts.by, source))))
     if len(names) < 2:
         raise InputError(
-            f"method.experts.by: column {experts.by!r} of {source} has one value; one expert is one core, so name a "
-            "column with more values, or take a method without experts"
+            f"method.experts.by: column {experts.by!r} of {source} has one value; one expert is one core, so "
+            "name a column with more values, or take a method without experts"
         )
     return names
 
@@ -63,8 +63,8 @@ def numbers_of(column: str, names: Sequence[str], rows: Sequence[Row], source: s
     for number, value in enumerate(values, start=1):
         if value not in places:
             raise InputError(
-                f"{source}: row {number}: its value in column {column!r} is none of the {len(names)} experts; add "
-                "it to method.experts.names, or take such rows out"
+                f"{source}: row {number}: its value in column {column!r} is none of the {len(names)} "
+                "experts; add it to method.experts.names, or take such rows out"
             )
     return [places[value] for value in values]
 
@@ -93,7 +93,7 @@ def with_own_experts(
         numbers = [of_example[i] for i in range(len(examples))]
     if idle := [name for number, name in enumerate(names) if number not in set(numbers)]:
         raise InputError(
-            f"method.experts: no training row is of the expert {idle[0]!r}; leave it out of names, or add rows"
+            f"method.experts: no training row is of expert {idle[0]!r}; leave it out of names, or add rows"
         )
     return [example | {"expert": number} for example, number in zip(examples, numbers, strict=True)]
 
@@ -101,7 +101,7 @@ def with_own_experts(
 def with_known_experts(
     config: RunConfig, names: tuple[str, ...], rows: Sequence[Row], examples: list[Example]
 ) -> list[Example]:
-    """The test examples, each with its expert's number, if every row names one that exists; else as they are."""
+    """The test examples, each with its expert's number if every row names one that exists."""
     experts = config.method.experts
     values = [row.get(experts.by) for row in rows] if experts is not None and experts.by else []
     places = {name: number for number, name in enumerate(names)}
@@ -136,8 +136,8 @@ def counts_said(
         counts[client] = {expert: number for expert, number in enumerate(numbers) if number}
         if len(numbers) != len(names) or not counts[client]:
             raise InputError(
-                f"method.experts.names: client {client} counts its rows of {len(numbers)} experts, the run has "
-                f"{len(names)}; all parties need the run's config as it is"
+                f"method.experts.names: client {client} counts its rows of {len(numbers)} experts, the run "
+                f"has {len(names)}; all parties need the run's config as it is"
             )
     if idle := set(range(len(names))) - {expert for held in counts.values() for expert in held}:
         raise InputError(f"method.experts: no client has rows of the expert {names[min(idle)]!r}")
@@ -173,7 +173,7 @@ def routing_for(config: RunConfig, names: tuple[str, ...], counts: Mapping[int, 
 def start_experts(
     config: RunConfig, names: Sequence[str], factors: Mapping[str, Factors]
 ) -> dict[str, Factors]:
-    """The start factors with a core for each expert, all equal unless they come from elsewhere, and a gate."""
+    """The start factors with a core for each expert, equal unless they come from elsewhere, and a gate."""
     experts = config.method.experts
     if experts is None:
         return dict(factors)

@@ -60,7 +60,7 @@ def begin(prepared: Prepared) -> RunState:
 
 
 def _state(prepared: Prepared, started: Mapping[str, Factors]) -> ServerState:
-    """The server's before the first round: what it shares of the start, and of a mixture who has which experts."""
+    """The server's before the first round: what it shares, and of a mixture who has which experts."""
     config, data, head = prepared.config, prepared.data, prepared.base.task_head
     exchange, factors = (
         exchange_of(config, prepared.base, data.experts),

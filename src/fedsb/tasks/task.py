@@ -45,9 +45,9 @@ class Task:
     encode(rows, source): token ids and labels as plain lists and numbers, unpadded, in the order of `rows`.
         `source` names the file in errors; rows are numbered from 1 in the sequence given.
     collate(examples): tensors padded on the right, with `attention_mask` (from the lengths, so a pad id that
-        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows. With `experts`
-        where every example has an `expert`, and with `asked` (rows, width) where only some of the tokens are
-        the question: both are for a router and kept from the model.
+        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows. Where every
+        example has an `expert`, `experts`; where only some of the tokens are the question, `asked` (rows,
+        width): both are for a router and kept from the model.
     losses(model, batch): one fp32 loss per example, shape (batch,), on the model's device. Differentiable.
         The loss of an example does not depend on its neighbours in the batch, so its gradient is its own.
     measure(model, examples, *, batch_size, generate=None, progress=None): what `evaluate` gives as
