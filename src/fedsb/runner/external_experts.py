@@ -20,7 +20,6 @@ from fedsb.models.experts import (
 from fedsb.models.targets import chosen_targets
 from fedsb.report.units import percent
 
-
 EXACT = 1e-6
 """Share of an update that is nothing but rounding in fp32."""
 
