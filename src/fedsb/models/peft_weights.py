@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +40,7 @@ def load_weights(file: Path) -> dict[str, Tensor]:
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), "")[:300]
         raise InputError(f"{file.parent}: this adapter cannot be read: {reason}") from None
-    except (BadZipFile, pickle.UnpicklingError):
+    except Exception:  # what torch.load makes of an old pickle, or of one with code in it
         raise InputError(
             f"{file}: a pickle with more than tensors in it, or an old one, which is not opened; save the "
             f"adapter again with peft's save_pretrained, which writes {WEIGHTS}"
