@@ -21,7 +21,7 @@ from fedsb.adapter.routing import (
     routing_of,
     tell,
 )
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed
 
 N, T, IN, OUT, RANK, EXPERTS = 4, 5, 7, 6, 3, 3
 LENGTHS = (5, 2, 4, 3)
@@ -204,7 +204,7 @@ def test_an_expert_without_rows_gets_the_mean_of_all(generator):
     at_mean = G[:, :-1] @ mean + G[:, -1]
     assert at_mean.argmax() == 2
     assert G.isfinite().all()
-    with pytest.raises(InputError, match="no client gave statistics"):
+    with pytest.raises(RunFailed, match="no client gave statistics"):
         gate_from(Statistics.zero(3, RANK))
 
 

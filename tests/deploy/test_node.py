@@ -434,7 +434,8 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     assert looked_at == list(range(104))
     bases = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
     node.answer("bases", pack_start({"kind": "bases", "round": 0, "more": "of the server's"}, bases))
-    down = node.local_client.local_model.exchange.message(4, None)
+    exchange = node.local_client.local_model.exchange
+    down = exchange.message(1, exchange.whole, None)
     answer = node.answer("train", wire.pack(wire.Header("fed-sb", 1, down.digest), torch.zeros(down.size)))
     assert wire.unpack(answer)[0].num_examples == 100
     assert b"of the server" not in (tmp_path / "state" / RUN / "bases.safetensors").read_bytes()

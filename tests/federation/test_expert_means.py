@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import numbers, relative_error, weighted_mean
 
+from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.experts import ExpertsPlan, ExpertState
@@ -131,6 +132,21 @@ def test_all_cores_follow_once_and_again_to_whom_they_were_lost(generator, rng):
     state, _ = aggregate(state, outcomes, EXCHANGE, weighting="uniform", part_of=lambda c: EXCHANGE.whole)
     again = {c: wire.header_of(broadcast(state, EXCHANGE, c, EXCHANGE.whole)).cores for c in range(3)}
     assert again == {0: None, 1: True, 2: None}
+    state, _ = aggregate(
+        replace(state, round=2),
+        [answers[1], Failed(0, "it lost them")],
+        EXCHANGE,
+        weighting="uniform",
+        part_of=lambda c: EXCHANGE.whole,
+    )
+    assert state.experts.holding == {2}
     both = replace(EXCHANGE, method=METHOD.experts(2, "both"))
     assert not both.needs_cores(3)
     assert replace(both, experts=ExpertsPlan(EXPERTS, compares=True)).needs_cores(3)
+
+
+@pytest.mark.parametrize("cores", [1, 1.0, 0, False, "true", [True]])
+def test_a_header_with_cores_of_another_kind_is_refused(cores):
+    message = wire.pack(wire.Header(METHOD.name, 3, "0" * 16, cores=cores), torch.zeros(2))
+    with pytest.raises(UpdateRejected, match="wrong cores: expected true"):
+        wire.unpack(message)

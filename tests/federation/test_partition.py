@@ -133,6 +133,23 @@ def test_by_column_with_more_values_than_clients_balances_the_sizes():
     assert [len(part) for part in parts] == [9, 9]
 
 
-def test_by_column_with_too_few_values_says_how_many_there_are():
-    with pytest.raises(InputError, match=r"federation.clients: expected at most 2, .* found 3"):
-        by_column(["a", "b", "a"], 3)
+def test_by_column_with_fewer_values_than_clients_deals_a_value_to_several():
+    """The value with the most rows for each of its clients gets the next one; no client has two values."""
+    values = ["a"] * 9 + ["b"] * 4 + ["c"] * 2
+    parts = by_column(values, 6)
+    assert [[values[i] for i in part] for part in parts] == [["a"] * 3] * 3 + [["b"] * 2] * 2 + [["c"] * 2]
+    assert by_column(["a", "b", "a"], 3) == [[0], [2], [1]]
+    with pytest.raises(InputError, match=r"federation\.clients: 3 training examples are too few"):
+        by_column(["a", "b", "a"], 4)
+
+
+@given(clients=st.integers(1, 30), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_by_column_leaves_nobody_without_rows(clients, sizes):
+    values = [str(value) for value, size in enumerate(sizes) for _ in range(size)]
+    if len(values) < clients:
+        return
+    parts = by_column(values, clients)
+    assert all(parts)
+    assert sorted(i for part in parts for i in part) == list(range(len(values)))
+    if len(sizes) <= clients:
+        assert all(len({values[i] for i in part}) == 1 for part in parts)

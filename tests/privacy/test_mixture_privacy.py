@@ -103,15 +103,16 @@ def test_a_private_run_trains_experts_and_gate_from_one_budget(world):
     assert spent[0] == 0 < spent[1] < spent[2] < spent[3]
 
 
-def test_every_expert_that_is_held_gets_noise_though_no_example_of_it_was_drawn(world, monkeypatch):
-    """One example of each step, so of one expert: the cores of both that the client holds move."""
+@pytest.mark.parametrize("batch", [[0], []], ids=["one example", "none"])
+def test_every_expert_that_is_held_gets_noise_whoever_was_drawn(world, tmp_path, monkeypatch, batch):
+    """One example in each step, so of one expert, or none: the cores of both that a client holds move."""
     from fedsb.privacy.plan import ExamplePlan
 
-    monkeypatch.setattr(ExamplePlan, "batches", lambda self, coins: iter([[0]] * 2))
+    monkeypatch.setattr(ExamplePlan, "batches", lambda self, coins: iter([batch] * 2))
     config = config_of(
         world, federation__rounds=1, method__experts={"by": "site", "start": "zero", "hard_rounds": 1}
     )
-    result = run(RunConfig.from_dict(config), world / "one-example")
+    result = run(RunConfig.from_dict(config), tmp_path / "run")
     layer = next(m for m in result.model.modules() if getattr(m, "G", None) is not None)
     assert all(core.abs().min() > 0 for core in layer.R)
 

@@ -21,9 +21,15 @@ from run_helpers import (
 from fedsb import RunConfig, run
 from fedsb.adapter.mixture import mixture_of
 from fedsb.adapter.routing import Statistics, gate_from, noting, routing_of
+from fedsb.errors import RunFailed
+from fedsb.federation.training import ClientFailed
+from fedsb.models import load_tokenizer
+from fedsb.report.progress import Silent
 from fedsb.runner import loop as runner
 from fedsb.runner.checkpoint import load_checkpoint
+from fedsb.runner.clients import LocalClient
 from fedsb.runner.prepare_data import prepare_data
+from fedsb.tasks.generate import Decoding, transformers_engine
 
 SITES = 4
 RANK = 4
@@ -195,16 +201,18 @@ def test_decoders_answer_the_same_with_and_without_a_cache(world, route):
         world, causal_config, "llama", method__experts={"by": "site", "route": route}, evaluation__generate=4
     )
     result = start(config, world / f"causal-{route}")
-    from fedsb.models import load_tokenizer
-    from fedsb.tasks import generate_texts
-
     tokenizer = load_tokenizer(str(world / "llama"))
     prompts = [[2, *range(4, 4 + n)] for n in (3, 6, 4)]
-    how = {"max_new_tokens": 5, "batch_size": 3}
-    cached = generate_texts(result.model, tokenizer, prompts, **how)
+
+    def texts(of, beams):
+        engine = transformers_engine(result.model, tokenizer, Decoding(max_new_tokens=5, beams=beams))
+        return engine(of, 0)
+
+    cached = {beams: texts(prompts, beams) for beams in (1, 3)}
     result.model.generation_config.use_cache = result.model.config.use_cache = False
-    assert generate_texts(result.model, tokenizer, prompts, **how) == cached
-    assert [generate_texts(result.model, tokenizer, [p], **how)[0] for p in prompts] == cached
+    for beams, expected in cached.items():
+        assert texts(prompts, beams) == expected
+        assert [texts([prompt], beams)[0] for prompt in prompts] == expected
 
 
 def test_one_decision_for_all_layers(world):
@@ -303,3 +311,28 @@ def test_soft_from_the_start_leaves_the_saddle(world):
     layer = next(iter(mixture_of_run(result).factors.values()))
     assert (layer.R[0] - layer.R[1]).abs().max() > 1e-4
     assert metrics_of(result.folder)[-1]["train_loss"] < metrics_of(result.folder)[1]["train_loss"]
+
+
+def test_a_client_without_statistics_leaves_its_expert_at_the_mean(world, monkeypatch):
+    """It is left out and said; without any the run stops, and can be resumed."""
+    real, stages = LocalClient.statistics, []
+
+    def failing(self, question, on_step=None):
+        if self.client in gone:
+            raise ClientFailed("went away")
+        return real(self, question)
+
+    monkeypatch.setattr(LocalClient, "statistics", failing)
+    monkeypatch.setattr(Silent, "stage", lambda self, text: stages.append(text))
+    config = config_of(world, federation__rounds=1)
+    gone = [3]
+    result = start(config, world / "one-gone")
+    assert any("no client gave statistics of s3" in text for text in stages)
+    assert all(part.G.isfinite().all() for part in mixture_of_run(result).factors.values())
+    gone = [0, 1, 2, 3]
+    with pytest.raises(RunFailed, match="no client gave statistics"):
+        start(config, world / "all-gone")
+    gone = []
+    start(config, world / "all-gone", resume=True)
+    whole = start(config, world / "none-gone")
+    assert adapter_bytes(world / "all-gone") == adapter_bytes(whole.folder)

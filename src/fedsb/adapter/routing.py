@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed
 
 Route = Literal["sequence", "token", "request"]
 RIDGE = 0.05
@@ -34,7 +34,7 @@ RIDGE = 0.05
 
 def pooled(z: Float[Tensor, "n t r"], tokens: Bool[Tensor, "n t"]) -> Float[Tensor, "n 1 r"]:
     """The mean of z over each row's tokens, in fp32 at least; zero for a row without any."""
-    weights = tokens.to(torch.promote_types(z.dtype, torch.float32))
+    weights = tokens.to(z.device, torch.promote_types(z.dtype, torch.float32))
     return (weights[:, None] @ z.to(weights.dtype)) / weights.sum(1).clamp(min=1)[:, None, None]
 
 
@@ -190,7 +190,7 @@ class Routing:
         places = self.experts
         if self.held is not None:
             places = (places[:, None] == places.new_tensor(self.held)).int().argmax(1)
-        return F.one_hot(_for_rows(places, len(z)), count).to(z.dtype)[:, None]
+        return F.one_hot(_for_rows(places, len(z)), count).to(z)[:, None]
 
     def _tokens(self, z: Tensor, tokens: Tensor | None) -> Tensor:
         """The mask as it lies over z; all of it where the layer sees whole rows."""
@@ -214,8 +214,9 @@ def penalties(notes: Sequence[Note], routing: Routing, terms: Terms) -> Float[Te
     """What entropy and balance add to each row's loss, from a pass's notes: means over layers and tokens."""
     assert routing.valid is not None
     valid, usage = routing.valid, routing.shares()
-    entropy = torch.stack([entropies(note.p, valid) for note in notes]).mean(0)
-    route = torch.stack([mean_routes(note.p, valid) for note in notes]).mean(0)
+    routes = [note.p.to(valid.device) for note in notes]
+    entropy = torch.stack([entropies(p, valid) for p in routes]).mean(0)
+    route = torch.stack([mean_routes(p, valid) for p in routes]).mean(0)
     used = route.detach().sum(0).cpu()
     routing.used = used if routing.used is None else routing.used + used
     balance = len(usage) * (route @ usage.to(route))
@@ -380,11 +381,11 @@ def gate_from(statistics: Statistics) -> Float[Tensor, "e r1"]:
     gets the mean over all, so that it is neither sought nor shunned.
 
     Raises:
-        InputError: there is nothing at all.
+        RunFailed: there is nothing at all.
     """
     total = float(statistics.counts.sum())
     if total == 0:
-        raise InputError("method.experts.start: no client gave statistics that a gate could be made of")
+        raise RunFailed("method.experts.start: no client gave statistics that a gate could be made of")
     none = statistics.counts == 0
     means = statistics.sums / statistics.counts.clamp(min=1)[:, None]
     means[none] = statistics.sums.sum(0) / total

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def checked_node(config: RunConfig, node_config: NodeConfig, file: Path) -> tupl
     if not approved:
         warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
     as_if_approved = node_config.model_copy(update={"approved": [digest], "audit": False})
-    facts = asdict(Node(config, as_if_approved, secrets.token_hex(16)).facts())
+    facts = Node(config, as_if_approved, secrets.token_hex(16)).facts().said()
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
 

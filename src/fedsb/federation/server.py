@@ -210,7 +210,8 @@ def _experts_after(
         report.untrained = sorted(set(range(exchange.experts.count)) - trained)
     if not exchange.needs_cores(state.round + 1):
         return experts
-    return replace(experts, holding=experts.holding | set(report.clients))
+    failed = {int(rejected["client"]) for rejected in report.rejected}  # perhaps as it lost them
+    return replace(experts, holding=(experts.holding | set(report.clients)) - failed)
 
 
 def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | None) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 from fedsb.adapter.routing import (
     Statistics,
     base_states,
-    gate_from,
     noting,
     routing_of,
     tell,
@@ -161,22 +160,19 @@ def _packed(name: str, sums: Statistics) -> list[tuple[str, Tensor]]:
 # The server's side
 
 
-def gates_from(
+def summed(
     answers: Iterable[Outcome],
     state: ServerState,
     exchange: Exchange,
     registered: Mapping[int, int],
     received: Tally,
     refused: Callable[[int, str], None],
-) -> dict[str, Tensor]:
-    """Each gate, by layer; answers of no use are left out.
+) -> dict[str, Statistics]:
+    """What each gate is to be made of, by layer; answers of no use are left out.
 
     Args:
         received: counts every answer that was looked at.
         refused: told of such a client, and why.
-
-    Raises:
-        InputError: there is no answer that can be used.
     """
     assert exchange.experts is not None
     count = exchange.experts.count
@@ -194,7 +190,7 @@ def gates_from(
             continue
         for name, total in totals.items():
             total += part[name]
-    return {name: gate_from(total) for name, total in totals.items()}
+    return totals
 
 
 def _accepted(

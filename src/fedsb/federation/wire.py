@@ -191,7 +191,7 @@ def _check_kinds(header: Header) -> None:
         number, may_lack = getattr(header, name), name in ("client", "base", "needs")
         if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
             raise UpdateRejected(f"wrong {name}: expected a count, found {printable(repr(number), 40)}")
-    if header.cores not in (None, True) or type(header.cores) is int:
+    if header.cores is not None and header.cores is not True:
         raise UpdateRejected(f"wrong cores: expected true, found {printable(repr(header.cores), 40)}")
     loss = header.train_loss
     if not (loss is None or (type(loss) in (int, float) and abs(loss) <= LARGEST_LOSS)):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from fedsb.adapter.routing import Statistics, gate_from
 from fedsb.config import RunConfig
 from fedsb.config.method import gate_after
 from fedsb.errors import UpdateRejected
@@ -17,7 +18,7 @@ from fedsb.federation.exchange import Exchange
 from fedsb.federation.experts import Counts
 from fedsb.federation.server import Arrived, Outcome
 from fedsb.federation.state import ServerState
-from fedsb.federation.statistics import POOLED, gates_from, statistics_question
+from fedsb.federation.statistics import POOLED, statistics_question, summed
 from fedsb.federation.traffic import Tally
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import AskClients
@@ -62,12 +63,22 @@ def _asked(prepared: Prepared, exchange: Exchange, ask: AskClients, saved: RunSt
 
     registered = {client: len(part) for client, part in enumerate(parts)}
     answers = ask(list(registered), message_to)
-    gates = gates_from(answers, state, exchange, registered, received, prepared.progress.client_ends)
+    sums = summed(answers, state, exchange, registered, received, prepared.progress.client_ends)
     saved.traffic += [
         sent.entry("experts for statistics", "down", len(parts)),
         received.entry("statistics", "up", len(parts)),
     ]
-    return gates
+    _warn(prepared, next(iter(sums.values())))
+    return {name: gate_from(total) for name, total in sums.items()}
+
+
+def _warn(prepared: Prepared, statistics: Statistics) -> None:
+    """Say which experts have no rows that the gate could know them by."""
+    names = [prepared.data.experts[e] for e, count in enumerate(statistics.counts.tolist()) if not count]
+    if names:
+        prepared.progress.stage(
+            f"no client gave statistics of {', '.join(names)}: the gate has the mean of all for them"
+        )
 
 
 # Groups of clients, found by their cores
