@@ -20,6 +20,8 @@ SAID = {
     "static": "one adapter, the mean of the experts (adapter/): not the model that was trained",
 }
 MOST_CELLS = 4_000
+EXACT = 1e-6
+"""Share of an update that is nothing but rounding."""
 
 
 class Use(NamedTuple):
@@ -55,7 +57,9 @@ def plots_of(run: Run, name: str) -> list[Plot]:
     return [plot for plot in (_domains(use, name), _layers(use, name), _decided(run, use, name)) if plot]
 
 
-def _domains(use: Use, name: str) -> Plot:
+def _domains(use: Use, name: str) -> Plot | None:
+    if len(use.domains) * len(use.experts) > MOST_CELLS:
+        return None
     mean = [[sum(layer[e] for layer in d) / len(d) for e in range(len(use.experts))] for d in use.shares]
     down, across = Ticks("domain", use.domains), Ticks("expert", use.experts)
     return heat("Experts used, by domain", down, across, mean, name=f"{name}-use")
@@ -109,7 +113,9 @@ def _sentences(routing: Mapping[str, Any]) -> str:
     sentences = []
     if (right := number(routing.get("right"))) is not None:
         sentences.append(f"The gate gave {percent(right)} of the test rows most weight on their own expert.")
-    if lost := {name: v for name, value in mapping(routing.get("lost")).items() if (v := number(value))}:
+    if lost := {
+        name: v for name, value in mapping(routing.get("lost")).items() if (v := number(value) or 0) > EXACT
+    }:
         each = ", ".join(f"{name} {percent(value)}" for name, value in lost.items())
         sentences.append(f"Imported at a lower rank, the experts lost, of their updates' norm: {each}.")
     if untrained := mapping(routing.get("untrained")):
