@@ -228,8 +228,8 @@ def penalties(notes: Sequence[Note], routing: Routing, terms: Terms) -> Float[Te
 
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing of the model's mixture layers; None where it has none."""
-    found: Routing | None = getattr(model, "routing", None)
-    return found
+    routing: Routing | None = getattr(model, "routing", None)
+    return routing
 
 
 NOT_FOR_THE_MODEL = ("labels", "experts", "asked")

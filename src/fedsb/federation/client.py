@@ -52,7 +52,8 @@ def client_update(
     wire.check(header, vector, expected=expected, size=layout.size)
     down = exchange.broadcast(header.round, part)
     apply_base_change(local_model, header, vector[down.size :])
-    keep_cores(local_model, header, vector[down.size :])
+    if exchange.experts is not None:
+        keep_cores(local_model, header, vector[down.size :])
     shared = down.unflatten(vector[: down.size])
     parameters = load_round(local_model, shared, part, round_number=header.round, seed=seed)
     mean_loss = (train_with or train)(
@@ -89,13 +90,13 @@ def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) ->
 
 def _usage(local_model: LocalModel, round_number: int) -> dict[str, Tensor]:
     """The shares in which a mixture's experts were used while it trained, where losses depend on them."""
-    routing, exchange = routing_of(local_model.model), local_model.exchange
-    if (
-        routing is None
-        or routing.used is None
-        or USAGE not in dict(exchange.up(round_number, exchange.whole).entries)
-    ):
+    exchange = local_model.exchange
+    balances = exchange.experts is not None and exchange.experts.balances
+    if not balances or exchange.routes_hard(round_number):
         return {}
+    routing = routing_of(local_model.model)
+    assert routing is not None
+    assert routing.used is not None
     return {USAGE: routing.used / routing.used.sum()}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedsb.adapter.attached import Attached, set_base_updates, set_factors, set_trained
 from fedsb.adapter.layer import Factors, leading
 from fedsb.adapter.linear import features
-from fedsb.adapter.routing import routing_of
+from fedsb.adapter.routing import Routing, routing_of
 from fedsb.common.seeding import torch_generator
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
@@ -62,7 +62,8 @@ def load_round(
     seed where they train and are not sent, and stay as they started otherwise.
     """
     exchange, layers = local_model.exchange, local_model.start
-    _set_routing(local_model, shared, part)
+    if exchange.experts is not None:
+        _set_routing(local_model, shared, part)
     values = {name: _values(local_model, name, shared, part, round_number, seed) for name in layers}
     set_factors(local_model.attached, values)
     local_model.rank = part.rank
@@ -73,10 +74,15 @@ def load_round(
     return trained | dict(local_model.task_head)
 
 
+def _routing(local_model: LocalModel) -> Routing:
+    routing = routing_of(local_model.model)
+    assert routing is not None, "a mixture has a routing"
+    return routing
+
+
 def _set_routing(local_model: LocalModel, shared: Mapping[str, Tensor], part: Part) -> None:
     """Of a mixture: by the part's own experts, or by the gate."""
-    if (routing := routing_of(local_model.model)) is None:
-        return
+    routing = _routing(local_model)
     routing.hard, routing.held, routing.used = part.experts is not None, part.experts, None
     routing.usage = shared.get(USAGE, routing.usage)
 
@@ -92,9 +98,8 @@ def _values(
     """The factors of one layer that are to be written, by name."""
     method = local_model.exchange.method
     values = {f: shared[key] for f in method.sends if (key := f"{layer}.{f}") in shared}
-    routing = routing_of(local_model.model)
-    if routing is not None and "R" not in values:
-        values["R"] = routing.cores[layer]
+    if local_model.exchange.experts is not None and "R" not in values:
+        values["R"] = _routing(local_model).cores[layer]
     restarted = set(method.trains(round_number)) - set(method.sends)
     frozen = set() if local_model.rank == part.rank else set("AB") - set(method.sends)
     held = local_model.start[layer]
@@ -135,9 +140,7 @@ def keep_cores(local_model: LocalModel, header: wire.Header, numbers: Tensor) ->
     Raises:
         UpdateRejected: they are needed in this round, and do not follow and were never kept.
     """
-    exchange, routing = local_model.exchange, routing_of(local_model.model)
-    if routing is None:
-        return
+    exchange, routing = local_model.exchange, _routing(local_model)
     if header.cores:
         cores = exchange.cores().unflatten(numbers)
         routing.cores = {layer: cores[f"{layer}.R"] for layer in exchange.layers}

@@ -138,8 +138,7 @@ def _places(batch: Batch, experts: tuple[int, ...], rows: int) -> Tensor:
     """Of each row: where its expert is among these."""
     if len(experts) == 1:
         return torch.zeros(rows, dtype=torch.long)
-    own = batch["experts"].cpu()
-    return (own[:, None] == torch.tensor(experts)).int().argmax(1)
+    return (batch["experts"].cpu()[:, None] == torch.tensor(experts)).int().argmax(1)
 
 
 def _add(sums: Statistics, q: Tensor, places: Tensor, valid: Tensor | None) -> None:

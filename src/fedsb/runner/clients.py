@@ -26,7 +26,6 @@ from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import heads_of, local_training
 from fedsb.runner.prepare_data import Data
-from fedsb.runner.prepare_experts import own_experts
 from fedsb.runner.private_run import PrivateRun
 
 
@@ -90,6 +89,11 @@ class LocalClient:
             on_step=on_step,
             train_with=self.private.trainer(self.client, number) if self.private else None,
         )
+
+
+def own_experts(examples: Iterable[Example]) -> tuple[int, ...]:
+    """The experts that a client of these examples trains; the first alone where they are not known."""
+    return tuple(sorted({example.get("expert", 0) for example in examples}))
 
 
 def part_of(config: RunConfig, client: int, experts: tuple[int, ...], round_number: int) -> Part:

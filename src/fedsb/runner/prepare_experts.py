@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedsb.adapter import Factors
@@ -142,11 +142,6 @@ def counts_said(
     if idle := set(range(len(names))) - {expert for held in counts.values() for expert in held}:
         raise InputError(f"method.experts: no client has rows of the expert {names[min(idle)]!r}")
     return counts
-
-
-def own_experts(examples: Iterable[Example]) -> tuple[int, ...]:
-    """The experts that a client of these examples trains; the first alone where they are not known."""
-    return tuple(sorted({example.get("expert", 0) for example in examples}))
 
 
 def plan_of(config: RunConfig, names: Sequence[str], width: int) -> ExpertsPlan | None:

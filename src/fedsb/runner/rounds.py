@@ -52,7 +52,8 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     held, sent = _parts(prepared, saved.state, cohort, number), Sent()
     outcomes = _ask(session, saved.state, held, sent)
     exchange = session.local_model.exchange
-    if finds_groups(prepared.config, number):
+    mixes = saved.state.experts is not None
+    if mixes and finds_groups(prepared.config, number):
         outcomes = list(outcomes)
         saved.state = find_groups(prepared, exchange, saved.state, outcomes)
         held = _parts(prepared, saved.state, cohort, number)
@@ -75,7 +76,8 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     ]
     if saved.state.experts is not None and not saved.state.experts.counts and not folders_of(prepared.config):
         saved.state = with_equal_experts(exchange, saved.state)
-    make_gate(session, saved)
+    if mixes:
+        make_gate(session, saved)
     put_state(session, saved)
     every = rules.evaluate_every
     scored = every is not None and (number % every == 0 or number == rules.rounds)
@@ -109,8 +111,7 @@ def _parts(prepared: Prepared, state: ServerState, cohort: Sequence[int], number
 def put_state(session: Session, saved: RunState) -> None:
     """Put the state into the model."""
     state, seed = saved.state, session.prepared.config.seed
-    routing = routing_of(session.local_model.model)
-    if routing is not None and state.experts is not None:
+    if state.experts is not None and (routing := routing_of(session.local_model.model)) is not None:
         routing.cores, routing.gate, routing.usage = (
             state.experts.cores,
             state.experts.gate,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fedsb.adapter.routing import tell
+from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
 
 Row = Mapping[str, object]
 Example = dict[str, Any]
@@ -96,7 +96,11 @@ def attention_mask(
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
     """The logits for a batch, in the model's dtype. What is not for the model is kept from it, see `tell`."""
     device = device_of(model)
-    logits: Tensor = model(**tell(model, {name: tensor.to(device) for name, tensor in batch.items()})).logits
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    if hasattr(model, "routing"):
+        tell(model, batch)
+    inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
+    logits: Tensor = model(**inputs).logits
     return logits
 
 
