@@ -283,7 +283,7 @@ def test_every_answer_is_kept_if_wanted(world, tmp_path):
         RunConfig.from_dict(config_of(world)), NodeConfig.from_yaml(tmp_path / "node-0.yaml"), RUN
     ).facts()
     assert json.loads((sent[0].parent / "00003.json").read_text())["kind"] == "hello"
-    assert vars(facts).items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
+    assert facts.said().items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
 
 
 def test_parties_must_agree_on_classes(world, tmp_path):
@@ -346,7 +346,7 @@ def test_hello_says_its_three_facts_and_nothing_else(world, tmp_path):
     others = [{"text": "bad " * 9, "label": "neg"} for _ in range(9)]
     facts = [told(world, tmp_path, each, data__drop_unlabelled=True) for each in (rows, others)]
     assert facts[0] == facts[1]
-    assert set(vars(facts[0])) == {"client", "num_examples", "base_digest"}
+    assert set(facts[0].said()) == {"client", "num_examples", "base_digest"}
     assert facts[0].num_examples == 9
     assert not (tmp_path / "state").exists()
 

@@ -16,11 +16,12 @@ from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
+from fedsb.report.cuts import cut_notes
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import local_training
 from fedsb.runner.memory import check_memory
-from fedsb.runner.prepare_data import Data, prepare_data
+from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.runner.started_on import versions
 from fedsb.tasks.scoring.benchmark import check_benchmarks
@@ -56,11 +57,12 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         looked_at = "data"
         data = prepare_data(config)
         yield Finding("data", True, _describe_data(data))
+        yield from (Finding("tokens", True, text) for text in _describe_tokens(config, data))
         if config.evaluation.benchmarks:
             looked_at = "benchmarks"
-            questions = check_benchmarks(config, data.task)
+            questions, warnings = check_benchmarks(config, data.task)
             names = ", ".join(config.evaluation.benchmarks)
-            yield Finding("benchmarks", True, f"{questions} questions of {names}")
+            yield Finding("benchmarks", True, "; ".join([f"{questions} questions of {names}", *warnings]))
         looked_at = "memory"
         yield Finding("memory", True, _describe_memory(config, data))
         looked_at = "model"
@@ -94,6 +96,14 @@ def _describe_data(data: Data) -> str:
         f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
         f"{min(sizes)} to {max(sizes)} each{labels}"
     )
+
+
+def _describe_tokens(config: RunConfig, data: Data) -> Iterator[str]:
+    record = cut_record(config, data, shown=False)
+    for split, counts in record.items():
+        lengths = ", ".join(f"{name} {length:,}" for name, length in counts["length"].items())
+        yield f"in {split} examples: {lengths}"
+    yield from cut_notes(record)
 
 
 def _describe_memory(config: RunConfig, data: Data) -> str:

@@ -175,7 +175,9 @@ def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskC
 def clients_here(
     client_of: Callable[[int], LocalClient],
     progress: Progress,
-    answer: Callable[[LocalClient, bytes, OnStep], bytes] = LocalClient.answer,
+    answer: Callable[[LocalClient, bytes, OnStep], bytes] = lambda client, *question: client.answer(
+        *question
+    ),
 ) -> AskClients:
     """Clients in this process; `client_of(client)` is made when its turn comes, and answers so."""
 

@@ -21,6 +21,7 @@ from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
 from fedsb.models.peft_folder import put_on
+from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.chosen_lora import model_folder
 from fedsb.runner.prepare_data import read_splits, task_of
@@ -29,6 +30,7 @@ from fedsb.runner.prepare_model import load_model
 from fedsb.runner.routing_record import other_routings
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Row, Task
+from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.generate import Engine, transformers_engine
 from fedsb.tasks.intervals import Score, mean_of_shares, scores
 from fedsb.tasks.scoring.benchmark import (
@@ -86,7 +88,10 @@ def evaluate(
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
     examples = task.encode(test, config.data.test)
-    _check_answers(config, task, routes=adapter is not None and is_mixture(adapter))
+    routes = adapter is not None and is_mixture(adapter)
+    cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
+    for warning in (*cut, *_check_answers(config, task, routes=routes)):
+        progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
     loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
     progress.stage(f"scoring {len(examples)} test examples")
@@ -123,8 +128,8 @@ def _other_routings(
     return other_routings(attached, known, scored)
 
 
-def check_evaluation(config: RunConfig) -> int:
-    """Look at all that a config's benchmarks need but the model, before a run; how many questions there are.
+def check_evaluation(config: RunConfig) -> list[str]:
+    """Warnings about a config's benchmarks, once all that they need but the model was looked at.
 
     Raises:
         InputError: as `evaluate`.
@@ -134,7 +139,7 @@ def check_evaluation(config: RunConfig) -> int:
     return _check_answers(config, task, routes=config.method.experts is not None)
 
 
-def _check_answers(config: RunConfig, task: Task, *, routes: bool) -> int:
+def _check_answers(config: RunConfig, task: Task, *, routes: bool) -> list[str]:
     if config.evaluation.benchmarks and config.evaluation.generation.engine == "vllm":
         if routes:
             raise InputError(
@@ -142,7 +147,7 @@ def _check_answers(config: RunConfig, task: Task, *, routes: bool) -> int:
                 "transformers"
             )
         check_vllm()
-    return check_benchmarks(config, task)
+    return check_benchmarks(config, task)[1]
 
 
 def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]
         engine=config.evaluation.generation.engine,
         prompts=ids,
         batch_size=config.evaluation.batch_size,
-        decoding=asdict(decoding_of(config, asked.wanted)),
+        decoding=asdict(decoding_of(config, asked.benchmark)),
     )
 
 
@@ -234,7 +239,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
     """What answers a benchmark's prompts."""
     if config.evaluation.generation.engine == "transformers":
         yield lambda asked: transformers_engine(
-            model.loaded, model.tokenizer, decoding_of(config, asked.wanted)
+            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark)
         )
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +252,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
-        yield lambda asked: engines(decoding_of(config, asked.wanted))
+        yield lambda asked: engines(decoding_of(config, asked.benchmark))
 
 
 def _counted(total: int, progress: Progress) -> Callable[[int], None]:
