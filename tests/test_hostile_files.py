@@ -35,7 +35,8 @@ from fedsb.report.load import load_run
 from fedsb.runner.evaluate import evaluate
 from fedsb.runner.folder import finished_summary
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.tasks.rows import LONGEST_LINE, read_rows
+from fedsb.tasks.rows import read_rows
+from fedsb.tasks.rows.text import LONGEST_LINE
 
 SECRET = "patient 17 has it"
 DEEP, LONG = "[" * 100_000, "9" * 5000

@@ -68,7 +68,7 @@ def node_files(config, parts, folder):
                 "client": client,
                 "data": {
                     "train": str(folder / f"{client}.jsonl"),
-                    "columns": {"text": "note", "label": "label"},
+                    "columns": {"text": "note", "label": "label", "score": "score"},
                 },
                 "state": str(folder / f"state-{client}"),
             }
@@ -284,6 +284,21 @@ def test_every_answer_is_kept_if_wanted(world, tmp_path):
     ).facts()
     assert json.loads((sent[0].parent / "00003.json").read_text())["kind"] == "hello"
     assert facts.said().items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
+
+
+def test_parties_agree_on_a_regression_by_the_config(world, tmp_path):
+    task = {"labels": None, "label": "score", "regression": True}
+    _, deployed = both(world, config_of(world, **{f"task__{k}": v for k, v in task.items()}), tmp_path)
+    assert_equal_runs(tmp_path)
+    assert "pearson" in deployed.summary["final"]
+
+
+def test_a_partys_rows_are_one_file(world, tmp_path):
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
+    for several in (str(tmp_path), str(tmp_path / "*.jsonl")):
+        own = NodeConfig(**node_config | {"data": {"train": several}})
+        with pytest.raises(InputError, match="a node's rows are one file"):
+            Node(RunConfig.from_dict(config_of(world)), own, RUN)
 
 
 def test_parties_must_agree_on_classes(world, tmp_path):

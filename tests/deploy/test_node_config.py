@@ -126,6 +126,9 @@ def test_a_run_may_use_listed_columns_alone(tmp_path):
     prompt = {"kind": "causal-lm", "prompt": "{note} {{name}} {ssn}:", "response": "label"}
     with pytest.raises(InputError, match=r"the column 'ssn'"):
         check_run(node(tmp_path), RunConfig.from_dict(RUN | {"task": prompt}))
+    marked = prompt | {"prompt": "{note} {ssn:optional}:"}
+    with pytest.raises(InputError, match=r"the column 'ssn'"):
+        check_run(node(tmp_path), RunConfig.from_dict(RUN | {"task": marked}))
     check_run(node(tmp_path), run_config(None))
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from fedsb.cli.options import check_compare_overrides
 from fedsb.cli.terminal import default_folder
 from fedsb.compare.arms import number
 from fedsb.compare.comparison import Comparison, compare
@@ -61,6 +62,7 @@ def compare_in_terminal(
 ) -> Comparison:
     config = RunConfig.from_yaml(config_file, overrides)
     settings = settings_from_yaml(config_file, overrides)
+    check_compare_overrides(overrides, methods, settings)
     with LiveBars(console) if console.is_terminal else nullcontext(PlainLines(console)) as progress:
         return compare(config, settings, methods, seeds, folder, jobs=jobs, progress=progress)
 

@@ -237,7 +237,8 @@ def task_columns_of(config: RunConfig) -> list[str]:
         return [*task.text, task.label]
     if not isinstance(task, CausalLmConfig):
         raise Refused(f"task.kind: {task.kind} does not say which columns it reads; it is for simulated runs")
-    return [*(column for _, column in parse_template(task.prompt) if column is not None), task.response]
+    pieces = parse_template(task.prompt)
+    return [*(piece.column for piece in pieces if piece.column is not None), task.response]
 
 
 # Approval

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
@@ -79,9 +81,9 @@ def _of_experts(
 
 def _rows(file: str, node: NodeConfig) -> list[Row]:
     """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
-    columns = node.data.columns
+    rows, columns = read_rows(file), node.data.columns
+    if {row.source for row in rows} != {str(Path(file))}:
+        raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
     if not columns:
-        return list(read_rows(file))
-    return [
-        {ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in read_rows(file)
-    ]
+        return list(rows)
+    return [{ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in rows]

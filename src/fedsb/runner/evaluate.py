@@ -20,10 +20,11 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
-from fedsb.models.peft_folder import put_on
+from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.chosen_lora import model_folder
+from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.prepare_data import read_splits, task_of
 from fedsb.runner.prepare_experts import with_known_experts
 from fedsb.runner.prepare_model import load_model
@@ -43,6 +44,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
+from fedsb.tasks.sources import source_name
 from fedsb.tasks.task import Example, Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -87,7 +89,7 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = task.encode(test, config.data.test)
+    examples = task.encode(test, source_name(config.data.test))
     routes = adapter is not None and is_mixture(adapter)
     cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
@@ -160,7 +162,7 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
 
     if not (folder / "summary.json").is_file():
         raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
-    config = RunConfig.from_yaml(folder / "config.yaml")
+    config = with_base(RunConfig.from_yaml(folder / "config.yaml"), None, "-s model.path=PATH")
     adapter, out = model_folder(folder), folder / FOLDER
     result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress)
     write_report([folder], folder / "report.html")
@@ -248,7 +250,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
             from fedsb.runner.export import export_merged
 
             path = str(Path(folder) / "merged")
-            export_merged(model.adapter.parent, Path(path))
+            export_merged(model.adapter.parent, Path(path), base=model.path)
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
@@ -277,6 +279,7 @@ def _load_with_adapter(
     if adapter is None:
         return base, None
     try:
+        check_same_base(adapter.parent, with_base(config, model, ""), base)
         if is_mixture(adapter):
             attached = put_mixture_on(base, adapter)
             return attached.model, attached
@@ -284,6 +287,7 @@ def _load_with_adapter(
             raise InputError(
                 f"{adapter} has no adapter_config.json; expected a PEFT LoRA folder or a mixture"
             )
+        check_fits(adapter, base)
         return put_on(base, adapter), None
     except InputError as error:
         raise InputError(f"--adapter: {error}") from None

@@ -17,12 +17,16 @@ from fedsb.common.files import read_json, write_bytes, write_json, write_text
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
+from fedsb.models.load import quiet_loading
 from fedsb.models.mixture_folder import is_mixture, read_mixture
 from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
 from fedsb.models.peft_weights import safetensors_bytes
+from fedsb.models.public_name import public_name
 from fedsb.runner.chosen_lora import ADAPTER, MEAN, MIXTURE, ChosenLora, chosen_lora, folder_names
+from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share
 from fedsb.runner.folder import check_place
 from fedsb.runner.model_card import experts_card, model_card
+from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.vllm import check_servable as check_vllm
 from fedsb.runner.vllm import serving_rank
 
@@ -30,11 +34,18 @@ Server = Literal["vllm"]
 GATE = "gate.safetensors"
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest difference of merged and adapted logits, relative to the largest logit, by the base's dtype."""
+"""Largest difference of exported and adapted logits, relative to the largest logit, by the dtype of what is
+written. It bounds the arithmetic; merged weights are compared bit by bit, and their rounding is stated."""
 
 
 def export_lora(
-    run: Path, out: Path, *, rank: int | None = None, server: Server | None = None, expert: str | None = None
+    run: Path,
+    out: Path,
+    *,
+    rank: int | None = None,
+    server: Server | None = None,
+    expert: str | None = None,
+    base: str | None = None,
 ) -> int:
     """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
 
@@ -44,24 +55,25 @@ def export_lora(
         rank: any that holds the whole update; default the run's, or with `server` the next it accepts.
         server: "vllm": refuse what vLLM would.
         expert: of a mixture which, or their mean; see `chosen_lora`.
+        base: where the base model is now, if it was moved.
 
     Raises:
         InputError: the run is not finished, `out` is taken, its base is another model now, the rank would
             lose part of the adapter, the server would refuse it, or `expert` does not fit the run.
         RunFailed: what was written differs from what was meant.
     """
-    config = _config_of(run)
+    config = _config_of(run, base)
     lora = chosen_lora(run, expert)
     rank = _rank_for(server, lora.peft_config, rank)
     with _new_folder(out) as part:
-        base, _ = _base(run, config)
-        _write_checked(part, lora, rank, base, config)
+        model, _ = _base(run, config)
+        _write_checked(part, lora, rank, model, config)
         write_text(part / "README.md", model_card(run, rank=rank, expert=expert))
     return rank
 
 
 def export_experts(
-    run: Path, out: Path, *, rank: int | None = None, server: Server | None = None
+    run: Path, out: Path, *, rank: int | None = None, server: Server | None = None, base: str | None = None
 ) -> dict[str, str]:
     """Write every expert of a run's mixture as a PEFT LoRA folder, as `export_lora` does; expert -> folder.
 
@@ -70,16 +82,16 @@ def export_experts(
     Raises:
         InputError: as `export_lora`, or the run has no mixture.
     """
-    config = _config_of(run)
+    config = _config_of(run, base)
     if not is_mixture(run / MIXTURE):
         raise InputError(f"--format experts: {run} has one adapter and no mixture; take --format lora")
     mixture = read_mixture(run / MIXTURE).mixture
     names = folder_names(mixture.experts)
     rank = _rank_for(server, chosen_lora(run, MEAN).peft_config, rank)
     with _new_folder(out) as part:
-        base, _ = _base(run, config)
+        model, _ = _base(run, config)
         for name, folder in names.items():
-            base = _write_checked(part / folder, chosen_lora(run, name), rank, base, config)
+            model = _write_checked(part / folder, chosen_lora(run, name), rank, model, config)
         write_json(part / "experts.json", {"route": mixture.route, "experts": names})
         if mixture.gate is not None:
             write_bytes(part / GATE, safetensors_bytes({"gate": mixture.gate}, {"format": "pt"}))
@@ -97,14 +109,14 @@ def _write_checked(
     write_adapter(
         folder,
         {name: at_rank(pair, rank) for name, pair in lora.pairs.items()},
-        base_model=lora.peft_config["base_model_name_or_path"],
+        base_model=public_name(lora.peft_config["base_model_name_or_path"]),
         causal=lora.peft_config["task_type"] == "CAUSAL_LM",
         base_weights=lora.base_weights,
         fan_in_fan_out=lora.peft_config["fan_in_fan_out"],
         head=lora.head,
     )
     with_peft: Any = _with_peft(base, lora.head, folder)
-    _check(_logits(with_peft), expected, config)
+    _check(_logits(with_peft), expected, config.model.dtype)
     unloaded: nn.Module = with_peft.unload()
     return unloaded
 
@@ -117,35 +129,49 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
     return rank or serving_rank(adapter_rank)
 
 
-def export_merged(run: Path, out: Path, *, expert: str | None = None) -> None:
-    """Write base model + adapter as one model folder with tokenizer and model card, then load it and compare
-    logits.
+def export_merged(
+    run: Path, out: Path, *, expert: str | None = None, base: str | None = None, dtype: str | None = None
+) -> Merged:
+    """Write base model + adapter as one model folder with tokenizer and model card. Loaded as its own config
+    says it has the weights that were written, and the run's logits; the card says what rounding cost.
+
+    Args:
+        expert: of a mixture which, or their mean; see `chosen_lora`.
+        base: where the base model is now, if it was moved.
+        dtype: of the written weights; default the run's.
 
     Raises:
-        InputError: the run is not finished, `out` is taken, or `expert` does not fit the run.
-        RunFailed: the reloaded model's logits differ.
+        InputError: the run is not finished, `out` is taken, its base is another model now, or `expert` does
+            not fit the run.
+        RunFailed: what was written differs from what was meant.
     """
-    config = _config_of(run)
-    lora = chosen_lora(run, expert)
+    config = _config_of(run, base)
+    lora, dtype = chosen_lora(run, expert), dtype or config.model.dtype
     with _new_folder(out) as part:
-        base, tokenizer = _base(run, config)
-        adapted = _put_on(base, lora)
+        model, tokenizer = _base(run, config)
+        adapted = _put_on(model.float() if dtype != config.model.dtype else model, lora)
         expected = _logits(adapted.model)
+        lost = lost_share(adapted, getattr(torch, dtype))
         merged: Any = merge(adapted)
-        merged.save_pretrained(part)
+        longest = getattr(config.task, "max_new_tokens", None)
+        describe(merged, tokenizer, getattr(torch, dtype), longest=longest)
+        with quiet_loading():
+            merged.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        num_labels = _num_labels(run, config)
-        reloaded = load_base(str(part), tokenizer=tokenizer, num_labels=num_labels, dtype=config.model.dtype)
-        _check(_logits(reloaded), expected, config)
-        write_text(part / "README.md", model_card(run, rank=None, expert=expert))
+        difference = _check(_logits(load_as_written(part, merged)), expected, dtype)
+        result = Merged(dtype, lost, difference)
+        write_text(part / "README.md", model_card(run, rank=None, merged=str(result), expert=expert))
+    return result
 
 
-def _check(logits: Tensor, expected: Tensor, config: RunConfig) -> None:
+def _check(logits: Tensor, expected: Tensor, dtype: str) -> float:
+    """The largest difference, relative to the largest logit."""
     worst = float((logits - expected).abs().max() / expected.abs().max())
-    if not worst < TOLERANCE[config.model.dtype]:
+    if not worst < TOLERANCE[dtype]:
         raise RunFailed(
             f"export: logits of what was written differ by {worst:.2g} of the largest; nothing was kept"
         )
+    return worst
 
 
 def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Module:
@@ -171,8 +197,10 @@ def _base(run: Path, config: RunConfig) -> tuple[nn.Module, Any]:
         num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
         dtype=config.model.dtype,
+        seed=config.seed,
     )
     check_fits(run / ADAPTER, model)
+    check_same_base(run, config, model)
     return model, tokenizer
 
 
@@ -202,13 +230,13 @@ def _logits(model: nn.Module) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
 
 
-def _config_of(run: Path) -> RunConfig:
-    """The config of a finished run."""
+def _config_of(run: Path, base: str | None = None) -> RunConfig:
+    """The config of a finished run, its base being at `base` if given."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml)")
     if not (run / "summary.json").is_file():
         raise InputError(f"{run}: this run is not finished; resume it: fedsb run --out {run} --resume")
-    return RunConfig.from_yaml(run / "config.yaml")
+    return with_base(RunConfig.from_yaml(run / "config.yaml"), base, "--base PATH")
 
 
 @contextmanager

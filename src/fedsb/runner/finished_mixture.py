@@ -10,6 +10,7 @@ from fedsb.adapter.mixture import mixture_of
 from fedsb.adapter.routing import routing_of
 from fedsb.common.files import write_json
 from fedsb.models.mixture_folder import write_mixture
+from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.chosen_lora import MIXTURE
 from fedsb.runner.prepared import Prepared
@@ -27,7 +28,7 @@ def finish_mixture(prepared: Prepared, attached: Attached, saved: RunState) -> d
     write_mixture(
         folder / MIXTURE,
         mixture,
-        base_model=config.model.path,
+        base_model=public_name(config.model.path),
         base_weights=prepared.layers_digest,
         head=prepared.base.task_head,
     )

@@ -29,7 +29,15 @@ from fedsb.runner.prepared import Prepared, prepare
 from fedsb.runner.processes import pool
 from fedsb.runner.remote_start import BASES, share_bases
 from fedsb.runner.round_zero import begin
-from fedsb.runner.rounds import Session, make_gate, play_round, put_state, score
+from fedsb.runner.rounds import (
+    Session,
+    make_gate,
+    play_round,
+    put_state,
+    refresh_bases,
+    refresh_due,
+    score,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def run(
     progress: Progress | None = None,
     remote: RemoteClients | None = None,
 ) -> RunResult:
-    """Do one federated run, or resume one that was stopped, and leave a whole run folder.
+    """Do one federated run, or resume one that was stopped or gets more rounds, and leave a whole run folder.
 
     Args:
         remote: clients on other machines, in place of simulated ones.
@@ -62,13 +70,15 @@ def run(
     config, folder = config.with_absolute_paths(), Path(out)
     check_tracking(config.tracking)
     with run_folder.held(folder):
-        run_folder.check_free(folder, config, resume=resume)
+        run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
         saved = load_checkpoint(folder / "checkpoint") if resume else None
         return _run(prepare(config, folder, progress or Silent(), remote, saved), saved)
 
 
 def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
     config, folder, progress = prepared.config, prepared.folder, prepared.progress
+    if saved is not None and config.privacy is None and saved.state.round < prepared.rules.rounds:
+        run_folder.open_again(folder)
     run_folder.open_folder(folder, config, prepared.data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
     saved = saved or begin(prepared)
@@ -112,6 +122,9 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
     put_state(session, saved)
     make_gate(session, saved)
     put_state(session, saved)
+    if refresh_due(saved, prepared.rules):  # a last round has none, and this one is the last no more
+        refresh_bases(session, saved, saved.metrics[-1])
+        _save(prepared, saved)
     while saved.state.round < prepared.rules.rounds:
         watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1

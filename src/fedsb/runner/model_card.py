@@ -11,6 +11,7 @@ import yaml
 from fedsb.common.files import read_json
 from fedsb.common.printable import printable
 from fedsb.config import RunConfig
+from fedsb.models.public_name import is_local, public_name
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
@@ -18,18 +19,20 @@ LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassificat
 """By whether the model classifies."""
 
 
-def model_card(run: Path, *, rank: int | None, expert: str | None = None) -> str:
+def model_card(run: Path, *, rank: int | None, merged: str | None = None, expert: str | None = None) -> str:
     """The card of a finished run's export; `rank` is the LoRA folder's, None for merged weights.
 
-    Names of data and models are file or hub names, never paths of this machine.
+    Only what is on the hub is named as data or base model; no file or folder of this machine is.
 
     Args:
+        merged: what merging the weights cost, in words.
         expert: of a mixture what was exported: one expert, or their mean.
     """
     config = RunConfig.from_yaml(run / "config.yaml")
     summary = read_json(run / "summary.json")
     scores = _scores(summary) if expert is None else _scores_of_one(summary, expert)
-    return _card(config, summary, rank, _what(config, summary), scores, _use(config, summary, rank))
+    use = _use(config, summary, rank)
+    return _card(config, summary, rank, _what(config, summary), scores, use, merged)
 
 
 def experts_card(run: Path, folders: Mapping[str, str], *, rank: int) -> str:
@@ -47,42 +50,51 @@ def experts_card(run: Path, folders: Mapping[str, str], *, rank: int) -> str:
 
 
 def _card(
-    config: RunConfig, summary: dict[str, Any], rank: int | None, what: str, scores: str, use: str
+    config: RunConfig,
+    summary: dict[str, Any],
+    rank: int | None,
+    what: str,
+    scores: str,
+    use: str,
+    merged: str | None = None,
 ) -> str:
     sections = [
         _front_matter(config, rank),
-        f"# {_name(config.model.path)}, fine-tuned with {summary['method']}",
+        f"# {public_name(config.model.path)}, fine-tuned with {summary['method']}",
         what,
         "## Scores\n\n" + scores,
         "## Traffic\n\n" + _traffic(summary),
         "## Privacy\n\n" + _privacy(summary),
+        *([f"## Weights\n\n{merged[0].upper()}{merged[1:]}."] if merged else []),
         "## Use\n\n" + use,
         "## Made with\n\n" + ", ".join(f"{n} {v}" for n, v in summary["versions"].items()) + ".",
     ]
     return printable("\n\n".join(sections), None, keep="\n") + "\n"
 
 
-def _name(path: str) -> str:
-    """A hub id as it is, the last part of a path on this machine."""
-    return Path(path).name if Path(path).is_absolute() or path.startswith((".", "~")) else path
-
-
 def _front_matter(config: RunConfig, rank: int | None) -> str:
-    tags = ["federated-learning", "lora", config.method.name]
-    values = {"base_model": _name(config.model.path), "tags": tags}
+    """Keys of the hub's cards. Names there become links: a local one would lead to a stranger's."""
+    base, values = public_name(config.model.path), dict[str, Any]()
+    if not is_local(config.model.path) or "/" in base:
+        values["base_model"] = base
+    values["tags"] = ["federated-learning", "lora", config.method.name]
     values["library_name"] = "transformers" if rank is None else "peft"
-    values["datasets"] = _data_names(config)
+    if names := _hub_data(config):
+        values["datasets"] = names
     return f"---\n{yaml.safe_dump(values, sort_keys=False).strip()}\n---"
 
 
-def _data_names(config: RunConfig) -> list[str]:
+def _hub_data(config: RunConfig) -> list[str]:
+    """The ids of training data on the hub; files have none."""
     train = config.data.train
-    return [_name(source) for source in (train.values() if isinstance(train, dict) else [train])]
+    sources = list(train.values()) if isinstance(train, dict) else [train]
+    files = [file for source in sources for file in ([source] if isinstance(source, str) else source)]
+    return [file for file in files if not is_local(file)]
 
 
 def _what(config: RunConfig, summary: dict[str, Any]) -> str:
     method, federation, start = config.method, config.federation, summary["initialization"]["kind"]
-    data = ", ".join(f"`{name}`" for name in _data_names(config))
+    data = ", ".join(f"`{name}`" for name in _hub_data(config)) or "local files"
     exact = "is exactly" if summary["exact"] else "is not exactly"
     return (
         f"{plural(federation.clients, 'client')} trained on parts of {data} "
@@ -135,7 +147,7 @@ def _privacy(summary: dict[str, Any]) -> str:
 
 def _use(config: RunConfig, summary: dict[str, Any], rank: int | None, folders: Collection[str] = ()) -> str:
     """Code that loads what was written; `folders`: of several adapters."""
-    loader, base = LOADERS[config.task.classifies], _name(config.model.path)
+    loader, base = LOADERS[config.task.classifies], public_name(config.model.path)
     names = summary["label_names"]
     labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
     if rank is None:

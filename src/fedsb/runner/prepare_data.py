@@ -30,8 +30,8 @@ from fedsb.runner.prepare_experts import (
 )
 from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.cuts import cut_counts
-from fedsb.tasks.rows import read_rows, require_columns
-from fedsb.tasks.sources import test_rows, train_name, train_rows
+from fedsb.tasks.rows import cell_text, read_rows, require_columns
+from fedsb.tasks.sources import source_name, test_rows, train_name, train_rows
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def prepare_data(config: RunConfig) -> Data:
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
-    train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
+    train, test = task.encode(rows, train_name(config)), task.encode(held_out, source_name(config.data.test))
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
@@ -93,7 +93,7 @@ def prepare_server_data(
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
-    test = [] if rows is None else task.encode(rows, config.data.test)
+    test = [] if rows is None else task.encode(rows, source_name(config.data.test))
     names = expert_names(config, [], train_name(config))
     test = with_known_experts(config, names, rows or [], test)
     public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
@@ -108,10 +108,11 @@ def check_can_deploy(config: RunConfig) -> None:
     """
     if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
         raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
-    if isinstance(config.task, ClassificationConfig) and config.task.labels is None:
+    task = config.task
+    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive]"
+            "labels: [negative, positive], or say task.regression: true if labels are numbers"
         )
     init, experts = config.method.init, config.method.experts
     if experts is not None and experts.by is not None and experts.names is None:
@@ -123,6 +124,11 @@ def check_can_deploy(config: RunConfig) -> None:
         raise InputError("method.experts.folders: for simulated runs; leave it out")
     if init.upload == "whole" and init.kind == "gradient":
         raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
+    if init.from_run is not None:
+        raise InputError(
+            "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
+            "export the earlier run merged and let model.path be that"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
@@ -169,24 +175,38 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
-    """One list of example indices per client."""
-    how, clients = config.federation.partition, config.federation.clients
+    """One list of example indices per client. labels: each row's class, where there are classes.
+
+    Raises:
+        InputError: too few rows, or rows without a value to deal them by.
+    """
+    section, clients = config.federation.partition, config.federation.clients
     rng = numpy_generator(config.seed, "partition")
-    if how.kind == "iid":
+    if section.kind == "iid":
         return partition.iid(len(rows), clients, rng)
-    if how.kind == "by-column":
-        require_columns(rows, [how.column], source=train_name(config), key="federation.partition.column")
-        return partition.by_column([str(row.get(how.column)) for row in rows], clients)
-    keys = labels if labels is not None else _need_labels(how.kind)
-    if how.kind == "dirichlet":
-        return partition.dirichlet(keys, clients, alpha=how.alpha, min_size=how.min_size, rng=rng)
-    return partition.shards(keys, clients, shards_per_client=how.shards_per_client, rng=rng)
+    values = _values(config, rows, section.column, labels)
+    if section.kind == "by-column":
+        return partition.by_column(values, clients, rng)
+    if section.kind == "dirichlet":
+        return partition.dirichlet(values, clients, alpha=section.alpha, min_size=section.min_size, rng=rng)
+    return partition.shards(values, clients, shards_per_client=section.shards_per_client, rng=rng)
 
 
-def _need_labels(kind: str) -> list[str]:
-    raise InputError(
-        f"federation.partition.kind: {kind} needs class labels; for this task use iid or by-column"
-    )
+def _values(
+    config: RunConfig, rows: Sequence[Row], column: str | None, labels: Sequence[str] | None
+) -> Sequence[str]:
+    """What each row is dealt by: its value in the column, or else its class."""
+    if column is not None:
+        source = train_name(config)
+        require_columns(rows, [column], source=source, key="federation.partition.column")
+        return [cell_text(row, column, source=source, number=n) for n, row in enumerate(rows, start=1)]
+    if labels is None:
+        kind = config.federation.partition.kind
+        raise InputError(
+            f"federation.partition.column: {kind} deals by class labels, which this task has none of; name a "
+            f"column of the rows, e.g. {{kind: {kind}, column: topic}}, or use kind: iid"
+        )
+    return labels
 
 
 def batches_of(data: Data, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ from fedsb.federation.server import RoundReport
 from fedsb.federation.start.initialize import bases_kind, start_factors
 from fedsb.federation.state import ServerState
 from fedsb.runner.checkpoint import RunState
+from fedsb.runner.earlier_run import begin_from
 from fedsb.runner.example_privacy import private_start
 from fedsb.runner.external_experts import folders_of, imported_experts
 from fedsb.runner.prepare_experts import expert_state, start_experts
@@ -33,6 +34,9 @@ def begin(prepared: Prepared) -> RunState:
         progress.stage("evaluating the base model")
     record = record_of(0, score(prepared), RoundReport(), 0)
     record["seconds"] = round(time.monotonic() - began, 3)
+    if prepared.earlier is not None:
+        progress.round_ends(record)
+        return begin_from(prepared.earlier, prepared.config, record, time.monotonic() - began)
     start = prepared.start
     if privacy is not None:
         start = replace(start, private=private_start(privacy, elsewhere=remote is not None))

@@ -17,6 +17,7 @@ from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
 from fedsb.runner.clients import AskClients, expecting, part_of
@@ -88,8 +89,8 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         record["epsilon"] = privacy.epsilon()
     if release is not None:
         record["clip_norm"] = release.next_clip_norm
-    if rules.refresh_every and number % rules.refresh_every == 0 and number < rules.rounds:
-        _refresh(session, saved, record)
+    if refresh_due(saved, rules):
+        refresh_bases(session, saved, record)
     return record
 
 
@@ -106,6 +107,12 @@ def _parts(prepared: Prepared, state: ServerState, cohort: Sequence[int], number
         client: part_of(prepared.config, client, experts.held_by(client) if experts else (), number)
         for client in cohort
     }
+
+
+def refresh_due(saved: RunState, rules: RoundRules) -> bool:
+    """Whether new bases are to follow the last finished round."""
+    done, every = saved.state.round, rules.refresh_every
+    return bool(every and done and done % every == 0 and done < rules.rounds and saved.factors_round != done)
 
 
 def put_state(session: Session, saved: RunState) -> None:
@@ -166,8 +173,8 @@ def _ask(session: Session, state: ServerState, held: Mapping[int, Part], sent: S
     return ask_clients(list(held), message_to)
 
 
-def _refresh(session: Session, saved: RunState, record: dict[str, Any]) -> None:
-    """Fold and start new bases; the record's bytes with this traffic in them."""
+def refresh_bases(session: Session, saved: RunState, record: dict[str, Any]) -> None:
+    """Fold and start new bases after the last finished round; this traffic is added to its record."""
     prepared, data, number = session.prepared, session.prepared.data, saved.state.round
     prepared.progress.stage(f"new bases after round {number}")
     seed = prepared.config.seed

@@ -36,7 +36,7 @@ class Decoding:
     top_p: float = 1.0
     top_k: int | None = None
     seed: int = 0
-    """Of sampling: the same seed, batches and versions give the same texts."""
+    """Seed of sampling: the same one, batches and versions give the same texts."""
     beams: int = 1
     """More: beam search, without sampling."""
     length_penalty: float = 1.0
@@ -72,7 +72,7 @@ def generate_texts(
 
 def batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
     """Indices of prompts of like length, longest first. Batches depend on the prompts alone, so that they are
-    the same when a generation is taken up again."""
+    the same when a generation is resumed."""
     return list(batches_by_length([len(prompt) for prompt in prompts], batch_size))
 
 

@@ -68,10 +68,10 @@ class Task:
     measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], **how: Any) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], **arguments: Any) -> dict[str, float]:
         """The metrics over all examples; arguments as of `measure`."""
-        measured = self.measure(model, examples, **how)
-        return {name: value for each in measured for name, value in each.all().items()}
+        measurements = self.measure(model, examples, **arguments)
+        return {name: value for measured in measurements for name, value in measured.all().items()}
 
 
 def pad(
