@@ -144,13 +144,17 @@ def export(
     run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     format_: Annotated[
-        str, typer.Option("--format", help="lora (PEFT folder) or merged (whole model).")
+        str, typer.Option("--format", help="lora (PEFT folder), merged (whole model) or experts (one each).")
     ] = "lora",
     rank: Annotated[
-        int | None, typer.Option(help="lora: at this rank, exactly; refused if it would lose anything.")
+        int | None,
+        typer.Option(help="lora, experts: at this rank, exactly; refused if it would lose anything."),
     ] = None,
     server: Annotated[
-        str | None, typer.Option("--for", help="lora: vllm pads to the next rank vLLM accepts.")
+        str | None, typer.Option("--for", help="lora, experts: vllm pads to the next rank vLLM accepts.")
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="lora, merged: of a mixture this one, or `mean`, which has no router.")
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Where the base model is now, if it was moved: folder or hub id.")
@@ -168,17 +172,20 @@ def export(
 
     Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
     `fedsb export runs/e2e --format lora --for vllm --out served` ·
-    `fedsb export runs/quickstart --format merged --out merged`
+    `fedsb export runs/quickstart --format merged --out merged` ·
+    `fedsb export runs/mixture --format experts --for vllm --out experts`
     """
     from fedsb.cli import terminal
     from fedsb.cli.options import check_export
-    from fedsb.runner.export import export_lora, export_merged
+    from fedsb.runner.export import export_experts, export_lora, export_merged
 
-    check_export(format_, rank=rank, server=server, dtype=dtype)
+    check_export(format_, rank=rank, server=server, dtype=dtype, expert=expert)
     if format_ == "lora":
-        export_lora(run_folder, out, rank=rank, server=server, base=base)  # type: ignore[arg-type]
+        export_lora(run_folder, out, rank=rank, server=server, expert=expert, base=base)  # type: ignore[arg-type]
+    elif format_ == "experts":
+        export_experts(run_folder, out, rank=rank, server=server, base=base)  # type: ignore[arg-type]
     else:
-        merged = export_merged(run_folder, out, base=base, dtype=dtype)
+        merged = export_merged(run_folder, out, expert=expert, base=base, dtype=dtype)
         terminal.show_merged(merged, out_console)
     out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 

@@ -22,18 +22,22 @@ NOT_SCORED = ("model.check_memory", "evaluation.every")
 """But not these."""
 
 
-def check_export(form: str, *, rank: int | None, server: str | None, dtype: str | None) -> None:
+def check_export(
+    form: str, *, rank: int | None, server: str | None, dtype: str | None, expert: str | None
+) -> None:
     """Refuse what `fedsb export` cannot do.
 
     Raises:
         InputError: names the option.
     """
-    if form not in ("lora", "merged"):
-        raise InputError(f"--format: expected lora or merged, found {form!r}")
+    if form not in ("lora", "merged", "experts"):
+        raise InputError(f"--format: expected lora, merged or experts, found {form!r}")
     if form == "merged":
         refuse_unused({"--rank": rank, "--for": server}, "it is about adapters, --format lora")
     else:
         refuse_unused({"--dtype": dtype}, "an adapter is float32; it is about --format merged")
+    if form == "experts":
+        refuse_unused({"--expert": expert}, "--format experts writes all of them")
     if server not in (None, "vllm"):
         raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
     if dtype not in (None, *DTYPES):

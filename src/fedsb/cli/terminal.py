@@ -96,10 +96,16 @@ def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None
     console.print(summary_table(summary))
     if "scores" in summary:
         console.print(_scores_table(summary["scores"], "scores of the final model"))
+    left = f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)", "merged"
+    if "mixture" in summary:
+        left = (
+            f"mixture  {folder / 'mixture'} (with a loader; adapter/ is the mean of its experts)",
+            "experts",
+        )
     lines = (
         f"report   {folder / 'report.html'}",
-        f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)",
-        f"next     fedsb export {folder} --format merged --out {folder.name}-merged",
+        left[0],
+        f"next     fedsb export {folder} --format {left[1]} --out {folder.name}-{left[1]}",
     )
     console.print("\n".join(lines), highlight=False, markup=False)
 
@@ -139,6 +145,7 @@ def evaluate_in_terminal(
     console: Console | None,
 ) -> dict[str, Any]:
     """Resolve what `fedsb evaluate` was asked for, and score it: a run on its own config into its folder."""
+    from fedsb.runner.chosen_lora import model_folder
     from fedsb.runner.evaluate import evaluate, evaluate_run
 
     if (run is None) == (model is None):
@@ -154,7 +161,7 @@ def evaluate_in_terminal(
             return evaluate_run(run, progress)
     loaded = evaluation_config(run, config, overrides)
     if run is not None:
-        model, adapter = loaded.model.path, run / "adapter"
+        model, adapter = loaded.model.path, model_folder(run)
     with _watching(console) as progress:
         return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
 
@@ -165,9 +172,19 @@ def show_merged(merged: Merged, console: Console) -> None:
         console.print(f"{merged}. --dtype float32 keeps all of it", highlight=False, markup=False)
 
 
+ROUTINGS = {
+    "oracle": "each row's own expert chosen for it",
+    "static": "the mean of the experts in their place",
+}
+"""The other ways to route a mixture, in words."""
+
+
 def show_scores(result: dict[str, Any], console: Console) -> None:
     """The scores with their intervals as a small table."""
     console.print(_scores_table(result["scores"], f"{result['examples']} examples"))
+    for routing, scores in result.get("other_routings", {}).items():
+        if scores is not None:
+            console.print(_scores_table(scores, f"with {ROUTINGS[routing]}, which the model does not have"))
 
 
 def _scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:

@@ -52,6 +52,8 @@ def _sources(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
             "method.experts: nothing says which expert is whose; set by: COLUMN, count or folders, or "
             "federation.client_experts"
         )
+    if experts.folders is not None and config.method.targets is not None:
+        yield "method.targets: with experts from folders the layers are those they adapt; leave targets out"
     if experts.count is not None and experts.folders is not None:
         yield "method.experts.count: the folders are the experts already; leave count out"
     if experts.folders is not None and not given and experts.start == "statistics":

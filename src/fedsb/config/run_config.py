@@ -105,6 +105,8 @@ class RunConfig(Section):
             *((init, name) for name in ("public", "from_run")),
         ):
             section[key] = _absolute(section[key])
+        if (experts := values["method"]["experts"]) is not None:
+            experts["folders"] = _absolute(experts["folders"])
         for benchmark in values["evaluation"]["benchmarks"].values():
             benchmark["data"] = _absolute(benchmark["data"])
         if privacy and privacy["ledger"] is not None:  # it may be made by this run

@@ -28,6 +28,7 @@ from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.continued import check_continues
+from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
@@ -167,8 +168,9 @@ def finish(prepared: Prepared, attached: Attached, saved: RunState, clock: float
         fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
         head=base.task_head,
     )
+    mixture = finish_mixture(prepared, attached, saved)
     saved.seconds = time.monotonic() - clock
-    summary = _summary(prepared, saved)
+    summary = _summary(prepared, saved) | ({"mixture": mixture} if mixture else {})
     write_json(folder / "summary.json", summary)
     write_report([folder], folder / "report.html")
     return summary

@@ -29,9 +29,10 @@ from fedsb.methods import Method, Shape
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import head_parameters
 from fedsb.models.shapes import build_on_meta
-from fedsb.models.targets import chosen_targets, group
+from fedsb.models.targets import group
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import heads_of
+from fedsb.runner.external_experts import target_layers
 
 BYTES_IN_4_BITS = 0.5 + 4 / 64
 """A packed weight and its share of a block's fp32 scale (bitsandbytes' blocks of 64)."""
@@ -94,7 +95,7 @@ def estimate_memory(
     """
     try:
         model = build_on_meta(config.model.path, num_labels=num_labels)
-        targets = chosen_targets(model, config.method.targets)
+        targets = target_layers(config, model)
     except InputError:
         return None  # loading the model says what is wrong with it
     if getattr(model.config, "quantization_config", None) is not None:
@@ -268,7 +269,7 @@ def _kept(
 ) -> int:
     """Bytes that autograd keeps of a forward pass with the adapter in the model, by one without numbers."""
     rank, heads = config.method.rank, heads_of(config)
-    targets = chosen_targets(model, config.method.targets)
+    targets = target_layers(config, model)
     factors = {name: _empty_factors(layer, rank, heads, method) for name, layer in targets.items()}
     if experts:
         gate = torch.empty(experts, rank + 1, device="meta")

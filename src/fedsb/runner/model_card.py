@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,54 @@ LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassificat
 """By whether the model classifies."""
 
 
-def model_card(run: Path, *, rank: int | None, merged: str | None = None) -> str:
+def model_card(run: Path, *, rank: int | None, merged: str | None = None, expert: str | None = None) -> str:
     """The card of a finished run's export; `rank` is the LoRA folder's, None for merged weights.
 
     Only what is on the hub is named as data or base model; no file or folder of this machine is.
 
     Args:
         merged: what merging the weights cost, in words.
+        expert: of a mixture what was exported: one expert, or their mean.
     """
     config = RunConfig.from_yaml(run / "config.yaml")
     summary = read_json(run / "summary.json")
+    scores = _scores(summary) if expert is None else _scores_of_one(summary, expert)
+    use = _use(config, summary, rank)
+    return _card(config, summary, rank, _what(config, summary), scores, use, merged)
+
+
+def experts_card(run: Path, folders: Mapping[str, str], *, rank: int) -> str:
+    """The card of the experts of a mixture, each in a folder of its own."""
+    config = RunConfig.from_yaml(run / "config.yaml")
+    summary = read_json(run / "summary.json")
+    listed = "\n".join(f"| {expert} | `{folder}` |" for expert, folder in folders.items())
+    what = (
+        f"{_what(config, summary)} The experts of its mixture, each a LoRA of its own, exact where it works "
+        f"alone:\n\n| expert | folder |\n|---|---|\n{listed}"
+    )
+    scores = "Of the mixture, with its router; no one expert has them.\n\n" + _scores(summary)
+    use = _use(config, summary, rank, folders.values())
+    return _card(config, summary, rank, what, scores, use)
+
+
+def _card(
+    config: RunConfig,
+    summary: dict[str, Any],
+    rank: int | None,
+    what: str,
+    scores: str,
+    use: str,
+    merged: str | None = None,
+) -> str:
     sections = [
         _front_matter(config, rank),
         f"# {public_name(config.model.path)}, fine-tuned with {summary['method']}",
-        _what(config, summary),
-        "## Scores\n\n" + _scores(summary),
+        what,
+        "## Scores\n\n" + scores,
         "## Traffic\n\n" + _traffic(summary),
         "## Privacy\n\n" + _privacy(summary),
         *([f"## Weights\n\n{merged[0].upper()}{merged[1:]}."] if merged else []),
-        "## Use\n\n" + _use(config, summary, rank),
+        "## Use\n\n" + use,
         "## Made with\n\n" + ", ".join(f"{n} {v}" for n, v in summary["versions"].items()) + ".",
     ]
     return printable("\n\n".join(sections), None, keep="\n") + "\n"
@@ -84,6 +114,17 @@ def _scores(summary: dict[str, Any]) -> str:
     return f"{head}" + "\n".join(rows) + f"\n\nOn {summary['num_test_examples']} test examples."
 
 
+def _scores_of_one(summary: dict[str, Any], expert: str) -> str:
+    """Of an adapter that is a part of a mixture: never the mixture's own scores."""
+    static = summary["mixture"].get("static")
+    if expert in summary["mixture"]["experts"]:
+        return f"This is the expert `{expert}` alone; the run scored its mixture, not this adapter."
+    text = (
+        "This is the mean of the experts, one adapter without a router, and not the mixture that was trained."
+    )
+    return f"{text}\n\n{_scores({**summary, 'final': static})}" if static else text
+
+
 def _value(number: float | None) -> str:
     return "-" if number is None else f"{number:.4g}"
 
@@ -104,7 +145,8 @@ def _privacy(summary: dict[str, Any]) -> str:
     return str(privacy["statement"])
 
 
-def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:
+def _use(config: RunConfig, summary: dict[str, Any], rank: int | None, folders: Collection[str] = ()) -> str:
+    """Code that loads what was written; `folders`: of several adapters."""
     loader, base = LOADERS[config.task.classifies], public_name(config.model.path)
     names = summary["label_names"]
     labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
@@ -114,14 +156,26 @@ def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:
         )
     text = (
         f"```python\nfrom peft import PeftModel\nfrom transformers import {loader}\n\n"
-        f'base = {loader}.from_pretrained("{base}"{labels})\n'
-        "model = PeftModel.from_pretrained(base, FOLDER)\n```"
+        f'base = {loader}.from_pretrained("{base}"{labels})\n{_loads(folders)}\n```'
     )
-    return text + (_vllm(base, rank) if not config.task.classifies and rank <= VLLM_RANKS[-1] else "")
+    modules = " ".join(f"{name}=FOLDER/{name}" for name in folders) or "tuned=FOLDER"
+    return text + (
+        _vllm(base, rank, modules) if not config.task.classifies and rank <= VLLM_RANKS[-1] else ""
+    )
 
 
-def _vllm(base: str, rank: int) -> str:
+def _loads(folders: Collection[str]) -> str:
+    """Lines that put one adapter, or each of several, on the base."""
+    if not folders:
+        return "model = PeftModel.from_pretrained(base, FOLDER)"
+    first, *others = folders
+    lines = [f'model = PeftModel.from_pretrained(base, "FOLDER/{first}", adapter_name="{first}")']
+    lines += [f'model.load_adapter("FOLDER/{name}", adapter_name="{name}")' for name in others]
+    return "\n".join([*lines, f'model.set_adapter("{first}")'])
+
+
+def _vllm(base: str, rank: int, modules: str) -> str:
     return (
         f"\n\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {serving_rank(rank)} "
-        "--lora-modules tuned=FOLDER\n```"
+        f"--lora-modules {modules}\n```"
     )

@@ -24,9 +24,9 @@ from fedsb.models.devices import pick_device
 from fedsb.models.head import head_parameters
 from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
-from fedsb.models.targets import chosen_targets
 from fedsb.privacy.per_example import batch_norms
 from fedsb.runner.arguments import heads_of
+from fedsb.runner.external_experts import check_expert_folders, target_layers
 from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.prepare_experts import plan_of, routing_for, start_experts
@@ -49,6 +49,7 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     Raises:
         InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
     """
+    check_expert_folders(config)
     check_memory(memory_of(config, data), free_memory(config), config)
     model = load_model(config, config.model.path, data.tokenizer, data.task)
     if config.training.gradient_checkpointing:
@@ -92,7 +93,7 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
 
 
 def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
-    targets = chosen_targets(model, config.method.targets)
+    targets = target_layers(config, model)
     check_rank(targets, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}

@@ -16,7 +16,7 @@ from fedsb.federation.state import ServerState
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.earlier_run import begin_from
 from fedsb.runner.example_privacy import private_start
-from fedsb.runner.external_experts import imported_experts
+from fedsb.runner.external_experts import folders_of, imported_experts
 from fedsb.runner.prepare_experts import expert_state, start_experts
 from fedsb.runner.prepare_model import exchange_of
 from fedsb.runner.prepared import Prepared, calibration_of
@@ -40,8 +40,7 @@ def begin(prepared: Prepared) -> RunState:
     start = prepared.start
     if privacy is not None:
         start = replace(start, private=private_start(privacy, elsewhere=remote is not None))
-    folders = config.method.experts is not None and config.method.experts.folders is not None
-    if folders:
+    if folders := folders_of(config):
         start = replace(start, kind="orthonormal")  # the experts bring bases with them
     calibration = calibration_of(data, base, start, method, base.task_head)
     progress.stage(f"starting the factors ({'LoRA' if method.draw else bases_kind(start, method)})")
@@ -53,7 +52,9 @@ def begin(prepared: Prepared) -> RunState:
     started = make(*parts, method, start, calibration, num_clients=clients, sums=spilled)
     shutil.rmtree(spilled.folder)
     if folders:
-        started = replace(started, factors=imported_experts(config, base))
+        imported = imported_experts(config)
+        progress.stage(imported.in_words(config.method.rank))
+        started, record["lost"] = replace(started, factors=imported.factors), imported.lost
     state = _state(prepared, started.factors)
     progress.round_ends(record)
     if privacy is not None:

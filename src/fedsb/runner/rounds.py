@@ -21,6 +21,7 @@ from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
 from fedsb.runner.clients import AskClients, expecting, part_of
+from fedsb.runner.external_experts import folders_of
 from fedsb.runner.gate import find_groups, finds_groups, open_gate, opens_gate, with_equal_experts
 from fedsb.runner.prepared import Prepared, calibration_of
 from fedsb.runner.spill import SpilledTensors
@@ -74,7 +75,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
         Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
     ]
-    if saved.state.experts is not None and not saved.state.experts.counts:
+    if saved.state.experts is not None and not saved.state.experts.counts and not folders_of(prepared.config):
         saved.state = with_equal_experts(exchange, saved.state)
     if mixes:
         make_gate(session, saved)
