@@ -611,7 +611,7 @@ def test_weights_that_are_no_safetensors_are_refused(world, adapter, tmp_path):
             put_on(bert(world), adapter)
     (adapter / FILE).unlink()
     torch.save({"x": Evil(tmp_path / "fired")}, adapter / "adapter_model.bin")
-    with pytest.raises(InputError, match=r"adapter_model\.bin is a pickle, which is not opened"):
+    with pytest.raises(InputError, match=r"\.bin: a pickle with more than tensors in it.* not opened"):
         put_on(bert(world), adapter)
     assert not (tmp_path / "fired").exists()
 

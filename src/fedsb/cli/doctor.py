@@ -16,10 +16,12 @@ from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
+from fedsb.models.digest import base_digest
 from fedsb.report.cuts import cut_notes
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import local_training
+from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
@@ -68,6 +70,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         looked_at = "model"
         base = prepare_base(config, data)
         yield Finding("target layers", True, _describe_targets(base))
+        looked_at = "start"
+        if earlier := earlier_run(config):
+            check_starts_from(earlier, config, data, base, base_digest(base.model, base.task_head))
+            yield Finding("start", True, f"from the adapter of {config.method.init.from_run}")
         yield from (Finding(what, True, detail) for what, detail in _estimates(config, data, base))
     except InputError as error:
         yield Finding(looked_at, False, str(error))

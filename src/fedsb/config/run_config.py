@@ -98,8 +98,15 @@ class RunConfig(Section):
         """Paths that exist here made absolute, so that the config works from any folder."""
         values = self.model_dump(mode="json")
         data, init, privacy = values["data"], values["method"]["init"], values["privacy"]
-        for section, key in ((values["model"], "path"), (data, "train"), (data, "test"), (init, "public")):
+        for section, key in (
+            (values["model"], "path"),
+            (data, "train"),
+            (data, "test"),
+            *((init, name) for name in ("public", "from_run")),
+        ):
             section[key] = _absolute(section[key])
+        if (experts := values["method"]["experts"]) is not None:
+            experts["folders"] = _absolute(experts["folders"])
         for benchmark in values["evaluation"]["benchmarks"].values():
             benchmark["data"] = _absolute(benchmark["data"])
         if privacy and privacy["ledger"] is not None:  # it may be made by this run

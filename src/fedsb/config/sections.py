@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
     ValidationError,
@@ -218,6 +219,9 @@ class HeadWarmupConfig(Section):
 class InitConfig(Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
     """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    from_run: str | None = None
+    """Folder of a finished run of the same method, rank, targets and base: start with its factors and head as
+    they ended; the other keys here are then for `refresh_every` alone."""
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
@@ -240,6 +244,49 @@ class InitConfig(Section):
     """Train a fresh classification head on cached features first; null switches it off."""
 
 
+class ExpertsConfig(Section):
+    """Of a method that mixes several cores: whose data each of them (an expert) is for, and what chooses."""
+
+    by: str | None = None
+    """Column of the rows that names each row's expert; clients hold the experts of their rows."""
+    count: Annotated[int, Field(ge=2)] | None = None
+    """Find so many groups of clients by their cores, after `warmup_rounds` in which all train one."""
+    warmup_rounds: PositiveInt = 1
+    """count: rounds before the groups are found; they count as hard rounds."""
+    folders: Annotated[dict[str, str], Field(min_length=2)] | None = None
+    """Name -> folder of a PEFT LoRA: experts from elsewhere, which stay as they are."""
+    names: Annotated[list[str], Field(min_length=2)] | None = None
+    """by, client_experts: the experts in the order of their numbers; null: the training rows' values, sorted,
+    or the numbers. Parties that keep their rows to themselves must agree on them here."""
+    hard_rounds: NonNegativeInt | None = None
+    """Rounds in which each example trains its own expert alone, before the gate; null: all but two."""
+    train: Literal["router", "both"] = "router"
+    """In the rounds after: the gate, or the gate and the experts."""
+    route: Literal["sequence", "token", "request"] = "sequence"
+    """Each layer's gate chooses by a sequence's mean (of a prompt, where there is one) or by each token;
+    request: one gate over the base's states chooses one expert for all layers, as servers of LoRAs do."""
+    start: Literal["statistics", "zero"] = "statistics"
+    """The gate after the hard rounds: a linear discriminant made of sums over the clients' rows, or zero."""
+    top_k: PositiveInt | None = None
+    """Outside training: mix only so many experts; null: all."""
+    entropy: float = 0.0
+    """Weight of the routes' entropy in the loss: above 0 sharpens them, below 0 flattens them."""
+    balance: NonNegative = 0.0
+    """Weight of a loss against experts that the federation used much in the last round."""
+    keep: NonNegative = 0.0
+    """train: both: weight of the squared distance from the cores of the hard rounds."""
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:
+        return [str(name) for name in value] if isinstance(value, list) else value
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What the gate rounds add to the loss."""
+        return {"entropy": self.entropy, "balance": self.balance, "keep": self.keep}
+
+
 class MethodConfig(Section):
     name: str = "fed-sb"
     rank: PositiveInt = 64
@@ -257,6 +304,8 @@ class MethodConfig(Section):
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
+    experts: ExpertsConfig | None = None
+    """Of a method that mixes several cores; null: one core."""
     init: InitConfig = InitConfig()
 
 
@@ -317,6 +366,8 @@ class FederationConfig(Section):
     partition: PartitionConfig = IidPartition()
     client_ranks: list[PositiveInt] | None = None
     """A rank for each client, at most method.rank; null: method.rank for all."""
+    client_experts: list[NonNegativeInt] | None = None
+    """Of a method with experts: the number of each client's one; null: as method.experts has it."""
     client_heads: list[PositiveInt] | None = None
     """How many heads of the core each client trains in a round (which ones is drawn again); null: all."""
     padding: Literal["all", "owners"] = "all"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,17 @@ from fedsb.config.privacy_checks import check_delta
 from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
+from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits, width
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
+from fedsb.runner.prepare_experts import (
+    counts_of,
+    counts_said,
+    expert_names,
+    with_known_experts,
+    with_own_experts,
+)
 from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
@@ -39,6 +47,10 @@ class Data:
     """Label of each training example, where there are classes."""
     public: list[Example] | None = None
     """The examples of method.init.public."""
+    experts: tuple[str, ...] = ()
+    """Names of a mixture's experts."""
+    counts: Mapping[int, Counts] = field(default_factory=dict)
+    """Client -> its experts and its examples of each, where they are known before training."""
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -56,15 +68,22 @@ def prepare_data(config: RunConfig) -> Data:
     parts = make_partition(config, rows, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
+    names = expert_names(config, rows, train_name(config))
     train, test = task.encode(rows, train_name(config)), task.encode(held_out, source_name(config.data.test))
-    return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task, train))
+    train = with_own_experts(config, names, rows, train, parts, train_name(config))
+    test = with_known_experts(config, names, held_out, test)
+    public, counts = public_examples(config, task, train), counts_of(train, parts)
+    return Data(task, tokenizer, train, test, parts, labels, public, names, counts)
 
 
-def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
+def prepare_server_data(
+    config: RunConfig, parts: partition.Parts, experts: Sequence[Sequence[int]] = ()
+) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
         parts: indices that stand for each client's examples.
+        experts: by client, how many examples of each expert it says it has, in their order.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
@@ -75,7 +94,10 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
     test = [] if rows is None else task.encode(rows, source_name(config.data.test))
-    return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
+    names = expert_names(config, [], train_name(config))
+    test = with_known_experts(config, names, rows or [], test)
+    public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
+    return Data(task, tokenizer, [], test, parts, None, public, names, counts)
 
 
 def check_can_deploy(config: RunConfig) -> None:
@@ -92,9 +114,21 @@ def check_can_deploy(config: RunConfig) -> None:
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
             "labels: [negative, positive], or say task.regression: true if labels are numbers"
         )
-    init = config.method.init
+    init, experts = config.method.init, config.method.experts
+    if experts is not None and experts.by is not None and experts.names is None:
+        raise InputError(
+            "method.experts.names: parties that keep their rows must agree on the experts; list the values "
+            "of method.experts.by, e.g. names: [law, medicine]"
+        )
+    if experts is not None and experts.folders is not None:
+        raise InputError("method.experts.folders: for simulated runs; leave it out")
     if init.upload == "whole" and init.kind == "gradient":
         raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
+    if init.from_run is not None:
+        raise InputError(
+            "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
+            "export the earlier run merged and let model.path be that"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:

@@ -51,6 +51,7 @@ from fedsb.tasks.task import (
     batches_by_length,
     evaluating,
     model_logits,
+    own_experts,
     pad,
     pad_token_id,
 )
@@ -181,11 +182,13 @@ def _example(bos: list[int], eos: int, max_length: int, prompt: list[int], respo
 
 def _collate(tokenizer: Any, examples: Sequence[Example]) -> Batch:
     ids = [example["input_ids"] for example in examples]
+    valid, labels = attention_mask(ids), pad([example["labels"] for example in examples], IGNORED)
     return {
         "input_ids": pad(ids, pad_token_id(tokenizer)),
-        "attention_mask": attention_mask(ids),
-        "labels": pad([example["labels"] for example in examples], IGNORED),
-    }
+        "attention_mask": valid,
+        "labels": labels,
+        "asked": valid.bool() & (labels == IGNORED),
+    } | own_experts(examples)
 
 
 # Losses

@@ -28,6 +28,7 @@ from fedsb.tasks.task import (
     batches_by_length,
     evaluating,
     model_logits,
+    own_experts,
     pad,
     pad_token_id,
 )
@@ -184,7 +185,7 @@ def _collate(tokenizer: Any, examples: Sequence[Example], *, regression: bool) -
     if any("token_type_ids" in example for example in examples):
         batch["token_type_ids"] = pad([e["token_type_ids"] for e in examples], tokenizer.pad_token_type_id)
     batch["labels"] = _label_tensor(examples, regression)
-    return batch
+    return batch | own_experts(examples)
 
 
 def _label_tensor(examples: Sequence[Example], regression: bool) -> Tensor:

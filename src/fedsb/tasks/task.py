@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
+
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
@@ -43,7 +45,9 @@ class Task:
     encode(rows, source): token ids and labels as plain lists and numbers, unpadded, in the order of `rows`.
         `source` names the file in errors; rows are numbered from 1 in the sequence given.
     collate(examples): tensors padded on the right, with `attention_mask` (from the lengths, so a pad id that
-        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows.
+        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows. Where every
+        example has an `expert`, `experts`; where only some of the tokens are the question, `asked` (rows,
+        width): both are for a router and kept from the model.
     losses(model, batch): one fp32 loss per example, shape (batch,), on the model's device. Differentiable.
         The loss of an example does not depend on its neighbours in the batch, so its gradient is its own.
     measure(model, examples, *, batch_size, generate=None, progress=None): what `evaluate` gives as
@@ -90,11 +94,21 @@ def attention_mask(
 
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits for a batch, in the model's dtype. The labels are kept from the model."""
+    """The logits for a batch, in the model's dtype. What is not for the model is kept from it, see `tell`."""
     device = device_of(model)
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    if hasattr(model, "routing"):
+        tell(model, batch)
+    inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     logits: Tensor = model(**inputs).logits
     return logits
+
+
+def own_experts(examples: Sequence[Example]) -> Batch:
+    """`experts` of a batch, (rows,): each example's own, where all have one; else nothing."""
+    if not examples or not all("expert" in example for example in examples):
+        return {}
+    return {"experts": torch.tensor([example["expert"] for example in examples])}
 
 
 def device_of(model: nn.Module) -> torch.device:

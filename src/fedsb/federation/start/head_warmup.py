@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapter.routing import tell
 from fedsb.federation import wire
 from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
@@ -84,7 +85,7 @@ def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cache
     model.eval()
     with base.register_forward_hook(lambda module, args, output: outputs.append(output)), torch.no_grad():
         for batch in batches:
-            model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            model(**tell(model, batch))
     return list(zip(batches, outputs, strict=True))
 
 
