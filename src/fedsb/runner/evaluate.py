@@ -281,8 +281,9 @@ def _load_with_adapter(
     if adapter is None:
         return base, None
     try:
-        check_same_base(adapter.parent, with_base(config, model, ""), base)
+        began_on = with_base(config, model, "")
         if is_mixture(adapter):
+            check_same_base(adapter.parent, began_on, base)
             attached = put_mixture_on(base, adapter)
             return attached.model, attached
         if not (adapter / "adapter_config.json").is_file():
@@ -290,6 +291,7 @@ def _load_with_adapter(
                 f"{adapter} has no adapter_config.json; expected a PEFT LoRA folder or a mixture"
             )
         check_fits(adapter, base)
+        check_same_base(adapter.parent, began_on, base)
         return put_on(base, adapter), None
     except InputError as error:
         raise InputError(f"--adapter: {error}") from None
