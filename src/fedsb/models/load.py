@@ -15,13 +15,14 @@ from fedsb.errors import InputError
 from fedsb.models.config_json import check_config
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import keep_in_float32
+from fedsb.models.limits import pad_option, set_pad_token
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "tekken.json")
 
 
 def load_tokenizer(path: str) -> Any:
-    """The model's tokenizer; its end token pads where it has no pad token.
+    """The model's tokenizer; its end token pads where it has no pad token that the model knows.
 
     Raises:
         InputError: none can be loaded from there.
@@ -35,8 +36,7 @@ def load_tokenizer(path: str) -> Any:
         raise
     except BaseException as error:  # a panic in tokenizers' Rust is no Exception
         raise InputError(f"model.path: no tokenizer could be loaded from {path!r}: {cause(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    set_pad_token(tokenizer, path)
     return tokenizer
 
 
@@ -62,7 +62,7 @@ def load_base(
     """
     device = device or torch.device("cpu")
     check_folder(path, files=WEIGHT_FILES, what="weights")
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)} | pad_option(path, tokenizer)
     if load_in_4bit:
         options |= _four_bit(dtype, device)
     if device_map is not None:

@@ -20,7 +20,7 @@ from fedsb.models import load_tokenizer
 from fedsb.models.peft_folder import put_on
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.prepare_data import read_splits, task_of
-from fedsb.runner.prepare_model import load_model
+from fedsb.runner.prepare_model import check_limits, load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
 from fedsb.tasks.generate import Engine, transformers_engine
@@ -81,6 +81,7 @@ def evaluate(
     _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
     loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
+    check_limits(config, loaded, tokenizer, examples)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
     measured = task.measure(loaded, examples, batch_size=size, generate=generate, progress=report)

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, linear_layers
 from fedsb.adapter.linear import features
+from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.errors import InputError
@@ -83,12 +84,23 @@ class Longest:
 
 
 def estimate_memory(config: RunConfig, num_labels: int | None, longest: Longest) -> Memory | None:
-    """What one run with one client at a time needs; None if the config alone does not say."""
+    """What one run with one client at a time needs; None if the config alone does not say.
+
+    An estimate is no reason to refuse a run that it fails on, whatever it fails with: loading the model says
+    what is wrong with it, if anything is.
+    """
     try:
-        model = build_on_meta(config.model.path, num_labels=num_labels)
-        targets = chosen_targets(model, config.method.targets)
-    except InputError:
-        return None  # loading the model says what is wrong with it
+        return _estimate(config, num_labels, longest)
+    except Exception as error:
+        show_if_debugging(error)
+        return None
+
+
+def _estimate(config: RunConfig, num_labels: int | None, longest: Longest) -> Memory | None:
+    model = build_on_meta(config.model.path, num_labels=num_labels)
+    targets = chosen_targets(model, config.method.targets)
+    if model.config.pad_token_id is None:  # type: ignore[union-attr]
+        model.config.pad_token_id = 0  # type: ignore[union-attr]  # a classifier of several rows needs one
     if getattr(model.config, "quantization_config", None) is not None:
         return None
     model = model.to(getattr(torch, config.model.dtype)).requires_grad_(False)
@@ -271,7 +283,8 @@ def _kept(config: RunConfig, model: nn.Module, method: Method, examples: int, to
     try:
         with saved_tensors_hooks(remember, lambda tensor: tensor):
             attached.model.train()(input_ids=ids)
-    except (RuntimeError, NotImplementedError):  # DeBERTa looks at numbers
+    except Exception as error:  # DeBERTa looks at numbers
+        show_if_debugging(error)
         return _kept_by_formula(config, model, examples, tokens)
     return sum(storage.nbytes() for storage in seen.values())
 

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from fedsb.common.seeding import numpy_generator
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
 from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
-from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits, width
+from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
 from fedsb.tasks import Row, Task, make_task
@@ -48,14 +49,15 @@ def prepare_data(config: RunConfig) -> Data:
             for its clients.
     """
     check_settings(config)
-    rows, held_out = read_splits(config)
+    with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
+        rows, held_out = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
-    train, test = task.encode(rows, train_name(config)), task.encode(held_out, config.data.test)
+    train, test = encode(task, rows, train_name(config)), encode(task, held_out, config.data.test)
     return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task, train))
 
 
@@ -73,7 +75,7 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
-    test = [] if rows is None else task.encode(rows, config.data.test)
+    test = [] if rows is None else encode(task, rows, config.data.test)
     return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
 
 
@@ -109,7 +111,7 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
     if source is None:
         return None
     rows = list(read_rows(source, limit=config.method.init.samples))
-    public = task.encode(rows, source)
+    public = encode(task, rows, source)
     if config.privacy is not None:
         check_apart(public, train, source)
     return public
@@ -136,6 +138,17 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
     """The task value of this config; classes are those of the training rows."""
     source, max_length = train_name(config), config.training.max_length
     return make_task(config.task, tokenizer, rows, source=source, max_length=max_length)
+
+
+def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
+    """The task's examples of these rows.
+
+    Raises:
+        InputError: a row is wrong, or the tokenizer cannot take it.
+    """
+    cure = "fix the row that it stops at (data.limit finds it), or take another tokenizer"
+    with stage("model.path", f"tokenizing {source}", cure, quotes=False):
+        return task.encode(rows, source)
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
@@ -175,7 +188,7 @@ def protected_batches(data: Data, model: nn.Module, device: torch.device, max_le
     task = data.task
     if not computes_in_16_bits(model, None):
         return batches_of(data, device), task.losses
-    return batches_of_one_shape(task.collate, task.losses, device, width(model, max_length))
+    return batches_of_one_shape(task.collate, task.losses, device, max_length)
 
 
 def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,17 @@ from torch import nn
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, check_rank
 from fedsb.adapter.linear import features
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
+from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.local_model import LocalModel
+from fedsb.federation.local_model import Example, LocalModel
 from fedsb.methods import Shape
 from fedsb.models.devices import pick_device
 from fedsb.models.head import head_parameters
+from fedsb.models.limits import check_length, check_room_for_answers, check_token_ids
 from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
 from fedsb.models.targets import chosen_targets
@@ -49,7 +52,7 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     check_memory(memory_of(config, data), free_memory(config), config)
     model = load_model(config, config.model.path, data.tokenizer, data.task)
     if config.training.gradient_checkpointing:
-        enable_checkpointing(model)
+        _checkpoint(model)
     return _base(config, data, model)
 
 
@@ -88,17 +91,43 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
     return _base(config, data, model)
 
 
+def _checkpoint(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"training.gradient_checkpointing: this model ({model.config.model_type}) has none; leave it out"
+        )
+    with stage("training.gradient_checkpointing", "switching it on", "leave it out"):
+        enable_checkpointing(model)
+
+
 def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
-    targets = chosen_targets(model, config.method.targets)
+    check_limits(config, model, data.tokenizer, [*data.train, *data.test, *(data.public or [])])
+    with stage("method.targets", "finding the layers to adapt", "name them, or take another model"):
+        targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
-    _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
     return BaseModel(model, targets, head, input_device(model))
 
 
+def check_limits(config: RunConfig, model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> None:
+    """Refuse examples that this model has no embeddings or positions for.
+
+    Raises:
+        InputError: with the numbers of both sides.
+    """
+    check_length(model, config.training.max_length)
+    if isinstance(config.task, CausalLmConfig) and config.evaluation.generate:
+        check_room_for_answers(model, config.task.max_new_tokens)
+    largest = max((max(example["input_ids"], default=0) for example in examples), default=0)
+    check_token_ids(model, tokenizer, largest, config.model.path)
+
+
 def memory_of(config: RunConfig, data: Data) -> Memory | None:
-    """What the run will hold, before anything is loaded; None where the config does not say."""
+    """What the run will hold, before anything is loaded; None where the config does not say, or is not
+    asked."""
+    if not config.model.check_memory:
+        return None
     longest = Longest.of([*data.train, *data.test])
     in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
     if config.privacy and config.privacy.unit == "example" and in_16_bits:
@@ -117,15 +146,6 @@ def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
         raise InputError(
             f"privacy: {mixing[0]} is a batch norm, which mixes the examples of a batch, so that no example "
             "can be clipped alone; take a model with layer norm, or leave privacy out"
-        )
-
-
-def _check_length(config: RunConfig, model: nn.Module) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and config.training.max_length > positions:
-        raise InputError(
-            f"training.max_length: expected at most {positions}, the model's positions, found "
-            f"{config.training.max_length}"
         )
 
 
@@ -150,7 +170,8 @@ def local_model_of(
 ) -> LocalModel:
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
     exchange, task = exchange_of(config, base), data.task
-    attached = attach(base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale)
+    with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
+        attached = attach(base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale)
     for parameter in base.task_head.values():
         parameter.requires_grad_(True)
     return LocalModel(attached, base.task_head, exchange, factors, task.collate, task.losses, base.device)

@@ -24,6 +24,7 @@ from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.started_on import check_same, started_on
+from fedsb.runner.trial import try_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def prepare(
         progress.stage(slow)
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
+    progress.stage("trying two rows")
+    try_rows(config, data, base)
     inputs = started_on(config, data, weights)
     if saved is not None and (other := check_same(saved.started_on, inputs, config)):
         progress.stage(other)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fedsb.models.limits import with_segments_in_reach
+
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
@@ -91,10 +93,15 @@ def attention_mask(
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
     """The logits for a batch, in the model's dtype. The labels are kept from the model."""
+    logits: Tensor = model(**model_inputs(model, batch)).logits
+    return logits
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> Batch:
+    """What a model is given of a batch, on its device: no labels, and token types as far as it has any."""
     device = device_of(model)
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits
-    return logits
+    return with_segments_in_reach(inputs, getattr(model, "config", None))
 
 
 def device_of(model: nn.Module) -> torch.device:

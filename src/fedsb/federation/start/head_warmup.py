@@ -21,6 +21,7 @@ from fedsb.federation.start.from_gradients import Calibration, only_these_train
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.start.settings import Warmup
 from fedsb.federation.traffic import Tally, Traffic
+from fedsb.tasks.task import model_inputs
 
 Answers = Iterable[tuple[Head, int]]
 """Trained heads, each with the bytes of the message it came in."""
@@ -84,7 +85,7 @@ def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cache
     model.eval()
     with base.register_forward_hook(lambda module, args, output: outputs.append(output)), torch.no_grad():
         for batch in batches:
-            model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            model(**model_inputs(model, batch))
     return list(zip(batches, outputs, strict=True))
 
 
