@@ -12,7 +12,6 @@ segments    a table of token types             its rows; with fewer than two the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +126,8 @@ def check_length(model: Any, max_length: int) -> None:
         return
     what, cure = "the model's positions", "lower it"
     if positions.kept > 0:
-        what += (
-            f" ({positions.usable + positions.kept} in its table, the first {positions.kept} for no token)"
-        )
+        table = positions.usable + positions.kept
+        what += f" ({table} in its table, the first {positions.kept} for no token)"
     if positions.trained:
         what += ", which it was trained on"
         cure += ", or set rope scaling and a larger max_position_embeddings in the model's config.json"
@@ -165,10 +163,10 @@ def check_token_ids(model: Any, tokenizer: Any, largest: int, path: str) -> None
     if rows is None or largest < rows:
         return
     raise InputError(
-        f"model.path: the tokenizer in {path!r} has {len(tokenizer)} tokens, the model embeddings for {rows}, "
-        f"and the data have token {largest}, beyond the last, {rows - 1}. Take the tokenizer that the model was "
-        f"trained with, or give the model more: resize_token_embeddings({len(tokenizer)}) in transformers, then "
-        "save it"
+        f"model.path: the tokenizer in {path!r} has {len(tokenizer)} tokens, the model embeddings for "
+        f"{rows}, and the data have token {largest}, beyond the last. Take the tokenizer that the model was "
+        "trained with, or give the model more embeddings (in transformers: "
+        f"resize_token_embeddings({len(tokenizer)}))"
     )
 
 
@@ -185,23 +183,22 @@ def with_segments_in_reach(inputs: Mapping[str, Tensor], config: Any | None) -> 
     return rest | {"token_type_ids": kinds.clamp(max=count - 1)} if count > 1 else rest
 
 
-def set_pad_token(tokenizer: Any, path: str) -> None:
-    """Give a tokenizer a pad token that the model of this path has an embedding for.
+def set_pad_token(tokenizer: Any, config: Any | None) -> None:
+    """Give a tokenizer a pad token that the model of this config has an embedding for.
 
     Its own; where it has none or none in reach its end token, then another special one, then token 0. What
     stands at filled places is never looked at.
     """
-    rows = _declared_rows(path)
+    rows = getattr(text_config(config), "vocab_size", None)
     if _in_reach(tokenizer.pad_token_id, rows):
         return
     others = (tokenizer.eos_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids, 0)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if _in_reach(i, rows)))
 
 
-def pad_option(path: str, tokenizer: Any) -> dict[str, int]:
-    """`pad_token_id` for a config.json whose own has no embedding, with which no model can be built."""
-    config = _config(path)
-    if config is None or _pads_in_reach(config):
+def pad_option(config: Any | None, tokenizer: Any) -> dict[str, int]:
+    """`pad_token_id` in place of a config's own that has no embedding, with which no model can be built."""
+    if _pads_in_reach(config):
         return {}
     return {"pad_token_id": 0 if tokenizer is None else tokenizer.pad_token_id}
 
@@ -213,24 +210,10 @@ def fit_pad_id(config: Any) -> Any:
     return config
 
 
-def _pads_in_reach(config: Any) -> bool:
+def _pads_in_reach(config: Any | None) -> bool:
     rows, pad = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
     return pad is None or not isinstance(rows, int) or -rows <= pad < rows
 
 
 def _in_reach(token_id: int | None, rows: int | None) -> bool:
     return token_id is not None and (rows is None or token_id < rows)
-
-
-def _declared_rows(path: str) -> int | None:
-    config = _config(path)
-    rows = getattr(text_config(config), "vocab_size", None) if config is not None else None
-    return rows if isinstance(rows, int) else None
-
-
-def _config(path: str) -> Any:
-    from transformers import AutoConfig
-
-    with suppress(Exception):  # loading the model says what is wrong
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    return None

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
-from fedsb.models.config_json import check_config
+from fedsb.models.config_json import check_config, stored_config
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import keep_in_float32
 from fedsb.models.limits import pad_option, set_pad_token
@@ -36,7 +36,7 @@ def load_tokenizer(path: str) -> Any:
         raise
     except BaseException as error:  # a panic in tokenizers' Rust is no Exception
         raise InputError(f"model.path: no tokenizer could be loaded from {path!r}: {cause(error)}") from error
-    set_pad_token(tokenizer, path)
+    set_pad_token(tokenizer, stored_config(path))
     return tokenizer
 
 
@@ -62,7 +62,7 @@ def load_base(
     """
     device = device or torch.device("cpu")
     check_folder(path, files=WEIGHT_FILES, what="weights")
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)} | pad_option(path, tokenizer)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)} | pad_option(stored_config(path), tokenizer)
     if load_in_4bit:
         options |= _four_bit(dtype, device)
     if device_map is not None:
