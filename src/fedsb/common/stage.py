@@ -19,14 +19,17 @@ OF_LIBRARIES = (RuntimeError, OSError, MemoryError)
 
 
 @contextmanager
-def stage(key: str, doing: str, cure: str, *, quotes: bool = True) -> Iterator[None]:
+def stage(
+    key: str, doing: str, cure: str, *, quotes: bool = True, becomes: type[FedsbError] = InputError
+) -> Iterator[None]:
     """A part of a run in which libraries work on what the user gave.
 
-    Their exceptions become an InputError "KEY: DOING failed (KIND: TEXT); CURE". Ours pass as they are, those
-    on purpose and those of a defect in our own code.
+    Their exceptions become one error "KEY: DOING failed (KIND: TEXT); CURE". Ours pass as they are, those on
+    purpose and those of a defect in our own code.
 
     Args:
         quotes: whether the library's text is shown; false where it may hold a cell of the data.
+        becomes: RunFailed where no input was wrong.
     """
     try:
         yield
@@ -38,7 +41,7 @@ def stage(key: str, doing: str, cure: str, *, quotes: bool = True) -> Iterator[N
         if _is_our_defect(error):
             raise
         said = f"{type(error).__name__}: {in_a_line(error)}" if quotes else type(error).__name__
-        raise InputError(f"{key}: {doing} failed ({said}); {cure}") from error
+        raise becomes(f"{key}: {doing} failed ({said}); {cure}") from error
 
 
 def in_a_line(error: BaseException) -> str:

@@ -31,7 +31,12 @@ POSITION_TABLES = {
 }
 OTHER_SENSES = ("audio", "image", "speech", "vision", "visual")
 """Parts of a module's name under which a table of positions is not of tokens."""
-LIMIT_KEYS = {"ctrl": "n_positions", "mpt": "max_seq_len"}
+LIMIT_KEYS = {
+    "codegen": "n_positions",
+    "ctrl": "n_positions",
+    "gptj": "n_positions",
+    "mpt": "max_seq_len",
+}
 """Families without a table in which more positions than this number fail -> its key in config.json."""
 RELATIVE_SEGMENTS = ("funnel", "xlnet")
 """Families that ask only whether two tokens are of one segment."""
@@ -97,11 +102,9 @@ def _declared(config: Any) -> int | None:
 
 
 def _is_rotary(model: nn.Module, config: Any) -> bool:
-    """Falcon has a rotary module with ALiBi too; GPT-J and CodeGen have none, but name its width."""
-    if getattr(config, "alibi", False):
-        return False
-    turns = any("Rotary" in type(module).__name__ for module in model.modules())
-    return turns or getattr(config, "rotary_dim", None) is not None
+    """Falcon has a rotary module with ALiBi too."""
+    rotates = any("Rotary" in type(module).__name__ for module in model.modules())
+    return rotates and not getattr(config, "alibi", False)
 
 
 def embedding_rows(model: Any) -> int | None:

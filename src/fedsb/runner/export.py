@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import Attached, attach, detach, merge
 from fedsb.common.files import read_json, write_text
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
@@ -29,6 +30,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference of merged and adapted logits, relative to the largest logit, by the base's dtype."""
 
 
+@stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server | None = None) -> int:
     """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
 
@@ -73,6 +75,7 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
     return rank or serving_rank(adapter_rank)
 
 
+@stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_merged(run: Path, out: Path) -> None:
     """Write base model + adapter as one model folder with tokenizer and model card, then load it and compare
     logits.
