@@ -60,6 +60,23 @@ def test_nothing_is_changed(saved: Saved, name: str, changes: dict[str, Any]) ->
     assert set(base.model.state_dict()) == set(tensors)
 
 
+def test_a_buffer_that_the_model_replaces_comes_back(saved: Saved) -> None:
+    """CTRL's code moves its table of positions, in evaluation to a tensor that no training can use."""
+    config, data, base = prepared(saved, "llama")
+    mlp: Any = base.model.get_submodule("model.layers.0.mlp")
+    mlp.register_buffer("counted", torch.zeros(1))
+    before, forward = mlp.counted, mlp.forward
+
+    def counting(x: torch.Tensor) -> torch.Tensor:
+        mlp.counted = mlp.counted + 1
+        return forward(x)
+
+    mlp.forward = counting
+    try_rows(config, data, base)
+    assert mlp.counted is before
+    assert mlp.counted == 0
+
+
 def test_there_may_be_no_rows_to_try(saved: Saved) -> None:
     config, data, base = prepared(saved, "bert")
     assert try_rows(config, replace(data, train=[], test=[]), base) == 0

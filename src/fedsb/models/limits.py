@@ -196,7 +196,8 @@ def set_pad_token(tokenizer: Any, config: Any | None) -> None:
     if _in_reach(tokenizer.pad_token_id, rows):
         return
     others = (tokenizer.eos_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids, 0)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if _in_reach(i, rows)))
+    pad = next((token_id for token_id in others if _in_reach(token_id, rows)), 0)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def pad_option(config: Any | None, tokenizer: Any) -> dict[str, int]:

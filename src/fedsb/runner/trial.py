@@ -68,16 +68,20 @@ def two_rows(examples: Sequence[Example]) -> list[Example]:
 def _as_before(model: nn.Module, seed: int) -> Iterator[None]:
     """Modes, buffers and global generators are put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     try:
         with scoped_global_seed(seed, "trial"):
             yield
     finally:
         for module, training in modes:
             module.training = training
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
+        for module, name, buffer, value in buffers:
+            buffer.copy_(value)
+            setattr(module, name, buffer)  # code that moves its buffers puts others in their place
 
 
 def _batch(data: Data, base: BaseModel, examples: Sequence[Example]) -> Batch:
