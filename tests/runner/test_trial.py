@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from families import config_of
+from run_helpers import causal_config, write_data
+from tiny_models import FAMILIES
 from torch import nn
 
 from fedsb.config import RunConfig
@@ -107,7 +109,19 @@ def test_a_layer_whose_weight_is_read_past_the_adapter_is_named(saved: Saved) ->
     bypass("model.layers.1.mlp.up_proj")(base.model)
     with pytest.raises(InputError, match=r"method\.targets: no gradient reaches 3 of 14 layers") as error:
         try_rows(config, data, base)
-    assert "Leave out down_proj, gate_proj, up_proj" in str(error.value)
+    names = [f"1.mlp.{name}" for name in ("down_proj", "gate_proj", "up_proj")]  # those of layer 0 are used
+    assert f"Leave out {', '.join(names)}" in str(error.value)
+
+
+def test_layers_are_named_by_ends_that_no_used_layer_has(tmp_path: Path) -> None:
+    """A decoder without an encoder has layers that would look at one."""
+    family = FAMILIES["bart-decoder"]
+    values = causal_config(family.save(tmp_path / "model"), tmp_path, training__max_length=24)
+    write_data(tmp_path, train=4, test=2)
+    config = RunConfig.from_dict(values | {"method": {"targets": ["k_proj", "v_proj"], "rank": 2}})
+    data = prepare_data(config)
+    with pytest.raises(InputError, match=r"Leave out encoder_attn\.k_proj, encoder_attn\.v_proj$"):
+        try_rows(config, data, prepare_base(config, data))
 
 
 def test_more_rows_are_asked_before_a_layer_is_given_up(

@@ -6,7 +6,7 @@ The model, its head and the global generators are left as they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -90,7 +90,7 @@ def _batch(data: Data, base: BaseModel, examples: Sequence[Example]) -> Batch:
 
 def _evaluate(config: RunConfig, data: Data, base: BaseModel, examples: Sequence[Example]) -> None:
     """The loss of each row alone, and a token or two of an answer where the run generates any."""
-    cure = "take another model, or training.max_length, model.dtype and model.device that suit this one"
+    cure = "take a model.dtype, model.device or training.max_length that suits it, or another model"
     with stage("model.path", "a forward pass of two rows", cure), evaluating(base.model):
         losses = data.task.losses(base.model, _batch(data, base, examples))
     if not torch.isfinite(losses).all():
@@ -134,8 +134,20 @@ def _step(config: RunConfig, data: Data, base: BaseModel, examples: Sequence[Exa
     raise InputError(
         f"method.targets: no gradient reaches {len(left_out)} of {len(base.targets)} layers, such as "
         f"{left_out[0]}: the model does not use them here, or reads their weights past an adapter. Leave out "
-        f"{', '.join(sorted({name.rsplit('.', 1)[-1] for name in left_out}))}"
+        f"{', '.join(_endings(left_out, base.targets))}"
     )
+
+
+def _endings(names: Sequence[str], of: Iterable[str]) -> list[str]:
+    """The shortest ends of these names that no other layer's name has."""
+    others = [f".{name}" for name in of if name not in names]
+
+    def ending(name: str) -> str:
+        parts = name.split(".")
+        ends = (".".join(parts[-length:]) for length in range(1, len(parts)))
+        return next((end for end in ends if not any(o.endswith(f".{end}") for o in others)), name)
+
+    return sorted({ending(name) for name in names})
 
 
 def _without_gradient(
