@@ -22,7 +22,7 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "seed", "changes"), CASES)
 def test_a_run_with_random_faults_ends_with_the_right_result(world, tmp_path, method, seed, changes):  # noqa: F811
-    changes = {"federation__deadline_seconds": 0.4, "federation__rounds": 3} | changes
+    changes = {"federation__deadline_seconds": 1.5, "federation__rounds": 3} | changes
     config = config_of(world, method__name=method, **changes)
     files = nodes_of(config, tmp_path)
     outcome = faulty_run(config, files, parts_of(tmp_path / "simulated"), tmp_path, seed)
