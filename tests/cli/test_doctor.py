@@ -23,6 +23,7 @@ from fedsb.federation.server import broadcast
 from fedsb.report.progress import Silent
 from fedsb.runner import prepare_model, prepared
 from fedsb.runner.clients import local_clients
+from fedsb.runner.evaluate import evaluate
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import prepare
 from fedsb.runner.round_zero import begin
@@ -136,7 +137,7 @@ def test_the_doctor_says_ok_if_and_only_if_a_step_works(
     config = config_for(family, model, write_texts(tmp_path / "data", words), **settings)
     findings = wrong(config)
     monkeypatch.setattr(prepared, "try_rows", lambda *a: 0)  # a run that does not look before
-    monkeypatch.setattr(prepare_model, "check_limits", lambda *a: None)
+    monkeypatch.setattr(prepare_model, "check_limits", lambda *a, **more: None)
     error = error_of_a_step(config, tmp_path / "run")
     assert bool(findings) == (error is not None), (findings, error)
     for finding in findings:
@@ -214,6 +215,19 @@ def test_added_tokens_are_refused_only_where_a_row_has_one(tmp_path: Path) -> No
     config = config_for(family, model, data, task__prompt="{text} <|bot|>")
     sizes = f"model.path: the tokenizer in '{model}' has {VOCABULARY + 2} tokens, the model embeddings for 28"
     refused(config, tmp_path / "with", sizes, f"token {VOCABULARY + 1}", "resize_token_embeddings(30)")
+
+
+def test_an_evaluation_looks_at_limits_too(tmp_path: Path) -> None:
+    family, data = FAMILIES["llama"], write_texts(tmp_path / "data", LONG)
+    model = add_tokens(family.save(tmp_path / "model"), "<|bot|>")
+    config = config_for(family, model, data, task__prompt="{text} <|bot|>")
+    with pytest.raises(InputError, match=r"model\.path: the tokenizer in .* the data have token 28"):
+        evaluate(config, model=str(model))
+    benchmark = {"it": {"data": str(data / "test.jsonl"), "score": "exact"}}
+    asked = config_for(family, model, data, evaluation__benchmarks=benchmark)
+    assert evaluate(asked, model=str(model))["metrics"]["it_accuracy"] >= 0
+    with pytest.raises(InputError, match=r"training\.max_length: expected at most 24"):
+        evaluate(config_for(family, model, data, training__max_length=25), model=str(model))
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "mpnet", "albert", "xlm", "deberta"])

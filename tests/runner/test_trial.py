@@ -193,3 +193,12 @@ def test_a_loss_that_is_not_finite_is_refused(saved: Saved) -> None:
         base.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator]
     with pytest.raises(InputError, match=r"not finite before any training; take model\.dtype"):
         try_rows(config, data, base)
+
+
+def test_a_private_run_is_not_refused_over_one_row(saved: Saved) -> None:
+    """It would tell of the row; gradients that are not finite count as zero there."""
+    privacy = {"unit": "example", "epsilon": 8.0, "clip_norm": 1.0, "delta": 1e-2}
+    config, data, base = prepared(saved, "bert", privacy=privacy, method__init={"kind": "orthonormal"})
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator]
+    assert try_rows(config, data, base) == 2

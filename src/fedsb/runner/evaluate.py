@@ -14,13 +14,15 @@ from torch import nn
 
 from fedsb.common.files import write_json, write_jsonl
 from fedsb.common.seeding import numpy_generator
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
+from fedsb.models.limits import check_token_ids
 from fedsb.models.peft_folder import put_on
 from fedsb.report.progress import Progress, Silent
-from fedsb.runner.prepare_data import read_splits, task_of
-from fedsb.runner.prepare_model import check_limits, load_model
+from fedsb.runner.prepare_data import encode, read_splits, task_of
+from fedsb.runner.prepare_model import check_limits, largest_id, load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
 from fedsb.tasks.generate import Engine, transformers_engine
@@ -77,14 +79,15 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = task.encode(test, config.data.test)
+    examples = encode(task, test, config.data.test)
     _check_answers(config, task)
     progress.stage(f"loading {Path(model).name}")
     loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
-    check_limits(config, loaded, tokenizer, examples)
+    check_limits(config, loaded, tokenizer, examples, path=model)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
-    measured = task.measure(loaded, examples, batch_size=size, generate=generate, progress=report)
+    with stage("--model", "scoring the test examples", "take another model, or evaluation.batch_size"):
+        measured = task.measure(loaded, examples, batch_size=size, generate=generate, progress=report)
     results = scores(measured, numpy_generator(config.seed, "bootstrap"))
     results |= _benchmarks(config, _Model(model, adapter, loaded, tokenizer, task), out, progress)
     result = {
@@ -160,6 +163,7 @@ def _measured(
 ) -> Measurement:
     progress.stage(f"asking {len(asked.examples)} questions of {asked.name}")
     ids = [example["prompt_ids"] for example in asked.examples]
+    check_token_ids(model.loaded, model.tokenizer, largest_id(asked.examples), model.path)
     prompts = [str(model.tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in ids]
     report = _counted(len(ids), progress)
     if not asked.generates:

@@ -295,7 +295,7 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
     outputs = sum(features(model.get_submodule(name))[0] for name in layers)
     attention = (
         int(getattr(model.config, "num_attention_heads", 0)) * tokens * len({_block(name) for name in layers})
-    )  # type: ignore[union-attr, arg-type]
+    )
     return examples * tokens * (2 * outputs + 6 * attention) * _element_size(config)
 
 

@@ -101,7 +101,8 @@ def _checkpoint(model: Any) -> None:
 
 
 def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
-    check_limits(config, model, data.tokenizer, [*data.train, *data.test, *(data.public or [])])
+    examples = [*data.train, *data.test, *(data.public or [])]
+    check_limits(config, model, data.tokenizer, examples, path=config.model.path)
     with stage("method.targets", "finding the layers to adapt", "name them, or take another model"):
         targets = chosen_targets(model, config.method.targets)
     check_rank(targets, config.method.rank, heads=heads_of(config))
@@ -110,8 +111,10 @@ def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
     return BaseModel(model, targets, head, input_device(model))
 
 
-def check_limits(config: RunConfig, model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> None:
-    """Refuse examples that this model has no embeddings or positions for.
+def check_limits(
+    config: RunConfig, model: nn.Module, tokenizer: Any, examples: Sequence[Example], *, path: str
+) -> None:
+    """Refuse examples that this model (of `path`) has no embeddings or positions for.
 
     Raises:
         InputError: with the numbers of both sides.
@@ -119,8 +122,12 @@ def check_limits(config: RunConfig, model: nn.Module, tokenizer: Any, examples: 
     check_length(model, config.training.max_length)
     if isinstance(config.task, CausalLmConfig) and config.evaluation.generate:
         check_room_for_answers(model, config.task.max_new_tokens)
-    largest = max((max(example["input_ids"], default=0) for example in examples), default=0)
-    check_token_ids(model, tokenizer, largest, config.model.path)
+    check_token_ids(model, tokenizer, largest_id(examples), path)
+
+
+def largest_id(examples: Sequence[Example]) -> int:
+    """The largest token id of examples; 0 where there is none."""
+    return max((max(example["input_ids"], default=0) for example in examples), default=0)
 
 
 def memory_of(config: RunConfig, data: Data) -> Memory | None:
