@@ -325,11 +325,13 @@ def test_a_broken_config_is_a_finding_and_never_a_crash(
 # ---------------------------------------------------------------- stages
 
 
-def looks(result: Any = None, error: Exception | None = None) -> Callable[..., tuple[Any, dict[str, str]]]:
-    def look(config: RunConfig, *results: Any) -> tuple[Any, dict[str, str]]:
+def looks(
+    result: Any = None, error: Exception | None = None
+) -> Callable[..., tuple[Any, list[tuple[str, str]]]]:
+    def look(config: RunConfig, *results: Any) -> tuple[Any, list[tuple[str, str]]]:
         if error is not None:
             raise error
-        return result, {"seen": f"{len(results)} results"}
+        return result, [("seen", f"{len(results)} results")]
 
     return look
 

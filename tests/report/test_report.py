@@ -196,6 +196,20 @@ def test_causal_lm_leads_with_loss(make: Make) -> None:
     assert "Perplexity by round" in text
 
 
+def test_what_was_cut_is_told_and_tabled(make: Make) -> None:
+    counts = {"examples": 1200, "max_length": 64, "cut": 30, "cut_prompts": 30, "lost_end_tokens": 1}
+    length = {"p50": 20, "p95": 60, "p99": 90, "max": 1400}
+    whole = {"examples": 1, "max_length": 64, "cut": 0, "begin_in_text": 1, "length": length}
+    text = words(make(summary=changed(SUMMARY, tokens={"train": counts | {"length": length}, "test": whole})))
+    assert (
+        "training.max_length 64 cuts 30 of 1,200 train examples (30 prompts, 1 end token); the longest has "
+        "1,400 tokens: raise it, or shorten the texts."
+    ) in text
+    assert "1 of 1 test examples begin with the begin token by themselves" in text
+    titles = "split examples half at most 95 % at most 99 % at most longest prompts cut end tokens cut"
+    assert f"{titles} train 1,200 20 60 90 1,400 30 1 test 1 20 60 90 1,400 0 0" in text
+
+
 def test_user_text_is_escaped_everywhere(make: Make) -> None:
     config = json.loads(json.dumps(CONFIG))
     config["model"]["path"] = config["method"]["name"] = config["note"] = EVIL
@@ -215,6 +229,7 @@ def test_user_text_is_escaped_everywhere(make: Make) -> None:
         communication={"one_time": once},
         initialization={"kind": EVIL, "samples": {EVIL: [1]}},
         privacy={"unit": EVIL, "statement": EVIL, "per_client": {EVIL: EVIL}},
+        tokens={EVIL: {"cut": 3, "examples": EVIL, "begin_in_text": 2}, "train": EVIL, "test": None},
         versions={EVIL: EVIL},
     )
     first = make(EVIL.replace("/", "_"), config=config, metrics=lines, summary=summary, partition=split)

@@ -58,9 +58,9 @@ def pair(request):
     return request.getfixturevalue(request.param)
 
 
-def build(tokenizer, *, prompt="{q} :", max_length=32, max_new_tokens=6):
+def build(tokenizer, *, prompt="{q} :", max_length=32, max_new_tokens=6, **more):
     return causal_lm(
-        tokenizer, prompt=prompt, response="a", max_length=max_length, max_new_tokens=max_new_tokens
+        tokenizer, prompt=prompt, response="a", max_length=max_length, max_new_tokens=max_new_tokens, **more
     )
 
 
@@ -142,7 +142,8 @@ LONG = [{"q": "a b c d e f", "a": "g h i"}]
     ],
 )
 def test_too_long_cuts_the_prompt_first_and_on_its_left(max_length, expected, trained, llama):
-    (example,) = build(llama[1], max_length=max_length).encode(LONG, "x.csv")
+    task = build(llama[1], max_length=max_length, allow_cut_responses=True)
+    (example,) = task.encode(LONG, "x.csv")
     assert example["input_ids"] == ids(expected)
     assert sum(label != -100 for label in example["labels"]) == trained
     assert len(example["labels"]) == len(example["input_ids"])
@@ -209,7 +210,7 @@ def test_gradient_of_the_sum_is_the_sum_of_gradients(pair):
 
 def test_example_without_labels_has_loss_zero(llama):
     model, tokenizer = llama
-    task = build(tokenizer, max_length=1)
+    task = build(tokenizer, max_length=1, allow_cut_responses=True)
     losses = task.losses(model, task.collate(task.encode(ROWS, "x.csv")))
     assert losses.tolist() == [0.0] * len(ROWS)
     losses.sum().backward()  # may be in a batch that is trained

@@ -18,11 +18,12 @@ from fedsb.errors import FedsbError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.limits import embedding_rows, positions_of
+from fedsb.report.cuts import cut_notes
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.arguments import local_training
 from fedsb.runner.memory import check_memory
-from fedsb.runner.prepare_data import Data, prepare_data
+from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.runner.started_on import versions
 from fedsb.runner.trial import try_rows
@@ -38,8 +39,8 @@ class Finding:
     detail: str
 
 
-Lines = dict[str, str]
-"""What was looked at -> what is said of it."""
+Lines = list[tuple[str, str]]
+"""(what was looked at, what is said of it)."""
 
 
 class Stage(NamedTuple):
@@ -74,7 +75,7 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
             show_if_debugging(error)
             yield Finding(stage.what, False, _said(error))
         else:
-            yield from (Finding(what, True, detail) for what, detail in lines.items())
+            yield from (Finding(what, True, detail) for what, detail in lines)
 
 
 def _said(error: Exception) -> str:
@@ -84,44 +85,44 @@ def _said(error: Exception) -> str:
 
 
 def _method(config: RunConfig) -> tuple[None, Lines]:
-    lines = {"method": _describe_method(config)}
-    if slow := slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device):
-        lines["precision"] = slow
-    return None, lines
+    slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
+    return None, [("method", _describe_method(config)), *([("precision", slow)] if slow else [])]
 
 
 def _tracking(config: RunConfig) -> tuple[None, Lines]:
     check_tracking(config.tracking)
-    return None, {"tracking": ", ".join(config.tracking)} if config.tracking else {}
+    return None, [("tracking", ", ".join(config.tracking))] if config.tracking else []
 
 
 def _data(config: RunConfig, method: None) -> tuple[Data, Lines]:
     data = prepare_data(config)
-    return data, {"data": _describe_data(data)}
+    tokens = [("tokens", text) for text in _describe_tokens(config, data)]
+    return data, [("data", _describe_data(data)), *tokens]
 
 
 def _benchmarks(config: RunConfig, data: Data) -> tuple[None, Lines]:
     if not config.evaluation.benchmarks:
-        return None, {}
-    questions = check_benchmarks(config, data.task)
-    return None, {"benchmarks": f"{questions} questions of {', '.join(config.evaluation.benchmarks)}"}
+        return None, []
+    questions, warnings = check_benchmarks(config, data.task)
+    names = ", ".join(config.evaluation.benchmarks)
+    return None, [("benchmarks", "; ".join([f"{questions} questions of {names}", *warnings]))]
 
 
 def _memory(config: RunConfig, data: Data) -> tuple[None, Lines]:
-    return None, {"memory": _describe_memory(config, data)}
+    return None, [("memory", _describe_memory(config, data))]
 
 
 def _model(config: RunConfig, data: Data, memory: None) -> tuple[BaseModel, Lines]:
     base = prepare_base(config, data)
-    return base, {"limits": _describe_limits(base, data), "target layers": _describe_targets(base)}
+    return base, [("limits", _describe_limits(base, data)), ("target layers", _describe_targets(base))]
 
 
 def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
-    return None, {"training": f"a step on {plural(try_rows(config, data, base), 'row')} works"}
+    return None, [("training", f"a step on {plural(try_rows(config, data, base), 'row')} works")]
 
 
 def _traffic(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
-    return None, dict(_estimates(config, data, base))
+    return None, list(_estimates(config, data, base))
 
 
 STAGES = (
@@ -160,6 +161,14 @@ def _describe_data(data: Data) -> str:
         f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
         f"{min(sizes)} to {max(sizes)} each{labels}"
     )
+
+
+def _describe_tokens(config: RunConfig, data: Data) -> Iterator[str]:
+    record = cut_record(config, data, shown=False)
+    for split, counts in record.items():
+        lengths = ", ".join(f"{name} {length:,}" for name, length in counts["length"].items())
+        yield f"in {split} examples: {lengths}"
+    yield from cut_notes(record)
 
 
 def _describe_memory(config: RunConfig, data: Data) -> str:

@@ -56,7 +56,8 @@ def _run_and_score(config: RunConfig, folder: Path, *, resume: bool, progress: P
     if not config.evaluation.benchmarks:
         return run(config, folder, resume=resume, progress=progress).summary
     check_free(folder, config.with_absolute_paths(), resume=resume)
-    check_evaluation(config)
+    for warning in check_evaluation(config):
+        progress.stage(f"warning: {warning}")
     summary = run(config, folder, resume=resume, progress=progress).summary
     gc.collect()  # the run's model, before another is loaded
     return summary | {"scores": evaluate_run(folder, progress)["scores"]}

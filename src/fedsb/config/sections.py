@@ -91,6 +91,8 @@ class CausalLmConfig(TaskSection):
     """Column of the text to learn."""
     max_new_tokens: PositiveInt = 64
     """Longest answer generated in evaluation."""
+    allow_cut_responses: bool = False
+    """Take rows, too, of whose response training.max_length leaves nothing."""
 
 
 class TaskFamily(NamedTuple):

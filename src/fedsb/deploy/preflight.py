@@ -18,6 +18,8 @@ from fedsb.config import RunConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig, config_digest
 from fedsb.errors import InputError
+from fedsb.report.cuts import cut_notes
+from fedsb.runner.prepare_data import cut_record
 
 SOON = timedelta(days=14)
 
@@ -38,7 +40,9 @@ def checked_node(config: RunConfig, node_config: NodeConfig, file: Path) -> tupl
     if not approved:
         warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
     as_if_approved = node_config.model_copy(update={"approved": [digest], "audit": False})
-    facts = asdict(Node(config, as_if_approved, secrets.token_hex(16)).facts())
+    node = Node(config, as_if_approved, secrets.token_hex(16))
+    warnings += cut_notes(cut_record(node.config, node.data, shown=False))
+    facts = asdict(node.facts())
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
 

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from fedsb.report import facts, figures, tables
 from fedsb.report import side_by_side as compare
+from fedsb.report.cuts import cut_notes, cut_table
 from fedsb.report.load import Run, number, whole
 from fedsb.report.markup import Card, cards, document, folded_run, header, joined, paragraph, plots, section
 from fedsb.report.metrics import describe, show, show_change
@@ -43,6 +44,7 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Ma
         ("Answers", tables.samples(run)),
         ("Traffic", plots(figures.traffic(run, anchor)), tables.ledger(run)),
         ("Clients", plots(figures.people(run, anchor)), tables.rejected(run)),
+        ("Tokens", cut_table(facts.stated(run, "tokens"))),
         ("Initialization", tables.initialization(run)),
         ("Privacy", tables.privacy(run)),
         ("Configuration", tables.configuration(run)),
@@ -91,6 +93,7 @@ def _notices(run: Run, refresh: int | None) -> list[str]:
         )
     if left_out := len(facts.rejections(run)):
         notices.append(f"{plural(left_out, 'update')} left out of an average: the reasons are under Clients.")
+    notices += [f"{note}." for note in cut_notes(facts.stated(run, "tokens"))]
     doubt = tables.ledger_doubt(run)
     return [*notices, doubt] if doubt else notices
 

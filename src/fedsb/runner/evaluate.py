@@ -20,11 +20,13 @@ from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.models.limits import check_token_ids
 from fedsb.models.peft_folder import put_on
+from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.prepare_data import encode, read_splits, task_of
 from fedsb.runner.prepare_model import check_limits, largest_id, load_model
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Task
+from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.generate import Engine, transformers_engine
 from fedsb.tasks.intervals import Score, mean_of_shares, scores
 from fedsb.tasks.scoring.benchmark import (
@@ -80,7 +82,9 @@ def evaluate(
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
     examples = encode(task, test, config.data.test)
-    _check_answers(config, task)
+    cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
+    for warning in (*cut, *_check_answers(config, task)):
+        progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
     loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
     check_limits(config, loaded, tokenizer, examples, path=model)
@@ -101,8 +105,8 @@ def evaluate(
     return result
 
 
-def check_evaluation(config: RunConfig) -> int:
-    """Look at all that a config's benchmarks need but the model, before a run; how many questions there are.
+def check_evaluation(config: RunConfig) -> list[str]:
+    """Warnings about a config's benchmarks, once all that they need but the model was looked at.
 
     Raises:
         InputError: as `evaluate`.
@@ -111,10 +115,10 @@ def check_evaluation(config: RunConfig) -> int:
     return _check_answers(config, task_of(config, load_tokenizer(config.model.path), rows))
 
 
-def _check_answers(config: RunConfig, task: Task) -> int:
+def _check_answers(config: RunConfig, task: Task) -> list[str]:
     if config.evaluation.benchmarks and config.evaluation.generation.engine == "vllm":
         check_vllm()
-    return check_benchmarks(config, task)
+    return check_benchmarks(config, task)[1]
 
 
 def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]
         engine=config.evaluation.generation.engine,
         prompts=ids,
         batch_size=config.evaluation.batch_size,
-        decoding=asdict(decoding_of(config, asked.wanted)),
+        decoding=asdict(decoding_of(config, asked.benchmark)),
     )
 
 
@@ -207,7 +211,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
     """What answers a benchmark's prompts."""
     if config.evaluation.generation.engine == "transformers":
         yield lambda asked: transformers_engine(
-            model.loaded, model.tokenizer, decoding_of(config, asked.wanted)
+            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark)
         )
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -220,7 +224,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
-        yield lambda asked: engines(decoding_of(config, asked.wanted))
+        yield lambda asked: engines(decoding_of(config, asked.benchmark))
 
 
 def _counted(total: int, progress: Progress) -> Callable[[int], None]:

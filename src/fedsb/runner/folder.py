@@ -25,7 +25,7 @@ from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.checkpoint import STATE, RunState
-from fedsb.runner.prepare_data import Data, partition_record
+from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
@@ -193,6 +193,7 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "rule": _rule(config) if kind == "gradient" and not method.draw else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
+        "tokens": cut_record(config, prepared.data, shown=True),
         "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),

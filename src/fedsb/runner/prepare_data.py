@@ -22,6 +22,7 @@ from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, compu
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
 from fedsb.tasks import Row, Task, make_task
+from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.rows import read_rows, require_columns
 from fedsb.tasks.sources import test_rows, train_name, train_rows
 
@@ -189,6 +190,17 @@ def protected_batches(data: Data, model: nn.Module, device: torch.device, max_le
     if not computes_in_16_bits(model, None):
         return batches_of(data, device), task.losses
     return batches_of_one_shape(task.collate, task.losses, device, max_length)
+
+
+def cut_record(config: RunConfig, data: Data, *, shown: bool) -> dict[str, dict[str, Any]]:
+    """Counts of what was cut from the examples of each split, and their lengths.
+
+    shown: to others than those who hold the rows, so that those of private training rows are left out.
+    """
+    private = shown and config.privacy is not None
+    splits = {"train": [] if private else data.train, "test": data.test}
+    counts = {name: cut_counts(examples, config.training.max_length) for name, examples in splits.items()}
+    return {name: of_split for name, of_split in counts.items() if of_split}
 
 
 def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:

@@ -15,11 +15,19 @@ from fedsb.federation.start.settings import Start
 from fedsb.methods import Method
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest, layer_digest
+from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import RemoteClients
-from fedsb.runner.prepare_data import Data, batches_of, prepare_data, prepare_server_data, protected_batches
+from fedsb.runner.prepare_data import (
+    Data,
+    batches_of,
+    cut_record,
+    prepare_data,
+    prepare_server_data,
+    protected_batches,
+)
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
@@ -70,6 +78,8 @@ def prepare(
     method, rules = method_of(config), round_rules(config)
     progress.stage("reading data")
     data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
+    for note in cut_notes(cut_record(config, data, shown=False)):
+        progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:
         progress.stage(slow)

@@ -9,8 +9,10 @@ bos is there only where the tokenizer adds one by itself. Prompt and response ar
 joined. So the border is exact to the token, and generation starts from the very tokens of training. Some
 tokenizers put a blank of their own before a text: with those, end the prompt without a blank.
 
+A text that has bos or the end token where it would be added gets no second one.
+
 Too long for max_length: the prompt loses tokens on its left, after bos, and the response is kept. A response
-that is too long on its own loses its tail, and the end token first.
+that is too long on its own loses its tail, and the end token first. `fedsb.tasks.cuts` counts all of it.
 """
 
 import math
@@ -26,8 +28,9 @@ from torch import Tensor, nn
 
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
+from fedsb.tasks.cuts import Tokens
 from fedsb.tasks.generate import generate_texts
-from fedsb.tasks.prompts import Template, added_bos, cut_left, fill, parse_template, prompt_ids, tokenize
+from fedsb.tasks.prompts import Template, added_bos, cut_left, fill, parse_template, tokenize
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import (
     Batch,
@@ -47,22 +50,38 @@ from fedsb.tasks.task import (
 IGNORED = -100
 
 
-def causal_lm(tokenizer: Any, *, prompt: str, response: str, max_length: int, max_new_tokens: int) -> Task:
+def causal_lm(
+    tokenizer: Any,
+    *,
+    prompt: str,
+    response: str,
+    max_length: int,
+    max_new_tokens: int,
+    allow_cut_responses: bool = False,
+) -> Task:
     """The task of continuing a prompt with a response.
 
     prompt: a template such as "Question: {question}\\nAnswer:"; {{ and }} stand for braces. May be empty.
     response: the column that holds the response.
     max_length: tokens per example, all told. max_new_tokens: the most that generation adds to a prompt.
+    allow_cut_responses: take rows, too, of whose response max_length leaves nothing.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("model.path: expected a tokenizer with an end-of-sequence token, this one has none")
-    template = parse_template(prompt)
+    encode = partial(
+        _encode,
+        tokenizer,
+        template=parse_template(prompt),
+        response=response,
+        max_length=max_length,
+        allow_cut_responses=allow_cut_responses,
+    )
     return Task(
         primary_metric="loss",
         higher_is_better=False,
         num_labels=None,
         label_names=None,
-        encode=partial(_encode, tokenizer, template=template, response=response, max_length=max_length),
+        encode=encode,
         collate=partial(_collate, tokenizer),
         losses=_losses,
         measure=partial(_measure, tokenizer, max_new_tokens),
@@ -80,6 +99,7 @@ def causal_lm_of(
         response=section.response,
         max_length=max_length,
         max_new_tokens=section.max_new_tokens,
+        allow_cut_responses=section.allow_cut_responses,
     )
 
 
@@ -87,9 +107,16 @@ def causal_lm_of(
 
 
 def _encode(
-    tokenizer: Any, rows: Sequence[Row], source: str, *, template: Template, response: str, max_length: int
+    tokenizer: Any,
+    rows: Sequence[Row],
+    source: str,
+    *,
+    template: Template,
+    response: str,
+    max_length: int,
+    allow_cut_responses: bool,
 ) -> list[Example]:
-    """Examples with input_ids and labels, and for generation prompt_ids and the response as text."""
+    """Examples with input_ids, labels and tokens, and for generation prompt_ids and the response as text."""
     columns = [column for _, column in template if column is not None]
     require_columns(rows, columns, source=source, key="task.prompt")
     require_columns(rows, [response], source=source, key="task.response")
@@ -97,20 +124,51 @@ def _encode(
         return []
     prompts = [fill(template, row, source, number) for number, row in enumerate(rows, start=1)]
     responses = [cell_text(row, response, source=source, number=n) for n, row in enumerate(rows, start=1)]
-    starts = prompt_ids(tokenizer, prompts, max_length)
-    response_ids = [[*ids, tokenizer.eos_token_id] for ids in tokenize(tokenizer, responses)]
-    keep = len(added_bos(tokenizer))
-    return [
-        {**_joined(ids, answer, keep, max_length), "prompt_ids": ids, "response": text}
-        for ids, answer, text in zip(starts, response_ids, responses, strict=True)
-    ]
+    ids = list(zip(tokenize(tokenizer, prompts), tokenize(tokenizer, responses), strict=True))
+    bos = added_bos(tokenizer)
+    examples = [_example(bos, tokenizer.eos_token_id, max_length, *pair) for pair in ids]
+    if not allow_cut_responses:
+        _check_responses(examples, [len(response) for _, response in ids], source, max_length)
+    for example, text in zip(examples, responses, strict=True):
+        example["response"] = text.removesuffix(tokenizer.eos_token)
+    return examples
 
 
-def _joined(prompt: list[int], response: list[int], keep: int, max_length: int) -> Example:
-    """Prompt and response within max_length; `keep` ids of the prompt (bos) are never cut."""
-    response = response[: max(max_length - keep, 0)]
-    prompt = cut_left(prompt, keep, max_length - len(response))
-    return {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
+def _check_responses(
+    examples: Sequence[Example], lengths: Sequence[int], source: str, max_length: int
+) -> None:
+    """Refuse an example that has nothing to learn."""
+    empty = [i for i, example in enumerate(examples) if example["labels"][-1] == IGNORED]
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise InputError(
+            f"{source}: row {empty[0] + 1}{more}: training.max_length {max_length} leaves nothing of the "
+            f"response, which has {lengths[empty[0]]} tokens; raise training.max_length, or set "
+            "task.allow_cut_responses: true to take rows that teach nothing"
+        )
+
+
+def _example(bos: list[int], eos: int, max_length: int, prompt: list[int], response: list[int]) -> Example:
+    """Prompt and response, as tokenized alone, within max_length; bos is never cut."""
+    begin, end = bool(bos) and prompt[:1] == bos, response[-1:] == [eos]
+    prompt, response = prompt if begin else bos + prompt, response if end else [*response, eos]
+    kept_response = response[: max(max_length - len(bos), 0)]
+    kept_prompt = cut_left(prompt, len(bos), max_length - len(kept_response))
+    return {
+        "input_ids": kept_prompt + kept_response,
+        "labels": [IGNORED] * len(kept_prompt) + kept_response,
+        "prompt_ids": cut_left(prompt, len(bos), max_length),
+        "tokens": Tokens(
+            length=len(prompt) + len(response),
+            cut_prompts=len(kept_prompt) < len(prompt),
+            lost_prompts=len(kept_prompt) <= len(bos) < len(prompt),
+            cut_questions=len(prompt) > max_length,
+            cut_responses=len(kept_response) < len(response) - 1,
+            lost_end_tokens=len(kept_response) < len(response),
+            begin_in_text=begin,
+            end_in_text=end,
+        ),
+    }
 
 
 def _collate(tokenizer: Any, examples: Sequence[Example]) -> Batch:

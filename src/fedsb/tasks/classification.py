@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from fedsb.common.strict_json import is_text
 from fedsb.config.sections import ClassificationConfig
 from fedsb.errors import InputError
+from fedsb.tasks.cuts import Tokens
+from fedsb.tasks.prompts import adds_at_start
 from fedsb.tasks.rows import cell_text, is_missing, require_columns
 from fedsb.tasks.task import (
     Batch,
@@ -225,11 +227,38 @@ def _encode(
         for column in columns
     ]
     labels = _encode_labels(rows, source, label, names)
+    begin = _added_begin(tokenizer)  # a text that has it gets no second one
+    held = [begin is not None and text.startswith(begin) for text in texts[0]]
+    texts[0] = [text.removeprefix(begin or "") for text in texts[0]]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+    lengths = _lengths(tokenizer, texts, encoded["input_ids"], max_length)
+    tokens = [
+        Tokens(n, cut_texts=n > max_length, begin_in_text=b) for n, b in zip(lengths, held, strict=True)
+    ]
     return [
-        {**{name: column[i] for name, column in encoded.items()}, "labels": labels[i]}
+        {**{name: column[i] for name, column in encoded.items()}, "labels": labels[i], "tokens": tokens[i]}
         for i in range(len(rows))
     ]
+
+
+def _added_begin(tokenizer: Any) -> str | None:
+    """The special token that the tokenizer puts before a text by itself, as text."""
+    ids = (getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
+    begin = next((id_ for id_ in ids if adds_at_start(tokenizer, id_)), None)
+    return None if begin is None else str(tokenizer.convert_ids_to_tokens(begin))
+
+
+def _lengths(
+    tokenizer: Any, texts: Sequence[Sequence[str]], ids: Sequence[Sequence[int]], max_length: int
+) -> list[int]:
+    """Tokens of each example before it was cut to these ids: those that fill max_length are counted again."""
+    lengths = [len(example) for example in ids]
+    full = [i for i, length in enumerate(lengths) if length >= max_length]
+    if full:
+        uncut = tokenizer(*([column[i] for i in full] for column in texts), verbose=False)["input_ids"]
+        for i, example in zip(full, uncut, strict=True):
+            lengths[i] = len(example)
+    return lengths
 
 
 def _encode_labels(

@@ -40,12 +40,6 @@ def fill(template: Template, row: Row, source: str, number: int) -> str:
     )
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[list[int]]:
-    """The one place where prompts are tokenized, for training and generation: [bos] and the prompt's tail."""
-    bos = added_bos(tokenizer)
-    return [cut_left(bos + ids, len(bos), max_length) for ids in tokenize(tokenizer, prompts)]
-
-
 def cut_left(ids: list[int], keep: int, most: int) -> list[int]:
     """At most `most` ids: the first `keep` and as much of the end as fits."""
     tail = max(most - keep, 0)
@@ -55,10 +49,14 @@ def cut_left(ids: list[int], keep: int, most: int) -> list[int]:
 def added_bos(tokenizer: Any) -> list[int]:
     """[bos] where the tokenizer puts it before a text by itself, else []."""
     bos = tokenizer.bos_token_id
+    return [bos] if adds_at_start(tokenizer, bos) else []
+
+
+def adds_at_start(tokenizer: Any, token_id: int | None) -> bool:
+    """Whether the tokenizer puts this token before a text by itself."""
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    adds = bos is not None and with_special[:1] == [bos] and plain[:1] != [bos]
-    return [bos] if adds else []
+    return token_id is not None and with_special[:1] == [token_id] and plain[:1] != [token_id]
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -25,6 +25,7 @@ from typing import IO, Any, cast
 
 from fedsb.common.strict_json import is_text, parse_json
 from fedsb.errors import InputError
+from fedsb.tasks.chat import chat_refusal
 
 Rows = list[dict[str, object]]
 
@@ -83,7 +84,7 @@ def cell_text(row: Mapping[str, object], column: str, *, source: str, number: in
     if isinstance(value, (bytes, list, tuple, dict)):
         raise InputError(
             f"{source}: row {number}, column {column!r}: expected text or a number, "
-            f"got {_kind(value)}; make it a plain string"
+            f"got {chat_refusal(value) or f'{_kind(value)}; make it a plain string'}"
         )
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if not is_text(text):

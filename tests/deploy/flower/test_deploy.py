@@ -8,7 +8,14 @@ import subprocess
 
 import pytest
 import yaml
-from run_helpers import classification_config, main_status, tiny_bert, write_config, write_data
+from run_helpers import (
+    classification_config,
+    main_status,
+    tiny_bert,
+    write_config,
+    write_data,
+    write_rows,
+)
 
 from fedsb import RunConfig
 from fedsb.deploy.node_config import NodeConfig, config_digest
@@ -195,6 +202,19 @@ def test_check_prints_what_the_server_would_be_told(monkeypatch, tmp_path, run_f
     assert main_status(monkeypatch, "deploy", "check", node / "node.yaml", run_file, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["client"], facts["num_examples"]) == (1, 10)
+
+
+def test_check_tells_the_owner_what_is_cut(monkeypatch, tmp_path, run_file, capsys):
+    assert init(monkeypatch, tmp_path, run_file, "-s", "training.max_length=4") == 0
+    node = tmp_path / "out" / "nodes" / "client-1"
+    rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
+    write_rows(node / "train.jsonl", rows)
+    capsys.readouterr()
+    assert main_status(monkeypatch, "deploy", "check", node / "node.yaml", tmp_path / "out" / "run.yaml") == 0
+    said = capsys.readouterr()
+    cut = sum(len(row["text"].split()) > 2 for row in rows)  # beside the two special tokens
+    assert f"training.max_length 4 cuts {cut} of {len(rows)} train examples ({cut} texts)" in said.err
+    assert "max_length" not in said.out  # what the server would be told
 
 
 def test_check_prints_the_digest_that_the_owner_approves(monkeypatch, tmp_path, run_file, capsys):

@@ -1,9 +1,11 @@
 """Benchmarks of whole runs: right answers known beforehand, a kill in the midst, wrong input, the report."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,14 @@ from run_helpers import main_status, metrics_of, write_config
 
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.models import load_tokenizer
+from fedsb.models.load import load_base
 from fedsb.runner import evaluate as evaluate_module
 from fedsb.runner import run
 from fedsb.runner.evaluate import evaluate, evaluate_run
+from fedsb.runner.prepare_data import task_of
 from fedsb.tasks.generate import transformers_engine
+from fedsb.tasks.scoring.benchmark import likeliest, questions_of
 
 TRAIN = [{"question": f"{i} + 1 =", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"} for i in range(8)]
 TEST = [{"question": f"{i} + 2 =", "answer": f"#### {i + 2}"} for i in range(5)]
@@ -106,6 +112,54 @@ def test_accuracies_of_known_answers(world, tmp_path, says):
     }
     assert [line["correct"] for line in lines] == [False, True, False, False, False]
     assert json.loads((tmp_path / "e/scores.json").read_text()) == found
+
+
+LETTERS = [
+    {"question": f"Which is even?\n(A) {2 * i + 1}\n(B) {2 * i}\n(C) none", "answer": "(B)"} for i in range(4)
+]
+
+
+def test_letters_and_the_texts_of_options_are_answers(world, tmp_path, says):
+    outputs = {"(B) 0": "B.", "(B) 2": "2", "(B) 4": "(A) 5 or (B) 4", "(B) 6": "The answer is 7"}
+    says(lambda text: next(output for option, output in outputs.items() if option in text))
+    benchmark = {"data": write(tmp_path / "letters.jsonl", LETTERS), "score": "choice"}
+    loaded = RunConfig.from_dict(config(world, {"even": benchmark}))
+    evaluate(loaded, model=loaded.model.path, out=tmp_path / "e")
+    lines = [json.loads(line) for line in (tmp_path / "e/even.jsonl").read_text().splitlines()]
+    assert [line["extracted"] for line in lines] == ["B", "B", None, "A"]
+    assert [line["correct"] for line in lines] == [True, True, False, False]
+
+
+def test_likelihood_compares_the_letters_that_are_listed(world, tmp_path):
+    asked = []
+    benchmark = {"data": write(tmp_path / "letters.jsonl", LETTERS), "score": "likelihood"}
+    loaded = RunConfig.from_dict(config(world, {"even": benchmark}))
+    task = task_of(loaded, load_tokenizer(loaded.model.path), [])
+    encode = task.encode
+    task = replace(task, encode=lambda rows, source: asked.extend(rows) or encode(rows, source))
+    with contextlib.ExitStack() as stack:
+        questions = questions_of("even", loaded, task, stack)
+    model = load_base(loaded.model.path, tokenizer=load_tokenizer(loaded.model.path), num_labels=None, seed=0)
+    prompts = [row["question"] for row in LETTERS]
+    del asked[:]
+    likeliest(questions, loaded, task, model, prompts, lambda done: None)
+    assert [row["answer"] for row in asked[:3]] == ["(A)", "(B)", "(C)"]
+    assert len(asked) == 3 * len(LETTERS)
+
+
+def test_questions_that_are_cut_are_told_before_the_run(world, tmp_path, monkeypatch, capsys):
+    rows = [{"question": "what is " + "1 + " * n + "1", "answer": "#### 2"} for n in (1, 2, 40)]
+    benchmark = {"data": write(tmp_path / "long.jsonl", rows), "score": "gsm8k"}
+    path = write_config(tmp_path / "c.yaml", config(world, {"long": benchmark}))
+    assert main_status(monkeypatch, "doctor", path, "--json") == 0
+    details = {f["what"]: f["detail"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    warning = "training.max_length 128 cuts the beginning of 1 of the 3 questions of long; raise it"
+    assert details["benchmarks"] == f"3 questions of long; {warning}"
+    assert main_status(monkeypatch, "run", path, "--out", tmp_path / "run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(i for i, line in enumerate(lines) if warning in line) < lines.index(
+        "· evaluating the base model"
+    )
 
 
 def test_texts_are_asked_once_and_held_against_all_references(world, tmp_path, says):

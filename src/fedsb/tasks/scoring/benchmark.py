@@ -6,6 +6,7 @@ rows -> examples (Task.encode, as in training) -> outputs (an engine) -> answers
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from fedsb.config import RunConfig
 from fedsb.config.sections import BenchmarkConfig, CausalLmConfig
 from fedsb.tasks import Example, Row, Task
-from fedsb.tasks.choices import family_of, offered
+from fedsb.tasks.choices import family_of, name_pattern, offered, option_texts
 from fedsb.tasks.generate import Decoding
 from fedsb.tasks.scoring.checker import Checker, checker
 from fedsb.tasks.scoring.texts import check_libraries, measure_texts
@@ -34,7 +35,7 @@ class Questions:
     """
 
     name: str
-    wanted: BenchmarkConfig
+    benchmark: BenchmarkConfig
     rows: list[Row]
     examples: list[Example]
     expected: list[Any]
@@ -43,7 +44,18 @@ class Questions:
     @property
     def generates(self) -> bool:
         """Whether texts are to be generated."""
-        return self.wanted.score != "likelihood"
+        return self.benchmark.score != "likelihood"
+
+    def warning(self, max_length: int) -> str | None:
+        """A sentence if training.max_length cuts what is asked; None if it does not."""
+        tokens = [example["tokens"] for example in self.examples]
+        cut = sum(t.cut_questions if self.generates else t.length > max_length for t in tokens)
+        return (
+            f"training.max_length {max_length} cuts the beginning of {cut} of the {len(tokens)} questions of "
+            f"{self.name}; raise it"
+            if cut
+            else None
+        )
 
 
 def questions_of(name: str, config: RunConfig, task: Task, stack: contextlib.ExitStack) -> Questions:
@@ -55,19 +67,19 @@ def questions_of(name: str, config: RunConfig, task: Task, stack: contextlib.Exi
     Raises:
         InputError: a file, a column or an answer is missing, or a library.
     """
-    wanted, columns = config.evaluation.benchmarks[name], config.task
-    assert isinstance(columns, CausalLmConfig)  # RunConfig has seen to it
-    rows = benchmark_rows(wanted, name)
-    examples = task.encode(rows, wanted.data)
+    benchmark = config.evaluation.benchmarks[name]
+    assert isinstance(config.task, CausalLmConfig)  # RunConfig has seen to it
+    rows = benchmark_rows(benchmark, name)
+    examples = task.encode(rows, benchmark.data)
     responses = [str(example["response"]) for example in examples]
-    if wanted.score == "text":
+    if benchmark.score == "text":
         check_libraries()
-        first, references = _grouped(examples)
-        chosen = [rows[i] for i in first], [examples[i] for i in first]
-        return Questions(name, wanted, *chosen, references, None)
-    kind = "choice" if wanted.score == "likelihood" else wanted.score
-    found, golds = stack.enter_context(checker(kind, responses, wanted.data))
-    return Questions(name, wanted, rows, examples, golds, found)
+        firsts, references = _grouped(examples)
+        distinct = [rows[i] for i in firsts], [examples[i] for i in firsts]
+        return Questions(name, benchmark, *distinct, references, None)
+    kind = "choice" if benchmark.score == "likelihood" else benchmark.score
+    marker, golds = stack.enter_context(checker(kind, responses, benchmark.data))
+    return Questions(name, benchmark, rows, examples, golds, marker)
 
 
 def _grouped(examples: Sequence[Example]) -> tuple[list[int], list[list[str]]]:
@@ -75,20 +87,19 @@ def _grouped(examples: Sequence[Example]) -> tuple[list[int], list[list[str]]]:
     places: dict[tuple[int, ...], list[int]] = {}
     for i, example in enumerate(examples):
         places.setdefault(tuple(example["prompt_ids"]), []).append(i)
-    return [own[0] for own in places.values()], [
-        [examples[i]["response"] for i in own] for own in places.values()
-    ]
+    references = [[examples[i]["response"] for i in indices] for indices in places.values()]
+    return [indices[0] for indices in places.values()], references
 
 
-def decoding_of(config: RunConfig, wanted: BenchmarkConfig) -> Decoding:
+def decoding_of(config: RunConfig, benchmark: BenchmarkConfig) -> Decoding:
     """How this benchmark's answers are generated."""
-    how, task = config.evaluation.generation, config.task
+    generation, task = config.evaluation.generation, config.task
     assert isinstance(task, CausalLmConfig)
     return Decoding(
-        max_new_tokens=wanted.max_new_tokens or task.max_new_tokens,
-        stop=tuple(how.stop),
+        max_new_tokens=benchmark.max_new_tokens or task.max_new_tokens,
+        stop=tuple(generation.stop),
         seed=config.seed,
-        **how.model_dump(exclude={"engine", "stop"}),
+        **generation.model_dump(exclude={"engine", "stop"}),
     )
 
 
@@ -100,7 +111,7 @@ def marked(
         texts = [output.strip() for output in outputs]
         records = _records(prompts, outputs, texts, asked.expected, [None] * len(texts))
         return measure_texts(texts, asked.expected), records
-    answers = [asked.checker.extract(output) for output in outputs]
+    answers = [asked.checker.extract(*pair) for pair in zip(outputs, prompts, strict=True)]
     pairs = zip(answers, asked.expected, strict=True)
     correct = [asked.checker.verdict(answer, gold) for answer, gold in pairs]
     return share_of(correct), _records(prompts, outputs, answers, asked.expected, correct)
@@ -127,15 +138,13 @@ def likeliest(
 ) -> list[str]:
     """The choice in whose place in the response the model finds the response likeliest, per question.
 
-    Choices are those that the prompt offers behind "Answer format:", else the answer's whole family.
+    Choices are those that the prompt offers behind "Answer format:", else lists, else the answer's family.
     """
-    offers = [
-        offered(prompt) or family_of(gold) or () for prompt, gold in zip(prompts, asked.expected, strict=True)
-    ]
+    offers = [_offers(*pair) for pair in zip(prompts, asked.expected, strict=True)]
     flat = [(q, choice) for q, choices in enumerate(offers) for choice in choices]
     column = config.task.response  # type: ignore[attr-defined]  # causal-lm
     rows = [_answering(asked.rows[q], column, asked.expected[q], choice) for q, choice in flat]
-    examples = task.encode(rows, asked.wanted.data)
+    examples = task.encode(rows, asked.benchmark.data)
     best: dict[int, tuple[float, str]] = {}
     size, lengths = config.evaluation.batch_size, [len(example["input_ids"]) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])
@@ -148,9 +157,17 @@ def likeliest(
     return [best[q][1] for q in range(len(offers))]
 
 
+def _offers(prompt: str, gold: str) -> tuple[str, ...]:
+    family = family_of(gold) or ()
+    listed = option_texts(prompt, family)
+    return offered(prompt) or (tuple(listed) if gold in listed else family)
+
+
 def _answering(row: Row, column: str, gold: str, choice: str) -> Row:
     """The row as it would be if `choice` were right."""
-    return {**row, column: choice.join(str(row[column]).rsplit(gold, 1))}
+    text = str(row[column])
+    *_, place = re.finditer(rf"(?<!\w){name_pattern(gold)}(?!\w)", text, re.IGNORECASE)
+    return {**row, column: f"{text[: place.start()]}{choice}{text[place.end() :]}"}
 
 
 def _nll(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[float]:
@@ -161,12 +178,13 @@ def _nll(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[floa
     return [float(x) for x in means * counts]
 
 
-def check_benchmarks(config: RunConfig, task: Task) -> int:
-    """Look at everything that benchmarks need but the model; how many questions there are.
+def check_benchmarks(config: RunConfig, task: Task) -> tuple[int, list[str]]:
+    """Look at everything that benchmarks need but the model: how many questions there are, and warnings.
 
     Raises:
         InputError: as `questions_of`.
     """
     with contextlib.ExitStack() as stack:
-        names = config.evaluation.benchmarks
-        return sum(len(questions_of(name, config, task, stack).examples) for name in names)
+        asked = [questions_of(name, config, task, stack) for name in config.evaluation.benchmarks]
+    warnings = [questions.warning(config.training.max_length) for questions in asked]
+    return sum(len(questions.examples) for questions in asked), [text for text in warnings if text]

@@ -16,7 +16,7 @@ from fedsb.common.child import Answers, Child, next_answer, read_frame, standard
 from fedsb.errors import InputError
 
 MOST_BYTES = 4 << 30
-"""Of address space for the process that does the algebra."""
+"""Address space of the process that does the algebra."""
 START_SECONDS = 60.0
 
 
@@ -76,8 +76,8 @@ def _serve() -> None:
     kinds = [LatexExtractionConfig(), ExprExtractionConfig()]
 
     def parsed(text: str) -> list[object]:
-        found: list[object] = parse(f"\\boxed{{{text}}}", extraction_config=kinds, parsing_timeout=None)
-        return found
+        formulas: list[object] = parse(f"\\boxed{{{text}}}", extraction_config=kinds, parsing_timeout=None)
+        return formulas
 
     def same(question: dict[str, str]) -> bool:
         gold, answer = parsed(question["gold"]), parsed(question["answer"])

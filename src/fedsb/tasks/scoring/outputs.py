@@ -40,10 +40,10 @@ def answered(
     for number, indices in enumerate(batches(prompts, batch_size)):
         if not all(i in done for i in indices):
             texts = engine([prompts[i] for i in indices], number)
-            found = dict(zip(indices, texts, strict=True))
+            outputs = dict(zip(indices, texts, strict=True))
             if path is not None:
-                _append(path, [{"index": i, "output": text} for i, text in found.items()])
-            done |= found
+                _append(path, [{"index": i, "output": text} for i, text in outputs.items()])
+            done |= outputs
         report(len(indices))
     return [done[i] for i in range(len(prompts))]
 

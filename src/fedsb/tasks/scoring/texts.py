@@ -28,13 +28,13 @@ def measure_texts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     check_libraries()
     tokenize = _tokenizer()
     tokens = [tokenize(text) for text in hypotheses]
-    wanted = [[tokenize(text) for text in own] for own in references]
-    means = {"rouge_l": _rouge_l(hypotheses, references), "cider": cider_d(tokens, wanted)}
-    if (meteor := _meteor(tokens, wanted)) is not None:
+    tokenized = [[tokenize(text) for text in texts] for texts in references]
+    means = {"rouge_l": _rouge_l(hypotheses, references), "cider": cider_d(tokens, tokenized)}
+    if (meteor := _meteor(tokens, tokenized)) is not None:
         means["meteor"] = meteor
     counted = {
         "bleu": (_bleu_counts(hypotheses, references), _bleu),
-        "nist": (nist_counts(tokens, wanted), nist),
+        "nist": (nist_counts(tokens, tokenized), nist),
     }
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in means.items()}
     return Measurement(len(hypotheses), partial(_metrics, counted, arrays))
@@ -73,9 +73,9 @@ def _bleu_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
 
     metric = BLEU()
     rows = []
-    for text, own in zip(hypotheses, references, strict=True):
-        found = metric.corpus_score([text], [[reference] for reference in own])
-        rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
+    for text, answers in zip(hypotheses, references, strict=True):
+        score = metric.corpus_score([text], [[reference] for reference in answers])
+        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     return np.asarray(rows, dtype=np.int64)
 
 
@@ -83,10 +83,8 @@ def _bleu(counts: np.ndarray) -> float:
     from sacrebleu.metrics import BLEU
 
     numbers = [int(n) for n in counts]
-    found = BLEU.compute_bleu(
-        numbers[:BLEU_ORDERS], numbers[BLEU_ORDERS : 2 * BLEU_ORDERS], numbers[-2], numbers[-1]
-    )
-    return float(found.score)
+    matched, said = numbers[:BLEU_ORDERS], numbers[BLEU_ORDERS : 2 * BLEU_ORDERS]
+    return float(BLEU.compute_bleu(matched, said, numbers[-2], numbers[-1]).score)
 
 
 def _rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -94,8 +92,8 @@ def _rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
     scorer = RougeScorer(["rougeL"])
     return [
-        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in own)
-        for text, own in zip(hypotheses, references, strict=True)
+        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in answers)
+        for text, answers in zip(hypotheses, references, strict=True)
     ]
 
 
@@ -110,56 +108,50 @@ def _meteor(
         wordnet.ensure_loaded()
     except LookupError:
         return None
-    return [meteor_score(own, text) for text, own in zip(tokens, references, strict=True)]
+    return [meteor_score(answers, text) for text, answers in zip(tokens, references, strict=True)]
 
 
 # CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726): likeness of n-grams, the rare ones weighing more.
-#
-# Own and small: the library that has it, pycocoevalcap, was last released in 2020 and brings Java programs.
-
+# The library that has it, pycocoevalcap, was last released in 2020 and brings Java programs.
 
 CIDER_ORDERS = 4
-
 SIGMA = 6.0  # of the penalty for a length other than the reference's, in tokens
-
 SCALE = 10.0
-
 Ngram = tuple[str, ...]
-
 Rarity = Callable[[Ngram], float]
 
 
 def cider_d(
     hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> list[float]:
-    """The score of each hypothesis, given as tokens, against its own references; 0 to 10.
+    """The score of each hypothesis, as tokens, against its references; 0 to 10.
 
     How rare an n-gram is comes from all references here, so a score depends on the whole set; a set of one
     item has no rare n-grams and scores 0.
     """
     rarity = _rarity(references)
-    return [_score(tokens, own, rarity) for tokens, own in zip(hypotheses, references, strict=True)]
+    return [_score(tokens, answers, rarity) for tokens, answers in zip(hypotheses, references, strict=True)]
 
 
 def _rarity(references: Sequence[Sequence[Sequence[str]]]) -> Rarity:
     """log(N / the number of items of which some reference has the n-gram, at least 1)."""
     seen: Counter[Ngram] = Counter()
-    for own in references:
+    for answers in references:
         seen.update(
-            {gram for tokens in own for n in range(1, CIDER_ORDERS + 1) for gram in _ngrams(tokens, n)}
+            {gram for tokens in answers for n in range(1, CIDER_ORDERS + 1) for gram in _ngrams(tokens, n)}
         )
     return lambda gram: math.log(len(references) / max(seen[gram], 1))
 
 
-def _score(tokens: Sequence[str], own: Sequence[Sequence[str]], rarity: Rarity) -> float:
+def _score(tokens: Sequence[str], references: Sequence[Sequence[str]], rarity: Rarity) -> float:
     total = 0.0
     for n in range(1, CIDER_ORDERS + 1):
         vector = _vector(tokens, n, rarity)
         total += sum(
             _likeness(vector, _vector(reference, n, rarity)) * _penalty(len(tokens) - len(reference))
-            for reference in own
+            for reference in references
         )
-    return SCALE * total / (CIDER_ORDERS * len(own))
+    return SCALE * total / (CIDER_ORDERS * len(references))
 
 
 def _vector(tokens: Sequence[str], n: int, rarity: Rarity) -> dict[Ngram, float]:
@@ -187,9 +179,7 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[Ngram]:
 # nltk's gives a number for a whole corpus in seconds and matches one reference at a time; intervals need
 # thousands of numbers, and several references are one pool of n-grams.
 
-
 NIST_ORDERS = 5
-
 BETA = -math.log(2) / math.log(1.5) ** 2  # the penalty is 1/2 at two thirds of the references' length
 
 
@@ -199,35 +189,39 @@ def nist_counts(
     """(items, 2 * NIST_ORDERS + 2): per item the information matched and the n-grams said, by n, then the
     length of the hypothesis and the mean length of its references. Rows may be added up; see `nist`."""
     information = _information(references)
-    rows = [_row(tokens, own, information) for tokens, own in zip(hypotheses, references, strict=True)]
+    rows = [
+        _row(tokens, answers, information) for tokens, answers in zip(hypotheses, references, strict=True)
+    ]
     return np.asarray(rows, dtype=np.float64)
 
 
 def nist(counts: np.ndarray) -> float:
     """The score of items whose counts add up to these."""
     matched, said = counts[:NIST_ORDERS], counts[NIST_ORDERS : 2 * NIST_ORDERS]
-    length, wanted = counts[2 * NIST_ORDERS :]
-    if length == 0 or wanted == 0:
+    length, reference_length = counts[2 * NIST_ORDERS :]
+    if length == 0 or reference_length == 0:
         return 0.0
     precision = float(np.divide(matched, said, out=np.zeros(NIST_ORDERS), where=said > 0).sum())
-    return precision * math.exp(BETA * math.log(min(length / wanted, 1.0)) ** 2)
+    return precision * math.exp(BETA * math.log(min(length / reference_length, 1.0)) ** 2)
 
 
 def _information(references: Sequence[Sequence[Sequence[str]]]) -> dict[Ngram, float]:
     """log2(how often its beginning occurs / how often it occurs), in all references."""
     counts: Counter[Ngram] = Counter()
-    for tokens in (tokens for own in references for tokens in own):
+    for tokens in (tokens for answers in references for tokens in answers):
         counts[()] += len(tokens)
         counts.update(gram for n in range(1, NIST_ORDERS + 1) for gram in _ngrams(tokens, n))
     return {gram: math.log2(counts[gram[:-1]] / count) for gram, count in counts.items() if gram}
 
 
-def _row(tokens: Sequence[str], own: Sequence[Sequence[str]], information: dict[Ngram, float]) -> list[float]:
+def _row(
+    tokens: Sequence[str], references: Sequence[Sequence[str]], information: dict[Ngram, float]
+) -> list[float]:
     matched, said = [], []
     for n in range(1, NIST_ORDERS + 1):
         grams, most = Counter(_ngrams(tokens, n)), Counter[Ngram]()
-        for reference in own:
+        for reference in references:
             most |= Counter(_ngrams(reference, n))
         matched.append(sum(count * information[gram] for gram, count in (grams & most).items()))
         said.append(sum(grams.values()))
-    return [*matched, *said, len(tokens), sum(map(len, own)) / len(own)]
+    return [*matched, *said, len(tokens), sum(map(len, references)) / len(references)]

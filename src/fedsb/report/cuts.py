@@ -1,0 +1,64 @@
+"""What was cut from a run's texts, and what was not added to them, in words and as a table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedsb.report.load import mapping, whole
+from fedsb.report.markup import numbers, table, texts
+from fedsb.report.units import count, plural
+
+LOST = {
+    "cut_texts": "text",
+    "cut_prompts": "prompt",
+    "lost_prompts": "whole prompt",
+    "cut_responses": "response",
+    "lost_end_tokens": "end token",
+}
+HAD = {"begin_in_text": "begin with the begin token", "end_in_text": "end with the end token"}
+LENGTHS = {"p50": "half at most", "p95": "95 % at most", "p99": "99 % at most", "max": "longest"}
+
+
+def cut_notes(record: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each way in which examples are not trained or scored as their rows have them.
+
+    record: by split ("train"), counts as `fedsb.tasks.cuts.cut_counts` makes them, or whatever a file has in
+    their place.
+    """
+    for name, counts in record.items():
+        yield from _notes(name, mapping(counts))
+
+
+def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
+    examples, cut = f"{_number(counts, 'examples'):,} {name} examples", _number(counts, "cut")
+    if cut:
+        lost = ", ".join(plural(_number(counts, k), part) for k, part in LOST.items() if _number(counts, k))
+        longest = plural(_number(mapping(counts.get("length")), "max"), "token")
+        yield (
+            f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); "
+            f"the longest has {longest}: raise it, or shorten the texts"
+        )
+    for key, what in HAD.items():
+        if held := _number(counts, key):
+            yield f"{held:,} of {examples} {what} by themselves: no second one is added"
+
+
+def cut_table(record: Mapping[str, Any]) -> str:
+    """Examples, what was cut from them and how long they were, by split; empty without any."""
+    splits = {name: mapping(counts) for name, counts in record.items() if mapping(counts)}
+    shown = [key for key in LOST if any(_number(counts, key) for counts in splits.values())]
+    columns = texts("split") + numbers("examples", *LENGTHS.values(), *(f"{LOST[key]}s cut" for key in shown))
+    rows = [[name, *_row(counts, shown)] for name, counts in splits.items()]
+    return table("Tokens of an example before anything is cut", columns, rows) if rows else ""
+
+
+def _row(counts: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    lengths = mapping(counts.get("length"))
+    return [
+        count(_number(counts, "examples")),
+        *(count(whole(lengths.get(key))) for key in LENGTHS),
+        *(count(_number(counts, key)) for key in shown),
+    ]
+
+
+def _number(counts: Mapping[str, Any], key: str) -> int:
+    return whole(counts.get(key)) or 0
