@@ -13,8 +13,8 @@ from fedsb.common.stage import stage
 from fedsb.errors import FedsbError, InputError, RunFailed
 
 
-class Panic(BaseException):
-    """As compiled code raises, past Exception."""
+class PanicException(BaseException):
+    """As compiled Rust raises, past Exception."""
 
 
 def raises_in_a_library() -> None:
@@ -42,10 +42,14 @@ def test_a_library_error_names_the_key_and_keeps_its_cause(name: str) -> None:
 
 
 def test_a_panic_is_an_error_and_an_interrupt_is_none() -> None:
-    with pytest.raises(InputError, match="Panic"), stage("model.path", "tokenizing", "no cure"):
-        raise Panic("boom")
-    with pytest.raises(KeyboardInterrupt), stage("model.path", "tokenizing", "no cure"):
-        raise KeyboardInterrupt
+    with (
+        pytest.raises(InputError, match="PanicException: boom"),
+        stage("model.path", "tokenizing", "no cure"),
+    ):
+        raise PanicException("boom")
+    for interrupt in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        with pytest.raises(interrupt), stage("model.path", "tokenizing", "no cure"):
+            raise interrupt
 
 
 def test_text_that_may_hold_a_cell_is_left_out() -> None:

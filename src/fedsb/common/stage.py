@@ -33,12 +33,8 @@ def stage(
     """
     try:
         yield
-    except FedsbError:
-        raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # a panic in tokenizers' Rust is no Exception
-        if _is_our_defect(error):
+    except BaseException as error:
+        if isinstance(error, FedsbError) or not _is_error(error) or _is_our_defect(error):
             raise
         said = f"{type(error).__name__}: {in_a_line(error)}" if quotes else type(error).__name__
         raise becomes(f"{key}: {doing} failed ({said}); {cure}") from error
@@ -54,6 +50,11 @@ def show_if_debugging(error: BaseException) -> None:
     """The traceback of an error that is only named otherwise, where --debug asks for it."""
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
+
+
+def _is_error(error: BaseException) -> bool:
+    """No interrupt; a panic in a library's Rust is one, though no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _is_our_defect(error: BaseException) -> bool:
