@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, config_of
-from run_helpers import main_status
+from run_helpers import classification_config, main_status
 from torch.autograd.graph import saved_tensors_hooks
 
+from fedsb.cli.doctor import examine
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_base
@@ -201,3 +202,41 @@ def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert available_bytes(cpu) > free / 2
     (tmp_path / "memory.max").write_text("100000\n")
     assert available_bytes(cpu) == 60_000
+
+
+# ---------------------------------------------------------------- an estimate that fails
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, AssertionError, ZeroDivisionError, InputError])
+def test_an_estimate_that_fails_is_not_known(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*args: Any, **more: Any) -> None:
+        raise error("no such thing")
+
+    config = config_of(saved, "bert")
+    monkeypatch.setattr(memory_module, "build_on_meta", fail)
+    assert memory_of(config, prepare_data(config)) is None
+    memory = {finding.what: finding for finding in examine(config)}["memory"]
+    assert memory.ok
+    assert memory.detail.startswith("not known from the config of this model; ")
+
+
+def test_an_estimate_that_is_switched_off_is_not_made(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(memory_module, "build_on_meta", lambda *args, **more: asked.append(args))
+    config = config_of(saved, "bert", model__check_memory=False)
+    assert memory_of(config, prepare_data(config)) is None
+    findings = {finding.what: finding for finding in examine(config)}
+    assert findings["memory"].detail.startswith("not estimated (model.check_memory: false); ")
+    assert all(finding.ok for finding in findings.values())
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "qwen3"])
+def test_a_decoder_that_classifies_is_estimated(saved: Saved, name: str) -> None:
+    """None of them has a pad id that the estimate could do without."""
+    values = classification_config(saved[name], saved["data"])
+    estimate = estimate_memory(RunConfig.from_dict(values), 3, Longest(8, 0))
+    assert estimate is not None
+    assert estimate.activations > 0

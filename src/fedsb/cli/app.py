@@ -15,6 +15,7 @@ import typer
 from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json, refuse_unused
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
+from fedsb.common.stage import DEBUG
 from fedsb.errors import FedsbError, InputError, explain
 from fedsb.report.screen import shown
 
@@ -324,6 +325,8 @@ def _uncollected() -> Iterator[None]:
 def main() -> None:
     """Entry point: turns errors into one message and an exit status (1 failed, 2 wrong input)."""
     debug = "--debug" in sys.argv
+    if debug:
+        os.environ[DEBUG] = "1"
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -3,80 +3,149 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.method import method_of
-from fedsb.errors import InputError
+from fedsb.errors import FedsbError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest
+from fedsb.models.limits import embedding_rows, positions_of
 from fedsb.report.cuts import cut_notes
 from fedsb.report.tracking import check_tracking
-from fedsb.report.units import human_bytes
+from fedsb.report.units import human_bytes, plural
 from fedsb.runner.arguments import local_training
 from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.runner.started_on import versions
+from fedsb.runner.trial import try_rows
 from fedsb.tasks.scoring.benchmark import check_benchmarks
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's table."""
+    """One line of the doctor's table. ok is None where something else had to be right first."""
 
     what: str
-    ok: bool
+    ok: bool | None
     detail: str
 
 
+Lines = list[tuple[str, str]]
+"""(what was looked at, what is said of it)."""
+
+
+class Stage(NamedTuple):
+    """A part of a run that can be tried by itself.
+
+    Attributes:
+        needs: the stages before it whose results it takes.
+        look: (config, those results) -> its own result, and what to say.
+    """
+
+    what: str
+    needs: tuple[str, ...]
+    look: Callable[..., tuple[Any, Lines]]
+
+
 def examine(config: RunConfig | None) -> Iterator[Finding]:
-    """Check the installation, then (with a config) data, model, layers, traffic and memory, in that order.
-    The first thing that fails ends the list."""
+    """Check the installation, then (with a config) every stage of a run, on two rows where it computes.
+
+    A stage that fails is a finding, whatever it fails with; those that need it are not checked.
+    """
     yield Finding("versions", True, ", ".join(f"{n} {v}" for n, v in versions().items()))
     yield Finding("device", True, _device())
     yield Finding("disk", True, f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
-    if config is None:
-        return
-    looked_at = "method"
-    try:
-        yield Finding("method", True, _describe_method(config))
-        looked_at = "precision"
-        if slow := slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device):
-            yield Finding("precision", True, slow)
-        if config.tracking:
-            looked_at = "tracking"
-            check_tracking(config.tracking)
-            yield Finding("tracking", True, ", ".join(config.tracking))
-        looked_at = "data"
-        data = prepare_data(config)
-        yield Finding("data", True, _describe_data(data))
-        yield from (Finding("tokens", True, text) for text in _describe_tokens(config, data))
-        if config.evaluation.benchmarks:
-            looked_at = "benchmarks"
-            questions, warnings = check_benchmarks(config, data.task)
-            names = ", ".join(config.evaluation.benchmarks)
-            yield Finding("benchmarks", True, "; ".join([f"{questions} questions of {names}", *warnings]))
-        looked_at = "memory"
-        yield Finding("memory", True, _describe_memory(config, data))
-        looked_at = "model"
-        base = prepare_base(config, data)
-        yield Finding("target layers", True, _describe_targets(base))
-        looked_at = "start"
-        if earlier := earlier_run(config):
-            check_starts_from(earlier, config, data, base, base_digest(base.model, base.task_head))
-            yield Finding("start", True, f"from the adapter of {config.method.init.from_run}")
-        yield from (Finding(what, True, detail) for what, detail in _estimates(config, data, base))
-    except InputError as error:
-        yield Finding(looked_at, False, str(error))
+    results: dict[str, Any] = {}
+    for stage in STAGES if config else ():
+        if missing := [name for name in stage.needs if name not in results]:
+            yield Finding(stage.what, None, f"not checked, since it needs {missing[0]}")
+            continue
+        try:
+            results[stage.what], lines = stage.look(config, *(results[name] for name in stage.needs))
+        except Exception as error:
+            show_if_debugging(error)
+            yield Finding(stage.what, False, _said(error))
+        else:
+            yield from (Finding(what, True, detail) for what, detail in lines)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, FedsbError):
+        return str(error)
+    return f"a defect of fedsb ({type(error).__name__}); add --debug to see where, and report it"
+
+
+def _method(config: RunConfig) -> tuple[None, Lines]:
+    slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
+    return None, [("method", _describe_method(config)), *([("precision", slow)] if slow else [])]
+
+
+def _tracking(config: RunConfig) -> tuple[None, Lines]:
+    check_tracking(config.tracking)
+    return None, [("tracking", ", ".join(config.tracking))] if config.tracking else []
+
+
+def _data(config: RunConfig, method: None) -> tuple[Data, Lines]:
+    data = prepare_data(config)
+    tokens = [("tokens", text) for text in _describe_tokens(config, data)]
+    return data, [("data", _describe_data(data)), *tokens]
+
+
+def _benchmarks(config: RunConfig, data: Data) -> tuple[None, Lines]:
+    if not config.evaluation.benchmarks:
+        return None, []
+    questions, warnings = check_benchmarks(config, data.task)
+    names = ", ".join(config.evaluation.benchmarks)
+    return None, [("benchmarks", "; ".join([f"{questions} questions of {names}", *warnings]))]
+
+
+def _memory(config: RunConfig, data: Data) -> tuple[None, Lines]:
+    return None, [("memory", _describe_memory(config, data))]
+
+
+def _model(config: RunConfig, data: Data, memory: None) -> tuple[BaseModel, Lines]:
+    base = prepare_base(config, data)
+    return base, [("limits", _describe_limits(base, data)), ("target layers", _describe_targets(base))]
+
+
+def _start(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
+    if not (earlier := earlier_run(config)):
+        return None, []
+    check_starts_from(earlier, config, data, base, base_digest(base.model, base.task_head))
+    return None, [("start", f"from the adapter of {config.method.init.from_run}")]
+
+
+def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
+    return None, [("training", f"a step on {plural(try_rows(config, data, base), 'row')} works")]
+
+
+def _traffic(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
+    return None, list(_estimates(config, data, base))
+
+
+STAGES = (
+    Stage("method", (), _method),
+    Stage("tracking", (), _tracking),
+    Stage("data", ("method",), _data),
+    Stage("benchmarks", ("data",), _benchmarks),
+    Stage("memory", ("data",), _memory),
+    Stage("model", ("data", "memory"), _model),
+    Stage("start", ("data", "model"), _start),
+    Stage("training", ("data", "model"), _two_rows),
+    Stage("traffic", ("data", "model"), _traffic),
+)
+"""In the order of a run."""
 
 
 def _numbers_of_a_round(config: RunConfig, base: BaseModel, cohort: int) -> Counts:
@@ -115,8 +184,18 @@ def _describe_tokens(config: RunConfig, data: Data) -> Iterator[str]:
 def _describe_memory(config: RunConfig, data: Data) -> str:
     memory, free = memory_of(config, data), free_memory(config)
     check_memory(memory, free, config)
-    needed = "not known from the config of this model" if memory is None else str(memory)
+    needed = str(memory) if memory else "not known from the config of this model"
+    if not config.model.check_memory:
+        needed = "not estimated (model.check_memory: false)"
     return f"{needed}; {human_bytes(free)} free"
+
+
+def _describe_limits(base: BaseModel, data: Data) -> str:
+    positions, rows = positions_of(base.model), embedding_rows(base.model)
+    trained = " that it was trained on" if positions and positions.trained else ""
+    length = f"{positions.usable:,} positions{trained}" if positions else "no limit on positions"
+    tokens = f"{len(data.tokenizer):,} tokens of the tokenizer"
+    return f"{length}; " + (tokens if rows is None else f"{rows:,} embeddings for {tokens}")
 
 
 def _describe_targets(base: BaseModel) -> str:
@@ -125,6 +204,7 @@ def _describe_targets(base: BaseModel) -> str:
 
 
 def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple[str, str]]:
+    """What a round and the run will send and compute."""
     federation = config.federation
     cohort = federation.clients_per_round or federation.clients
     numbers = _numbers_of_a_round(config, base, cohort)

@@ -202,9 +202,9 @@ def _scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
     """One line per finding."""
     table = Table(show_header=False, box=None, padding=(0, 1))
+    marks = {True: "[green]ok[/]", False: "[red]wrong[/]", None: "[yellow]skipped[/]"}
     for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]wrong[/]"
-        table.add_row(mark, shown(finding.what), shown(finding.detail, None))
+        table.add_row(marks[finding.ok], shown(finding.what), shown(finding.detail, None))
     console.print(table)
 
 

@@ -21,11 +21,6 @@ def computes_in_16_bits(model: nn.Module, autocast: str | None) -> bool:
     return autocast is not None or any(p.dtype in HALVES for p in model.parameters())
 
 
-def width(model: nn.Module, max_length: int) -> int:
-    """Tokens of every row: the longest that an example may have."""
-    return min(max_length, getattr(getattr(model, "config", None), "max_position_embeddings", max_length))
-
-
 def of_shape(collate: Collate, examples: Sequence[Example], rows: int, tokens: int) -> Batch:
     """The batch of these examples (at least one), padded to so many tokens, and filled up to so many rows
     with copies of the first, for the caller to leave out."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.federation.dropout import check_repeatable, without_dropout
-from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape, width
+from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.training import (
     ClientFailed,
@@ -148,7 +148,7 @@ def _losses(local_model: LocalModel, group: Sequence[Example], training: LocalTr
     """One for each example, from a batch that has more rows where its shape is fixed."""
     model, collate = local_model.model, local_model.collate
     if computes_in_16_bits(model, training.autocast):
-        batch = of_shape(collate, group, training.batch_size, width(model, training.max_length))
+        batch = of_shape(collate, group, training.batch_size, training.max_length)
     else:
         batch = collate(group)
     with autocast(training, local_model.device):

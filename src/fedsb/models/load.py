@@ -17,13 +17,14 @@ from fedsb.models.config_json import check_config, stored_config
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import draw_head, head_options, keep_in_float32, keeps_head
 from fedsb.models.kinds import FOUR_BIT, check_kind, quantization
+from fedsb.models.limits import pad_option, set_pad_token, text_config
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "tekken.json")
 
 
 def load_tokenizer(path: str) -> Any:
-    """The model's tokenizer; its end token pads where it has no pad token.
+    """The model's tokenizer; its end token pads where it has no pad token that the model knows.
 
     Raises:
         InputError: none can be loaded from there.
@@ -37,8 +38,7 @@ def load_tokenizer(path: str) -> Any:
         raise
     except BaseException as error:  # a panic in tokenizers' Rust is no Exception
         raise InputError(f"model.path: no tokenizer could be loaded from {path!r}: {cause(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    set_pad_token(tokenizer, stored_config(path))
     return tokenizer
 
 
@@ -67,7 +67,7 @@ def load_base(
     check_folder(path, files=WEIGHT_FILES, what="weights")
     stored: Any = stored_config(path)
     _check_stored_bits(path, stored, load_in_4bit)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)} | pad_option(stored, tokenizer)
     if load_in_4bit:
         options |= _four_bit(dtype, device)
     if device_map is not None:
@@ -79,7 +79,7 @@ def load_base(
     if num_labels is not None and not keeps_head(stored, num_labels, label_names):
         draw_head(model, dtype=getattr(torch, dtype), seed=seed)
     if tokenizer is not None:
-        text_config(model).pad_token_id = tokenizer.pad_token_id
+        text_config(model.config).pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False)
     _cast_the_rest(model, getattr(torch, dtype))
     if num_labels is not None and dtype != "float32":
@@ -101,11 +101,6 @@ def input_device(model: Any) -> torch.device:
     """Where token ids go in: the embeddings' device, which is the model's if it is on one."""
     device: torch.device = model.get_input_embeddings().weight.device
     return device
-
-
-def text_config(model: Any) -> Any:
-    """The part of a model's config that is about text: all of it, where it takes nothing else."""
-    return model.config.get_text_config()
 
 
 def _spread(device_map: str) -> dict[str, Any]:

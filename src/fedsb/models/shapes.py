@@ -11,6 +11,7 @@ from torch import nn
 from fedsb.errors import InputError
 from fedsb.models.config_json import stored_config
 from fedsb.models.head import CLASSIFIER, draw_head, head_options, keep_in_float32, keeps_head
+from fedsb.models.limits import fit_pad_id
 from fedsb.models.load import cause, check_folder, quiet_loading
 from fedsb.models.targets import ENCODER_TARGETS
 
@@ -85,7 +86,7 @@ def _load_config(path: str, options: Mapping[str, Any]) -> Any:
     check_folder(path, files=("config.json",), what="config")
     try:
         with quiet_loading():
-            return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+            return fit_pad_id(AutoConfig.from_pretrained(path, trust_remote_code=False, **options))
     except Exception as error:
         raise InputError(
             f"model.path: no config could be read from {path!r}: {cause(error).rstrip(' .:')}; "

@@ -16,18 +16,20 @@ from fedsb.adapter.attached import Attached
 from fedsb.adapter.mixture import mixture_of
 from fedsb.common.files import write_json, write_jsonl
 from fedsb.common.seeding import numpy_generator
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
+from fedsb.models.limits import check_token_ids
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
 from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
 from fedsb.runner.chosen_lora import model_folder
 from fedsb.runner.moved_base import check_same_base, with_base
-from fedsb.runner.prepare_data import read_splits, task_of
+from fedsb.runner.prepare_data import encode, read_splits, task_of
 from fedsb.runner.prepare_experts import with_known_experts
-from fedsb.runner.prepare_model import head_notes, load_model
+from fedsb.runner.prepare_model import check_limits, head_notes, largest_id, load_model
 from fedsb.runner.routing_record import other_routings
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Row, Task
@@ -89,7 +91,7 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = task.encode(test, source_name(config.data.test))
+    examples = encode(task, test, source_name(config.data.test))
     routes = adapter is not None and is_mixture(adapter)
     cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
@@ -98,9 +100,11 @@ def evaluate(
     for note in head_notes(model, task) if adapter is None else ():
         progress.stage(note)
     loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
+    check_limits(config, loaded, tokenizer, examples, path=model)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
-    measured = task.measure(loaded, examples, batch_size=size, generate=generate, progress=report)
+    with stage("--model", "scoring the test examples", "take another model, or evaluation.batch_size"):
+        measured = task.measure(loaded, examples, batch_size=size, generate=generate, progress=report)
     results = scores(measured, numpy_generator(config.seed, "bootstrap"))
     results |= _benchmarks(config, _Model(model, adapter, loaded, tokenizer, task), out, progress)
     result = {
@@ -200,6 +204,7 @@ def _measured(
 ) -> Measurement:
     progress.stage(f"asking {len(asked.examples)} questions of {asked.name}")
     ids = [example["prompt_ids"] for example in asked.examples]
+    check_token_ids(model.loaded, model.tokenizer, largest_id(asked.examples), model.path)
     prompts = [str(model.tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in ids]
     report = _counted(len(ids), progress)
     if not asked.generates:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import Attached, attach, detach, merge
 from fedsb.common.files import read_json, write_bytes, write_json, write_text
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
-from fedsb.models.load import quiet_loading, text_config
+from fedsb.models.limits import text_config
+from fedsb.models.load import quiet_loading
 from fedsb.models.mixture_folder import is_mixture, read_mixture
 from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
 from fedsb.models.peft_weights import safetensors_bytes
@@ -38,6 +40,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 written. It bounds the arithmetic; merged weights are compared bit by bit, and their rounding is stated."""
 
 
+@stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_lora(
     run: Path,
     out: Path,
@@ -72,6 +75,7 @@ def export_lora(
     return rank
 
 
+@stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_experts(
     run: Path, out: Path, *, rank: int | None = None, server: Server | None = None, base: str | None = None
 ) -> dict[str, str]:
@@ -129,6 +133,7 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
     return rank or serving_rank(adapter_rank)
 
 
+@stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_merged(
     run: Path, out: Path, *, expert: str | None = None, base: str | None = None, dtype: str | None = None
 ) -> Merged:
@@ -224,7 +229,7 @@ def _num_labels(run: Path, config: RunConfig) -> int | None:
 
 def _logits(model: nn.Module) -> Tensor:
     """The model's logits for four texts of 16 made-up tokens."""
-    vocabulary = int(text_config(model).vocab_size)
+    vocabulary = int(text_config(model.config).vocab_size)
     ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()

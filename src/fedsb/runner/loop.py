@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import nn
 
+from fedsb.common.stage import stage
 from fedsb.config.run_config import RunConfig, flat_settings
+from fedsb.errors import RunFailed
 from fedsb.federation.cohort import cohort
 from fedsb.report.progress import Progress, Silent, Watchers
 from fedsb.report.tracking import check_tracking, trackers
@@ -142,8 +144,10 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
 
 
 def _save(prepared: Prepared, saved: RunState) -> None:
-    save_checkpoint(prepared.folder / "checkpoint", saved)
-    run_folder.write_progress(prepared.folder, saved)
+    cure = "make room there; --resume continues from the last round that was kept"
+    with stage(f"--out {prepared.folder}", "keeping the state", cure, becomes=RunFailed):
+        save_checkpoint(prepared.folder / "checkpoint", saved)
+        run_folder.write_progress(prepared.folder, saved)
 
 
 def _cohort(prepared: Prepared, number: int) -> list[int]:

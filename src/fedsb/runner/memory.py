@@ -21,6 +21,7 @@ from fedsb.adapter.attached import attach, linear_layers
 from fedsb.adapter.linear import features
 from fedsb.adapter.mixture import with_experts
 from fedsb.adapter.routing import Routing
+from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.errors import InputError
@@ -28,7 +29,7 @@ from fedsb.federation.local_model import Example
 from fedsb.methods import Method, Shape
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import head_parameters
-from fedsb.models.load import text_config
+from fedsb.models.limits import text_config
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import group
 from fedsb.report.units import human_bytes
@@ -91,14 +92,22 @@ def estimate_memory(
 ) -> Memory | None:
     """What one run with one client at a time needs; None if the config alone does not say.
 
+    An estimate is no reason to refuse a run that it fails on, whatever it fails with: loading the model says
+    what is wrong with it, if anything is.
+
     Args:
         experts: of a mixture, how many there are; 0: one core.
     """
     try:
-        model = build_on_meta(config.model.path, num_labels=num_labels)
-        targets = target_layers(config, model).layers
-    except InputError:
-        return None  # loading the model says what is wrong with it
+        return _estimate(config, num_labels, longest, experts)
+    except Exception as error:
+        show_if_debugging(error)
+        return None
+
+
+def _estimate(config: RunConfig, num_labels: int | None, longest: Longest, experts: int) -> Memory | None:
+    model = build_on_meta(config.model.path, num_labels=num_labels)
+    targets = target_layers(config, model).layers
     if getattr(model.config, "quantization_config", None) is not None:
         return None
     model = model.to(getattr(torch, config.model.dtype)).requires_grad_(False)
@@ -233,7 +242,7 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     blocks = len({_block(name) for name in group(model, "all-linear")})
     kept = _kept(config, model, method, examples, tokens, experts)
     if training.gradient_checkpointing:
-        width = int(text_config(model).hidden_size)
+        width = int(text_config(model.config).hidden_size)
         kept = kept // blocks + blocks * examples * tokens * width * _element_size(config)
     train = kept + _logits(config, model, examples, tokens, longest.predicted, graph=True)
     batch = config.evaluation.batch_size
@@ -248,7 +257,7 @@ def _logits(
     """Logits of a causal LM, and fp32 copies at trained tokens; with `graph`, their gradients too."""
     if not predicted:
         return 0
-    vocabulary = int(text_config(model).vocab_size)
+    vocabulary = int(text_config(model.config).vocab_size)
     whole = examples * tokens * vocabulary * _element_size(config)
     copies = 4 * examples * predicted * vocabulary
     return 2 * whole + 3 * copies if graph else whole + 2 * copies
@@ -290,7 +299,8 @@ def _kept(
     try:
         with saved_tensors_hooks(remember, lambda tensor: tensor):
             attached.model.train()(input_ids=ids)
-    except (RuntimeError, NotImplementedError):  # DeBERTa looks at numbers
+    except Exception as error:  # DeBERTa looks at numbers
+        show_if_debugging(error)
         return _kept_by_formula(config, model, examples, tokens)
     return sum(storage.nbytes() for storage in seen.values())
 
@@ -299,7 +309,11 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
     """Two tensors for the output of every linear layer, six of attention weights for every block."""
     layers = group(model, "all-linear")
     outputs = sum(features(model.get_submodule(name))[0] for name in layers)
-    attention = int(text_config(model).num_attention_heads) * tokens * len({_block(name) for name in layers})
+    attention = (
+        int(getattr(text_config(model.config), "num_attention_heads", 0))
+        * tokens
+        * len({_block(name) for name in layers})
+    )
     return examples * tokens * (2 * outputs + 6 * attention) * _element_size(config)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedsb.common.seeding import numpy_generator
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
@@ -18,7 +19,7 @@ from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
-from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits, width
+from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
 from fedsb.runner.prepare_experts import (
@@ -61,7 +62,8 @@ def prepare_data(config: RunConfig) -> Data:
             for its clients.
     """
     check_settings(config)
-    rows, held_out = read_splits(config)
+    with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
+        rows, held_out = read_splits(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
@@ -69,7 +71,10 @@ def prepare_data(config: RunConfig) -> Data:
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
-    train, test = task.encode(rows, train_name(config)), task.encode(held_out, source_name(config.data.test))
+    train, test = (
+        encode(task, rows, train_name(config)),
+        encode(task, held_out, source_name(config.data.test)),
+    )
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
@@ -93,7 +98,7 @@ def prepare_server_data(
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
-    test = [] if rows is None else task.encode(rows, source_name(config.data.test))
+    test = [] if rows is None else encode(task, rows, source_name(config.data.test))
     names = expert_names(config, [], train_name(config))
     test = with_known_experts(config, names, rows or [], test)
     public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
@@ -145,7 +150,7 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
     if source is None:
         return None
     rows = list(read_rows(source, limit=config.method.init.samples))
-    public = task.encode(rows, source)
+    public = encode(task, rows, source)
     if config.privacy is not None:
         check_apart(public, train, source)
     return public
@@ -172,6 +177,17 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
     """The task value of this config; classes are those of the training rows."""
     source, max_length = train_name(config), config.training.max_length
     return make_task(config.task, tokenizer, rows, source=source, max_length=max_length)
+
+
+def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
+    """The task's examples of these rows.
+
+    Raises:
+        InputError: a row is wrong, or the tokenizer cannot take it.
+    """
+    cure = "fix the row that it stops at (data.limit finds it), or take another tokenizer"
+    with stage("model.path", f"tokenizing {source}", cure, quotes=False):
+        return task.encode(rows, source)
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
@@ -225,7 +241,7 @@ def protected_batches(data: Data, model: nn.Module, device: torch.device, max_le
     task = data.task
     if not computes_in_16_bits(model, None):
         return batches_of(data, device), task.losses
-    return batches_of_one_shape(task.collate, task.losses, device, width(model, max_length))
+    return batches_of_one_shape(task.collate, task.losses, device, max_length)
 
 
 def cut_record(config: RunConfig, data: Data, *, shown: bool) -> dict[str, dict[str, Any]]:

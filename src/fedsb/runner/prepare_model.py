@@ -13,16 +13,19 @@ from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, check_rank
 from fedsb.adapter.linear import features
 from fedsb.adapter.routing import Terms
+from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
+from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
-from fedsb.federation.local_model import LocalModel
+from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.routed_losses import with_penalties
 from fedsb.methods import Shape
 from fedsb.models.config_json import stored_config
 from fedsb.models.devices import pick_device
 from fedsb.models.head import head_note, head_parameters
+from fedsb.models.limits import check_length, check_room_for_answers, check_token_ids
 from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
 from fedsb.models.targets import notes_on
@@ -60,7 +63,7 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     check_memory(memory_of(config, data), free_memory(config), config)
     model = load_model(config, config.model.path, data.tokenizer, data.task)
     if config.training.gradient_checkpointing:
-        enable_checkpointing(model)
+        _checkpoint(model)
     return _base(config, data, model)
 
 
@@ -99,10 +102,21 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
     return _base(config, data, model)
 
 
+def _checkpoint(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"training.gradient_checkpointing: this model ({model.config.model_type}) has none; leave it out"
+        )
+    with stage("training.gradient_checkpointing", "switching it on", "leave it out"):
+        enable_checkpointing(model)
+
+
 def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
-    choice = target_layers(config, model)
+    examples = [*data.train, *data.test, *(data.public or [])]
+    check_limits(config, model, data.tokenizer, examples, path=config.model.path)
+    with stage("method.targets", "finding the layers to adapt", "name them, or take another model"):
+        choice = target_layers(config, model)
     check_rank(choice.layers, config.method.rank, heads=heads_of(config))
-    _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
     notes = [*head_notes(config.model.path, data.task), *notes_on(model, choice)]
@@ -117,8 +131,30 @@ def head_notes(path: str, task: Task) -> list[str]:
     return [note] if note else []
 
 
+def check_limits(
+    config: RunConfig, model: nn.Module, tokenizer: Any, examples: Sequence[Example], *, path: str
+) -> None:
+    """Refuse examples that this model (of `path`) has no embeddings or positions for.
+
+    Raises:
+        InputError: with the numbers of both sides.
+    """
+    check_length(model, config.training.max_length)
+    if isinstance(config.task, CausalLmConfig) and config.evaluation.generate:
+        check_room_for_answers(model, config.task.max_new_tokens)
+    check_token_ids(model, tokenizer, largest_id(examples), path)
+
+
+def largest_id(examples: Sequence[Example]) -> int:
+    """The largest token id of examples; 0 where there is none."""
+    return max((max(example["input_ids"], default=0) for example in examples), default=0)
+
+
 def memory_of(config: RunConfig, data: Data) -> Memory | None:
-    """What the run will hold, before anything is loaded; None where the config does not say."""
+    """What the run will hold, before anything is loaded; None where the config does not say, or is not
+    asked."""
+    if not config.model.check_memory:
+        return None
     longest = Longest.of([*data.train, *data.test])
     in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
     if config.privacy and config.privacy.unit == "example" and in_16_bits:
@@ -137,15 +173,6 @@ def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
         raise InputError(
             f"privacy: {mixing[0]} is a batch norm, which mixes the examples of a batch, so that no example "
             "can be clipped alone; take a model with layer norm, or leave privacy out"
-        )
-
-
-def _check_length(config: RunConfig, model: nn.Module) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and config.training.max_length > positions:
-        raise InputError(
-            f"training.max_length: expected at most {positions}, the model's positions, found "
-            f"{config.training.max_length}"
         )
 
 
@@ -172,13 +199,11 @@ def local_model_of(
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
     exchange, task = exchange_of(config, base, data.experts), data.task
     factors = start_experts(config, data.experts, factors)
-    attached = attach(
-        base.model,
-        factors,
-        trains=exchange.method.trains(1),
-        scale=exchange.scale,
-        routing=routing_for(config, data.experts, data.counts),
-    )
+    routing = routing_for(config, data.experts, data.counts)
+    with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
+        attached = attach(
+            base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale, routing=routing
+        )
     for parameter in base.task_head.values():
         parameter.requires_grad_(True)
     terms = Terms(**config.method.experts.terms) if config.method.experts else Terms()

@@ -34,6 +34,7 @@ from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.started_on import check_same, first_config, started_on
+from fedsb.runner.trial import try_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,8 @@ def prepare(
     base, weights, layers = _base_model(config, data, remote)
     for note in base.notes:
         progress.stage(note)
+    progress.stage("trying two rows")
+    try_rows(config, data, base)
     inputs = started_on(config, data, weights)
     if earlier is not None:
         check_starts_from(earlier, config, data, base, weights)

@@ -10,6 +10,7 @@ import torch
 from fedsb.adapter.routing import answering, tell
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
+from fedsb.models.limits import check_room_for_answers, positions_of
 from fedsb.tasks.prompts import added_bos, cut_left
 from fedsb.tasks.task import (
     Batch,
@@ -97,14 +98,10 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def _fitted(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    check_room_for_answers(model, max_new_tokens)
+    positions = positions_of(model)
     longest = max((len(prompt) for prompt in prompts), default=0)
-    room = longest if positions is None else positions - max_new_tokens
-    if prompts and room < 1:
-        raise InputError(
-            f"task.max_new_tokens: expected less than the model's {positions} positions, "
-            f"got {max_new_tokens}; lower it"
-        )
+    room = longest if positions is None else positions.usable - max_new_tokens
     if any(not prompt for prompt in prompts):
         raise InputError(
             "task.prompt: a prompt has no tokens and the tokenizer adds no start token, so generation has "

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
+from fedsb.adapter.routing import tell
+from fedsb.models.limits import with_segments_in_reach
 
 Row = Mapping[str, object]
 Example = dict[str, Any]
@@ -94,14 +95,19 @@ def attention_mask(
 
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits for a batch, in the model's dtype. What is not for the model is kept from it, see `tell`."""
-    device = device_of(model)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    if hasattr(model, "routing"):
-        tell(model, batch)
-    inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
-    logits: Tensor = model(**inputs).logits
+    """The logits for a batch, in the model's dtype."""
+    logits: Tensor = model(**model_inputs(model, batch)).logits
     return logits
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> Batch:
+    """What a model is given of a batch, on its device, with token types as far as it has any.
+
+    Its routing, where it has one, is told the rest, see `tell`.
+    """
+    device = device_of(model)
+    inputs = tell(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    return with_segments_in_reach(inputs, getattr(model, "config", None))
 
 
 def own_experts(examples: Sequence[Example]) -> Batch:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter.routing import tell
 from fedsb.federation import wire
 from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
@@ -22,6 +21,7 @@ from fedsb.federation.start.from_gradients import Calibration, only_these_train
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.start.settings import Warmup
 from fedsb.federation.traffic import Tally, Traffic
+from fedsb.tasks.task import model_inputs
 
 Answers = Iterable[tuple[Head, int]]
 """Trained heads, each with the bytes of the message it came in."""
@@ -85,7 +85,7 @@ def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cache
     model.eval()
     with base.register_forward_hook(lambda module, args, output: outputs.append(output)), torch.no_grad():
         for batch in batches:
-            model(**tell(model, batch))
+            model(**model_inputs(model, batch))
     return list(zip(batches, outputs, strict=True))
 
 
