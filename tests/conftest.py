@@ -25,6 +25,7 @@ install_import_hook(
         "fedsb.adapter.layer",
         "fedsb.adapter.attached",
         "fedsb.adapter.bases",
+        "fedsb.adapter.routing",
         "fedsb.federation.exchange",
         "fedsb.adapter.linear",
         "fedsb.methods",

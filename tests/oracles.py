@@ -108,3 +108,51 @@ def mean_of_updates(factors: Sequence[Factors], weights: Sequence[float]) -> np.
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference over the largest number expected."""
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+# A mixture of experts, token by token and expert by expert
+
+
+def mixture_weights(
+    z: Tensor, G: Tensor, *, asked: Tensor, route: str, n: int, t: int, top_k: int | None = None
+) -> Tensor:
+    """(E,) p of row n at token t."""
+    tokens = [t] if route == "token" else [i for i in range(z.shape[1]) if asked[n, i]]
+    q = sum(z[n, i] for i in tokens) / len(tokens)
+    scores = torch.stack([row[:-1] @ q + row[-1] for row in G])
+    exponents = torch.exp(scores - scores.max())
+    p = exponents / exponents.sum()
+    if top_k is None:
+        return p
+    largest = sorted(range(len(p)), key=lambda e: -float(p[e]))[:top_k]
+    chosen = torch.stack([p[e] if e in largest else 0 * p[e] for e in range(len(p))])
+    return chosen / chosen.sum()
+
+
+def mixture_loop(
+    x: Tensor,
+    weight: Tensor,
+    B: Tensor,
+    A: Tensor,
+    R: Tensor,
+    G: Tensor,
+    *,
+    asked: Tensor,
+    route: str = "sequence",
+    experts: Sequence[int] | None = None,
+    top_k: int | None = None,
+) -> Tensor:
+    """W0 x + B sum_e p_e R_e A x, every product written out; `experts`: of each row, in place of the gate."""
+    z = x @ A.T
+    rows = []
+    for n in range(len(x)):
+        tokens = []
+        for t in range(x.shape[1]):
+            if experts is None:
+                p = mixture_weights(z, G, asked=asked, route=route, n=n, t=t, top_k=top_k)
+            else:
+                p = torch.eye(len(R), dtype=x.dtype)[experts[n]]
+            mixed = sum(p[e] * (R[e] @ z[n, t]) for e in range(len(R)))
+            tokens.append(weight @ x[n, t] + B @ mixed)
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)

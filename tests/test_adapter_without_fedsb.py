@@ -101,7 +101,7 @@ def answers(world):
         for kind, places in kinds.items():
             jobs[f"{family}-{kind}"] = _job(world, family, *places, tokenizer=kind == "merged")
     jobs["fedit-adapter"] = _job(world, "fedit", world / "bert", world / "run-fedit" / "adapter", False)
-    done = python(STRANGER, json.dumps(jobs))
+    done = python(STRANGER, json.dumps(jobs), cwd=world)  # where the folder that the adapter names lies
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -33,7 +33,13 @@ PAGES = [
     "method",
     *(f"guides/{n}" for n in ("data", "model", "methods", "privacy", "deployment", "report")),
 ]
-PAGES += ["guides/serving", "guides/adding-a-method", "guides/adding-a-task", "reference/commands"]
+PAGES += [
+    "guides/serving",
+    "guides/mixtures",
+    "guides/adding-a-method",
+    "guides/adding-a-task",
+    "reference/commands",
+]
 PAGES += ["reference/python"]
 """In the order in which they are run, in one folder: later pages look at the tutorial's run."""
 
@@ -57,6 +63,7 @@ NOT_RUN = {
         "pip install lm_eval",
         "lm_eval run",
     ],
+    "guides/mixtures": ["vllm serve"],
 }
 """Commands that need a package index, another machine, a running federation or a server: how they begin."""
 
@@ -107,6 +114,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_llama(tmp_path / "HuggingFaceTB" / "SmolLM2-135M")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # programs of one page that another imports
     return tmp_path
 
 
@@ -158,6 +166,8 @@ def test_every_command_and_snippet_runs(folder: Path, monkeypatch: pytest.Monkey
         for block in blocks(page):
             run_block(monkeypatch, block)
     compile(Path("serve.py").read_text(), "serve.py", "exec")
+    for name in ("serve_experts", "load_mixture"):
+        del sys.modules[name]
     assert json.loads(Path("served/adapter_config.json").read_text())["r"] == 8
 
 

@@ -35,7 +35,8 @@ from fedsb.report.load import load_run
 from fedsb.runner.evaluate import evaluate
 from fedsb.runner.folder import finished_summary
 from fedsb.runner.prepare_data import prepare_data
-from fedsb.tasks.rows import LONGEST_LINE, read_rows
+from fedsb.tasks.rows import read_rows
+from fedsb.tasks.rows.text import LONGEST_LINE
 
 SECRET = "patient 17 has it"
 DEEP, LONG = "[" * 100_000, "9" * 5000
@@ -610,7 +611,7 @@ def test_weights_that_are_no_safetensors_are_refused(world, adapter, tmp_path):
             put_on(bert(world), adapter)
     (adapter / FILE).unlink()
     torch.save({"x": Evil(tmp_path / "fired")}, adapter / "adapter_model.bin")
-    with pytest.raises(InputError, match=r"adapter_model\.bin is a pickle, which is not opened"):
+    with pytest.raises(InputError, match=r"\.bin: a pickle with more than tensors in it.* not opened"):
         put_on(bert(world), adapter)
     assert not (tmp_path / "fired").exists()
 

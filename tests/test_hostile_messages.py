@@ -182,7 +182,8 @@ VALUES = st.one_of(
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
 )
 FIELDS = st.sampled_from([
-    "method", "round", "layout", "client", "num_examples", "train_loss", "base", "needs", "kind", "x",
+    "method", "round", "layout", "client", "num_examples", "train_loss", "base", "needs", "cores", "kind",
+    "x",
 ])  # fmt: skip
 SIZES = st.lists(st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.booleans()), max_size=3)
 TYPES = st.sampled_from(["F32", "F16", "BF16", "F64", "F8_E4M3", "C64", "I64", "U8", "BOOL", "", 1, None])

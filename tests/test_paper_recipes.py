@@ -30,6 +30,7 @@ FAMILY = {
     "meta-llama/Llama-3.2-3B": "llama",
     "openai-community/gpt2": "gpt2",
     "FacebookAI/roberta-base": "roberta",
+    "meta-llama/Meta-Llama-3-8B": "llama",
 }
 RUN_WHOLE = {
     "arithmetic-mistral",
@@ -38,6 +39,7 @@ RUN_WHOLE = {
     "e2e-gpt2",
     "glue-cola",
     "glue-stsb",
+    "lora-mixer",
 }
 """The others, which differ from one of these by numbers alone, are not scored."""
 
@@ -63,7 +65,15 @@ def _whole(i: int) -> int:
     return i % 2
 
 
+SEVEN = ("medqa", "cola", "sst2", "gsm8k", "arc-easy", "arc-challenge", "code")
+
+
+def _of_seven(i: int) -> dict[str, Any]:
+    return {"question": f"What is {i} + 1?", "answer": f"#### {i + 1}", "source": SEVEN[i % 7]}
+
+
 ROWS: dict[str, Any] = {
+    **{f"mixture/{part}.jsonl": _of_seven for part in ("train", "test", *(f"test-{n}" for n in SEVEN))},
     "meta-math/MetaMathQA": lambda i: {
         "query": f"What is {i} + 1?",
         "response": f"{i} + 1 = {i + 1}.\nThe answer is: {i + 1}",
@@ -154,6 +164,8 @@ def localized(world: Path, path: Path) -> RunConfig:
     data["limit"] = {"train": max(12, values["federation"]["clients"]), "test": 4}
     values["method"]["rank"] = 2
     values["federation"]["rounds"] = 1
+    if "experts" in values["method"]:
+        values["method"]["experts"] |= {"hard_rounds": 1}
     values["training"] |= {"epochs": 1, "batch_size": min(values["training"]["batch_size"], 8)}
     if values["task"]["kind"] == "causal-lm":
         values["task"]["max_new_tokens"] = 3

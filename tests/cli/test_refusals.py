@@ -50,7 +50,7 @@ WRONG = {
     "no such file": ({"data__train": "DATA/trian.jsonl"}, ["trian.jsonl: no such file", "'train.jsonl'"]),
     "unknown label in test": (
         {"data__test": "DATA/strange.jsonl"},
-        ["strange.jsonl", "row 5", "'odd'", "flat, neg, pos", "Fix"],
+        ["strange.jsonl", "row 5", "'label'", "none of the training rows' 3 classes", "fix"],
     ),
     "too many clients": (
         {"federation__clients": 37},
@@ -169,7 +169,7 @@ WRONG = {
             "model__path": "ROOT/llama",
             "federation__partition": {"kind": "dirichlet"},
         },
-        ["federation.partition.kind", "dirichlet", "iid or by-column"],
+        ["federation.partition.column", "dirichlet", "column: topic", "kind: iid"],
     ),
     "prompt of a missing column": (
         {

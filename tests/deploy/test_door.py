@@ -90,7 +90,7 @@ def question(node, kind):
         return pack_start({"kind": kind, "round": 0}, template)
     if kind == "train":
         exchange = node.local_client.local_model.exchange
-        down = exchange.message(exchange.rank, None)
+        down = exchange.message(1, exchange.whole, None)
         return wire.pack(wire.Header(exchange.method.name, 1, down.digest), torch.zeros(down.size))
     return b""
 

@@ -68,7 +68,7 @@ def node_files(config, parts, folder):
                 "client": client,
                 "data": {
                     "train": str(folder / f"{client}.jsonl"),
-                    "columns": {"text": "note", "label": "label"},
+                    "columns": {"text": "note", "label": "label", "score": "score"},
                 },
                 "state": str(folder / f"state-{client}"),
             }
@@ -283,7 +283,22 @@ def test_every_answer_is_kept_if_wanted(world, tmp_path):
         RunConfig.from_dict(config_of(world)), NodeConfig.from_yaml(tmp_path / "node-0.yaml"), RUN
     ).facts()
     assert json.loads((sent[0].parent / "00003.json").read_text())["kind"] == "hello"
-    assert vars(facts).items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
+    assert facts.said().items() <= json.loads((sent[0].parent / "00003.json").read_text()).items()
+
+
+def test_parties_agree_on_a_regression_by_the_config(world, tmp_path):
+    task = {"labels": None, "label": "score", "regression": True}
+    _, deployed = both(world, config_of(world, **{f"task__{k}": v for k, v in task.items()}), tmp_path)
+    assert_equal_runs(tmp_path)
+    assert "pearson" in deployed.summary["final"]
+
+
+def test_a_partys_rows_are_one_file(world, tmp_path):
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
+    for several in (str(tmp_path), str(tmp_path / "*.jsonl")):
+        own = NodeConfig(**node_config | {"data": {"train": several}})
+        with pytest.raises(InputError, match="a node's rows are one file"):
+            Node(RunConfig.from_dict(config_of(world)), own, RUN)
 
 
 def test_parties_must_agree_on_classes(world, tmp_path):
@@ -346,7 +361,7 @@ def test_hello_says_its_three_facts_and_nothing_else(world, tmp_path):
     others = [{"text": "bad " * 9, "label": "neg"} for _ in range(9)]
     facts = [told(world, tmp_path, each, data__drop_unlabelled=True) for each in (rows, others)]
     assert facts[0] == facts[1]
-    assert set(vars(facts[0])) == {"client", "num_examples", "base_digest"}
+    assert set(facts[0].said()) == {"client", "num_examples", "base_digest"}
     assert facts[0].num_examples == 9
     assert not (tmp_path / "state").exists()
 
@@ -434,7 +449,8 @@ def test_every_message_has_the_registered_count(world, tmp_path):
     assert looked_at == list(range(104))
     bases = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
     node.answer("bases", pack_start({"kind": "bases", "round": 0, "more": "of the server's"}, bases))
-    down = node.local_client.local_model.exchange.message(4, None)
+    exchange = node.local_client.local_model.exchange
+    down = exchange.message(1, exchange.whole, None)
     answer = node.answer("train", wire.pack(wire.Header("fed-sb", 1, down.digest), torch.zeros(down.size)))
     assert wire.unpack(answer)[0].num_examples == 100
     assert b"of the server" not in (tmp_path / "state" / RUN / "bases.safetensors").read_bytes()

@@ -126,6 +126,9 @@ def test_a_run_may_use_listed_columns_alone(tmp_path):
     prompt = {"kind": "causal-lm", "prompt": "{note} {{name}} {ssn}:", "response": "label"}
     with pytest.raises(InputError, match=r"the column 'ssn'"):
         check_run(node(tmp_path), RunConfig.from_dict(RUN | {"task": prompt}))
+    marked = prompt | {"prompt": "{note} {ssn:optional}:"}
+    with pytest.raises(InputError, match=r"the column 'ssn'"):
+        check_run(node(tmp_path), RunConfig.from_dict(RUN | {"task": marked}))
     check_run(node(tmp_path), run_config(None))
 
 
@@ -208,6 +211,7 @@ ABSURD = {
     "federation.clients": 20_000_000,
     "method.rank": 10**9,
     "method.heads": 10**9,
+    "method.experts.count": 10**9,
     "method.init.samples": 10**15,
     "method.init.batch_size": 10**15,
     "method.init.head_warmup.rounds": 10**9,
@@ -223,8 +227,9 @@ def test_every_bound_has_its_case():
 @pytest.mark.parametrize("key", ABSURD)
 def test_absurd_sizes_are_refused_by_name(tmp_path, key):
     (tmp_path / "run.yaml").write_text(run_config().to_yaml())
-    warm = ["method.init.head_warmup={}"] if "warmup" in key else []
-    config = RunConfig.from_yaml(tmp_path / "run.yaml", [*warm, f"{key}={ABSURD[key]}"])
+    section = key.rpartition(".")[0]
+    there = [f"{section}={{}}"] if section in ("method.init.head_warmup", "method.experts") else []
+    config = RunConfig.from_yaml(tmp_path / "run.yaml", [*there, f"{key}={ABSURD[key]}"])
     with pytest.raises(InputError, match=rf"^{key}: a node takes at most"):
         check_bounds(config)
 

@@ -21,7 +21,12 @@ SPLITS = {
     "iid": lambda labels, clients, seed: iid(len(labels), clients, rng(seed)),
     "dirichlet": lambda labels, clients, seed: dirichlet(labels, clients, alpha=1.0, rng=rng(seed)),
     "shards": lambda labels, clients, seed: shards(labels, clients, shards_per_client=2, rng=rng(seed)),
-    "by-column": lambda labels, clients, seed: by_column([f"{i % 7}" for i in range(len(labels))], clients),
+    "by-column": lambda labels, clients, seed: by_column(
+        [f"{i % 7}" for i in range(len(labels))], clients, rng(seed)
+    ),
+    "shared values": lambda labels, clients, seed: by_column(
+        ["ab"[2 * i // len(labels)] for i in range(len(labels))], clients, rng(seed)
+    ),
 }
 every_split = pytest.mark.parametrize("kind", list(SPLITS))
 
@@ -47,7 +52,7 @@ def test_every_example_goes_to_exactly_one_client_and_nobody_is_empty(
 @every_split
 def test_a_seed_gives_the_same_split_and_another_seed_another(kind):
     assert SPLITS[kind](LABELS, 5, 3) == SPLITS[kind](LABELS, 5, 3)
-    if kind != "by-column":
+    if kind != "by-column":  # no chance in it while there are clients enough for the values
         assert SPLITS[kind](LABELS, 5, 3) != SPLITS[kind](LABELS, 5, 4)
 
 
@@ -100,8 +105,16 @@ def test_the_dirichlet_shares_are_those_of_the_distribution():
 
 
 def test_dirichlet_gives_up_with_a_cure():
-    with pytest.raises(InputError, match=r"alpha 0.001 .* at least 60 of 400 .*Raise alpha"):
+    with pytest.raises(
+        InputError, match=r"none of 1000 .* alpha 0.001 over 4 values .* at least 60 of 400 .*Raise alpha"
+    ):
         dirichlet(LABELS, 5, alpha=0.001, min_size=60, rng=rng())
+
+
+def test_dirichlet_over_very_many_values_gives_up_after_fewer_draws(monkeypatch):
+    monkeypatch.setattr("fedsb.federation.partition.MAX_DRAWN", 2000)
+    with pytest.raises(InputError, match=r"none of 5 .* over 400 values"):
+        dirichlet([str(i) for i in range(400)], 2, alpha=1.0, min_size=200, rng=rng())
 
 
 def test_dirichlet_refuses_a_minimum_that_cannot_be():
@@ -123,16 +136,33 @@ def test_shards_need_an_example_each():
 
 def test_by_column_keeps_a_value_at_one_client():
     hospitals = ["north", "south", "north", "west", "south", "north"]
-    assert by_column(hospitals, 3) == [[0, 2, 5], [1, 4], [3]]
+    assert by_column(hospitals, 3, rng()) == [[0, 2, 5], [1, 4], [3]]
 
 
 def test_by_column_with_more_values_than_clients_balances_the_sizes():
     values = ["a"] * 6 + ["b"] * 5 + ["c"] * 4 + ["d"] * 3
-    parts = by_column(values, 2)
+    parts = by_column(values, 2, rng())
     assert [sorted({values[i] for i in part}) for part in parts] == [["a", "d"], ["b", "c"]]
     assert [len(part) for part in parts] == [9, 9]
 
 
-def test_by_column_with_too_few_values_says_how_many_there_are():
-    with pytest.raises(InputError, match=r"federation.clients: expected at most 2, .* found 3"):
-        by_column(["a", "b", "a"], 3)
+def test_by_column_with_more_clients_than_values_shares_a_values_examples_evenly():
+    """The value with the most examples for each of its clients gets the next client; none has two values."""
+    values = ["few"] * 2 + ["many"] * 20 + ["some"] * 11
+    parts = by_column(values, 8, rng())
+    assert [{values[i] for i in part} for part in parts] == [{"many"}] * 4 + [{"some"}] * 3 + [{"few"}]
+    assert [len(part) for part in parts] == [5, 5, 5, 5, 4, 4, 3, 2]
+    assert by_column(values, 8, rng()) == parts != by_column(values, 8, rng(1))
+
+
+@given(clients=st.integers(1, 30), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_by_column_leaves_nobody_without_examples(clients, sizes):
+    values = [str(value) for value, size in enumerate(sizes) for _ in range(size)]
+    if len(values) < clients:
+        with pytest.raises(InputError, match=r"federation\.clients: .* too few"):
+            by_column(values, clients, rng())
+        return
+    parts = by_column(values, clients, rng())
+    assert all(parts)
+    assert sorted(i for part in parts for i in part) == list(range(len(values)))
+    assert clients < len(sizes) or all(len({values[i] for i in part}) == 1 for part in parts)

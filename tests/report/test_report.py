@@ -380,6 +380,7 @@ def test_a_language_models_answers_are_shown_and_escaped(make: Make, tmp_path: P
         ("stanfordnlp/sst2", "stanfordnlp/sst2"),
         ("/data/here/train.jsonl", "train.jsonl"),
         ({"boolq": "/a/train.json", "piqa": "b.json"}, "boolq, piqa"),
+        (["/a/one.csv", "two.csv"], "one.csv, two.csv"),
         (8, "8"),
     ],
 )

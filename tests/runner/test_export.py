@@ -188,8 +188,7 @@ def test_an_adapter_for_another_model(
     ]
     assert main_status(monkeypatch, "evaluate", *arguments) == 2
     err = capsys.readouterr().err
-    assert "made for another model" in err
-    assert str(world / "llama") in err
+    assert "made for another model (llama)" in err
     assert "208 x 224 in it" in err
     assert "224 x 224" in err
 
@@ -208,8 +207,7 @@ def test_an_adapter_on_other_weights_of_the_same_shapes(
     assert evaluated(monkeypatch, world / family, adapter) == 0
     assert evaluated(monkeypatch, other, adapter) == 2
     err = capsys.readouterr().err
-    assert "trained on other weights" in err
-    assert str(world / family) in err
+    assert f"trained on other weights ({family})" in err
     assert evaluated(monkeypatch, other, adapter, "-s", "model.dtype=bfloat16") == 0, "nobody can tell here"
 
 
@@ -292,9 +290,9 @@ def test_the_card_says_what_the_run_was(world: Path, tmp_path: Path) -> None:
     export_lora(world / "bert-64", tmp_path / "lora")
     card = (tmp_path / "lora" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
-    assert front["base_model"] == "bert"
+    assert "base_model" not in front, "it is not on the hub"
     assert front["library_name"] == "peft"
-    assert front["datasets"] == ["train.jsonl"]
+    assert "datasets" not in front
     summary = json.loads((world / "bert-64" / "summary.json").read_text())
     assert f"| accuracy | {summary['base']['accuracy']:.4g} | {summary['final']['accuracy']:.4g} |" in card
     assert f"{summary['communication']['upload_parameters_per_client_per_round']:,} numbers an upload" in card

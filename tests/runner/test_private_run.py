@@ -19,7 +19,7 @@ from run_helpers import (
 from torch import nn
 
 from fedsb import RunConfig, run
-from fedsb.methods import ALL
+from fedsb.methods import ALL, by_name
 from fedsb.models import load_base
 from fedsb.privacy import plan
 from fedsb.privacy.accounting import Mechanism, epsilon
@@ -52,6 +52,9 @@ def do(config, out):
 @pytest.mark.parametrize("name", [m.name for m in ALL])
 def test_every_method_trains_privately_within_its_budget(world, tmp_path, name):
     config = private_config(world, method__name=name)
+    if by_name(name).experts is not None:
+        config["method"]["experts"] = {"start": "zero", "hard_rounds": 1}
+        config["federation"]["client_experts"] = [0, 1, 1]
     summary = do(config, tmp_path / "run").summary
     facts = summary["privacy"]
     assert facts["private"]

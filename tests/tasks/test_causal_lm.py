@@ -2,15 +2,18 @@
 
 import math
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedsb.errors import InputError
 from fedsb.tasks import causal_lm, generate_texts
-from fedsb.tasks.prompts import parse_template
+from fedsb.tasks.prompts import columns_of, fill, parse_template
+from fedsb.tasks.rows import read_rows
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", ":", "{", "}"]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
@@ -72,9 +75,14 @@ def ids(text: str) -> list[int]:
 
 
 def test_template_pieces():
-    assert parse_template("Q: {q}\n{{A}}: ") == (("Q: ", "q"), ("\n{", None), ("A}", None), (": ", None))
-    assert parse_template("") == ()
-    assert parse_template("{a b}{c.d}[{e}]") == (("", "a b"), ("", "c.d"), ("[", "e"), ("]", None))
+    def pieces(prompt):
+        return [(text, column) for text, column, _ in parse_template(prompt)]
+
+    assert pieces("Q: {q}\n{{A}}: ") == [("Q: ", "q"), ("\n{", None), ("A}", None), (": ", None)]
+    assert pieces("") == []
+    assert pieces("{a b}{c.d}[{e}]{is it?}") == [("", "a b"), ("", "c.d"), ("[", "e"), ("]", "is it?")]
+    assert [piece.optional for piece in parse_template("{a:optional} {b}")] == [True, False]
+    assert columns_of(parse_template("{a:optional} {b} {c} ")) == ["b", "c"]
 
 
 def test_literal_braces_and_numbers_in_a_prompt(llama):
@@ -85,7 +93,9 @@ def test_literal_braces_and_numbers_in_a_prompt(llama):
 
 @pytest.mark.parametrize("prompt", ["{q", "q}", "{}", "{q!r}", "{q:>10}", "{0", "{q:{w}}"])
 def test_bad_template(prompt, llama):
-    with pytest.raises(InputError, match=r"task\.prompt: .*write \{column\}, and \{\{ or \}\} for a brace"):
+    with pytest.raises(
+        InputError, match=r"task\.prompt: .*write \{column\} or .*, and \{\{ or \}\} for a brace"
+    ):
         build(llama[1], prompt=prompt)
 
 
@@ -337,3 +347,43 @@ def test_prompt_without_tokens_cannot_be_generated_from(gpt2, llama):
     model, tokenizer = llama  # bos is enough to start from
     task = build(tokenizer, prompt="")
     task.evaluate(model, task.encode(ROWS, "x.csv"), batch_size=2, generate=1)
+
+
+# Cells that a row may lack
+
+INPUTS = [
+    ("a.jsonl", '{"q": "a", "x": null, "a": "b"}\n{"q": "c", "a": "d"}\n{"q": "c", "x": "e", "a": "d"}\n'),
+    ("a.json", '[{"q": "a", "a": "b"}, {"q": "c", "x": null, "a": "d"}, {"q": "c", "x": "e", "a": "d"}]'),
+    ("a.csv", 'q,x,a\na,,b\nc,"",d\nc,e,d\n'),
+    ("a.tsv", "q\tx\ta\na\t\tb\nc\t\td\nc\te\td\n"),
+    ("b.csv", "q,x,a\na,,b\nc,,d\nc,7,d\n"),  # a column of numbers otherwise
+    ("a.parquet", None),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), INPUTS, ids=[name for name, _ in INPUTS])
+def test_a_marked_column_is_empty_where_a_row_has_no_value_in_every_format(tmp_path, name, content):
+    path = tmp_path / name
+    if content is None:
+        table = pyarrow.table({"q": ["a", "c", "c"], "x": [None, None, "e"], "a": ["b", "d", "d"]})
+        parquet.write_table(table, path)
+    else:
+        path.write_text(content)
+    rows = read_rows(str(path))
+    prompts = [fill(parse_template("{q} <{x:optional}>"), row, name, 0) for row in rows]
+    assert prompts == ["a <>", "c <>", f"c <{rows[2]['x']}>"]
+    with pytest.raises(InputError, match=rf"{name}: row 1 has no value in column 'x'; .*\{{x:optional\}}"):
+        fill(parse_template("{q} {x}"), rows[0], name, 0)
+
+
+def test_a_marked_column_may_be_in_no_row_and_an_empty_text_needs_no_mark(llama):
+    rows = [{"q": "a", "a": "b"}, {"q": "a", "x": "", "a": "b"}]
+    marked, unmarked = build(llama[1], prompt="{q} {x:optional}"), build(llama[1], prompt="{q} {x}")
+    assert marked.encode(rows[:1], "x.json") == marked.encode(rows[1:], "x.json")
+    assert unmarked.encode(rows[1:], "x.json") == marked.encode(rows[1:], "x.json")
+    with pytest.raises(
+        InputError, match=r"x\.json: row 1, column 'x': expected text or a number, got an array"
+    ):
+        marked.encode([{"q": "a", "x": ["b"], "a": "b"}], "x.json")
+    with pytest.raises(InputError, match=r"x\.json: row 1, column 'q': a NUL character"):
+        marked.encode([{"q": "a\0", "a": "b"}], "x.json")

@@ -100,7 +100,12 @@ def test_label_set_of_classes(values, expected):
         ([0.5, 1.0], True),
         ([1, 2.5], True),
         ([1.0, 2.0], False),
-        (["0.5", "1.5"], False),
+        (["0.5", "1.5"], True),
+        (["0.5", 1, "2"], True),
+        (["1.0", "2.0"], False),
+        (["00.5", "01.5"], False),
+        (["nan", "0.5"], False),
+        (["1_0.5", "2"], False),
         ([0.5, True], False),
     ],
 )
@@ -112,7 +117,7 @@ def test_label_set_tells_regression(values, regression):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1, 1], "expected two or more labels in column 'label', found only '1'"),
+        ([1, 1], "expected two or more labels in column 'label', found one in all rows"),
         ([f"n{i}" for i in range(1001)], "1001 distinct labels, but at most 1000"),
         (["a", None], "row 2 has no label"),
         (["a", float("nan")], "row 2 has no label"),
@@ -139,9 +144,11 @@ def test_labels_of_another_file_are_compared_as_text(tokenizer):
 
 def test_unknown_label(tokenizer):
     rows = [*ROWS, {"one": "a", "two": "b", "label": "perhaps"}]
-    message = r"test.csv: row 6 has the label 'perhaps'.*known labels are maybe, no, yes"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(
+        InputError, match=r"test\.csv: row 6 has a label in .*'label' that is none of"
+    ) as caught:
         build(tokenizer).encode(rows, "test.csv")
+    assert "perhaps" not in str(caught.value)
 
 
 def test_wrong_rows(tokenizer):
@@ -152,7 +159,7 @@ def test_wrong_rows(tokenizer):
         task.encode([ROWS[0], {**ROWS[1], "label": None}], "test.csv")
     with pytest.raises(InputError, match=r"task\.text names the column 'two', which is not there"):
         task.encode([{"one": "a", "label": "yes"}], "test.csv")
-    with pytest.raises(InputError, match=r"row 1: expected a finite number in column 'score'.*got 'high'"):
+    with pytest.raises(InputError, match=r"row 1: expected a finite number such as 2.5 in column 'score'"):
         build_regression(tokenizer).encode([{"one": "a", "score": "high"}], "test.csv")
     for text in ([], ["one", "two", "three"], "one"):
         with pytest.raises(InputError, match=r"task\.text: expected a list of one or two columns"):

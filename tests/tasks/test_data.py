@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -24,10 +25,6 @@ def write_jsonl(path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n", encoding="utf-8")
 
 
-def write_jsonl_gz(path: Path) -> None:
-    path.write_bytes(gzip.compress("\n".join(json.dumps(row) for row in ROWS).encode()))
-
-
 def write_json(path: Path) -> None:
     path.write_text(json.dumps(ROWS, indent=1))
 
@@ -37,7 +34,7 @@ def write_json_data(path: Path) -> None:
 
 
 def write_delimited(path: Path) -> None:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
+    delimiter = "\t" if ".tsv" in path.name else ","
     lines = [["text", "label", "score"]] + [[str(cell) for cell in row.values()] for row in ROWS]
     quoted = [delimiter.join('"' + cell.replace('"', '""') + '"' for cell in line) for line in lines]
     path.write_text("\n".join(quoted) + "\n")
@@ -47,25 +44,60 @@ def write_parquet(path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
 
 
+def write_arrow(path: Path) -> None:
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_stream(path: Path) -> None:
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def compressed(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write_compressed(path: Path) -> None:
+        write(path.with_suffix(""))
+        path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
+
+    return write_compressed
+
+
 WRITERS = [
     ("rows.jsonl", write_jsonl),
     ("rows.JSONL", write_jsonl),
-    ("rows.jsonl.gz", write_jsonl_gz),
+    ("rows.jsonl.gz", compressed(write_jsonl)),
+    ("rows.ndjson", write_jsonl),
+    ("rows.NDJSON.gz", compressed(write_jsonl)),
+    ("rows.json.gz", compressed(write_json)),
+    ("lines.json", write_jsonl),
+    ("rows.csv.gz", compressed(write_delimited)),
+    ("rows.tsv.gz", compressed(write_delimited)),
     ("rows.json", write_json),
     ("data.json", write_json_data),
     ("rows.csv", write_delimited),
     ("rows.tsv", write_delimited),
     ("rows.parquet", write_parquet),
+    ("rows.arrow", write_arrow),
+    ("stream.arrow", write_stream),
+    ("rows.feather", write_arrow),
 ]
+
+
+def as_text(row: dict[str, object]) -> dict[str, object]:
+    """A row as CSV has it: text, and nothing for the empty text."""
+    return {name: str(value) or None for name, value in row.items()}
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS, ids=[name for name, _ in WRITERS])
 def test_every_format_gives_back_the_rows(name, write, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it for a local file would now fail
     write(tmp_path / name)
-    assert read_rows(str(tmp_path / name)) == ROWS
+    rows = [as_text(row) for row in ROWS] if ".csv" in name or ".tsv" in name else ROWS
+    assert read_rows(str(tmp_path / name)) == rows
     for limit in (1, 3, 100):
-        assert read_rows(str(tmp_path / name), limit=limit) == ROWS[:limit]
+        assert read_rows(str(tmp_path / name), limit=limit) == rows[:limit]
 
 
 def saved(tmp_path: Path, name: str, text: str | bytes) -> str:
@@ -79,8 +111,8 @@ def test_csv_text_stays_as_written(tmp_path):
         tmp_path, "a.csv", "when,flag,na,none,n\n2020-01-02T03:04:05,true,NA,,1\n2021-01-01,No,3,,\n"
     )
     assert read_rows(source) == [
-        {"when": "2020-01-02T03:04:05", "flag": "true", "na": "NA", "none": "", "n": 1},
-        {"when": "2021-01-01", "flag": "No", "na": "3", "none": "", "n": None},
+        {"when": "2020-01-02T03:04:05", "flag": "true", "na": "NA", "none": None, "n": "1"},
+        {"when": "2021-01-01", "flag": "No", "na": "3", "none": None, "n": None},
     ]
 
 
@@ -92,7 +124,7 @@ def test_csv_column_that_turns_to_text_late_is_text_throughout(tmp_path):
 
 
 def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
-    assert read_rows(saved(tmp_path, "a.csv", b"\xef\xbb\xbftext,n\nx,1\n")) == [{"text": "x", "n": 1}]
+    assert read_rows(saved(tmp_path, "a.csv", b"\xef\xbb\xbftext,n\nx,1\n")) == [{"text": "x", "n": "1"}]
     assert read_rows(saved(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n')) == [{"text": "x"}]
 
 
@@ -105,7 +137,8 @@ BROKEN = [
     ("a.jsonl", '{"a": 1}\n\n{"a": \n', r"line 3 is not valid JSON.*one object per line"),
     ("a.jsonl", '{"a": 1}\n[1, 2]\n', r"line 2: expected an object.*got an array"),
     ("a.json", '[{"a": 1},\n {"a": }]', r"line 2 is not valid JSON"),
-    ("a.json", '{"a": 1}\n{"a": 2}\n', r"line 2 is not valid JSON: Extra data.*\.jsonl"),
+    ("a.json", '{"a": 1}\n{"a": }\n', r"line 2 is not valid JSON.*one object per line"),
+    ("a.json", '{"a": 1} {"a": 2}', r"line 1 is not valid JSON: Extra data.*one object per line"),
     ("a.json", '[{"a": 1}, "b"]', r"row 2: expected an object.*got a string"),
     ("a.json", '{"rows": []}', r"expected an array of objects.*got an object"),
     ("a.json", "", r"at least one row, found none"),
@@ -113,14 +146,14 @@ BROKEN = [
     ("a.jsonl", "", r"at least one row, found none"),
     ("a.csv", "", r"at least one row, found none"),
     ("a.csv", "text,label\n", r"at least one row, found none"),
-    ("a.csv", "text,label\nx,1\ny,2,3\n", r"Row #3: Expected 2 columns, got 3.*fix the row"),
+    ("a.csv", "text,label\nx,1\ny,2,3\n", r"line 3: expected 2 cells, .*found 3.*fix the row"),
     ("a.csv", "text,text\nx,1\n", r"distinct column names, found 'text' twice"),
     ("a.csv", b"text\n\xff\xfe\n", r"(?i)utf-?8"),
     ("a.jsonl", b'{"a": "\xff"}\n', r"expected UTF-8"),
     ("a.jsonl.gz", b"not gzip", r"cannot be read: Not a gzipped file"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], r"cannot be read"),
     ("a.parquet", b"PAR1 but not really", r"not a whole Parquet file"),
-    ("a.txt", "x", r"ends in \.jsonl, .*\.parquet, got '\.txt'; convert or rename"),
+    ("a.txt", "x", r"ends in \.jsonl, .*\.parquet, .*, got '\.txt'; convert or rename"),
     ("noextension", "x", r"got 'no extension'"),
 ]
 
@@ -145,8 +178,6 @@ def test_missing_file_names_similar_ones(tmp_path, monkeypatch):
         read_rows(str(tmp_path / "quite-other.csv"))
     with pytest.raises(InputError, match="the folder 'nowhere' does not exist"):
         read_rows("nowhere/train.csv")
-    with pytest.raises(InputError, match=r"expected a file, found a folder with 'train\.jsonl'"):
-        read_rows(str(tmp_path))
     monkeypatch.chdir(tmp_path.parent)  # a path that could be a hub id, but whose folder is here
     with pytest.raises(InputError, match=r"no such file; the folder has 'train\.jsonl'"):
         read_rows(f"{tmp_path.name}/train")

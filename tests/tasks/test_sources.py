@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fedsb.config import RunConfig
 from fedsb.config.sections import BenchmarkConfig
 from fedsb.errors import InputError
-from fedsb.tasks.rows import read_rows
+from fedsb.tasks.rows import cell_text, read_rows
 from fedsb.tasks.sources import benchmark_rows, train_name, train_rows
 from fedsb.tasks.sources import test_rows as held_out_rows
 
@@ -80,3 +82,83 @@ def test_data_sets_that_are_scripts_are_read_from_the_hubs_tables(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_rows("owner/e2e") == [{"mr": "a"}]
     assert asked == [{}, {"revision": "refs/convert/parquet"}]
+
+
+def labelled_config(**data):
+    task = {"kind": "classification", "text": ["text"]}
+    return RunConfig.from_dict({"model": {"path": "m"}, "task": task, "data": {"test": "t.jsonl", **data}})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\nx,1\ny,\nz,0\n"),
+        ("a.tsv", "text\tlabel\nx\t1\ny\t \nz\t0\n"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}\n{"text": "z", "label": 0}\n'),
+        ("a.json", '[{"text": "x", "label": "1"}, {"text": "y", "label": ""}, {"text": "z", "label": "0"}]'),
+    ],
+)
+def test_rows_without_a_label_are_dropped_in_every_format_and_the_rest_keep_their_numbers(
+    tmp_path, name, content
+):
+    (tmp_path / name).write_text(content)
+    rows = train_rows(labelled_config(train=str(tmp_path / name), drop_unlabelled=True))
+    assert [(row["text"], row.number) for row in rows] == [("x", 1), ("z", 3)]
+    with pytest.raises(InputError, match=rf"{name}: row 3 has no value in column 'missing'"):
+        cell_text(rows[1], "missing", source="all of them", number=2)
+
+
+def test_several_files_are_one_source_whose_rows_know_their_file(tmp_path):
+    one = write(tmp_path / "a.jsonl", [{"q": "x"}, {"q": "y"}])
+    (tmp_path / "b.csv").write_text("q\nz\n")
+    more = {"columns": {"train": {"query": "q"}}}
+    listed = config(train=[one, str(tmp_path / "b.csv")], limit={"train": 3}, **more)
+    assert [(row["query"], row.number) for row in train_rows(listed)] == [("x", 1), ("y", 2), ("z", 1)]
+    assert train_name(listed) == f"{one}, {tmp_path / 'b.csv'}"
+    named = config(train={"mine": [one, str(tmp_path / "b.csv")], "all": str(tmp_path / "*.csv")}, **more)
+    assert [(row["query"], row["source"]) for row in train_rows(named)] == [
+        ("x", "mine"),
+        ("y", "mine"),
+        ("z", "mine"),
+        ("z", "all"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "written_to_json"),
+    [
+        ({"kind": "classification", "text": ["text"]}, '{"text": "x", "label": 0, "topic": "tax"}'),
+        (
+            {"kind": "classification", "text": ["text"], "labels": ["no", "yes"]},
+            '{"text": "x", "label": "yes", "topic": "tax"}',
+        ),
+        (
+            {"kind": "causal-lm", "prompt": "{text}", "response": "label"},
+            '{"text": "x", "label": "yes", "topic": "tax"}',
+        ),
+    ],
+)
+def test_names_of_classes_outlive_a_file_of_json_lines(tmp_path, task, written_to_json):
+    """In which rows are held out to tune on: ids where their order counts, names everywhere else."""
+    names = {"label": ["yes", "no"], "topic": ["law", "tax"]}
+    features = {column: {"names": of_column, "_type": "ClassLabel"} for column, of_column in names.items()}
+    table = pyarrow.table({"text": ["x"], "label": [0], "topic": [1]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    values = {
+        "model": {"path": "m"},
+        "task": task,
+        "data": {"train": str(tmp_path / "a.parquet"), "test": "t"},
+    }
+    (row,) = train_rows(RunConfig.from_dict(values))
+    assert (json.dumps(row), row.number) == (written_to_json, 1)
+
+
+def test_a_prepared_row_keeps_its_place_and_takes_text_for_truth(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nis it so,False\nis it,True\nor not,\n")
+    found = config(train=str(tmp_path / "a.csv"), prepare={"train": "boolq"}, limit={"train": 2})
+    rows = train_rows(found)
+    assert [(row["answer"], row.number) for row in rows] == [("false", 1), ("true", 2)]
+    whole = config(train=str(tmp_path / "a.csv"), prepare={"train": "boolq"})
+    with pytest.raises(InputError, match=r"a\.csv: row 3 is not one of boolq: it has no 'answer'"):
+        train_rows(whole)

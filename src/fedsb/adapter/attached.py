@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsb.adapter.layer import FACTOR_NAMES, Factors, LoraPair, LowRankLinear
 from fedsb.adapter.linear import dense_weight, features, is_linear, is_quantized, like_base
+from fedsb.adapter.routing import Routing, share, unshare
 from fedsb.errors import InputError
 
 
@@ -78,20 +79,28 @@ def check_rank(layers: Mapping[str, nn.Module], rank: int, *, heads: int = 1) ->
 
 
 def attach(
-    model: nn.Module, factors: Mapping[str, Factors], *, trains: Sequence[str] = ("R",), scale: float = 1.0
+    model: nn.Module,
+    factors: Mapping[str, Factors],
+    *,
+    trains: Sequence[str] = ("R",),
+    scale: float = 1.0,
+    routing: Routing | None = None,
 ) -> Attached:
     """Freeze the model and put a LowRankLinear over each layer named in `factors`.
 
-    The base layers are kept, not copied. `detach` undoes it all, gradient flags included.
+    The base layers are kept, not copied. `detach` undoes it all, gradient flags included. A routing is shared
+    by all layers, and lies at `model.routing`.
     """
     before = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     layers = {
-        name: LowRankLinear(model.get_submodule(name), start, trains=trains, scale=scale)
+        name: LowRankLinear(model.get_submodule(name), start, trains=trains, scale=scale, routing=routing)
         for name, start in factors.items()
     }
     model.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)
+    if routing is not None:
+        share(routing, model)
     return Attached(model, layers, before)
 
 
@@ -100,6 +109,7 @@ def detach(attached: Attached) -> nn.Module:
     for name, layer in attached.layers.items():
         layer.set_base_update(None)
         attached.model.set_submodule(name, layer.base)
+    unshare(attached.model)
     for name, parameter in attached.model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(attached.requires_grad_before[name])
     return attached.model

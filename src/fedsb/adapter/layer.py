@@ -8,6 +8,9 @@ R is block-diagonal: head h maps rows h*r..(h+1)*r of A x to the same columns of
 (Singhal et al. 2025, arXiv 2502.15436), several are RAVAN's layout (arXiv 2506.05568), no R is LoRA
 (Hu et al. 2021, arXiv 2106.09685). s scales the heads one by one (RAVAN). Factors are fp32 whatever the base
 layer's dtype.
+
+With a routing, R holds experts instead: (E, r, r) over bases of rank r, mixed by the gate G (E, r + 1) as
+`routing` says.
 """
 
 from __future__ import annotations
@@ -21,18 +24,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsb.adapter.linear import dense_weight, features, is_quantized, like_base, weight_of
+from fedsb.adapter.routing import Gate, Routing
 from fedsb.errors import InputError
 
-FACTOR_NAMES = ("A", "R", "B", "s")
+FACTOR_NAMES = ("A", "R", "B", "s", "G")
 
 
 class Factors(NamedTuple):
-    """The factors of one layer; `R` is None for plain LoRA, `s` where heads have no scale of their own."""
+    """The factors of one layer; `R` is None for plain LoRA, `s` where heads have no scale of their own, `G`
+    where there is one core or one gate for all layers."""
 
     B: Float[Tensor, "out k"]
     A: Float[Tensor, "k in"]
     R: Float[Tensor, "heads r r"] | None
     s: Float[Tensor, "heads"] | None = None
+    G: Float[Tensor, "experts r1"] | None = None
 
 
 class LoraPair(NamedTuple):
@@ -48,8 +54,9 @@ class LowRankLinear(nn.Module):
     Args:
         base: nn.Linear, GPT-2's Conv1D, or any layer with `in_features` and `out_features` (4-bit ones).
         factors: start values, copied to fp32 parameters on the base's device.
-        trains: which of "A", "R", "B", "s" get gradients.
+        trains: which of "A", "R", "B", "s", "G" get gradients.
         scale: s, a plain number (LoRA's alpha / r; 1 for Fed-SB).
+        routing: what chooses between experts; None: R's blocks are heads of one core.
     """
 
     A: nn.Parameter
@@ -58,11 +65,18 @@ class LowRankLinear(nn.Module):
     s: nn.Parameter | None
 
     def __init__(
-        self, base: nn.Module, factors: Factors, *, trains: Sequence[str] = ("R",), scale: float = 1.0
+        self,
+        base: nn.Module,
+        factors: Factors,
+        *,
+        trains: Sequence[str] = ("R",),
+        scale: float = 1.0,
+        routing: Routing | None = None,
     ):
         super().__init__()
-        _check_factors(base, factors)
+        _check_factors(base, factors, mixes=routing is not None)
         self.base = base
+        self.routing = routing
         self.scale = float(scale)
         self.base_update: Float[Tensor, "out in"] | None = None
         self._beside: Float[Tensor, "out in"] | None = None  # base_update in the base's own 16-bit dtype
@@ -73,7 +87,15 @@ class LowRankLinear(nn.Module):
             start = getattr(factors, name)
             value = None if start is None else start.detach().to(device, torch.float32, copy=True)
             parameter = None if value is None else nn.Parameter(value, requires_grad=name in trains)
-            self.register_parameter(name, parameter)
+            if name != "G":
+                self.register_parameter(name, parameter)
+            else:
+                self.gate = None if parameter is None else Gate(parameter)
+
+    @property
+    def G(self) -> nn.Parameter | None:
+        """The gate's weight."""
+        return None if self.gate is None else self.gate.weight
 
     @property
     def weight(self) -> Tensor:
@@ -87,8 +109,12 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         y: Tensor = self.base(x)
+        if self.routing is not None and self.routing.off:
+            return y
         z = F.linear(x, self.A.to(x.dtype))
-        if (core := self.core()) is not None:
+        if self.routing is not None:
+            z = self.routing.through(self, z)
+        elif (core := self.core()) is not None:
             z = _through_core(z, core.to(z.dtype))
         update = F.linear(z, self.B.to(z.dtype))
         if self._beside is not None:
@@ -96,7 +122,9 @@ class LowRankLinear(nn.Module):
         return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
 
     def core(self) -> Float[Tensor, "heads r r"] | None:
-        """R, each head times its s."""
+        """R, each head times its s; of experts their static mean, (1, r, r)."""
+        if self.routing is not None and self.R is not None and len(self.R) > 1:
+            return torch.einsum("e,eoi->oi", self.routing.shares().to(self.R), self.R)[None]
         return self.R if self.R is None or self.s is None else self.s[:, None, None] * self.R
 
     def factors(self) -> dict[str, nn.Parameter]:
@@ -110,8 +138,13 @@ class LowRankLinear(nn.Module):
             with torch.no_grad():
                 old.copy_(value)
             return
-        fresh = value.detach().to(old.device, torch.float32, copy=True)
-        setattr(self, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
+        fresh = nn.Parameter(
+            value.detach().to(old.device, torch.float32, copy=True), requires_grad=old.requires_grad
+        )
+        if name == "G":
+            self.gate = Gate(fresh)
+        else:
+            setattr(self, name, fresh)
 
     def set_base_update(self, update: Float[Tensor, "out in"] | None) -> None:
         """Make the base weight W0 + update; None brings W0 itself back.
@@ -176,11 +209,16 @@ def _svd_pair(update: Float[Tensor, "out in"]) -> LoraPair:
     return LoraPair((U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float())
 
 
-def _check_factors(base: nn.Module, factors: Factors) -> None:
+def _check_factors(base: nn.Module, factors: Factors, *, mixes: bool) -> None:
     out, n_in = features(base)
     k = factors.A.shape[0]
     expected: dict[str, tuple[int, ...]] = {"A": (k, n_in), "B": (out, k)}
-    if factors.R is not None:
+    if mixes:
+        assert factors.R is not None, "a mixture has cores"
+        expected |= {"R": (len(factors.R), k, k)}
+        if factors.G is not None:
+            expected["G"] = (len(factors.R), k + 1)
+    elif factors.R is not None:
         heads, r = factors.R.shape[:2]
         expected["R"] = (heads, r, r)
         expected["A"], expected["B"] = (heads * r, n_in), (out, heads * r)

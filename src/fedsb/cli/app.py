@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json
+from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json, refuse_unused
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
 from fedsb.common.stage import DEBUG
@@ -145,13 +145,26 @@ def export(
     run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     format_: Annotated[
-        str, typer.Option("--format", help="lora (PEFT folder) or merged (whole model).")
+        str, typer.Option("--format", help="lora (PEFT folder), merged (whole model) or experts (one each).")
     ] = "lora",
     rank: Annotated[
-        int | None, typer.Option(help="lora: at this rank, exactly; refused if it would lose anything.")
+        int | None,
+        typer.Option(help="lora, experts: at this rank, exactly; refused if it would lose anything."),
     ] = None,
     server: Annotated[
-        str | None, typer.Option("--for", help="lora: vllm pads to the next rank vLLM accepts.")
+        str | None, typer.Option("--for", help="lora, experts: vllm pads to the next rank vLLM accepts.")
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="lora, merged: of a mixture this one, or `mean`, which has no router.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the base model is now, if it was moved: folder or hub id.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="merged: float32, bfloat16 or float16. Default: the run's, which 16 bits round to."
+        ),
     ] = None,
 ) -> None:
     """Write the adapter as a standard PEFT LoRA folder, or the base model with the adapter merged in.
@@ -160,21 +173,21 @@ def export(
 
     Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
     `fedsb export runs/e2e --format lora --for vllm --out served` ·
-    `fedsb export runs/quickstart --format merged --out merged`
+    `fedsb export runs/quickstart --format merged --out merged` ·
+    `fedsb export runs/mixture --format experts --for vllm --out experts`
     """
-    from fedsb.runner.export import export_lora, export_merged
+    from fedsb.cli import terminal
+    from fedsb.cli.options import check_export
+    from fedsb.runner.export import export_experts, export_lora, export_merged
 
-    if format_ not in ("lora", "merged"):
-        raise InputError(f"--format: expected lora or merged, found {format_!r}")
-    if format_ == "merged" and (rank is not None or server is not None):
-        option = "--rank" if rank is not None else "--for"
-        raise InputError(f"{option}: it is about adapters, --format lora; leave it out")
-    if server not in (None, "vllm"):
-        raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
+    check_export(format_, rank=rank, server=server, dtype=dtype, expert=expert)
     if format_ == "lora":
-        export_lora(run_folder, out, rank=rank, server=server)  # type: ignore[arg-type]
+        export_lora(run_folder, out, rank=rank, server=server, expert=expert, base=base)  # type: ignore[arg-type]
+    elif format_ == "experts":
+        export_experts(run_folder, out, rank=rank, server=server, base=base)  # type: ignore[arg-type]
     else:
-        export_merged(run_folder, out)
+        merged = export_merged(run_folder, out, expert=expert, base=base, dtype=dtype)
+        terminal.show_merged(merged, out_console)
     out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 
 
@@ -209,8 +222,12 @@ def doctor(
     """
     from fedsb.cli import terminal
     from fedsb.cli.doctor import as_json, examine
+    from fedsb.cli.options import check_run_overrides
     from fedsb.config import RunConfig
 
+    if config is None:
+        refuse_unused({"-s": set_}, "without a config there is nothing to set")
+    check_run_overrides(set_ or [])
     findings = list(examine(RunConfig.from_yaml(config, set_ or []) if config else None))
     print_json(as_json(findings)) if json_ else terminal.show_findings(findings, out_console)
     if not all(finding.ok for finding in findings):
@@ -236,11 +253,13 @@ def cost(
         int | None, typer.Option(help="Put a classification head of so many classes on the model.")
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Start of Fed-SB's bases: gradient, weights or orthonormal.")
-    ] = "gradient",
+        str | None,
+        typer.Option(help="Start of Fed-SB's bases: gradient (the default), weights or orthonormal."),
+    ] = None,
     upload: Annotated[
-        str, typer.Option(help="What clients send of a gradient: factors, sketch or whole.")
-    ] = "factors",
+        str | None,
+        typer.Option(help="What clients send of a gradient: factors (the default), sketch or whole."),
+    ] = None,
     upload_dtype: Annotated[
         str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
     ] = "float32",
@@ -252,11 +271,11 @@ def cost(
     `fedsb cost --model models/mistral --clients 25 --rounds 10 --methods fed-sb:200,fedit:32 --json`
     """
     with _uncollected():
-        from fedsb.cli.cost import Question, costs
+        from fedsb.cli.cost import Question, check_used, costs
 
-        question = Question(
-            clients, init, rank, rounds, methods, targets, heads, labels, upload, upload_dtype
-        )
+        check_used(methods, rank=rank, heads=heads, init=init, upload=upload)
+        start, sent = init or "gradient", upload or "factors"
+        question = Question(clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype)
         table = costs(model, question)
     if json_:
         return print_json(table.to_json())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from fedsb.common.printable import printable
+from fedsb.errors import InputError
 from fedsb.report.screen import Screen
 
 out_console, err_console = Screen(soft_wrap=True), Screen(stderr=True, soft_wrap=True)
@@ -22,3 +24,14 @@ def print_json(value: Any) -> None:
     from fedsb.common.files import finite
 
     print(printable(json.dumps(finite(value), indent=2, ensure_ascii=False), None, keep="\n"))
+
+
+def refuse_unused(options: Mapping[str, Any], reason: str) -> None:
+    """Refuse the first of these options that was given.
+
+    Raises:
+        InputError: names it, and why it has no effect.
+    """
+    given = next((name for name, value in options.items() if value not in (None, [])), None)
+    if given is not None:
+        raise InputError(f"{given}: has no effect here, {reason}; leave it out")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from fedsb.cli.options import check_compare_overrides
 from fedsb.cli.terminal import default_folder
 from fedsb.compare.arms import number
 from fedsb.compare.comparison import Comparison, compare
@@ -21,9 +22,9 @@ from fedsb.compare.config import settings_from_yaml
 from fedsb.compare.page.tables import change, value
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.report.metrics import describe
+from fedsb.report.metrics import describe, show
 from fedsb.report.screen import shown
-from fedsb.report.units import THIN, human_bytes, plural
+from fedsb.report.units import THIN, human_bytes, percent, plural
 
 
 def names_of(option: str, text: str) -> list[str]:
@@ -61,6 +62,7 @@ def compare_in_terminal(
 ) -> Comparison:
     config = RunConfig.from_yaml(config_file, overrides)
     settings = settings_from_yaml(config_file, overrides)
+    check_compare_overrides(overrides, methods, settings)
     with LiveBars(console) if console.is_terminal else nullcontext(PlainLines(console)) as progress:
         return compare(config, settings, methods, seeds, folder, jobs=jobs, progress=progress)
 
@@ -220,12 +222,24 @@ def _cells(document: dict[str, Any], name: str, row: dict[str, Any]) -> list[str
     ]
 
 
+def _routed(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, row) for name, row in document["summary"].items() if row["routing"] is not None]
+
+
+def _routing(metric: str, name: str, routing: dict[str, Any]) -> str:
+    """One line about a mixture; what is not known is a dash."""
+    oracle, static = (show(metric, routing[kind]) for kind in ("oracle", "static"))
+    right = percent(routing["right"])
+    return f"{name}: {oracle} with each row's own expert, {static} with the experts' mean; right {right}"
+
+
 def _remarks(document: dict[str, Any]) -> list[str]:
     remarks = [
         f"mean ± sample sd over seeds; differences are paired, to {document['baseline']}",
         "bytes up and down together: per round for each client; total of all, one-time traffic included",
         "● not dominated: no other method is both better and cheaper",
     ]
+    remarks += [_routing(document["metric"], name, row["routing"]) for name, row in _routed(document)]
     if document["privacy"]:
         remarks.append(document["privacy"])
     if any(row["edge"] for row in document["summary"].values()):

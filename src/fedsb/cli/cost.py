@@ -13,6 +13,7 @@ from torch import nn
 
 from fedsb.adapter.attached import check_rank
 from fedsb.adapter.linear import features
+from fedsb.cli.common import refuse_unused
 from fedsb.config.sections import FederationConfig, InitConfig
 from fedsb.errors import InputError
 from fedsb.federation.start.sketches import sketched_numbers
@@ -123,6 +124,28 @@ class CostTable:
             for cost in document["methods"].values():
                 del cost["total_bytes"]
         return document
+
+
+def check_used(
+    methods: str | None, *, rank: int | None, heads: int | None, init: str | None, upload: str | None
+) -> None:
+    """Refuse options that no method that was asked for looks at.
+
+    Raises:
+        InputError: names the option.
+    """
+    if init not in (None, "gradient"):
+        refuse_unused({"--upload": upload}, "it is about gradients, --init gradient")
+    if methods is None:
+        return
+    with _named_as_options():
+        asked = [method for method, _ in parse_methods(methods, rank or 1)]
+    if all(":" in entry for entry in methods.split(",")):
+        refuse_unused({"--rank": rank}, "since every one of --methods has a rank of its own")
+    if not any(method.has_core for method in asked):
+        refuse_unused({"--heads": heads}, "since none of --methods trains a core")
+    if not any(method.has_core and method.bases == "init" for method in asked):
+        refuse_unused({"--init": init, "--upload": upload}, "since none of --methods has bases to choose")
 
 
 def costs(model: str, question: Question) -> CostTable:

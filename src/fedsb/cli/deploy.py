@@ -29,9 +29,11 @@ def deploy_init(
 
     Example: `fedsb deploy init hospitals run.yaml --host fl.example.org`, then follow hospitals/README.md
     """
+    from fedsb.cli.options import check_run_overrides
     from fedsb.config import RunConfig
     from fedsb.deploy.write import write_deployment
 
+    check_run_overrides(set_ or [])
     written = write_deployment(folder, RunConfig.from_yaml(config, set_ or []), host=host, port=port)
     out_console.print(
         f"{len(written)} files in {folder}; continue with {folder / 'README.md'}",

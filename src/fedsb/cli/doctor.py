@@ -17,11 +17,13 @@ from fedsb.config.method import method_of
 from fedsb.errors import FedsbError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
+from fedsb.models.digest import base_digest
 from fedsb.models.limits import embedding_rows, positions_of
 from fedsb.report.cuts import cut_notes
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.arguments import local_training
+from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
@@ -121,6 +123,14 @@ def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lin
     return None, [("training", f"a step on {plural(try_rows(config, data, base), 'row')} works")]
 
 
+def _start(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
+    earlier = earlier_run(config)
+    if earlier is None:
+        return None, []
+    check_starts_from(earlier, config, data, base, base_digest(base.model, base.task_head))
+    return None, [("start", f"from the adapter of {config.method.init.from_run}")]
+
+
 def _traffic(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
     return None, list(_estimates(config, data, base))
 
@@ -132,6 +142,7 @@ STAGES = (
     Stage("benchmarks", ("data",), _benchmarks),
     Stage("memory", ("data",), _memory),
     Stage("model", ("data", "memory"), _model),
+    Stage("start", ("data", "model"), _start),
     Stage("training", ("data", "model"), _two_rows),
     Stage("traffic", ("data", "model"), _traffic),
 )
@@ -190,7 +201,7 @@ def _describe_limits(base: BaseModel, data: Data) -> str:
 
 def _describe_targets(base: BaseModel) -> str:
     endings = sorted({name.rsplit(".", 1)[-1] for name in base.targets})
-    return f"{len(base.targets)} layers ({', '.join(endings)})"
+    return "; ".join([f"{len(base.targets)} layers ({', '.join(endings)})", *base.notes])
 
 
 def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple[str, str]]:

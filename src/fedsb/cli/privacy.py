@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsb.cli.common import AsJson, out_console, print_json
+from fedsb.cli.common import AsJson, out_console, print_json, refuse_unused
 from fedsb.errors import InputError
 
 
@@ -28,7 +28,7 @@ def privacy(
     cohort: Annotated[
         int | None, typer.Option(help="Clients of a round on average (Poisson sampling).")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of the run.")] = 1,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of the run. Default: 1.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Find the noise for this budget.")] = None,
     noise_multiplier: Annotated[
         float | None, typer.Option(help="Or: find the epsilon of noise that is so many times the clip norm.")
@@ -44,7 +44,18 @@ def privacy(
     """
     from fedsb.cli import terminal
 
+    numbers = {
+        "--examples": examples,
+        "--batch-size": batch_size,
+        "--epochs": epochs,
+        "--clients": clients,
+        "--cohort": cohort,
+        "--rounds": rounds,
+        "--epsilon": epsilon,
+        "--noise-multiplier": noise_multiplier,
+    }
     if ledger is not None:
+        refuse_unused(numbers, "--ledger says what was spent")
         from fedsb.cli.ledger_report import ledger_report
 
         report = ledger_report(ledger, delta)
@@ -59,7 +70,7 @@ def privacy(
         epochs=epochs,
         clients=clients,
         cohort=cohort,
-        rounds=rounds,
+        rounds=1 if rounds is None else rounds,
         delta=delta,
         epsilon=epsilon,
         noise_multiplier=noise_multiplier,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsb.cli.common import refuse_unused
+from fedsb.cli.options import check_run_overrides, evaluation_config
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.report.console import LiveBars, PlainLines, summary_table
@@ -21,6 +23,7 @@ from fedsb.report.units import count, human_bytes, human_count, plural
 if TYPE_CHECKING:  # slow to import, and only one command needs each
     from fedsb.cli.cost import CostTable, MethodCost
     from fedsb.cli.doctor import Finding
+    from fedsb.runner.exported_config import Merged
 
 
 def default_folder(config: Path | None, *, resume: bool) -> Path:
@@ -66,6 +69,7 @@ def _run_and_score(config: RunConfig, folder: Path, *, resume: bool, progress: P
 def _config_of(
     config_file: Path | None, overrides: Sequence[str], folder: Path, *, resume: bool
 ) -> RunConfig:
+    check_run_overrides(overrides)
     if config_file is not None:
         return RunConfig.from_yaml(config_file, overrides)
     if resume:
@@ -92,10 +96,16 @@ def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None
     console.print(summary_table(summary))
     if "scores" in summary:
         console.print(_scores_table(summary["scores"], "scores of the final model"))
+    left = f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)", "merged"
+    if "mixture" in summary:
+        left = (
+            f"mixture  {folder / 'mixture'} (with a loader; adapter/ is the mean of its experts)",
+            "experts",
+        )
     lines = (
         f"report   {folder / 'report.html'}",
-        f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)",
-        f"next     fedsb export {folder} --format merged --out {folder.name}-merged",
+        left[0],
+        f"next     fedsb export {folder} --format {left[1]} --out {folder.name}-{left[1]}",
     )
     console.print("\n".join(lines), highlight=False, markup=False)
 
@@ -135,6 +145,7 @@ def evaluate_in_terminal(
     console: Console | None,
 ) -> dict[str, Any]:
     """Resolve what `fedsb evaluate` was asked for, and score it: a run on its own config into its folder."""
+    from fedsb.runner.chosen_lora import model_folder
     from fedsb.runner.evaluate import evaluate, evaluate_run
 
     if (run is None) == (model is None):
@@ -143,20 +154,37 @@ def evaluate_in_terminal(
         raise InputError(f"--run: {run} holds no finished run (no summary.json)")
     if config is None and run is None:
         raise InputError("evaluate: --model needs --config, which says what task and data to score on")
+    if run is not None:
+        refuse_unused({"--adapter": adapter}, "--run scores the run's own")
     if run is not None and config is None and not overrides and out is None:
         with _watching(console) as progress:
             return evaluate_run(run, progress)
-    loaded = RunConfig.from_yaml(config or Path(str(run)) / "config.yaml", overrides)
+    loaded = evaluation_config(run, config, overrides)
     if run is not None:
-        base = RunConfig.from_yaml(run / "config.yaml").model
-        model, adapter, loaded = base.path, run / "adapter", loaded.model_copy(update={"model": base})
+        model, adapter = loaded.model.path, model_folder(run)
     with _watching(console) as progress:
         return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
+
+
+def show_merged(merged: Merged, console: Console) -> None:
+    """What 16 bits cost; float32 costs nothing worth a word."""
+    if merged.dtype != "float32":
+        console.print(f"{merged}. --dtype float32 keeps all of it", highlight=False, markup=False)
+
+
+ROUTINGS = {
+    "oracle": "each row's own expert chosen for it",
+    "static": "the mean of the experts in their place",
+}
+"""The other ways to route a mixture, in words."""
 
 
 def show_scores(result: dict[str, Any], console: Console) -> None:
     """The scores with their intervals as a small table."""
     console.print(_scores_table(result["scores"], f"{result['examples']} examples"))
+    for routing, scores in result.get("other_routings", {}).items():
+        if scores is not None:
+            console.print(_scores_table(scores, f"with {ROUTINGS[routing]}, which the model does not have"))
 
 
 def _scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:

@@ -80,7 +80,11 @@ def _method_of(name: str, settings: CompareConfig) -> dict[str, Any]:
     if name in settings.arms and name not in METHODS.names():
         return {}
     try:
-        return {"method.name": by_name(name).name}
+        method = by_name(name)
+        one_core = (
+            dict.fromkeys(("method.experts", "federation.client_experts")) if not method.experts else {}
+        )
+        return {"method.name": method.name, **one_core}
     except InputError as error:
         arms = f" Arms of this config: {', '.join(settings.arms)}." if settings.arms else ""
         raise InputError(f"--methods: {str(error).removeprefix('method.name: ')}{arms}") from None

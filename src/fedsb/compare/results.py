@@ -84,7 +84,17 @@ def _record(root: Path, method: str, folder: Path, metric: str | None) -> Record
         "higher_is_better": about.higher_is_better,
         "seconds": summary["seconds"],
         "privacy": _privacy(summary["privacy"]),
+        "routing": _routing(summary.get("mixture"), about.metric),
     }
+
+
+def _routing(mixture: Mapping[str, Any] | None, metric: str) -> Record | None:
+    """The metric by a mixture's other routings (see `runner.routing_record`), and how often its gate chose
+    the right expert; None where there is one core."""
+    if mixture is None:
+        return None
+    others = {kind: (mixture[kind] or {}).get(metric) for kind in ("oracle", "static")}
+    return {**others, "right": mixture["right"]}
 
 
 def _privacy(stated: Mapping[str, Any] | None) -> Record | None:
@@ -115,7 +125,14 @@ def _summary(held: Sequence[Record], first: Sequence[Record]) -> Record:
         "init_bytes": mean(run["init_bytes"] for run in held),
         "bytes_per_round": mean(run["bytes_per_round"] for run in held),
         "difference": difference(_by_seed(held), _by_seed(first)),
+        "routing": _mean_routing([run["routing"] for run in held]),
     }
+
+
+def _mean_routing(routings: Sequence[Record | None]) -> Record | None:
+    """Each number's mean over the seeds."""
+    known = [routing for routing in routings if routing is not None]
+    return {key: middle([routing[key] for routing in known]) for key in known[0]} if known else None
 
 
 def _by_seed(runs: Sequence[Record]) -> dict[int, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from fedsb.config.expert_checks import expert_faults
 from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
@@ -21,7 +22,7 @@ def check_settings(config: RunConfig) -> None:
         InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, private data
             left unprotected, ...; one line per fault.
     """
-    faults = [*_cohort(config), *method_faults(config), *privacy_faults(config)]
+    faults = [*_cohort(config), *method_faults(config), *expert_faults(config), *privacy_faults(config)]
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:
@@ -94,7 +95,7 @@ def method_faults(config: RunConfig) -> Iterator[str]:
         InputError: the method or an option of it is unknown.
     """
     method = method_of(config)
-    for part in (_heads, _only_for_some, _mixed, robust_faults):
+    for part in (_heads, _only_for_some, _mixed, _from_run, robust_faults):
         yield from part(config, method)
 
 
@@ -127,6 +128,20 @@ def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
     if changes_base and config.model.load_in_4bit:
         key = "method.refresh_every" if settings.refresh_every else f"method.name: {method.name}"
         yield f"{key} changes base weights, which 4 bits cannot hold; set model.load_in_4bit: false"
+
+
+def _from_run(config: RunConfig, method: Method) -> Iterator[str]:
+    init = config.method.init
+    if init.from_run is None:
+        return
+    if config.privacy is not None:
+        yield (
+            "method.init.from_run: what the earlier run learnt from its rows is beyond this run's guarantee; "
+            "leave it out. If those rows need no protection, `fedsb export RUN --format merged` makes a base "
+            "model of it, for model.path"
+        )
+    if init.public is not None and config.method.refresh_every is None:
+        yield "method.init.public: with from_run no start looks at examples; leave one of the two out"
 
 
 def _mixed(config: RunConfig, method: Method) -> Iterator[str]:

@@ -22,6 +22,8 @@ def method_of(config: RunConfig) -> Method:
         InputError: the method, or an option of it, is unknown, or an option has a wrong value.
     """
     method, options = by_name(config.method.name), config.method.options
+    if method.experts is not None and (experts := config.method.experts) is not None:
+        method = method.experts(hard_rounds(config), experts.train, gated=experts.route != "request")
     if not options:
         return method
     if method.options is None:
@@ -29,6 +31,29 @@ def method_of(config: RunConfig) -> Method:
     section = checked(_section(method.options), options, method.name, under="method.options")
     made: Method = method.options(**dict(section))
     return made
+
+
+def hard_rounds(config: RunConfig) -> int:
+    """Of a mixture: the rounds in which each example trains its own expert alone."""
+    experts, rounds = config.method.experts, config.federation.rounds
+    assert experts is not None
+    if experts.folders is not None:
+        return 0
+    if experts.route == "request":
+        return rounds
+    return max(1, rounds - 2) if experts.hard_rounds is None else experts.hard_rounds
+
+
+def gate_after(config: RunConfig) -> int:
+    """Of a mixture: the round after which its gate is made; 0: before the first.
+
+    A gate over the frozen base's states needs to know no more than whose rows are whose.
+    """
+    experts = config.method.experts
+    assert experts is not None
+    if experts.route == "request":
+        return experts.warmup_rounds if experts.count else 0
+    return hard_rounds(config)
 
 
 def able_names(able: Callable[[Method], bool]) -> str:

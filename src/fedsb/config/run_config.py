@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,8 +98,15 @@ class RunConfig(Section):
         """Paths that exist here made absolute, so that the config works from any folder."""
         values = self.model_dump(mode="json")
         data, init, privacy = values["data"], values["method"]["init"], values["privacy"]
-        for section, key in ((values["model"], "path"), (data, "train"), (data, "test"), (init, "public")):
+        for section, key in (
+            (values["model"], "path"),
+            (data, "train"),
+            (data, "test"),
+            *((init, name) for name in ("public", "from_run")),
+        ):
             section[key] = _absolute(section[key])
+        if (experts := values["method"]["experts"]) is not None:
+            experts["folders"] = _absolute(experts["folders"])
         for benchmark in values["evaluation"]["benchmarks"].values():
             benchmark["data"] = _absolute(benchmark["data"])
         if privacy and privacy["ledger"] is not None:  # it may be made by this run
@@ -106,10 +115,15 @@ class RunConfig(Section):
 
 
 def _absolute(source: Any) -> Any:
-    """A path as an absolute one if it exists, else as it is; of several by name, each."""
+    """A path or pattern as an absolute one if there are such files, else as it is; of several, each."""
     if isinstance(source, dict):
         return {name: _absolute(path) for name, path in source.items()}
-    return str(Path(source).resolve()) if source and Path(source).exists() else source
+    if isinstance(source, list):
+        return [_absolute(path) for path in source]
+    if source and os.path.exists(source):  # False also of a name too long for any file
+        return str(Path(source).resolve())
+    fits = source and not Path(source).is_absolute() and glob.glob(source, recursive=True)
+    return str(Path(glob.escape(str(Path.cwd())), source)) if fits else source
 
 
 def differences(before: RunConfig, after: RunConfig) -> list[str]:

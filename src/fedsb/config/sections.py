@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
     ValidationError,
@@ -19,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
+from fedsb.config.labels import label_name
 
 NonEmpty = Annotated[list[str], Field(min_length=1)]
 
@@ -59,23 +61,42 @@ class ClassificationConfig(TaskSection):
     text: Annotated[list[str], Field(min_length=1, max_length=2)]
     """One or two text columns."""
     label: str = "label"
-    """Label column: ints or strings; floats make it a regression, scored by correlation."""
+    """Label column: classes, or numbers."""
     labels: Annotated[list[str], Field(min_length=2)] | None = None
     """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
-    themselves must agree on them here."""
+    themselves must agree on them here. Put "no", "yes", "010" in quotes: YAML reads false, true, 8."""
+    regression: bool | None = None
+    """true: labels are numbers, whole ones too, scored by correlation; false: classes; null: numbers if they
+    are not all whole, or if `metric` is a correlation."""
     metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] | None = None
     """The one to lead with and to tune by; null: accuracy, or pearson of a regression. f1: of the second of
     two classes."""
+
+    @property
+    def regresses(self) -> bool | None:
+        """Whether the config says that labels are numbers (True) or classes (False); None: the rows do."""
+        if self.labels is not None:
+            return False
+        correlates = True if self.metric in ("pearson", "spearman") else None
+        return correlates if self.regression is None else self.regression
 
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_are_names(cls, value: Any) -> Any:
         if not isinstance(value, list):
             return value
-        names = [str(name) for name in value]
+        if any(name is None or isinstance(name, list | dict) for name in value):
+            raise ValueError(f"expected names of classes, found {value}; put names in quotes")
+        names = [label_name(name) for name in value]
         if len(set(names)) < len(names):
             raise ValueError(f"expected every class once, found {value}")
         return names
+
+    @model_validator(mode="after")
+    def _classes_or_numbers(self) -> ClassificationConfig:
+        if self.regression and self.labels is not None:
+            raise ValueError("labels lists classes, and regression: true says numbers; leave one of them out")
+        return self
 
     @field_validator("text", mode="before")
     @classmethod
@@ -86,7 +107,8 @@ class ClassificationConfig(TaskSection):
 class CausalLmConfig(TaskSection):
     kind: Literal["causal-lm"]
     prompt: str
-    """Template with {column} placeholders. The loss is on the response only."""
+    """Template with {column} placeholders, {column:optional} where a row may lack it: then empty. The loss is
+    on the response only."""
     response: str
     """Column of the text to learn."""
     max_new_tokens: PositiveInt = 64
@@ -157,12 +179,27 @@ class ColumnsConfig(Section):
     test: dict[str, str] = Field(default_factory=dict)
 
 
+def _names_sources(value: Any) -> Any:
+    """One message for what is neither a source, nor several, nor named ones."""
+    many = list(value.values()) if isinstance(value, dict) else [value]
+    several = [source for one in many for source in (one if isinstance(one, list) else [one])]
+    if not several or not all(isinstance(source, str) and source for source in several):
+        raise ValueError(
+            f"expected a file or hub id, a list of such, or names with one each, found {value!r:.200}"
+        )
+    return value
+
+
+Source = str | list[str]
+Sources = Annotated[Source | dict[str, Source], BeforeValidator(_names_sources)]
+
+
 class DataConfig(Section):
-    train: str | Annotated[dict[str, str], Field(min_length=1)]
-    """Hub id or .jsonl, .json, .csv, .tsv, .parquet file; or several with a name each, which their rows then
-    have in the column `source`."""
-    test: str
-    """Hub id or file, never used to choose anything."""
+    train: Sources
+    """Hub id, file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), folder or pattern such as `site-*/*.csv`; a
+    list of such; or several with a name each, which their rows then have in the column `source`."""
+    test: Annotated[Source, BeforeValidator(_names_sources)]
+    """As `train`, without names; never used to choose anything."""
     limit: LimitConfig = LimitConfig()
     prepare: PrepareConfig = PrepareConfig()
     """Bring the rows of known data sets into the form that a recipe's prompt is made for."""
@@ -182,6 +219,9 @@ class HeadWarmupConfig(Section):
 class InitConfig(Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
     """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    from_run: str | None = None
+    """Folder of a finished run of the same method, rank, targets and base: start with its factors and head as
+    they ended; the other keys here are then for `refresh_every` alone."""
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
@@ -204,6 +244,49 @@ class InitConfig(Section):
     """Train a fresh classification head on cached features first; null switches it off."""
 
 
+class ExpertsConfig(Section):
+    """Of a method that mixes several cores: whose data each of them (an expert) is for, and what chooses."""
+
+    by: str | None = None
+    """Column of the rows that names each row's expert; clients hold the experts of their rows."""
+    count: Annotated[int, Field(ge=2)] | None = None
+    """Find so many groups of clients by their cores, after `warmup_rounds` in which all train one."""
+    warmup_rounds: PositiveInt = 1
+    """count: rounds before the groups are found; they count as hard rounds."""
+    folders: Annotated[dict[str, str], Field(min_length=2)] | None = None
+    """Name -> folder of a PEFT LoRA: experts from elsewhere, which stay as they are."""
+    names: Annotated[list[str], Field(min_length=2)] | None = None
+    """by, client_experts: the experts in the order of their numbers; null: the training rows' values, sorted,
+    or the numbers. Parties that keep their rows to themselves must agree on them here."""
+    hard_rounds: NonNegativeInt | None = None
+    """Rounds in which each example trains its own expert alone, before the gate; null: all but two."""
+    train: Literal["router", "both"] = "router"
+    """In the rounds after: the gate, or the gate and the experts."""
+    route: Literal["sequence", "token", "request"] = "sequence"
+    """Each layer's gate chooses by a sequence's mean (of a prompt, where there is one) or by each token;
+    request: one gate over the base's states chooses one expert for all layers, as servers of LoRAs do."""
+    start: Literal["statistics", "zero"] = "statistics"
+    """The gate after the hard rounds: a linear discriminant made of sums over the clients' rows, or zero."""
+    top_k: PositiveInt | None = None
+    """Outside training: mix only so many experts; null: all."""
+    entropy: float = 0.0
+    """Weight of the routes' entropy in the loss: above 0 sharpens them, below 0 flattens them."""
+    balance: NonNegative = 0.0
+    """Weight of a loss against experts that the federation used much in the last round."""
+    keep: NonNegative = 0.0
+    """train: both: weight of the squared distance from the cores of the hard rounds."""
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:
+        return [str(name) for name in value] if isinstance(value, list) else value
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What the gate rounds add to the loss."""
+        return {"entropy": self.entropy, "balance": self.balance, "keep": self.keep}
+
+
 class MethodConfig(Section):
     name: str = "fed-sb"
     rank: PositiveInt = 64
@@ -221,6 +304,8 @@ class MethodConfig(Section):
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
+    experts: ExpertsConfig | None = None
+    """Of a method that mixes several cores; null: one core."""
     init: InitConfig = InitConfig()
 
 
@@ -230,7 +315,9 @@ class IidPartition(Section):
 
 class DirichletPartition(Section):
     kind: Literal["dirichlet"]
-    alpha: Positive = 0.5
+    column: str | None = None
+    """The column whose values are dealt; null: the class label."""
+    alpha: Annotated[float, Field(gt=0, le=1e9)] = 0.5
     """Smaller is more skewed."""
     min_size: PositiveInt = 8
     """Every client gets at least so many examples."""
@@ -239,10 +326,14 @@ class DirichletPartition(Section):
 class ColumnPartition(Section):
     kind: Literal["by-column"]
     column: str
+    """Each client has the rows of one value, or of several; with more clients than values, the clients of a
+    value share its rows."""
 
 
 class ShardsPartition(Section):
     kind: Literal["shards"]
+    column: str | None = None
+    """The column by whose values rows are sorted; null: the class label."""
     shards_per_client: PositiveInt = 2
 
 
@@ -275,6 +366,8 @@ class FederationConfig(Section):
     partition: PartitionConfig = IidPartition()
     client_ranks: list[PositiveInt] | None = None
     """A rank for each client, at most method.rank; null: method.rank for all."""
+    client_experts: list[NonNegativeInt] | None = None
+    """Of a method with experts: the number of each client's one; null: as method.experts has it."""
     client_heads: list[PositiveInt] | None = None
     """How many heads of the core each client trains in a round (which ones is drawn again); null: all."""
     padding: Literal["all", "owners"] = "all"

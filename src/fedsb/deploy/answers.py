@@ -13,7 +13,7 @@ from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.records import Facts, facts_of, payload_of
 from fedsb.errors import UpdateRejected
 
-MOST_FACTS, LONGEST_FACT = 8, 200
+MOST_FACTS, LONGEST_FACT = 8, 1_000
 MOST_EXAMPLES = 10_000_000
 """The most of one client: the server makes lists as long as all examples together."""
 
@@ -47,12 +47,22 @@ def node_facts(facts: Mapping[str, object], clients: int) -> NodeFacts:
     Raises:
         UpdateRejected: a fact is missing, of another kind, or too large.
     """
-    client, count, digest = (facts.get(name) for name in ("client", "num_examples", "base_digest"))
-    if len(facts) != 3 or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
+    names = ("client", "num_examples", "base_digest", "experts")
+    client, count, digest, experts = (facts.get(name) for name in names)
+    if set(names[:3]) - set(facts) or set(facts) - set(names) or not _fits(digest, "[0-9a-f]{16}"):
         raise UpdateRejected("its hello is not client, num_examples and a base_digest of 16 hex digits")
+    if "experts" in facts and not _fits(experts, r"\d{1,8}(,\d{1,8})+"):
+        raise UpdateRejected("its experts are not two or more counts")
     return NodeFacts(
-        _count("client", client, 0, clients - 1), _count("num_examples", count, 1, MOST_EXAMPLES), digest
+        _count("client", client, 0, clients - 1),
+        _count("num_examples", count, 1, MOST_EXAMPLES),
+        str(digest),
+        str(experts or ""),
     )
+
+
+def _fits(value: object, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
 
 
 def _count(name: str, count: object, least: int, most: int) -> int:

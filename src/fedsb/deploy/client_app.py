@@ -8,7 +8,6 @@ The node's own config file is named by the SuperNode: `--node-config 'fedsb="/pa
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -70,7 +69,7 @@ def _answer(question: Question, context: Context) -> RecordDict:
         )
     node = held.opened(question.kind, question.config, str(file), question.run)
     if question.kind == "hello":
-        facts, payload = asdict(node.facts()), b""
+        facts, payload = node.facts().said(), b""
     else:
         facts, payload = {}, node.answer(question.kind, question.payload)
     return pack(facts | _signature(node.node_config, question, facts, payload), payload)

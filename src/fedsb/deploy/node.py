@@ -14,11 +14,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 
 from fedsb.adapter.attached import set_base_updates
+from fedsb.adapter.routing import routing_of
 from fedsb.common.files import LOCK, alone, write_bytes, write_json
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
@@ -41,6 +43,9 @@ from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
 
+CORES = "experts.safetensors"
+"""In the folder of a run of a mixture: all experts as they were after the hard rounds."""
+
 
 @dataclass(frozen=True)
 class NodeFacts:
@@ -49,11 +54,23 @@ class NodeFacts:
     Attributes:
         num_examples: rows of its file, whatever they hold; `rounded` where anything is to be protected.
         base_digest: of the base model's weights; all parties must have the same.
+        experts: of a run whose rows name their experts, how many of its rows are of each, as "12,0,3";
+            rounded as num_examples is.
     """
 
     client: int
     num_examples: int
     base_digest: str
+    experts: str = ""
+
+    def said(self) -> dict[str, Any]:
+        """As it travels."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
+
+    @property
+    def expert_counts(self) -> list[int]:
+        """Rows of each expert; none where they name none."""
+        return [int(number) for number in self.experts.split(",")] if self.experts else []
 
 
 class Node:
@@ -80,8 +97,18 @@ class Node:
     @property
     def registered(self) -> int:
         """How many examples this party says it has, in every message and in its plans."""
-        count = len(self.data.train)
+        return self._told(len(self.data.train))
+
+    def _told(self, count: int) -> int:
         return rounded(count) if self.node_config.limited or self.config.privacy is not None else count
+
+    @property
+    def expert_counts(self) -> str:
+        """As in `NodeFacts`."""
+        experts, held = self.config.method.experts, self.data.counts.get(self.client, {})
+        if experts is None or experts.by is None:
+            return ""
+        return ",".join(str(self._told(held.get(place, 0))) for place in range(len(self.data.experts)))
 
     @cached_property
     def base(self) -> BaseModel:
@@ -144,8 +171,16 @@ class Node:
     def hello(self, question: bytes) -> Disclosure:
         """`NodeFacts` as JSON."""
         assert self.private is None or self.private.epsilon() >= 0
-        facts = NodeFacts(self.client, self.registered, base_digest(self.base.model, self.base.task_head))
-        return PublicFacts(json.dumps(asdict(facts)).encode())
+        digest = base_digest(self.base.model, self.base.task_head)
+        facts = NodeFacts(self.client, self.registered, digest, self.expert_counts)
+        return PublicFacts(json.dumps(facts.said()).encode())
+
+    def statistics(self, question: bytes) -> Disclosure:
+        """This party's sums for the gate of a mixture."""
+        experts = self.config.method.experts
+        if experts is None or experts.start != "statistics":
+            raise UpdateRejected("this run's config makes no gate from statistics")
+        return UnprotectedUpdate(partial(self.local_client.statistics, question))
 
     def train(self, broadcast: bytes) -> Disclosure:
         """This party's update of a round of the plan."""
@@ -163,11 +198,22 @@ class Node:
         local_model = this_client.local_model
         if local_model.base_round == 0:
             self._restore_base()
-        before = local_model.base_round
+        before, cores = local_model.base_round, self._restored_cores()
         answer = this_client.answer(broadcast)
         if local_model.base_round != before:
             self._keep_base()
+        if (routing := routing_of(local_model.model)) is not None and routing.cores is not cores:
+            write_bytes(self.folder / CORES, save(dict(routing.cores)), private=True)
         return answer
+
+    def _restored_cores(self) -> Mapping[str, torch.Tensor]:
+        """All experts' cores as they were sent once; none before that."""
+        routing, file = routing_of(self.local_client.local_model.model), self.folder / CORES
+        if routing is None:
+            return {}
+        if not routing.cores and file.exists():
+            routing.cores = load_file(file)
+        return routing.cores
 
     def _with_secret_batches(self) -> PrivateRun | None:
         """The plan, its batches drawn from a secret of this answer alone, which the server cannot know."""
@@ -204,6 +250,7 @@ QUESTIONS: Mapping[str, Callable[[Node, bytes], Disclosure]] = {
     "warm-up": lambda node, question: node.start.warm_up(question),
     "contribute": lambda node, question: node.start.contribute(question),
     "bases": lambda node, question: node.start.take_bases(question),
+    "statistics": Node.statistics,
     "train": Node.train,
 }
 """Every question there is (`clients.Kind`), and what is disclosed in answer. Nothing else is answered."""
@@ -213,7 +260,8 @@ def _said(kind: str, answer: bytes) -> dict[str, object]:
     """What an answer says of itself."""
     if kind == "hello":
         return dict(json.loads(answer))
-    return asdict(wire.header_of(answer)) if kind == "train" else dict(unpack_start(answer)[0])
+    header = kind in ("train", "statistics")
+    return asdict(wire.header_of(answer)) if header else dict(unpack_start(answer)[0])
 
 
 def rounded(count: int) -> int:

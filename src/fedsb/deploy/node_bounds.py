@@ -12,6 +12,7 @@ MOST = {
     "federation.rounds": 20_000,
     "method.rank": 65_536,
     "method.heads": 1_024,
+    "method.experts.count": 1_024,
     "method.init.samples": 10_000_000,
     "method.init.batch_size": 1_000_000,
     "method.init.head_warmup.rounds": 1_000,
@@ -29,6 +30,7 @@ MOST_STEPS = 10_000_000
 MOST_PRIVATE_STEPS = 250_000
 """Rounds x optimizer steps of one round; with privacy, noise for all of them is sought before the first."""
 MOST_LABELS = 10_000
+MOST_EXPERTS = 1_024
 LONGEST_PROMPT = 100_000
 """Characters of a prompt's template, which every row fills."""
 
@@ -48,6 +50,9 @@ def check_bounds(config: RunConfig) -> None:
         _check("task.prompt (characters)", len(task.prompt), LONGEST_PROMPT)
     if isinstance(task, ClassificationConfig):
         _check("task.labels (classes)", len(task.labels or []), MOST_LABELS)
+    experts = config.method.experts
+    _check("method.experts.names", len(experts.names or []) if experts else 0, MOST_EXPERTS)
+    _check("federation.client_experts", max(federation.client_experts or [0]), MOST_EXPERTS)
 
 
 def check_steps(config: RunConfig, num_examples: int) -> None:

@@ -34,6 +34,9 @@ class NodeDataConfig(Section):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
     """Names these rows in the privacy ledger, `state/ledgers/ID.jsonl`, which all runs on them share. Keep it
     when rows are added or the file is moved. null: made of the file's name and place."""
+    expert: str | None = None
+    """Of runs that train several experts: the one that all of these rows are of; null: as the run's config
+    has it, by a column of the rows (which `columns` must then list) or by this party's number."""
     public: str | None = None
     """File of rows that this party's owner declares public: the start of a run with method.init.public looks
     at these alone; null: there are none."""
@@ -212,7 +215,8 @@ def _check_columns(node: NodeConfig, config: RunConfig) -> None:
             "data.columns: with limits this party must list the columns that runs may use; list them in "
             "node.yaml, e.g. columns: {text: note, label: label}"
         )
-    others = [column for column in columns_of(config) if column not in listed]
+    used = columns_of(config) if node.data.expert is None else task_columns_of(config)
+    others = [column for column in used if column not in listed]
     if listed and others:
         raise Refused(
             f"data.columns: the run uses the column {others[0][:60]!r}, which this party does not give; name "
@@ -222,12 +226,19 @@ def _check_columns(node: NodeConfig, config: RunConfig) -> None:
 
 def columns_of(config: RunConfig) -> list[str]:
     """The columns that a run reads of a party's rows."""
+    experts = config.method.experts
+    return [*task_columns_of(config), *([experts.by] if experts and experts.by else [])]
+
+
+def task_columns_of(config: RunConfig) -> list[str]:
+    """Those that its task reads."""
     task = config.task
     if isinstance(task, ClassificationConfig):
         return [*task.text, task.label]
     if not isinstance(task, CausalLmConfig):
         raise Refused(f"task.kind: {task.kind} does not say which columns it reads; it is for simulated runs")
-    return [*(column for _, column in parse_template(task.prompt) if column is not None), task.response]
+    pieces = parse_template(task.prompt)
+    return [*(piece.column for piece in pieces if piece.column is not None), task.response]
 
 
 # Approval

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.runner.prepare_data import Data, check_apart, task_of
-from fedsb.tasks import Row
+from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
+from fedsb.tasks import Example, Row
 from fedsb.tasks.rows import read_rows
 
 
@@ -47,14 +50,40 @@ def _encoded(config: RunConfig, node: NodeConfig) -> Data:
         public = task.encode(_rows(node.data.public, node)[: config.method.init.samples], node.data.public)
         check_apart(public, examples, node.data.public)
     parts = [[] if c != node.client else list(range(len(examples))) for c in range(config.federation.clients)]
-    return Data(task, tokenizer, examples, [], parts, None, public)
+    names = expert_names(config, [], node.data.train)
+    examples = _of_experts(config, node, names, rows, examples)
+    counts = counts_of(examples, parts)
+    return Data(task, tokenizer, examples, [], parts, None, public, names, counts)
+
+
+def _of_experts(
+    config: RunConfig, node: NodeConfig, names: tuple[str, ...], rows: list[Row], examples: list[Example]
+) -> list[Example]:
+    """The examples with their experts' numbers: of the run's config, this party's, or its rows' column."""
+    experts, assigned, named = config.method.experts, config.federation.client_experts, node.data.expert
+    if experts is None or (experts.by is None and assigned is None):
+        return examples
+    if named is not None and named not in names:
+        raise InputError(f"data.expert: this party's {named!r} is none of the run's experts")
+    if assigned is not None:
+        numbers = [assigned[node.client]] * len(examples)
+        if named is not None and names[numbers[0]] != named:
+            raise InputError(
+                f"data.expert: this party's is {named!r}, federation.client_experts gives it "
+                f"{names[numbers[0]]!r}"
+            )
+    elif named is not None:
+        numbers = [names.index(named)] * len(examples)
+    else:
+        numbers = numbers_of(experts.by or "", names, rows, node.data.train)
+    return [example | {"expert": number} for example, number in zip(examples, numbers, strict=True)]
 
 
 def _rows(file: str, node: NodeConfig) -> list[Row]:
     """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
-    columns = node.data.columns
+    rows, columns = read_rows(file), node.data.columns
+    if {row.source for row in rows} != {str(Path(file))}:
+        raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
     if not columns:
-        return list(read_rows(file))
-    return [
-        {ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in read_rows(file)
-    ]
+        return list(rows)
+    return [{ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in rows]

@@ -186,7 +186,7 @@ class Nodes:
             yield from self._ask(kind, late, message_to)
 
     def _ask(self, kind: Kind, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
-        if kind == "train" and self.bases:
+        if kind in ("train", "statistics") and self.bases:
             lacking = [client for client in clients if self.nodes.get(client) not in self.holding]
             _log_failures(self._each("bases", lacking, lambda client: self.bases), self.say)
         yield from self._each(kind, clients, message_to)

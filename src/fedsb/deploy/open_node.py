@@ -18,13 +18,16 @@ from fedsb.config import RunConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig
 
+ADAPTED = ("statistics", "train")
+"""Questions that put the adapter into the model, which the others must not meet."""
+
 
 @dataclass
 class OpenNode:
     """At most one open node, and what it was opened from.
 
     Attributes:
-        trained: whether its last question was to train.
+        trained: whether its last question was to train, or to look through what it trained.
         spoiled: whether something failed that nobody foresaw; a process that can should end itself.
     """
 
@@ -43,10 +46,10 @@ class OpenNode:
         data = node_config.data
         stamps = [_stamp(rows) for rows in (data.train, data.public) if rows is not None]
         opened_from = (config.model_dump_json(), node_config.model_dump_json(), run, stamps)
-        if self.node is None or opened_from != self._opened_from or (self.trained and kind != "train"):
+        if self.node is None or opened_from != self._opened_from or (self.trained and kind not in ADAPTED):
             self.drop()
             self.node, self._opened_from = Node(config, node_config, run), opened_from
-        self.trained = kind == "train"
+        self.trained = kind in ADAPTED
         return self.node
 
     def drop(self) -> None:

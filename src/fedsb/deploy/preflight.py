@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def checked_node(config: RunConfig, node_config: NodeConfig, file: Path) -> tupl
     as_if_approved = node_config.model_copy(update={"approved": [digest], "audit": False})
     node = Node(config, as_if_approved, secrets.token_hex(16))
     warnings += cut_notes(cut_record(node.config, node.data, shown=False))
-    facts = asdict(node.facts())
+    facts = node.facts().said()
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fedsb.adapter import FACTOR_NAMES
+from fedsb.adapter.routing import routing_of
 from fedsb.federation import wire
-from fedsb.federation.exchange import Exchange, Part
-from fedsb.federation.local_model import Example, LocalModel, apply_base_change, load_round
+from fedsb.federation.exchange import USAGE, Exchange, Part
+from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
 
 
@@ -46,11 +47,13 @@ def client_update(
     if not examples:
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
-    layout = exchange.message(part.rank, header.base)
+    layout = exchange.message(header.round, part, header.base, with_cores=bool(header.cores))
     expected = wire.Header(exchange.method.name, header.round, layout.digest)
     wire.check(header, vector, expected=expected, size=layout.size)
-    down = exchange.down(part.rank)
+    down = exchange.broadcast(header.round, part)
     apply_base_change(local_model, header, vector[down.size :])
+    if exchange.experts is not None:
+        keep_cores(local_model, header, vector[down.size :])
     shared = down.unflatten(vector[: down.size])
     parameters = load_round(local_model, shared, part, round_number=header.round, seed=seed)
     mean_loss = (train_with or train)(
@@ -67,7 +70,7 @@ def client_update(
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
-    vector = layout.flatten(_answer(exchange, parameters, part))
+    vector = layout.flatten(_answer(exchange, parameters, part) | _usage(local_model, header.round))
     try:
         return wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
@@ -83,6 +86,18 @@ def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) ->
         for name, value in settled.items():
             answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]
     return answer
+
+
+def _usage(local_model: LocalModel, round_number: int) -> dict[str, Tensor]:
+    """The shares in which a mixture's experts were used while it trained, where losses depend on them."""
+    exchange = local_model.exchange
+    balances = exchange.experts is not None and exchange.experts.balances
+    if not balances or exchange.routes_hard(round_number):
+        return {}
+    routing = routing_of(local_model.model)
+    assert routing is not None
+    assert routing.used is not None
+    return {USAGE: routing.used / routing.used.sum()}
 
 
 def _masks(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:

@@ -3,7 +3,9 @@
     down:  the factors a method sends, the task head, and (methods that change base weights) the base's update
     up:    the factors that trained, the task head
 
-A client may hold less than the whole: a smaller rank, or fewer heads to train (`Part`).
+A client may hold less than the whole: a smaller rank, fewer heads to train, or some of several experts
+(`Part`). Of a mixture what trains in a round goes both ways; with the first message after the hard rounds,
+all cores, which the client keeps.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsb.federation.experts import ExpertsPlan
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
 
@@ -104,11 +107,22 @@ class _View(Mapping[str, Tensor]):
         return len(self._layout.entries)
 
 
+USAGE = "experts' usage"
+"""Of a mixture: the shares in which its experts were used in a round, where losses depend on them."""
+
+
 class Part(NamedTuple):
-    """What of each factor one client holds: its rank, and the heads it trains in this round (None: all)."""
+    """What of each factor one client holds: its rank, the heads it trains in this round (None: all), and, in
+    rounds in which each example has one expert, those of its examples (None: all)."""
 
     rank: int
     heads: tuple[int, ...] | None = None
+    experts: tuple[int, ...] | None = None
+
+    @property
+    def blocks(self) -> tuple[int, ...] | None:
+        """Which blocks of R it sends; None: all."""
+        return self.heads if self.experts is None else self.experts
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,7 @@ class Exchange:
         scale: s of the update s B R A.
         padding, residual_rank: see `AggregationInputs`.
         upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
+        experts: of a mixture, whose R has a block for each; None: one core.
     """
 
     method: Method
@@ -134,6 +149,7 @@ class Exchange:
     padding: Padding = "all"
     residual_rank: int | None = None
     upload_dtype: torch.dtype = torch.float32
+    experts: ExpertsPlan | None = None
 
     @property
     def whole(self) -> Part:
@@ -143,12 +159,32 @@ class Exchange:
     def up(self, round_number: int, part: Part) -> Layout:
         """An upload's layout. Scales of heads never travel: they are folded into R first."""
         names = tuple(name for name in self.method.trains(round_number) if name != "s")
-        trained = None if part.heads is None else len(part.heads)
-        return Layout((*self._factors(names, part.rank, trained), *self.task_head.items()))
+        return Layout((*self._factors(names, part.rank, part.blocks), *self._others(names)))
 
     def down(self, rank: int) -> Layout:
-        """A broadcast's layout, without an update of the base."""
-        return Layout((*self._factors(self.method.sends, rank), *self.task_head.items()))
+        """All that the server shares, at this rank, without an update of the base."""
+        return Layout((*self._factors(self.method.sends, rank), *self._others(self.method.sends)))
+
+    def broadcast(self, round_number: int, part: Part) -> Layout:
+        """What of it goes to a client of this part in this round; of a mixture, what trains."""
+        if self.experts is None:
+            return self.down(part.rank)
+        names = self.method.trains(round_number)
+        return Layout((*self._factors(names, part.rank, part.experts), *self._others(names)))
+
+    def routes_hard(self, round_number: int) -> bool:
+        """Whether this is a round of a mixture in which each example goes through its own expert alone."""
+        return self.experts is not None and "G" not in self.method.trains(round_number)
+
+    def cores(self, experts: tuple[int, ...] | None = None) -> Layout:
+        """The cores of some experts, or of all, and nothing else."""
+        return Layout(tuple(self._factors(("R",), self.rank, experts)))
+
+    def needs_cores(self, round_number: int) -> bool:
+        """Whether a client must have been sent all cores as they were after the hard rounds."""
+        if self.experts is None or "G" not in (names := self.method.trains(round_number)):
+            return False
+        return "R" not in names or self.experts.compares
 
     def base(self, base_rank: int) -> Layout:
         """An update of the base weights: factors of that rank, or dense where smaller; 0 is all dense."""
@@ -161,10 +197,16 @@ class Exchange:
                 entries.append((f"{name}.base", tuple(shape)))
         return Layout(tuple(entries))
 
-    def message(self, rank: int, base_rank: int | None) -> Layout:
-        """A whole broadcast's layout; `base_rank` as in `wire.Header.base`."""
-        down = self.down(rank)
-        return down if base_rank is None else Layout(down.entries + self.base(base_rank).entries)
+    def message(
+        self, round_number: int, part: Part, base_rank: int | None, *, with_cores: bool = False
+    ) -> Layout:
+        """A whole broadcast's layout; `base_rank` and `with_cores` as in `wire.Header`."""
+        entries = self.broadcast(round_number, part).entries
+        if base_rank is not None:
+            entries += self.base(base_rank).entries
+        if with_cores:
+            entries += tuple((f"{name} kept", shape) for name, shape in self.cores().entries)
+        return Layout(entries)
 
     def frame(self, round_number: int, vector: Tensor) -> AggregationInputs:
         """What the aggregation of this round knows; `vector` as in `ServerState`."""
@@ -177,12 +219,24 @@ class Exchange:
             residual_rank=self.residual_rank,
         )
 
+    def _others(self, names: tuple[str, ...]) -> Iterator[NamedShape]:
+        """What goes with factors of these names: the head, and the experts' usage with a gate."""
+        if self.experts is not None and self.experts.balances and "G" in names:
+            yield USAGE, (self.experts.count,)
+        yield from self.task_head.items()
+
     def _factors(
-        self, names: tuple[str, ...], rank: int, trained_heads: int | None = None
+        self, names: tuple[str, ...], rank: int, blocks: tuple[int, ...] | None = None
     ) -> list[NamedShape]:
-        width, heads = self.heads * rank, self.heads if trained_heads is None else trained_heads
+        experts, width = self.experts.count if self.experts else 0, self.heads * rank
+        count = (experts or self.heads) if blocks is None else len(blocks)
         entries: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
-            shapes = {"A": (width, n_in), "B": (out, width), "R": (heads, rank, rank)}
+            shapes = {
+                "A": (width, n_in),
+                "B": (out, width),
+                "R": (count, rank, rank),
+                "G": (experts, rank + 1),
+            }
             entries += [(f"{layer}.{name}", shapes[name]) for name in names]
         return entries

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from fedsb.adapter.attached import Attached, set_base_updates, set_factors, set_trained
 from fedsb.adapter.layer import Factors, leading
 from fedsb.adapter.linear import features
+from fedsb.adapter.routing import Routing, routing_of
 from fedsb.common.seeding import torch_generator
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
-from fedsb.federation.exchange import Exchange, Part
+from fedsb.federation.exchange import USAGE, Exchange, Part
 
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
@@ -61,6 +62,8 @@ def load_round(
     seed where they train and are not sent, and stay as they started otherwise.
     """
     exchange, layers = local_model.exchange, local_model.start
+    if exchange.experts is not None:
+        _set_routing(local_model, shared, part)
     values = {name: _values(local_model, name, shared, part, round_number, seed) for name in layers}
     set_factors(local_model.attached, values)
     local_model.rank = part.rank
@@ -69,6 +72,19 @@ def load_round(
             parameter.copy_(shared[name])
     trained = set_trained(local_model.attached, exchange.method.trains(round_number))
     return trained | dict(local_model.task_head)
+
+
+def _routing(local_model: LocalModel) -> Routing:
+    routing = routing_of(local_model.model)
+    assert routing is not None, "a mixture has a routing"
+    return routing
+
+
+def _set_routing(local_model: LocalModel, shared: Mapping[str, Tensor], part: Part) -> None:
+    """Of a mixture: by the part's own experts, or by the gate."""
+    routing = _routing(local_model)
+    routing.hard, routing.held, routing.used = part.experts is not None, part.experts, None
+    routing.usage = shared.get(USAGE, routing.usage)
 
 
 def _values(
@@ -81,7 +97,9 @@ def _values(
 ) -> dict[str, Tensor]:
     """The factors of one layer that are to be written, by name."""
     method = local_model.exchange.method
-    values = {f: shared[f"{layer}.{f}"] for f in method.sends}
+    values = {f: shared[key] for f in method.sends if (key := f"{layer}.{f}") in shared}
+    if local_model.exchange.experts is not None and "R" not in values:
+        values["R"] = _routing(local_model).cores[layer]
     restarted = set(method.trains(round_number)) - set(method.sends)
     frozen = set() if local_model.rank == part.rank else set("AB") - set(method.sends)
     held = local_model.start[layer]
@@ -114,6 +132,22 @@ def apply_base_change(local_model: LocalModel, header: wire.Header, numbers: Ten
         adds = header.base > 0 and layer.base_update is not None
         layer.set_base_update(layer.base_update + update if adds else update)  # type: ignore[operator]
     local_model.base_round = header.round - 1
+
+
+def keep_cores(local_model: LocalModel, header: wire.Header, numbers: Tensor) -> None:
+    """Keep all cores of a mixture that follow in a message.
+
+    Raises:
+        UpdateRejected: they are needed in this round, and do not follow and were never kept.
+    """
+    exchange, routing = local_model.exchange, _routing(local_model)
+    if header.cores:
+        cores = exchange.cores().unflatten(numbers)
+        routing.cores = {layer: cores[f"{layer}.R"] for layer in exchange.layers}
+    if exchange.needs_cores(header.round) and not routing.cores:
+        raise UpdateRejected(
+            "this client was sent the experts once, and what it kept was lost or is of another run"
+        )
 
 
 def load_state(

@@ -15,6 +15,8 @@ from fedsb.errors import InputError
 
 Parts = list[list[int]]
 MAX_DRAWS = 1000
+MAX_DRAWN = 200_000
+"""Values dealt over all draws, but three draws always: some seconds."""
 
 
 def iid(num_examples: int, clients: int, rng: np.random.Generator) -> Parts:
@@ -30,17 +32,19 @@ def dirichlet(
     1909.06335). Small alpha: strong label skew. Drawn again until each client has `min_size` examples.
 
     Raises:
-        InputError: too few examples, or no draw in a thousand gave each client `min_size`.
+        InputError: too few examples, or none of so many draws gave each client `min_size`.
     """
     _enough(len(labels), clients * min_size)
     groups = [np.asarray(g) for _, g in sorted(_groups(labels).items(), key=lambda item: str(item[0]))]
-    for _ in range(MAX_DRAWS):
+    draws = max(3, min(MAX_DRAWS, MAX_DRAWN // len(groups)))
+    for _ in range(draws):
         parts = _deal_by_proportion(groups, clients, alpha, rng)
         if min(map(len, parts)) >= min_size:
             return _ascending(parts)
     raise InputError(
-        f"federation.partition: no Dirichlet draw with alpha {alpha} gave each of {clients} clients at least "
-        f"{min_size} of {len(labels)} examples. Raise alpha, or lower min_size or federation.clients."
+        f"federation.partition: none of {draws} Dirichlet draws with alpha {alpha} over {len(groups)} values "
+        f"gave each of {clients} clients at least {min_size} of {len(labels)} examples. Raise alpha, lower "
+        "min_size or federation.clients."
     )
 
 
@@ -56,23 +60,34 @@ def _deal_by_proportion(
     return parts
 
 
-def by_column(values: Sequence[Hashable], clients: int) -> Parts:
-    """All examples with one value go to one client; with more values than clients, the largest group left
-    goes to the client with the fewest examples so far.
+def by_column(values: Sequence[Hashable], clients: int, rng: np.random.Generator) -> Parts:
+    """All examples with one value go to one client, the largest group left to the client with the fewest
+    examples so far. With more clients than values, each value has one or several clients, which share its
+    examples at random, evenly: the next client is the value's that has the most examples for each.
 
     Raises:
-        InputError: fewer distinct values than clients.
+        InputError: fewer examples than clients.
     """
-    groups = _groups(values)
-    if len(groups) < clients:
-        raise InputError(
-            f"federation.clients: expected at most {len(groups)}, the number of distinct values in the "
-            f"partition column, found {clients}."
-        )
+    _enough(len(values), clients)
+    groups = sorted(_groups(values).items(), key=lambda item: (-len(item[1]), str(item[0])))
+    if clients > len(groups):
+        return _shared([group for _, group in groups], clients, rng)
     parts: Parts = [[] for _ in range(clients)]
-    for _, group in sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0]))):
+    for _, group in groups:
         min(parts, key=len).extend(group)
     return _ascending(parts)
+
+
+def _shared(groups: Sequence[list[int]], clients: int, rng: np.random.Generator) -> Parts:
+    """Each group over clients of its own, the first group's first."""
+    shares = [1] * len(groups)
+    for _ in range(clients - len(groups)):
+        shares[max(range(len(groups)), key=lambda i: len(groups[i]) / shares[i])] += 1
+    return [
+        part
+        for group, share in zip(groups, shares, strict=True)
+        for part in _ascending(np.array_split(rng.permutation(group), share))
+    ]
 
 
 def shards(

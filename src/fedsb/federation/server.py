@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Literal
 
@@ -18,6 +18,7 @@ from fedsb.common.printable import printable
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
+from fedsb.federation.experts import ExpertState
 from fedsb.federation.state import ServerState, base_by_name, base_for, changed_base
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.robust import NormBound
@@ -63,6 +64,8 @@ class RoundReport:
     num_examples: int = 0
     deviation: float | None = None
     """See `methods.Averaged.deviation`."""
+    untrained: list[int] = field(default_factory=list)
+    """Experts that no usable update trained."""
 
     @property
     def train_loss(self) -> float | None:
@@ -76,8 +79,13 @@ def broadcasts(state: ServerState, exchange: Exchange) -> Callable[[int, Part], 
     The newest message is kept, and given to every client that lacks the same.
     """
     message = lru_cache(maxsize=1)(partial(_broadcast, state, exchange))
-    untouched = not state.base.changed
-    return lambda client, part: message(part.rank, *((None, None) if untouched else base_for(state, client)))
+    untouched, needs_cores = not state.base.changed, exchange.needs_cores(state.round + 1)
+
+    def message_for(client: int, part: Part) -> bytes:
+        lacks_cores = needs_cores and state.experts is not None and client not in state.experts.holding
+        return message(part, *((None, None) if untouched else base_for(state, client)), lacks_cores)
+
+    return message_for
 
 
 def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -> bytes:
@@ -86,16 +94,34 @@ def broadcast(state: ServerState, exchange: Exchange, client: int, part: Part) -
 
 
 def _broadcast(
-    state: ServerState, exchange: Exchange, rank: int, base_rank: int | None, needs: int | None
+    state: ServerState,
+    exchange: Exchange,
+    part: Part,
+    base_rank: int | None,
+    needs: int | None,
+    with_cores: bool,
 ) -> bytes:
-    layout = exchange.message(rank, base_rank)
+    number = state.round + 1
+    layout = exchange.message(number, part, base_rank, with_cores=with_cores)
     named = exchange.down(exchange.rank).unflatten(state.vector)
-    down = exchange.down(rank)
-    numbers = [down.flatten({name: named[name][region(name, shape)] for name, shape in down.entries})]
+    down = exchange.broadcast(number, part)
+    held = {name: named[name][region(name, shape, part.experts)] for name, shape in down.entries}
+    numbers = [down.flatten(held)]
     if base_rank is not None:
         update: BaseUpdate = state.base.last if base_rank else {**state.base.total}
         numbers.append(exchange.base(base_rank).flatten(base_by_name(update)))
-    header = wire.Header(exchange.method.name, state.round + 1, layout.digest, base=base_rank, needs=needs)
+    if with_cores:
+        assert state.experts is not None
+        cores = {f"{layer}.R": core for layer, core in state.experts.cores.items()}
+        numbers.append(exchange.cores().flatten(cores))
+    header = wire.Header(
+        exchange.method.name,
+        number,
+        layout.digest,
+        base=base_rank,
+        needs=needs,
+        cores=True if with_cores else None,
+    )
     return wire.pack(header, torch.cat(numbers))
 
 
@@ -142,7 +168,8 @@ def aggregate(
             report.rejected.append({"client": outcome.client, "reason": printable(reason)})
             continue
         weight = float(header.num_examples) if weighting == "examples" else 1.0
-        upload = Upload(layout_of(part).view(vector), vector, weight, part.heads, outcome.client)
+        weights = _of_experts(state, outcome.client, part, weighting)
+        upload = Upload(layout_of(part).view(vector), vector, weight, part.blocks, outcome.client, weights)
         accumulator = aggregation.add(accumulator, upload)
         _note(report, outcome.client, header)
     if len(report.clients) < fewest:
@@ -155,7 +182,36 @@ def aggregate(
     base = state.base
     if averaged.base_update or base.changed:
         base = changed_base(state, exchange, averaged.base_update, report.clients)
-    return ServerState(state.round + 1, vector, base), report
+    experts = _experts_after(state, exchange, report, part_of)
+    return ServerState(state.round + 1, vector, base, experts), report
+
+
+def _of_experts(
+    state: ServerState, client: int, part: Part, weighting: Weighting
+) -> tuple[float, ...] | None:
+    """How much a client's part of each of its experts counts; None where it has one core."""
+    if part.experts is None or state.experts is None:
+        return None
+    counts = state.experts.counts.get(client)
+    if weighting == "uniform" or not counts:
+        return (1.0,) * len(part.experts)
+    return tuple(float(counts[expert]) for expert in part.experts)
+
+
+def _experts_after(
+    state: ServerState, exchange: Exchange, report: RoundReport, part_of: PartOf | None
+) -> ExpertState | None:
+    """Which experts nobody trained, into the report; and who has all cores now."""
+    experts = state.experts
+    if experts is None or exchange.experts is None or part_of is None:
+        return experts
+    if exchange.routes_hard(state.round + 1):
+        trained = {expert for client in report.clients for expert in part_of(client).experts or ()}
+        report.untrained = sorted(set(range(exchange.experts.count)) - trained)
+    if not exchange.needs_cores(state.round + 1):
+        return experts
+    failed = {int(rejected["client"]) for rejected in report.rejected}  # perhaps as it lost them
+    return replace(experts, holding=(experts.holding | set(report.clients)) - failed)
 
 
 def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | None) -> None:
@@ -194,7 +250,7 @@ def _accept(
 def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
     """What was broadcast of the numbers in an upload of this part."""
     named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
-    return torch.cat([named[n][region(n, shape, part.heads)].reshape(-1) for n, shape in layout.entries])
+    return torch.cat([named[n][region(n, shape, part.blocks)].reshape(-1) for n, shape in layout.entries])
 
 
 def _bounded(client: int, vector: Tensor, before: Tensor, bound: NormBound, report: RoundReport) -> Tensor:

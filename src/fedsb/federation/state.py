@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsb.adapter import LoraPair
 from fedsb.federation.exchange import Exchange
+from fedsb.federation.experts import ExpertState
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import BaseUpdate
 
@@ -35,11 +36,13 @@ class BaseChange:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change."""
+    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change, and
+    of a mixture who has which experts."""
 
     round: int
     vector: Float[Tensor, "size"]
     base: BaseChange = field(default_factory=BaseChange)
+    experts: ExpertState | None = None
 
 
 def base_for(state: ServerState, client: int) -> tuple[int | None, int | None]:

@@ -53,6 +53,7 @@ class Header:
             everything added so far follows instead, dense; None if nothing does.
         needs: the round whose base weights the receiver must have already, for what follows to add to; None
             if it needs none.
+        cores: of a mixture, true if all cores as they were after the hard rounds follow; None otherwise.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Header:
     train_loss: float | None = None
     base: int | None = None
     needs: int | None = None
+    cores: bool | None = None
 
 
 def pack(header: Header, vector: Float[Tensor, "size"], dtype: torch.dtype = torch.float32) -> bytes:
@@ -189,6 +191,8 @@ def _check_kinds(header: Header) -> None:
         number, may_lack = getattr(header, name), name in ("client", "base", "needs")
         if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
             raise UpdateRejected(f"wrong {name}: expected a count, found {printable(repr(number), 40)}")
+    if header.cores is not None and header.cores is not True:
+        raise UpdateRejected(f"wrong cores: expected true, found {printable(repr(header.cores), 40)}")
     loss = header.train_loss
     if not (loss is None or (type(loss) in (int, float) and abs(loss) <= LARGEST_LOSS)):
         raise UpdateRejected(

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from fedsb.common.registry import Registry
 from fedsb.errors import InputError
+from fedsb.methods.fed_mixer import fed_mixer as fed_mixer
 from fedsb.methods.fed_sb import fed_sb as fed_sb
 from fedsb.methods.fedex_lora import fedex_lora as fedex_lora
 from fedsb.methods.fedit import fedit as fedit
@@ -39,6 +40,7 @@ ALL: tuple[Method, ...] = (
     ravan,
     fedsvd,
     rolora,
+    fed_mixer,
 )
 """Those of this package."""
 

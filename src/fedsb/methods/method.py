@@ -71,8 +71,9 @@ class Upload(NamedTuple):
         tensors: what it sent, by name, at its own rank.
         vector: the same as one flat vector.
         weight: its weight in the mean.
-        heads: which heads of the core it trained; None for all.
+        heads: which heads of the core, or which experts, it trained; None for all.
         client: whose it is. What is kept apart is put in this order, whatever the order of arrival.
+        weights: its weight in the mean of each expert in `heads`; None: `weight`.
     """
 
     tensors: Named
@@ -80,6 +81,7 @@ class Upload(NamedTuple):
     weight: float
     heads: tuple[int, ...] | None = None
     client: int = 0
+    weights: tuple[float, ...] | None = None
 
 
 def views_by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
@@ -138,7 +140,7 @@ class Method(NamedTuple):
         name: as in `method.name`.
         source: author, year, arXiv number.
         exact: whether the averaged model equals the weighted mean of the clients' models.
-        trains: round -> the factors A, R, B, s that get gradients and go up.
+        trains: round -> the factors A, R, B, s, G that get gradients and go up.
         sends: the factors a broadcast carries. What trains and is not sent starts again each round.
         scale: (rank, alpha) -> s.
         aggregation: how updates become the next broadcast.
@@ -153,6 +155,8 @@ class Method(NamedTuple):
         averages: whether the server needs nothing of the clients' factors but their mean.
         residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
         options: keywords with types and defaults, as in `method.options` -> the method with these options.
+        experts: of a mixture, whose R holds several cores: (hard rounds, what trains later, whether layers
+            have gates) -> the method with these stages. None: one core.
     """
 
     name: str
@@ -173,16 +177,17 @@ class Method(NamedTuple):
     averages: bool = True
     residual: bool = False
     options: Callable[..., Method] | None = None
+    experts: Callable[..., Method] | None = None
 
     @property
     def has_core(self) -> bool:
         """Whether R is what trains, so that heads make sense."""
-        return "R" in self.trains(1)
+        return "R" in self.trains(1) or self.experts is not None
 
     @property
     def refreshes(self) -> bool:
         """Whether bases may be made again in the middle of a run."""
-        return self.has_core and self.finish_upload is None
+        return self.has_core and self.finish_upload is None and self.experts is None
 
     @property
     def sends_what_it_trains(self) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fedsb.common.files import read_json
 from fedsb.errors import InputError
+from fedsb.models.peft_weights import WEIGHTS, load_weights, weights_file
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA", "FOURIERFT", "LN_TUNING")
 """Kinds of adapters that are nothing but tensors beside those of layers."""
@@ -44,14 +44,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it or the weights are not there, or it is of no such kind, or holds what no adapter has.
     """
-    if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
-        raise InputError(
-            f"{folder}: adapter_model.bin is a pickle, which is not opened; save the adapter again with "
-            f"peft's save_pretrained, which writes {WEIGHTS}"
-        )
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder}: no PEFT adapter here: {missing[0]} is missing")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: no PEFT adapter here: {CONFIG} is missing")
+    weights_file(folder)
     config = read_json(folder / CONFIG)
     if config.get("peft_type") not in KINDS:
         raise _wrong(folder, "peft_type", f"expected one of {', '.join(KINDS)}", config.get("peft_type"))
@@ -60,21 +55,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, config: Mapping[str, Any], *, plain: bool = False) -> dict[str, Tensor]:
     """The weights by their names in the model; of LoRA, pairs are whole and nothing else is among them but
     modules that the config lists.
+
+    Args:
+        plain: refuse more than LoRA over linear layers, see `check_plain`.
 
     Raises:
         InputError: they cannot be read, or are not such tensors.
     """
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: this adapter cannot be read: {error}") from None
+    tensors = load_weights(weights_file(folder))
     for name, value in tensors.items():
         if value.is_floating_point() and not value.float().isfinite().all():
             raise InputError(f"{folder}: {name[:200]} has numbers that are not finite; write it again")
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    if plain:
+        check_plain(folder, config, tensors)
     if config["peft_type"] == "LORA":
         _check_pairs(folder, config, tensors)
         _check_others(folder, config, tensors)
@@ -84,6 +81,51 @@ def read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 def adapted_layers(tensors: Iterable[str]) -> list[str]:
     """Names of the layers that LoRA tensors are of, in order."""
     return list(dict.fromkeys(IN_A_PAIR.sub("", name) for name in tensors if IN_A_PAIR.search(name)))
+
+
+def rank_of(config: Mapping[str, Any], layer: str) -> int:
+    """The rank that a LoRA config gives a layer."""
+    return int(_by_pattern(config, "rank_pattern", layer, config["r"]))
+
+
+def scale_of(config: Mapping[str, Any], layer: str) -> float:
+    """What peft multiplies B A of a layer by: alpha / r, with use_rslora alpha / sqrt(r) (Kalajdzievski 2023,
+    arXiv 2312.03732)."""
+    rank = rank_of(config, layer)
+    alpha = float(_by_pattern(config, "alpha_pattern", layer, config["lora_alpha"]))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(config: Mapping[str, Any], key: str, layer: str, otherwise: float) -> float:
+    """The value of the first pattern that fits, looked up by peft; `_check_names` has seen the patterns."""
+    from peft.utils.other import get_pattern_key
+
+    patterns: dict[str, float] = config.get(key) or {}
+    return patterns.get(get_pattern_key(list(patterns), layer), otherwise)
+
+
+def check_plain(folder: Path, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
+    """Refuse an adapter that is more than B and A over linear layers.
+
+    Raises:
+        InputError: what it has besides, and what to do.
+    """
+    names = " ".join(tensors)
+    start = str(config.get("init_lora_weights"))
+    more = {
+        f"its peft_type is {config['peft_type']}": config["peft_type"] != "LORA",
+        "use_dora scales whole weights": config.get("use_dora") or ".lora_magnitude_vector" in names,
+        "lora_bias trains biases": config.get("lora_bias") or ".lora_B.bias" in names,
+        f"bias {config.get('bias')!r} trains the base's biases": config.get("bias") not in (None, "none"),
+        "it adapts an embedding": ".lora_embedding_" in names,
+        f"init_lora_weights {start} changes the base": start.startswith(("pissa", "olora")),
+    }
+    extra = next((what for what, true in more.items() if true), None)
+    if extra is not None:
+        raise InputError(
+            f"{folder}: expected plain LoRA over linear layers, and {extra}; train it again without this, or "
+            "merge it into its base with peft (merge_and_unload) and take the merged model as the base"
+        )
 
 
 def arguments_for_peft(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
@@ -143,13 +185,18 @@ def _check_pairs(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
         A, B = (tensors.get(f"{layer}.lora_{part}.weight") for part in "AB")
         if A is None and B is None:
             A, B = (tensors.get(f"{layer}.lora_embedding_{part}") for part in "AB")
-        whole = A is not None and B is not None and A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1]
-        if not whole or (A.shape[0] != config["r"] and not config.get("rank_pattern")):  # type: ignore[union-attr]
+        rank = rank_of(config, layer)
+        if A is None or B is None or not _is_pair(B, A, rank):
             shapes = [tuple(factor.shape) if factor is not None else "nothing" for factor in (B, A)]
             raise InputError(
-                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {config['r']}, found {shapes[0]} "
+                f"{folder}: layer {layer[:200]!r}: expected B and A of rank {rank}, found {shapes[0]} "
                 f"and {shapes[1]}; write the adapter again"
             )
+
+
+def _is_pair(B: Tensor, A: Tensor, rank: int) -> bool:
+    numbers = B.is_floating_point() and A.is_floating_point()
+    return numbers and A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1] == rank
 
 
 def _check_others(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -5,16 +5,12 @@ peft alone can load it. A trained head is stored as peft stores `modules_to_save
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedsb.adapter import LoraPair
@@ -25,12 +21,13 @@ from fedsb.models.digest import layer_digest
 from fedsb.models.peft_checks import (
     CONFIG,
     PREFIX,
-    WEIGHTS,
     adapted_layers,
     arguments_for_peft,
     read_config,
     read_tensors,
+    scale_of,
 )
+from fedsb.models.peft_weights import WEIGHTS, metadata_of, safetensors_bytes, weights_file
 
 BASE_WEIGHTS = "fedsb_base_weights"
 """Where the weights' file says of its base what `layer_digest` said; peft does not look at it."""
@@ -58,45 +55,32 @@ def write_adapter(
     """
     folder.mkdir(parents=True, exist_ok=True)
     head = head or {}
-    tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in head.items()}
+    tensors = {f"{PREFIX}{name}": value for name, value in head.items()}
     rank = max(pair.A.shape[0] for pair in pairs.values())
     for layer, pair in ((layer, at_rank(pair, rank)) for layer, pair in pairs.items()):
-        tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A.cpu().contiguous()
-        tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B.cpu().contiguous()
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B
     config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
     metadata = {"format": "pt"} | ({BASE_WEIGHTS: base_weights} if base_weights else {})
-    write_bytes(folder / WEIGHTS, _saved(tensors, metadata))
+    write_bytes(folder / WEIGHTS, safetensors_bytes(tensors, metadata))
     write_json(folder / CONFIG, config)
 
 
-def _saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The file's bytes, the same each time: safetensors itself writes several metadata in any order."""
-    content = save(dict(tensors))
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps({"__metadata__": dict(metadata)} | json.loads(content[8:end]), separators=(",", ":"))
-    padded = header.encode() + b" " * (-len(header.encode()) % 8)
-    return len(padded).to_bytes(8, "little") + padded + content[end:]
-
-
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LoraPair], dict[str, Tensor]]:
-    """(peft config, LoRA pairs with the scale folded into B, other tensors such as a head).
+    """(peft config, LoRA pairs in fp32 with their scales in B, other tensors such as a head).
 
     Raises:
-        InputError: no LoRA adapter there with one rank and one scale, or it cannot be read.
+        InputError: no plain LoRA adapter there, or it cannot be read.
     """
     config = read_config(folder)
-    tensors = read_tensors(folder, config)
-    layers = adapted_layers(tensors)
-    names = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
-    if config["peft_type"] != "LORA" or config.get("alpha_pattern") or not names <= tensors.keys():
-        raise InputError(f"{folder}: expected plain LoRA over linear layers, with one scale for all of them")
-    if any(".lora_" in name for name in tensors.keys() - names):
-        raise InputError(f"{folder}: expected plain LoRA; found more than B and A of a layer")
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    pairs = {
-        n: LoraPair(scale * tensors[f"{n}.lora_B.weight"], tensors[f"{n}.lora_A.weight"]) for n in layers
-    }
-    return config, pairs, {name: value for name, value in tensors.items() if name not in names}
+    tensors = read_tensors(folder, config, plain=True)
+    pairs = {layer: _pair(config, tensors, layer) for layer in adapted_layers(tensors)}
+    return config, pairs, {name: value for name, value in tensors.items() if ".lora_" not in name}
+
+
+def _pair(config: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: str) -> LoraPair:
+    A, B = (tensors[f"{layer}.lora_{part}.weight"].float() for part in "AB")
+    return LoraPair(scale_of(config, layer) * B, A)
 
 
 def put_on(model: nn.Module, folder: Path) -> nn.Module:
@@ -110,7 +94,7 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
     config = read_config(folder)
     tensors = read_tensors(folder, config)
     if config["peft_type"] == "LORA":
-        _check_layers(folder, model, config, tensors)
+        _check_lora_layers(folder, model, config, tensors)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -126,30 +110,50 @@ def put_on(model: nn.Module, folder: Path) -> nn.Module:
 
 def base_weights_of(folder: Path) -> str | None:
     """What the folder says of its base's weights, if anything: those of peft do not."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        digest: str | None = (file.metadata() or {}).get(BASE_WEIGHTS)
-    return digest
+    return metadata_of(weights_file(folder)).get(BASE_WEIGHTS)
 
 
 def check_fits(folder: Path, model: nn.Module) -> None:
     """Refuse a LoRA folder that was made for another model.
 
     Raises:
-        InputError: a layer is missing, has another shape, or has the same dtype and other numbers than the
-            one the adapter was trained on; the message names the adapter's own base.
+        InputError: as `check_layers`.
     """
     config = read_config(folder)
-    _check_layers(folder, model, config, read_tensors(folder, config))
+    _check_lora_layers(folder, model, config, read_tensors(folder, config))
 
 
-def _check_layers(
+def _check_lora_layers(
     folder: Path, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    made_for = str(config.get("base_model_name_or_path"))[:200]
-    linear = [name for name in adapted_layers(tensors) if f"{name}.lora_A.weight" in tensors]
+    A, B = ({n: tensors.get(f"{n}.lora_{part}.weight") for n in adapted_layers(tensors)} for part in "AB")
+    shapes = {n: (b.shape[0], a.shape[1]) for n, b in B.items() if b is not None and (a := A[n]) is not None}
+    made_for = str(config.get("base_model_name_or_path"))
+    check_layers(folder, model, shapes, made_for=made_for, base_weights=base_weights_of(folder))
+
+
+def check_layers(
+    folder: Path,
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    made_for: str,
+    base_weights: str | None,
+) -> None:
+    """Refuse what was made for layers of another model.
+
+    Args:
+        shapes: (out, in) of each layer by name.
+        made_for: the model that it names.
+        base_weights: what `layer_digest` said of these layers; None where nobody knows.
+
+    Raises:
+        InputError: a layer is missing, has another shape, or has the same dtype and other numbers than the
+            one that was trained on; the message names the model it was made for.
+    """
+    made_for = made_for[:200]
     modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if is_linear(m)}
-    for name in linear:
-        shape = (tensors[f"{name}.lora_B.weight"].shape[0], tensors[f"{name}.lora_A.weight"].shape[1])
+    for name, shape in shapes.items():
         here = features(modules[name]) if name in modules else None
         if here != shape:
             layer_here = "no such layer" if here is None else f"{here[0]} x {here[1]}"
@@ -157,8 +161,8 @@ def _check_layers(
                 f"{folder}: this adapter was made for another model ({made_for}): layer {name!r} is "
                 f"{shape[0]} x {shape[1]} in it, and the model here has {layer_here}"
             )
-    trained_on, here_now = base_weights_of(folder), layer_digest({name: modules[name] for name in linear})
-    if trained_on and here_now and _other_numbers(trained_on, here_now):
+    here_now = layer_digest({name: modules[name] for name in shapes})
+    if base_weights and here_now and _other_numbers(base_weights, here_now):
         raise InputError(
             f"{folder}: this adapter was trained on other weights ({made_for}) than the model here has, in "
             "layers of the same shapes; name the model that it was trained on"

@@ -5,6 +5,10 @@ With z = A x (rows of tokens), u = B^T g (g the gradient at the layer's output),
     R: s_h sum_t u_h z_h^T      s: <R_h, sum_t u_h z_h^T>
     B: sum_t g (core z)^T       A: sum_t (core^T u) x^T          all times the layer's scale
 
+Of a mixture, with p the weights of its experts e at each token, and a the gradient at the gate's scores:
+
+    R_e: sum_t p_te u z^T       G: sum_t a [q; 1]^T, of which a counts all that depends on p
+
 Sums run over the example's own tokens. They are formed in fp32 at least: what Opacus clips must be what was
 measured.
 """
@@ -21,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsb.adapter import LowRankLinear
+from fedsb.adapter.routing import Gate
 
 
 def factor_gradients(
@@ -30,6 +35,8 @@ def factor_gradients(
     x, g = tokens(activations[0]), tokens(backprops) * layer.scale
     A, B = layer.A.detach().to(x.dtype), layer.B.detach().to(x.dtype)
     z, u = x @ A.T, g @ B
+    if layer.routing is not None:
+        return _expert_gradients(layer, z, u)
     core_z, core_u = z, u
     if (core := layer.core()) is not None:
         core = core.detach().to(x.dtype)
@@ -56,6 +63,26 @@ def _core_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Param
     return gradients
 
 
+def _expert_gradients(layer: LowRankLinear, z: Tensor, u: Tensor) -> dict[nn.Parameter, Tensor]:
+    R, routing = layer.R, layer.routing
+    assert R is not None
+    assert routing is not None
+    if not R.requires_grad:
+        return {}
+    with torch.no_grad():
+        p = routing.weights(layer, z).to(z.dtype)
+    return {R: torch.einsum("nte,nto,nti->neoi", p.expand(-1, z.shape[1], -1), u, z)}
+
+
+def gate_gradients(
+    gate: Gate, activations: list[Tensor], backprops: Float[Tensor, "n t e"]
+) -> dict[nn.Parameter, Tensor]:
+    """Opacus' grad sampler of a mixture's gate."""
+    q = activations[0].to(torch.promote_types(backprops.dtype, torch.float32))
+    directions = torch.einsum("nte,ntk->nek", backprops.to(q.dtype), q)
+    return {gate.weight: torch.cat([directions, backprops.to(q.dtype).sum(1)[..., None]], -1)}
+
+
 def _blocks(rows: Float[Tensor, "n t k"], core: Float[Tensor, "h r r"], order: str) -> Tensor:
     """Each head's block of the rows through its core, or through the transposed core."""
     blocks = rows.unflatten(-1, core.shape[:2])
@@ -74,6 +101,7 @@ def per_example_gradients(model: nn.Module) -> Iterator[None]:
     from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 
     register_grad_sampler(LowRankLinear)(factor_gradients)
+    register_grad_sampler(Gate)(gate_gradients)
     hooks = GradSampleHooks(model, loss_reduction="sum")
     try:
         with warnings.catch_warnings():

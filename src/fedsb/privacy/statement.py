@@ -70,9 +70,14 @@ def _of_examples(facts: Mapping[str, Any]) -> list[str]:
         "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
         f"gradient was clipped to the L2 norm {facts['clip_norm']:g}, and the client added Gaussian noise of "
         f"{_noise(facts)} times that norm to each step's sum, {_source(facts)}.",
-        "Taken as public: how many examples each client has, and the set of labels. Not covered: "
+        f"Taken as public: how many examples each client has{_by_expert(facts)}, and the set of labels. Not "
+        "covered: "
         f"{OBSERVABLE}; {OTHER_DATA}",
     ]
+
+
+def _by_expert(facts: Mapping[str, Any]) -> str:
+    return ", how many of each expert" if facts.get("counts_by_expert_public") else ""
 
 
 def _rounds(facts: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ class Run:
     summary: dict[str, Any] | None
     partition: dict[str, Any]
     scores: dict[str, Any] = field(default_factory=dict)  # of evaluation/scores.json: name -> value, low, ...
+    routing: dict[str, Any] = field(default_factory=dict)  # of routing.json: how a mixture was used
     samples: tuple[dict[str, str], ...] = ()  # a language model's answers: prompt, answer, expected
 
 
@@ -56,6 +57,7 @@ def load_run(folder: Path) -> Run:
         summary=_optional_json(folder / "summary.json"),
         partition=_optional_json(folder / "partition.json") or {},
         scores=mapping((_optional_json(folder / "evaluation" / "scores.json") or {}).get("scores")),
+        routing=_optional_json(folder / "routing.json") or {},
         samples=_samples(folder / "samples.jsonl"),
     )
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedsb.report.canvas import INK, MARKERS, PAPER, Key, Plot, draw, key, series
-from fedsb.report.units import human_bytes, plural
+from fedsb.report.units import human_bytes, percent, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_WRITTEN = 64
+"""Cells of a heat map with their number in them."""
 Box = tuple[float, float, float, float]  # left, bottom, width, height
 Show = Callable[[float], str]
 
@@ -139,6 +141,47 @@ def grid(
     says = ", ".join(f"{len(item.boxes)} times {item.key.name}" for item in items)
     alt = f"Grid, {title}: {plural(len(rows), 'client')} by {plural(len(rounds), 'round')}; {says}."
     return layers(title, items, name=name, alt=alt, frame=frame)
+
+
+class Ticks(NamedTuple):
+    """An axis of a heat map: its name, and names at places along it."""
+
+    title: str
+    names: Sequence[str]
+    places: Sequence[float] | None = None  # None: one for each row or column
+
+
+def heat(title: str, down: Ticks, across: Ticks, shares: Sequence[Sequence[float]], *, name: str) -> Plot:
+    """Shares from 0 to 1, row by row, by the depth of one colour; written out where there is room."""
+    cells = [(column, row, share) for row, line in enumerate(shares) for column, share in enumerate(line)]
+
+    def paint(axes: "Axes") -> None:
+        for column, row, share in cells:
+            _shade(axes, cell(column, row, 0.02), share)
+            if len(cells) <= MOST_WRITTEN:
+                axes.text(column, row, percent(share, 0), ha="center", va="center", color=INK)
+        axes.set(xlim=(-0.6, len(shares[0]) - 0.4), ylim=(len(shares) - 0.4, -0.6))
+        axes.set(xlabel=across.title, ylabel=down.title)
+        axes.grid(visible=False)
+        _place(axes.xaxis, across, max(4, 60 // len(across.names)))
+        _place(axes.yaxis, down, 10)
+
+    said = "; ".join(" ".join(percent(share, 0) for share in line) for line in shares[:20])
+    return Plot(title, draw(paint, name=name), f"Heat map, {title}, row by row: {said}.")
+
+
+def _shade(axes: "Axes", box: Box, share: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, low, width, height = box
+    depth = 0.06 + 0.64 * min(max(share, 0.0), 1.0)  # text is readable on the deepest
+    axes.add_patch(Rectangle((left, low), width, height, facecolor=series(0), alpha=depth, linewidth=0))
+
+
+def _place(axis: object, ticks: Ticks, length: int, most: int = 12) -> None:
+    places = range(len(ticks.names)) if ticks.places is None else ticks.places
+    pairs = list(zip(places, ticks.names, strict=True))[:: -(-len(ticks.names) // most)]
+    axis.set_ticks([at for at, _ in pairs], [_cut(name, length) for _, name in pairs])  # type: ignore[attr-defined]
 
 
 def cell(column: float, row: float, gap: float = 0.06) -> Box:

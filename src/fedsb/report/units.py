@@ -81,8 +81,10 @@ def plural(number: int, word: str) -> str:
 
 
 def short_name(value: object) -> str:
-    """A config value in a few words: of an absolute path the last part, of named sources the names."""
+    """A config value in a few words: an absolute path's last part, named sources' names, a list's items."""
     if isinstance(value, Mapping):
         return ", ".join(map(str, value))
+    if isinstance(value, list):
+        return ", ".join(map(short_name, value))
     text = str(value)
     return PurePath(text).name if PurePath(text).is_absolute() else text

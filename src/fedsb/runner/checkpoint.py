@@ -24,6 +24,7 @@ from fedsb.adapter import FACTOR_NAMES, Factors, LoraPair
 from fedsb.common.files import finite, write_bytes, write_json
 from fedsb.common.strict_json import parse_json
 from fedsb.errors import InputError
+from fedsb.federation.experts import ExpertState
 from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Traffic
 from fedsb.methods import BaseUpdate
@@ -61,6 +62,7 @@ def save_checkpoint(folder: Path, saved: RunState) -> None:
         "round": saved.state.round,
         "factors_round": saved.factors_round,
         "base": {name: getattr(base, name) for name in ("last_rank", "changed", "previous", "seen")},
+        "experts": _experts_record(saved.state.experts),
         "files": saved.hashes,
         "seconds": saved.seconds,
         "draw": saved.draw,
@@ -85,7 +87,31 @@ def _state_tensors(state: ServerState) -> dict[str, Tensor]:
     for name, value in state.base.last.items():
         parts = value._asdict() if isinstance(value, LoraPair) else {"dense": value}
         tensors |= {f"last {part} {name}": tensor for part, tensor in parts.items()}
+    if (experts := state.experts) is not None:
+        tensors |= {"usage": experts.usage} | {f"cores {n}": core for n, core in experts.cores.items()}
+        tensors |= {} if experts.gate is None else {"gate": experts.gate}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _experts_record(experts: ExpertState | None) -> dict[str, Any] | None:
+    """What of a mixture is no tensor; numbers of clients and experts in lists, as JSON has text for keys."""
+    if experts is None:
+        return None
+    counts = [[client, list(held.items())] for client, held in experts.counts.items()]
+    return {"counts": counts, "opened": experts.opened, "holding": sorted(experts.holding)}
+
+
+def _experts_of(tensors: dict[str, Tensor], record: dict[str, Any] | None) -> ExpertState | None:
+    if record is None:
+        return None
+    return ExpertState(
+        counts={client: {e: number for e, number in held} for client, held in record["counts"]},
+        usage=tensors["usage"],
+        opened=record["opened"],
+        holding=frozenset(record["holding"]),
+        cores={n.removeprefix("cores "): t for n, t in tensors.items() if n.startswith("cores ")},
+        gate=tensors.get("gate"),
+    )
 
 
 def _state_of(tensors: dict[str, Tensor], record: dict[str, Any]) -> ServerState:
@@ -96,7 +122,8 @@ def _state_of(tensors: dict[str, Tensor], record: dict[str, Any]) -> ServerState
     for name in [n.removeprefix("last B ") for n in tensors if n.startswith("last B ")]:
         last[name] = LoraPair(tensors[f"last B {name}"], tensors[f"last A {name}"])
     facts = record["base"] | {"seen": {int(client): at for client, at in record["base"]["seen"].items()}}
-    return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts))
+    experts = _experts_of(tensors, record["experts"])
+    return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts), experts)
 
 
 def load_checkpoint(folder: Path) -> RunState | None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from fedsb.common.seeding import numpy_generator
 from fedsb.config import RunConfig
+from fedsb.config.method import method_of
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.client import client_update
@@ -20,6 +21,7 @@ from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.server import Arrived, Failed, Outcome
+from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import heads_of, local_training
@@ -58,6 +60,22 @@ class LocalClient:
             return self._update(broadcast, number, on_step)
         return self.private.release(self.client, number, lambda: self._update(broadcast, number, on_step))
 
+    def statistics(self, question: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
+        """The sums over its rows that a mixture's gate is made of.
+
+        Raises:
+            UpdateRejected: the question is not for this client's experts.
+        """
+        return client_statistics(
+            question,
+            self.local_model,
+            self.examples,
+            self.training,
+            client=self.client,
+            experts=own_experts(self.examples),
+            registered=self.registered,
+        )
+
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
         return client_update(
             broadcast,
@@ -73,10 +91,18 @@ class LocalClient:
         )
 
 
-def part_of(config: RunConfig, client: int, round_number: int) -> Part:
-    """The client's rank, and the heads it trains in this round."""
+def own_experts(examples: Iterable[Example]) -> tuple[int, ...]:
+    """The experts that a client of these examples trains; the first alone where they are not known."""
+    return tuple(sorted({example.get("expert", 0) for example in examples}))
+
+
+def part_of(config: RunConfig, client: int, experts: tuple[int, ...], round_number: int) -> Part:
+    """The client's rank, and the heads, or of a mixture its experts, that it trains in this round."""
     ranks, trained = config.federation.client_ranks, config.federation.client_heads
     rank = config.method.rank if ranks is None else ranks[client]
+    if config.method.experts is not None:
+        gated = "G" in method_of(config).trains(round_number)
+        return Part(rank, experts=None if gated else experts)
     if trained is None:
         return Part(rank)
     rng = numpy_generator(config.seed, "heads", round_number, client)
@@ -90,7 +116,8 @@ def local_clients(
     training, seed = local_training(config), config.seed
 
     def local_client(client: int) -> LocalClient:
-        part, examples = partial(part_of, config, client), [data.train[i] for i in data.parts[client]]
+        examples = [data.train[i] for i in data.parts[client]]
+        part = partial(part_of, config, client, own_experts(examples))
         return LocalClient(client, local_model, examples, training, seed, part, private)
 
     return local_client
@@ -105,7 +132,7 @@ MessageTo = Callable[[int], bytes]
 AskClients = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
 
-Kind = Literal["hello", "warm-up", "contribute", "bases", "train"]
+Kind = Literal["hello", "warm-up", "contribute", "bases", "statistics", "train"]
 """Every question that a node answers; `node.QUESTIONS` has the answer of each."""
 
 Ask = Callable[[Kind, Sequence[int], MessageTo], Iterable[Outcome]]
@@ -118,12 +145,14 @@ class RemoteClients:
 
     Attributes:
         sizes: training examples of each, by client.
+        experts: of a mixture, how many of them are of each expert, where they say so.
         base_digest: of the base model they have; None if they were not asked.
     """
 
     sizes: Sequence[int]
     ask: Ask
     base_digest: str | None = None
+    experts: Sequence[Sequence[int]] = ()
 
     @property
     def parts(self) -> list[list[int]]:
@@ -143,14 +172,20 @@ def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskC
     return ask
 
 
-def clients_here(client_of: Callable[[int], LocalClient], progress: Progress) -> AskClients:
-    """Clients in this process; `client_of(client)` is made when its turn comes."""
+def clients_here(
+    client_of: Callable[[int], LocalClient],
+    progress: Progress,
+    answer: Callable[[LocalClient, bytes, OnStep], bytes] = lambda client, *question: client.answer(
+        *question
+    ),
+) -> AskClients:
+    """Clients in this process; `client_of(client)` is made when its turn comes, and answers so."""
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:
             local_client = client_of(client)
             progress.client_begins(client, round(local_client.training.epochs * len(local_client.examples)))
-            return local_client.answer(broadcast(client), progress.step)
+            return answer(local_client, broadcast(client), progress.step)
 
         for outcome in simulate_cohort(cohort, update):
             progress.client_ends(outcome.client, getattr(outcome, "reason", None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedsb.adapter.attached import Attached
+from fedsb.adapter.mixture import mixture_of
 from fedsb.common.files import write_json, write_jsonl
 from fedsb.common.seeding import numpy_generator
 from fedsb.common.stage import stage
@@ -19,13 +21,18 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.models.limits import check_token_ids
-from fedsb.models.peft_folder import put_on
+from fedsb.models.mixture_folder import is_mixture, put_mixture_on
+from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent
+from fedsb.runner.chosen_lora import model_folder
+from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.prepare_data import encode, read_splits, task_of
-from fedsb.runner.prepare_model import check_limits, largest_id, load_model
+from fedsb.runner.prepare_experts import with_known_experts
+from fedsb.runner.prepare_model import check_limits, head_notes, largest_id, load_model
+from fedsb.runner.routing_record import other_routings
 from fedsb.runner.vllm import check_vllm, vllm_engines
-from fedsb.tasks import Task
+from fedsb.tasks import Row, Task
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.generate import Engine, transformers_engine
 from fedsb.tasks.intervals import Score, mean_of_shares, scores
@@ -39,7 +46,8 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
-from fedsb.tasks.task import Measurement
+from fedsb.tasks.sources import source_name
+from fedsb.tasks.task import Example, Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
 """In a run folder: where a finished run's scores and outputs are."""
@@ -64,12 +72,14 @@ def evaluate(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Metrics of `model` (hub id or folder), with the PEFT adapter if given: {"metrics": name -> number,
+    """Metrics of `model` (hub id or folder), with an adapter if given: {"metrics": name -> number,
     "examples": test examples, "scores": name -> value, low, high, count, interval}.
 
-    Metrics of a benchmark are called NAME_METRIC.
+    Metrics of a benchmark are called NAME_METRIC. Of a mixture also {"other_routings": {"oracle", "static"}}:
+    scores of the test examples as `other_routings` says, without generated texts.
 
     Args:
+        adapter: a PEFT folder, or that of a mixture, which is scored as it routes.
         out: folder for outputs (NAME.jsonl) and scores.json; what lies there of the same model and questions
             is used, so that an evaluation that was stopped resumes.
 
@@ -81,12 +91,15 @@ def evaluate(
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = encode(task, test, config.data.test)
+    examples = encode(task, test, source_name(config.data.test))
+    routes = adapter is not None and is_mixture(adapter)
     cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
-    for warning in (*cut, *_check_answers(config, task)):
+    for warning in (*cut, *_check_answers(config, task, routes=routes)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
-    loaded = _load_with_adapter(config, model, tokenizer, task, adapter)
+    for note in head_notes(model, task) if adapter is None else ():
+        progress.stage(note)
+    loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
     check_limits(config, loaded, tokenizer, examples, path=model)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
@@ -99,10 +112,28 @@ def evaluate(
         "examples": len(examples),
         "scores": {name: score.to_json() for name, score in results.items()},
     }
+    if attached is not None:
+        result["other_routings"] = _other_routings(config, attached, task, examples, test)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / SCORES, result)
     return result
+
+
+def _other_routings(
+    config: RunConfig, attached: Attached, task: Task, examples: list[Example], rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Scores of a mixture's test examples by each other routing; None where it cannot be told."""
+    mixture = mixture_of(attached)
+    size = config.evaluation.batch_size
+
+    def scored(model: nn.Module) -> dict[str, Any]:
+        measured = task.measure(model, known, batch_size=size)
+        bootstrap = numpy_generator(config.seed, "bootstrap")
+        return {name: score.to_json() for name, score in scores(measured, bootstrap).items()}
+
+    known = with_known_experts(config, mixture.experts, rows, examples)
+    return other_routings(attached, known, scored)
 
 
 def check_evaluation(config: RunConfig) -> list[str]:
@@ -112,11 +143,17 @@ def check_evaluation(config: RunConfig) -> list[str]:
         InputError: as `evaluate`.
     """
     rows, _ = read_splits(config)
-    return _check_answers(config, task_of(config, load_tokenizer(config.model.path), rows))
+    task = task_of(config, load_tokenizer(config.model.path), rows)
+    return _check_answers(config, task, routes=config.method.experts is not None)
 
 
-def _check_answers(config: RunConfig, task: Task) -> list[str]:
+def _check_answers(config: RunConfig, task: Task, *, routes: bool) -> list[str]:
     if config.evaluation.benchmarks and config.evaluation.generation.engine == "vllm":
+        if routes:
+            raise InputError(
+                "evaluation.generation.engine: vllm has no router between the experts of a mixture; take "
+                "transformers"
+            )
         check_vllm()
     return check_benchmarks(config, task)[1]
 
@@ -131,8 +168,8 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
 
     if not (folder / "summary.json").is_file():
         raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
-    config = RunConfig.from_yaml(folder / "config.yaml")
-    adapter, out = folder / "adapter", folder / FOLDER
+    config = with_base(RunConfig.from_yaml(folder / "config.yaml"), None, "-s model.path=PATH")
+    adapter, out = model_folder(folder), folder / FOLDER
     result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress)
     write_report([folder], folder / "report.html")
     return result
@@ -220,7 +257,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
             from fedsb.runner.export import export_merged
 
             path = str(Path(folder) / "merged")
-            export_merged(model.adapter.parent, Path(path))
+            export_merged(model.adapter.parent, Path(path), base=model.path)
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
@@ -243,14 +280,23 @@ def _counted(total: int, progress: Progress) -> Callable[[int], None]:
 
 def _load_with_adapter(
     config: RunConfig, model: str, tokenizer: Any, task: Task, adapter: Path | None
-) -> nn.Module:
-    """The model in eval mode, the adapter put on by peft."""
+) -> tuple[nn.Module, Attached | None]:
+    """The model in eval mode, the adapter put on by peft; of a mixture what was put on besides."""
     base = load_model(config, model, tokenizer, task)
     if adapter is None:
-        return base
-    if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"--adapter: {adapter} has no adapter_config.json; expected a PEFT LoRA folder")
+        return base, None
     try:
-        return put_on(base, adapter)
+        began_on = with_base(config, model, "")
+        if is_mixture(adapter):
+            check_same_base(adapter.parent, began_on, base)
+            attached = put_mixture_on(base, adapter)
+            return attached.model, attached
+        if not (adapter / "adapter_config.json").is_file():
+            raise InputError(
+                f"{adapter} has no adapter_config.json; expected a PEFT LoRA folder or a mixture"
+            )
+        check_fits(adapter, base)
+        check_same_base(adapter.parent, began_on, base)
+        return put_on(base, adapter), None
     except InputError as error:
         raise InputError(f"--adapter: {error}") from None

@@ -1,4 +1,4 @@
-"""Out of the run: a standard PEFT LoRA folder at a wished rank, or merged weights. Checked before done."""
+"""Out of the run: standard PEFT LoRA folders at a wished rank, or merged weights. Checked before done."""
 
 from __future__ import annotations
 
@@ -13,25 +13,42 @@ from torch import Tensor, nn
 
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import Attached, attach, detach, merge
-from fedsb.common.files import read_json, write_text
+from fedsb.common.files import read_json, write_bytes, write_json, write_text
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
-from fedsb.models.peft_folder import at_rank, base_weights_of, check_fits, put_on, read_adapter, write_adapter
+from fedsb.models.load import quiet_loading, text_config
+from fedsb.models.mixture_folder import is_mixture, read_mixture
+from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
+from fedsb.models.peft_weights import safetensors_bytes
+from fedsb.models.public_name import public_name
+from fedsb.runner.chosen_lora import ADAPTER, MEAN, MIXTURE, ChosenLora, chosen_lora, folder_names
+from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share
 from fedsb.runner.folder import check_place
-from fedsb.runner.model_card import model_card
+from fedsb.runner.model_card import experts_card, model_card
+from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.vllm import check_servable as check_vllm
 from fedsb.runner.vllm import serving_rank
 
 Server = Literal["vllm"]
+GATE = "gate.safetensors"
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest difference of merged and adapted logits, relative to the largest logit, by the base's dtype."""
+"""Largest difference of exported and adapted logits, relative to the largest logit, by the dtype of what is
+written. It bounds the arithmetic; merged weights are compared bit by bit, and their rounding is stated."""
 
 
 @stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
-def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server | None = None) -> int:
+def export_lora(
+    run: Path,
+    out: Path,
+    *,
+    rank: int | None = None,
+    server: Server | None = None,
+    expert: str | None = None,
+    base: str | None = None,
+) -> int:
     """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
 
     The written folder is put on the base model by peft, and its logits are compared with the run's.
@@ -39,32 +56,71 @@ def export_lora(run: Path, out: Path, *, rank: int | None = None, server: Server
     Args:
         rank: any that holds the whole update; default the run's, or with `server` the next it accepts.
         server: "vllm": refuse what vLLM would.
+        expert: of a mixture which, or their mean; see `chosen_lora`.
+        base: where the base model is now, if it was moved.
 
     Raises:
         InputError: the run is not finished, `out` is taken, its base is another model now, the rank would
-            lose part of the adapter, or the server would refuse it.
+            lose part of the adapter, the server would refuse it, or `expert` does not fit the run.
         RunFailed: what was written differs from what was meant.
     """
-    config = _config_of(run)
-    peft_config, pairs, head = read_adapter(run / "adapter")
-    rank = _rank_for(server, peft_config, rank)
-    padded = {name: at_rank(pair, rank) for name, pair in pairs.items()}
+    config = _config_of(run, base)
+    lora = chosen_lora(run, expert)
+    rank = _rank_for(server, lora.peft_config, rank)
     with _new_folder(out) as part:
-        adapted, _ = _adapted(run, config)
-        expected = _logits(adapted.model)
-        model = detach(adapted)
-        write_adapter(
-            part,
-            padded,
-            base_model=peft_config["base_model_name_or_path"],
-            causal=peft_config["task_type"] == "CAUSAL_LM",
-            base_weights=base_weights_of(run / "adapter"),
-            fan_in_fan_out=peft_config["fan_in_fan_out"],
-            head=head,
-        )
-        _check(_logits(_with_peft(model, head, part)), expected, config)
-        write_text(part / "README.md", model_card(run, rank=rank))
+        model, _ = _base(run, config)
+        _write_checked(part, lora, rank, model, config)
+        write_text(part / "README.md", model_card(run, rank=rank, expert=expert))
     return rank
+
+
+def export_experts(
+    run: Path, out: Path, *, rank: int | None = None, server: Server | None = None, base: str | None = None
+) -> dict[str, str]:
+    """Write every expert of a run's mixture as a PEFT LoRA folder, as `export_lora` does; expert -> folder.
+
+    Beside them experts.json, which expert lies where, and of a mixture with route: request its gate.
+
+    Raises:
+        InputError: as `export_lora`, or the run has no mixture.
+    """
+    config = _config_of(run, base)
+    if not is_mixture(run / MIXTURE):
+        raise InputError(f"--format experts: {run} has one adapter and no mixture; take --format lora")
+    mixture = read_mixture(run / MIXTURE).mixture
+    names = folder_names(mixture.experts)
+    rank = _rank_for(server, chosen_lora(run, MEAN).peft_config, rank)
+    with _new_folder(out) as part:
+        model, _ = _base(run, config)
+        for name, folder in names.items():
+            model = _write_checked(part / folder, chosen_lora(run, name), rank, model, config)
+        write_json(part / "experts.json", {"route": mixture.route, "experts": names})
+        if mixture.gate is not None:
+            write_bytes(part / GATE, safetensors_bytes({"gate": mixture.gate}, {"format": "pt"}))
+        write_text(part / "README.md", experts_card(run, names, rank=rank))
+    return names
+
+
+def _write_checked(
+    folder: Path, lora: ChosenLora, rank: int, base: nn.Module, config: RunConfig
+) -> nn.Module:
+    """Write the LoRA and compare logits; the base without it again."""
+    adapted = _put_on(base, lora)
+    expected = _logits(adapted.model)
+    base = detach(adapted)
+    write_adapter(
+        folder,
+        {name: at_rank(pair, rank) for name, pair in lora.pairs.items()},
+        base_model=public_name(lora.peft_config["base_model_name_or_path"]),
+        causal=lora.peft_config["task_type"] == "CAUSAL_LM",
+        base_weights=lora.base_weights,
+        fan_in_fan_out=lora.peft_config["fan_in_fan_out"],
+        head=lora.head,
+    )
+    with_peft: Any = _with_peft(base, lora.head, folder)
+    _check(_logits(with_peft), expected, config.model.dtype)
+    unloaded: nn.Module = with_peft.unload()
+    return unloaded
 
 
 def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | None) -> int:
@@ -76,33 +132,49 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
 
 
 @stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
-def export_merged(run: Path, out: Path) -> None:
-    """Write base model + adapter as one model folder with tokenizer and model card, then load it and compare
-    logits.
+def export_merged(
+    run: Path, out: Path, *, expert: str | None = None, base: str | None = None, dtype: str | None = None
+) -> Merged:
+    """Write base model + adapter as one model folder with tokenizer and model card. Loaded as its own config
+    says it has the weights that were written, and the run's logits; the card says what rounding cost.
+
+    Args:
+        expert: of a mixture which, or their mean; see `chosen_lora`.
+        base: where the base model is now, if it was moved.
+        dtype: of the written weights; default the run's.
 
     Raises:
-        InputError: the run is not finished, or `out` is taken.
-        RunFailed: the reloaded model's logits differ.
+        InputError: the run is not finished, `out` is taken, its base is another model now, or `expert` does
+            not fit the run.
+        RunFailed: what was written differs from what was meant.
     """
-    config = _config_of(run)
+    config = _config_of(run, base)
+    lora, dtype = chosen_lora(run, expert), dtype or config.model.dtype
     with _new_folder(out) as part:
-        model, tokenizer = _adapted(run, config)
-        expected = _logits(model.model)
-        merged: Any = merge(model)
-        merged.save_pretrained(part)
+        model, tokenizer = _base(run, config)
+        adapted = _put_on(model.float() if dtype != config.model.dtype else model, lora)
+        expected = _logits(adapted.model)
+        lost = lost_share(adapted, getattr(torch, dtype))
+        merged: Any = merge(adapted)
+        longest = getattr(config.task, "max_new_tokens", None)
+        describe(merged, tokenizer, getattr(torch, dtype), longest=longest)
+        with quiet_loading():
+            merged.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        num_labels = _num_labels(run, config)
-        reloaded = load_base(str(part), tokenizer=tokenizer, num_labels=num_labels, dtype=config.model.dtype)
-        _check(_logits(reloaded), expected, config)
-        write_text(part / "README.md", model_card(run, rank=None))
+        difference = _check(_logits(load_as_written(part, merged)), expected, dtype)
+        result = Merged(dtype, lost, difference)
+        write_text(part / "README.md", model_card(run, rank=None, merged=str(result), expert=expert))
+    return result
 
 
-def _check(logits: Tensor, expected: Tensor, config: RunConfig) -> None:
+def _check(logits: Tensor, expected: Tensor, dtype: str) -> float:
+    """The largest difference, relative to the largest logit."""
     worst = float((logits - expected).abs().max() / expected.abs().max())
-    if not worst < TOLERANCE[config.model.dtype]:
+    if not worst < TOLERANCE[dtype]:
         raise RunFailed(
             f"export: logits of what was written differ by {worst:.2g} of the largest; nothing was kept"
         )
+    return worst
 
 
 def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Module:
@@ -114,8 +186,12 @@ def _with_peft(model: nn.Module, head: dict[str, Tensor], folder: Path) -> nn.Mo
     return put_on(model, folder)
 
 
-def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
-    """The base model with the run's adapter and head on it."""
+def _base(run: Path, config: RunConfig) -> tuple[nn.Module, Any]:
+    """The base model of the run and its tokenizer.
+
+    Raises:
+        InputError: it is another model now.
+    """
     summary = read_json(run / "summary.json")
     tokenizer = load_tokenizer(config.model.path)
     model = load_base(
@@ -124,15 +200,21 @@ def _adapted(run: Path, config: RunConfig) -> tuple[Attached, Any]:
         num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
         dtype=config.model.dtype,
+        seed=config.seed,
     )
-    check_fits(run / "adapter", model)
-    _, pairs, head = read_adapter(run / "adapter")
+    check_fits(run / ADAPTER, model)
+    check_same_base(run, config, model)
+    return model, tokenizer
+
+
+def _put_on(model: nn.Module, lora: ChosenLora) -> Attached:
+    """The LoRA and its head on the model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, value in head.items():
+        for name, value in lora.head.items():
             parameters[name].copy_(value)
-    factors = {name: Factors(B=pair.B, A=pair.A, R=None) for name, pair in pairs.items()}
-    return attach(model, factors, trains=()), tokenizer
+    factors = {name: Factors(B=pair.B, A=pair.A, R=None) for name, pair in lora.pairs.items()}
+    return attach(model, factors, trains=())
 
 
 def _num_labels(run: Path, config: RunConfig) -> int | None:
@@ -145,19 +227,19 @@ def _num_labels(run: Path, config: RunConfig) -> int | None:
 
 def _logits(model: nn.Module) -> Tensor:
     """The model's logits for four texts of 16 made-up tokens."""
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocabulary = int(text_config(model).vocab_size)
     ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
 
 
-def _config_of(run: Path) -> RunConfig:
-    """The config of a finished run."""
+def _config_of(run: Path, base: str | None = None) -> RunConfig:
+    """The config of a finished run, its base being at `base` if given."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml)")
     if not (run / "summary.json").is_file():
         raise InputError(f"{run}: this run is not finished; resume it: fedsb run --out {run} --resume")
-    return RunConfig.from_yaml(run / "config.yaml")
+    return with_base(RunConfig.from_yaml(run / "config.yaml"), base, "--base PATH")
 
 
 @contextmanager

@@ -19,12 +19,16 @@ from torch import nn
 
 from fedsb.adapter.attached import Attached, fold
 from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
-from fedsb.config.run_config import RunConfig, differences
+from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
+from fedsb.methods import Method
 from fedsb.models.peft_folder import write_adapter
+from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
+from fedsb.runner.continued import check_continues
+from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
@@ -57,8 +61,11 @@ def held(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
+def check_free(folder: Path, config: RunConfig, *, resume: bool, deployed: bool = False) -> None:
     """Refuse a folder that would be overwritten, or that holds a run of another config.
+
+    Args:
+        deployed: clients are on other machines.
 
     Raises:
         InputError: with the cure.
@@ -75,12 +82,8 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool) -> None:
                 f"--resume: {folder} has rounds and no checkpoint/{STATE}, so nobody knows what they were "
                 "of; restore it from a copy, or start again with another --out"
             )
-        before = RunConfig.from_yaml(config_file).model_copy(update={"tracking": config.tracking})
-        changed = differences(before, config)
-        if changed:
-            raise InputError(
-                f"--resume: {folder} was started with another config:\n  " + "\n  ".join(changed)
-            )
+        before, problem = RunConfig.from_yaml(config_file), f"{folder} was started with another config"
+        check_continues(before, config, problem, deployed=deployed)
     elif resume:
         raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
     else:
@@ -126,6 +129,12 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
         write_privately(folder / PRIVATE / "partition.json", whole.encode())
 
 
+def open_again(folder: Path) -> None:
+    """A finished run is one no more: rounds are to follow. Its scores were of another adapter, too."""
+    for name in ("summary.json", "evaluation/scores.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_progress(folder: Path, saved: RunState) -> None:
     """metrics.jsonl and ledger.json up to the last finished round."""
     write_jsonl(folder / "metrics.jsonl", saved.metrics)
@@ -153,14 +162,15 @@ def finish(prepared: Prepared, attached: Attached, saved: RunState, clock: float
     write_adapter(
         folder / "adapter",
         fold(attached),
-        base_model=config.model.path,
+        base_model=public_name(config.model.path),
         base_weights=prepared.layers_digest,
         causal=data.task.num_labels is None,
         fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
         head=base.task_head,
     )
+    mixture = finish_mixture(prepared, attached, saved)
     saved.seconds = time.monotonic() - clock
-    summary = _summary(prepared, saved)
+    summary = _summary(prepared, saved) | ({"mixture": mixture} if mixture else {})
     write_json(folder / "summary.json", summary)
     write_report([folder], folder / "report.html")
     return summary
@@ -170,7 +180,7 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
     """What summary.json holds."""
     config, method, task, privacy = prepared.config, prepared.method, prepared.data.task, prepared.privacy
     traffic, evaluated = saved.traffic, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
-    kind = config.method.init.kind if method.bases == "init" else method.bases
+    kind = _start_kind(config, method)
     return {
         "method": method.name,
         "exact": method.exact,
@@ -189,16 +199,27 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "one_time": [asdict(entry) for entry in traffic if entry.round == 0],
         },
         "initialization": {
-            "kind": "lora" if method.draw else kind,
-            "rule": _rule(config) if kind == "gradient" and not method.draw else None,
+            "kind": kind,
+            "rule": _rule(config) if kind == "gradient" else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
         "tokens": cut_record(config, prepared.data, shown=True),
-        "privacy": privacy_summary(privacy, saved.metrics) if privacy else None,
+        "privacy": privacy_summary(privacy, saved.metrics, experts=bool(prepared.data.experts))
+        if privacy
+        else None,
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
     }
+
+
+def _start_kind(config: RunConfig, method: Method) -> str:
+    """Where the factors came from."""
+    if config.method.init.from_run:
+        return "an earlier run"
+    if method.draw:
+        return "lora"
+    return config.method.init.kind if method.bases == "init" else method.bases
 
 
 def _rule(config: RunConfig) -> str:

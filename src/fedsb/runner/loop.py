@@ -24,13 +24,22 @@ from fedsb.report.write import LivePage
 from fedsb.runner import folder as run_folder
 from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
 from fedsb.runner.client_privacy import secret_cohort
-from fedsb.runner.clients import AskClients, RemoteClients, clients_here, local_clients
+from fedsb.runner.clients import AskClients, LocalClient, RemoteClients, clients_here, local_clients
+from fedsb.runner.gate import finds_groups
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import Prepared, prepare
 from fedsb.runner.processes import pool
 from fedsb.runner.remote_start import BASES, share_bases
 from fedsb.runner.round_zero import begin
-from fedsb.runner.rounds import Session, play_round, put_state, score
+from fedsb.runner.rounds import (
+    Session,
+    make_gate,
+    play_round,
+    put_state,
+    refresh_bases,
+    refresh_due,
+    score,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ def run(
     progress: Progress | None = None,
     remote: RemoteClients | None = None,
 ) -> RunResult:
-    """Do one federated run, or resume one that was stopped, and leave a whole run folder.
+    """Do one federated run, or resume one that was stopped or gets more rounds, and leave a whole run folder.
 
     Args:
         remote: clients on other machines, in place of simulated ones.
@@ -63,13 +72,15 @@ def run(
     config, folder = config.with_absolute_paths(), Path(out)
     check_tracking(config.tracking)
     with run_folder.held(folder):
-        run_folder.check_free(folder, config, resume=resume)
+        run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
         saved = load_checkpoint(folder / "checkpoint") if resume else None
         return _run(prepare(config, folder, progress or Silent(), remote, saved), saved)
 
 
 def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
     config, folder, progress = prepared.config, prepared.folder, prepared.progress
+    if saved is not None and config.privacy is None and saved.state.round < prepared.rules.rounds:
+        run_folder.open_again(folder)
     run_folder.open_folder(folder, config, prepared.data)
     clock = time.monotonic() - (saved.seconds if saved else 0.0)
     saved = saved or begin(prepared)
@@ -98,14 +109,23 @@ def _session(prepared: Prepared, saved: RunState, processes: AskClients | None) 
     config, data, remote = prepared.config, prepared.data, prepared.remote
     local_model = local_model_of(config, data, prepared.base, saved.factors)
     clients = local_clients(config, data, local_model, prepared.privacy)
+    if remote is not None:
+        return Session(prepared, local_model, partial(remote.ask, "train"), partial(remote.ask, "statistics"))
     here = processes or clients_here(clients, prepared.progress)
-    return Session(prepared, local_model, partial(remote.ask, "train") if remote else here)
+    return Session(
+        prepared, local_model, here, clients_here(clients, prepared.progress, LocalClient.statistics)
+    )
 
 
 def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers) -> None:
     """Every round that is left, with a checkpoint after each; the model ends with the last state in it."""
     prepared = session.prepared
     _save(prepared, saved)
+    put_state(session, saved)
+    if refresh_due(saved, prepared.rules):  # a last round has none, and this one is the last no more
+        refresh_bases(session, saved, saved.metrics[-1])
+        _save(prepared, saved)
+    make_gate(session, saved)
     put_state(session, saved)
     while saved.state.round < prepared.rules.rounds:
         watchers.follow(saved.metrics)
@@ -136,6 +156,8 @@ def _cohort(prepared: Prepared, number: int) -> list[int]:
     if secret is not None:
         return secret
     federation = prepared.config.federation
+    if finds_groups(prepared.config, number):
+        return list(range(federation.clients))
     return cohort(federation.clients, federation.clients_per_round, prepared.config.seed, number)
 
 

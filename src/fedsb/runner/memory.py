@@ -19,6 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, linear_layers
 from fedsb.adapter.linear import features
+from fedsb.adapter.mixture import with_experts
+from fedsb.adapter.routing import Routing
 from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
@@ -27,10 +29,12 @@ from fedsb.federation.local_model import Example
 from fedsb.methods import Method, Shape
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import head_parameters
+from fedsb.models.load import text_config
 from fedsb.models.shapes import build_on_meta
-from fedsb.models.targets import chosen_targets, group
+from fedsb.models.targets import group
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import heads_of
+from fedsb.runner.external_experts import target_layers
 
 BYTES_IN_4_BITS = 0.5 + 4 / 64
 """A packed weight and its share of a block's fp32 scale (bitsandbytes' blocks of 64)."""
@@ -83,24 +87,27 @@ class Longest:
         )
 
 
-def estimate_memory(config: RunConfig, num_labels: int | None, longest: Longest) -> Memory | None:
+def estimate_memory(
+    config: RunConfig, num_labels: int | None, longest: Longest, experts: int = 0
+) -> Memory | None:
     """What one run with one client at a time needs; None if the config alone does not say.
 
     An estimate is no reason to refuse a run that it fails on, whatever it fails with: loading the model says
     what is wrong with it, if anything is.
+
+    Args:
+        experts: of a mixture, how many there are; 0: one core.
     """
     try:
-        return _estimate(config, num_labels, longest)
+        return _estimate(config, num_labels, longest, experts)
     except Exception as error:
         show_if_debugging(error)
         return None
 
 
-def _estimate(config: RunConfig, num_labels: int | None, longest: Longest) -> Memory | None:
+def _estimate(config: RunConfig, num_labels: int | None, longest: Longest, experts: int) -> Memory | None:
     model = build_on_meta(config.model.path, num_labels=num_labels)
-    targets = chosen_targets(model, config.method.targets)
-    if model.config.pad_token_id is None:  # type: ignore[union-attr]
-        model.config.pad_token_id = 0  # type: ignore[union-attr]  # a classifier of several rows needs one
+    targets = target_layers(config, model).layers
     if getattr(model.config, "quantization_config", None) is not None:
         return None
     model = model.to(getattr(torch, config.model.dtype)).requires_grad_(False)
@@ -110,10 +117,10 @@ def _estimate(config: RunConfig, num_labels: int | None, longest: Longest) -> Me
     weights = _weights(model, config.model.load_in_4bit)
     return Memory(
         weights=weights,
-        factors=2 * 4 * sum(_factor_numbers(shape, config, method) for shape in shapes.values()),
-        training=_training(config, method, shapes, head),
+        factors=2 * 4 * sum(_factor_numbers(shape, config, method, experts) for shape in shapes.values()),
+        training=_training(config, method, shapes, head, experts),
         start=_start(config, method, shapes),
-        activations=_activations(config, model, method, longest),
+        activations=_activations(config, model, method, longest, experts),
     )
 
 
@@ -199,17 +206,20 @@ def _weights(model: nn.Module, in_4_bits: bool) -> int:
     )
 
 
-def _factor_numbers(shape: Shape, config: RunConfig, method: Method) -> int:
+def _factor_numbers(shape: Shape, config: RunConfig, method: Method, experts: int) -> int:
     rank, heads = config.method.rank, heads_of(config)
-    core = heads * rank * rank if method.has_core else 0
+    core = (experts or heads) * rank * rank + experts * (rank + 1) if method.has_core else 0
     return heads * rank * (shape.out + shape.n_in) + core
 
 
-def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int) -> int:
-    """Bytes that go with each trained number; for private training its gradient for every example too."""
+def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int, experts: int) -> int:
+    """Bytes that go with each trained number; for private training its gradient for every example too.
+
+    A client may hold all experts.
+    """
     rank, training = config.method.rank, config.training
     costs = (method.cost(shape, rank, heads_of(config), 1) for shape in shapes.values())
-    trained = head + sum(numbers.trained for numbers in costs)
+    trained = head + max(experts, 1) * sum(numbers.trained for numbers in costs)
     gradients = 1 + (training.batch_size if config.privacy and config.privacy.unit == "example" else 0)
     moments = 2 if training.optimizer == "adamw" else 0
     return 4 * trained * (gradients + moments + MESSAGES)
@@ -223,16 +233,16 @@ def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> in
     return 4 * (4 * max(sizes) if decomposes else 0) + 4 * (3 * sum(sizes) if dense else 0)
 
 
-def _activations(config: RunConfig, model: nn.Module, method: Method, longest: Longest) -> int:
+def _activations(config: RunConfig, model: nn.Module, method: Method, longest: Longest, experts: int) -> int:
     """Bytes of activations and logits at the widest place of a run, training or evaluation."""
     training, init = config.training, config.method.init
     estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"
     examples = max(training.batch_size, init.batch_size if estimates else 0)
     tokens = min(longest.tokens, training.max_length)
     blocks = len({_block(name) for name in group(model, "all-linear")})
-    kept = _kept(config, model, method, examples, tokens)
+    kept = _kept(config, model, method, examples, tokens, experts)
     if training.gradient_checkpointing:
-        width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        width = int(text_config(model).hidden_size)
         kept = kept // blocks + blocks * examples * tokens * width * _element_size(config)
     train = kept + _logits(config, model, examples, tokens, longest.predicted, graph=True)
     batch = config.evaluation.batch_size
@@ -247,7 +257,7 @@ def _logits(
     """Logits of a causal LM, and fp32 copies at trained tokens; with `graph`, their gradients too."""
     if not predicted:
         return 0
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocabulary = int(text_config(model).vocab_size)
     whole = examples * tokens * vocabulary * _element_size(config)
     copies = 4 * examples * predicted * vocabulary
     return 2 * whole + 3 * copies if graph else whole + 2 * copies
@@ -264,12 +274,18 @@ def _element_size(config: RunConfig) -> int:
     return torch.empty(0, dtype=getattr(torch, config.model.dtype)).element_size()
 
 
-def _kept(config: RunConfig, model: nn.Module, method: Method, examples: int, tokens: int) -> int:
+def _kept(
+    config: RunConfig, model: nn.Module, method: Method, examples: int, tokens: int, experts: int
+) -> int:
     """Bytes that autograd keeps of a forward pass with the adapter in the model, by one without numbers."""
     rank, heads = config.method.rank, heads_of(config)
-    targets = chosen_targets(model, config.method.targets)
+    targets = target_layers(config, model).layers
     factors = {name: _empty_factors(layer, rank, heads, method) for name, layer in targets.items()}
-    attached = attach(model, factors, trains=method.trains(1))
+    if experts:
+        gate = torch.empty(experts, rank + 1, device="meta")
+        factors = {name: with_experts(part, experts, gate) for name, part in factors.items()}
+    routing = Routing(tuple(map(str, range(experts)))) if experts else None
+    attached = attach(model, factors, trains=method.trains(1), routing=routing)
     ids = torch.zeros(examples, tokens, dtype=torch.long, device="meta")
     held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     seen: dict[int, torch.UntypedStorage] = {}
@@ -294,7 +310,9 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
     layers = group(model, "all-linear")
     outputs = sum(features(model.get_submodule(name))[0] for name in layers)
     attention = (
-        int(getattr(model.config, "num_attention_heads", 0)) * tokens * len({_block(name) for name in layers})
+        int(getattr(text_config(model), "num_attention_heads", 0))
+        * tokens
+        * len({_block(name) for name in layers})
     )
     return examples * tokens * (2 * outputs + 6 * attention) * _element_size(config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from fedsb.common.files import read_json
 from fedsb.common.printable import printable
 from fedsb.config import RunConfig
+from fedsb.models.public_name import is_local, public_name
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
@@ -17,47 +19,82 @@ LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassificat
 """By whether the model classifies."""
 
 
-def model_card(run: Path, *, rank: int | None) -> str:
+def model_card(run: Path, *, rank: int | None, merged: str | None = None, expert: str | None = None) -> str:
     """The card of a finished run's export; `rank` is the LoRA folder's, None for merged weights.
 
-    Names of data and models are file or hub names, never paths of this machine.
+    Only what is on the hub is named as data or base model; no file or folder of this machine is.
+
+    Args:
+        merged: what merging the weights cost, in words.
+        expert: of a mixture what was exported: one expert, or their mean.
     """
     config = RunConfig.from_yaml(run / "config.yaml")
     summary = read_json(run / "summary.json")
+    scores = _scores(summary) if expert is None else _scores_of_one(summary, expert)
+    use = _use(config, summary, rank)
+    return _card(config, summary, rank, _what(config, summary), scores, use, merged)
+
+
+def experts_card(run: Path, folders: Mapping[str, str], *, rank: int) -> str:
+    """The card of the experts of a mixture, each in a folder of its own."""
+    config = RunConfig.from_yaml(run / "config.yaml")
+    summary = read_json(run / "summary.json")
+    listed = "\n".join(f"| {expert} | `{folder}` |" for expert, folder in folders.items())
+    what = (
+        f"{_what(config, summary)} The experts of its mixture, each a LoRA of its own, exact where it works "
+        f"alone:\n\n| expert | folder |\n|---|---|\n{listed}"
+    )
+    scores = "Of the mixture, with its router; no one expert has them.\n\n" + _scores(summary)
+    use = _use(config, summary, rank, folders.values())
+    return _card(config, summary, rank, what, scores, use)
+
+
+def _card(
+    config: RunConfig,
+    summary: dict[str, Any],
+    rank: int | None,
+    what: str,
+    scores: str,
+    use: str,
+    merged: str | None = None,
+) -> str:
     sections = [
         _front_matter(config, rank),
-        f"# {_name(config.model.path)}, fine-tuned with {summary['method']}",
-        _what(config, summary),
-        "## Scores\n\n" + _scores(summary),
+        f"# {public_name(config.model.path)}, fine-tuned with {summary['method']}",
+        what,
+        "## Scores\n\n" + scores,
         "## Traffic\n\n" + _traffic(summary),
         "## Privacy\n\n" + _privacy(summary),
-        "## Use\n\n" + _use(config, summary, rank),
+        *([f"## Weights\n\n{merged[0].upper()}{merged[1:]}."] if merged else []),
+        "## Use\n\n" + use,
         "## Made with\n\n" + ", ".join(f"{n} {v}" for n, v in summary["versions"].items()) + ".",
     ]
     return printable("\n\n".join(sections), None, keep="\n") + "\n"
 
 
-def _name(path: str) -> str:
-    """A hub id as it is, the last part of a path on this machine."""
-    return Path(path).name if Path(path).is_absolute() or path.startswith((".", "~")) else path
-
-
 def _front_matter(config: RunConfig, rank: int | None) -> str:
-    tags = ["federated-learning", "lora", config.method.name]
-    values = {"base_model": _name(config.model.path), "tags": tags}
+    """Keys of the hub's cards. Names there become links: a local one would lead to a stranger's."""
+    base, values = public_name(config.model.path), dict[str, Any]()
+    if not is_local(config.model.path) or "/" in base:
+        values["base_model"] = base
+    values["tags"] = ["federated-learning", "lora", config.method.name]
     values["library_name"] = "transformers" if rank is None else "peft"
-    values["datasets"] = _data_names(config)
+    if names := _hub_data(config):
+        values["datasets"] = names
     return f"---\n{yaml.safe_dump(values, sort_keys=False).strip()}\n---"
 
 
-def _data_names(config: RunConfig) -> list[str]:
+def _hub_data(config: RunConfig) -> list[str]:
+    """The ids of training data on the hub; files have none."""
     train = config.data.train
-    return [_name(source) for source in (train.values() if isinstance(train, dict) else [train])]
+    sources = list(train.values()) if isinstance(train, dict) else [train]
+    files = [file for source in sources for file in ([source] if isinstance(source, str) else source)]
+    return [file for file in files if not is_local(file)]
 
 
 def _what(config: RunConfig, summary: dict[str, Any]) -> str:
     method, federation, start = config.method, config.federation, summary["initialization"]["kind"]
-    data = ", ".join(f"`{name}`" for name in _data_names(config))
+    data = ", ".join(f"`{name}`" for name in _hub_data(config)) or "local files"
     exact = "is exactly" if summary["exact"] else "is not exactly"
     return (
         f"{plural(federation.clients, 'client')} trained on parts of {data} "
@@ -75,6 +112,17 @@ def _scores(summary: dict[str, Any]) -> str:
     ]
     head = "| metric | base model | this model |\n|---|---|---|\n"
     return f"{head}" + "\n".join(rows) + f"\n\nOn {summary['num_test_examples']} test examples."
+
+
+def _scores_of_one(summary: dict[str, Any], expert: str) -> str:
+    """Of an adapter that is a part of a mixture: never the mixture's own scores."""
+    static = summary["mixture"].get("static")
+    if expert in summary["mixture"]["experts"]:
+        return f"This is the expert `{expert}` alone; the run scored its mixture, not this adapter."
+    text = (
+        "This is the mean of the experts, one adapter without a router, and not the mixture that was trained."
+    )
+    return f"{text}\n\n{_scores({**summary, 'final': static})}" if static else text
 
 
 def _value(number: float | None) -> str:
@@ -97,8 +145,9 @@ def _privacy(summary: dict[str, Any]) -> str:
     return str(privacy["statement"])
 
 
-def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:
-    loader, base = LOADERS[config.task.classifies], _name(config.model.path)
+def _use(config: RunConfig, summary: dict[str, Any], rank: int | None, folders: Collection[str] = ()) -> str:
+    """Code that loads what was written; `folders`: of several adapters."""
+    loader, base = LOADERS[config.task.classifies], public_name(config.model.path)
     names = summary["label_names"]
     labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
     if rank is None:
@@ -107,14 +156,26 @@ def _use(config: RunConfig, summary: dict[str, Any], rank: int | None) -> str:
         )
     text = (
         f"```python\nfrom peft import PeftModel\nfrom transformers import {loader}\n\n"
-        f'base = {loader}.from_pretrained("{base}"{labels})\n'
-        "model = PeftModel.from_pretrained(base, FOLDER)\n```"
+        f'base = {loader}.from_pretrained("{base}"{labels})\n{_loads(folders)}\n```'
     )
-    return text + (_vllm(base, rank) if not config.task.classifies and rank <= VLLM_RANKS[-1] else "")
+    modules = " ".join(f"{name}=FOLDER/{name}" for name in folders) or "tuned=FOLDER"
+    return text + (
+        _vllm(base, rank, modules) if not config.task.classifies and rank <= VLLM_RANKS[-1] else ""
+    )
 
 
-def _vllm(base: str, rank: int) -> str:
+def _loads(folders: Collection[str]) -> str:
+    """Lines that put one adapter, or each of several, on the base."""
+    if not folders:
+        return "model = PeftModel.from_pretrained(base, FOLDER)"
+    first, *others = folders
+    lines = [f'model = PeftModel.from_pretrained(base, "FOLDER/{first}", adapter_name="{first}")']
+    lines += [f'model.load_adapter("FOLDER/{name}", adapter_name="{name}")' for name in others]
+    return "\n".join([*lines, f'model.set_adapter("{first}")'])
+
+
+def _vllm(base: str, rank: int, modules: str) -> str:
     return (
         f"\n\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {serving_rank(rank)} "
-        "--lora-modules tuned=FOLDER\n```"
+        f"--lora-modules {modules}\n```"
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +18,21 @@ from fedsb.config.privacy_checks import check_delta
 from fedsb.config.sections import CausalLmConfig, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
+from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
+from fedsb.runner.prepare_experts import (
+    counts_of,
+    counts_said,
+    expert_names,
+    with_known_experts,
+    with_own_experts,
+)
 from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.cuts import cut_counts
-from fedsb.tasks.rows import read_rows, require_columns
-from fedsb.tasks.sources import test_rows, train_name, train_rows
+from fedsb.tasks.rows import cell_text, read_rows, require_columns
+from fedsb.tasks.sources import source_name, test_rows, train_name, train_rows
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Data:
     """Label of each training example, where there are classes."""
     public: list[Example] | None = None
     """The examples of method.init.public."""
+    experts: tuple[str, ...] = ()
+    """Names of a mixture's experts."""
+    counts: Mapping[int, Counts] = field(default_factory=dict)
+    """Client -> its experts and its examples of each, where they are known before training."""
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -58,15 +70,25 @@ def prepare_data(config: RunConfig) -> Data:
     parts = make_partition(config, rows, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
-    train, test = encode(task, rows, train_name(config)), encode(task, held_out, config.data.test)
-    return Data(task, tokenizer, train, test, parts, labels, public_examples(config, task, train))
+    names = expert_names(config, rows, train_name(config))
+    train, test = (
+        encode(task, rows, train_name(config)),
+        encode(task, held_out, source_name(config.data.test)),
+    )
+    train = with_own_experts(config, names, rows, train, parts, train_name(config))
+    test = with_known_experts(config, names, held_out, test)
+    public, counts = public_examples(config, task, train), counts_of(train, parts)
+    return Data(task, tokenizer, train, test, parts, labels, public, names, counts)
 
 
-def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
+def prepare_server_data(
+    config: RunConfig, parts: partition.Parts, experts: Sequence[Sequence[int]] = ()
+) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
         parts: indices that stand for each client's examples.
+        experts: by client, how many examples of each expert it says it has, in their order.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
@@ -76,8 +98,11 @@ def prepare_server_data(config: RunConfig, parts: partition.Parts) -> Data:
     rows = None if config.evaluation.every is None else test_rows(config)
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
-    test = [] if rows is None else encode(task, rows, config.data.test)
-    return Data(task, tokenizer, [], test, parts, None, public_examples(config, task, []))
+    test = [] if rows is None else encode(task, rows, source_name(config.data.test))
+    names = expert_names(config, [], train_name(config))
+    test = with_known_experts(config, names, rows or [], test)
+    public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
+    return Data(task, tokenizer, [], test, parts, None, public, names, counts)
 
 
 def check_can_deploy(config: RunConfig) -> None:
@@ -88,14 +113,27 @@ def check_can_deploy(config: RunConfig) -> None:
     """
     if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
         raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
-    if isinstance(config.task, ClassificationConfig) and config.task.labels is None:
+    task = config.task
+    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive]"
+            "labels: [negative, positive], or say task.regression: true if labels are numbers"
         )
-    init = config.method.init
+    init, experts = config.method.init, config.method.experts
+    if experts is not None and experts.by is not None and experts.names is None:
+        raise InputError(
+            "method.experts.names: parties that keep their rows must agree on the experts; list the values "
+            "of method.experts.by, e.g. names: [law, medicine]"
+        )
+    if experts is not None and experts.folders is not None:
+        raise InputError("method.experts.folders: for simulated runs; leave it out")
     if init.upload == "whole" and init.kind == "gradient":
         raise InputError("method.init.upload: whole is for simulated runs; take factors or sketch")
+    if init.from_run is not None:
+        raise InputError(
+            "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
+            "export the earlier run merged and let model.path be that"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
@@ -153,24 +191,38 @@ def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
 
 
 def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None) -> partition.Parts:
-    """One list of example indices per client."""
-    how, clients = config.federation.partition, config.federation.clients
+    """One list of example indices per client. labels: each row's class, where there are classes.
+
+    Raises:
+        InputError: too few rows, or rows without a value to deal them by.
+    """
+    section, clients = config.federation.partition, config.federation.clients
     rng = numpy_generator(config.seed, "partition")
-    if how.kind == "iid":
+    if section.kind == "iid":
         return partition.iid(len(rows), clients, rng)
-    if how.kind == "by-column":
-        require_columns(rows, [how.column], source=train_name(config), key="federation.partition.column")
-        return partition.by_column([str(row.get(how.column)) for row in rows], clients)
-    keys = labels if labels is not None else _need_labels(how.kind)
-    if how.kind == "dirichlet":
-        return partition.dirichlet(keys, clients, alpha=how.alpha, min_size=how.min_size, rng=rng)
-    return partition.shards(keys, clients, shards_per_client=how.shards_per_client, rng=rng)
+    values = _values(config, rows, section.column, labels)
+    if section.kind == "by-column":
+        return partition.by_column(values, clients, rng)
+    if section.kind == "dirichlet":
+        return partition.dirichlet(values, clients, alpha=section.alpha, min_size=section.min_size, rng=rng)
+    return partition.shards(values, clients, shards_per_client=section.shards_per_client, rng=rng)
 
 
-def _need_labels(kind: str) -> list[str]:
-    raise InputError(
-        f"federation.partition.kind: {kind} needs class labels; for this task use iid or by-column"
-    )
+def _values(
+    config: RunConfig, rows: Sequence[Row], column: str | None, labels: Sequence[str] | None
+) -> Sequence[str]:
+    """What each row is dealt by: its value in the column, or else its class."""
+    if column is not None:
+        source = train_name(config)
+        require_columns(rows, [column], source=source, key="federation.partition.column")
+        return [cell_text(row, column, source=source, number=n) for n, row in enumerate(rows, start=1)]
+    if labels is None:
+        kind = config.federation.partition.kind
+        raise InputError(
+            f"federation.partition.column: {kind} deals by class labels, which this task has none of; name a "
+            f"column of the rows, e.g. {{kind: {kind}, column: topic}}, or use kind: iid"
+        )
+    return labels
 
 
 def batches_of(data: Data, device: torch.device) -> Any:

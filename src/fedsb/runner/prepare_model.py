@@ -12,6 +12,7 @@ from torch import nn
 from fedsb.adapter import Factors
 from fedsb.adapter.attached import attach, check_rank
 from fedsb.adapter.linear import features
+from fedsb.adapter.routing import Terms
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
@@ -19,28 +20,37 @@ from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Example, LocalModel
+from fedsb.federation.routed_losses import with_penalties
 from fedsb.methods import Shape
+from fedsb.models.config_json import stored_config
 from fedsb.models.devices import pick_device
-from fedsb.models.head import head_parameters
+from fedsb.models.head import head_note, head_parameters
 from fedsb.models.limits import check_length, check_room_for_answers, check_token_ids
 from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
-from fedsb.models.targets import chosen_targets
+from fedsb.models.targets import notes_on
 from fedsb.privacy.per_example import batch_norms
 from fedsb.runner.arguments import heads_of
+from fedsb.runner.external_experts import check_expert_folders, target_layers
 from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import Data
+from fedsb.runner.prepare_experts import plan_of, routing_for, start_experts
 from fedsb.tasks import Task
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model with nothing attached yet."""
+    """The base model with nothing attached yet.
+
+    Attributes:
+        notes: lines about its own head, and about what is not adapted and why.
+    """
 
     model: nn.Module
     targets: dict[str, nn.Module]
     task_head: dict[str, nn.Parameter]
     device: torch.device
+    notes: list[str]
 
 
 def prepare_base(config: RunConfig, data: Data) -> BaseModel:
@@ -49,6 +59,7 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     Raises:
         InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
     """
+    check_expert_folders(config)
     check_memory(memory_of(config, data), free_memory(config), config)
     model = load_model(config, config.model.path, data.tokenizer, data.task)
     if config.training.gradient_checkpointing:
@@ -104,11 +115,20 @@ def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
     examples = [*data.train, *data.test, *(data.public or [])]
     check_limits(config, model, data.tokenizer, examples, path=config.model.path)
     with stage("method.targets", "finding the layers to adapt", "name them, or take another model"):
-        targets = chosen_targets(model, config.method.targets)
-    check_rank(targets, config.method.rank, heads=heads_of(config))
+        choice = target_layers(config, model)
+    check_rank(choice.layers, config.method.rank, heads=heads_of(config))
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
-    return BaseModel(model, targets, head, input_device(model))
+    notes = [*head_notes(config.model.path, data.task), *notes_on(model, choice)]
+    return BaseModel(model, choice.layers, head, input_device(model), notes)
+
+
+def head_notes(path: str, task: Task) -> list[str]:
+    """What becomes of a head that the checkpoint comes with, where it has one."""
+    if task.num_labels is None:
+        return []
+    note = head_note(stored_config(path), task.num_labels, task.label_names)
+    return [note] if note else []
 
 
 def check_limits(
@@ -139,7 +159,7 @@ def memory_of(config: RunConfig, data: Data) -> Memory | None:
     in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
     if config.privacy and config.privacy.unit == "example" and in_16_bits:
         longest = replace(longest, tokens=config.training.max_length)  # every batch has this shape
-    return estimate_memory(config, data.task.num_labels, longest)
+    return estimate_memory(config, data.task.num_labels, longest, len(data.experts))
 
 
 def free_memory(config: RunConfig) -> int:
@@ -156,8 +176,17 @@ def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
         )
 
 
-def exchange_of(config: RunConfig, base: BaseModel) -> Exchange:
-    """What travels in this run."""
+def _check_length(config: RunConfig, model: nn.Module) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and config.training.max_length > positions:
+        raise InputError(
+            f"training.max_length: expected at most {positions}, the model's positions, found "
+            f"{config.training.max_length}"
+        )
+
+
+def exchange_of(config: RunConfig, base: BaseModel, experts: Sequence[str] = ()) -> Exchange:
+    """What travels in this run; `experts`: the names of a mixture's."""
     method, settings = method_of(config), config.method
     return Exchange(
         method=method,
@@ -166,9 +195,10 @@ def exchange_of(config: RunConfig, base: BaseModel) -> Exchange:
         heads=heads_of(config),
         task_head={name: tuple(p.shape) for name, p in base.task_head.items()},
         scale=method.scale(settings.rank, settings.alpha),
-        padding=config.federation.padding,
+        padding="owners" if experts else config.federation.padding,
         residual_rank=settings.residual_rank,
         upload_dtype=getattr(torch, config.federation.upload_dtype),
+        experts=plan_of(config, experts, getattr(base.model.config, "hidden_size", 0)),
     )
 
 
@@ -176,9 +206,17 @@ def local_model_of(
     config: RunConfig, data: Data, base: BaseModel, factors: Mapping[str, Factors]
 ) -> LocalModel:
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
-    exchange, task = exchange_of(config, base), data.task
-    with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
-        attached = attach(base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale)
+    exchange, task = exchange_of(config, base, data.experts), data.task
+    factors = start_experts(config, data.experts, factors)
+    attached = attach(
+        base.model,
+        factors,
+        trains=exchange.method.trains(1),
+        scale=exchange.scale,
+        routing=routing_for(config, data.experts, data.counts),
+    )
     for parameter in base.task_head.values():
         parameter.requires_grad_(True)
-    return LocalModel(attached, base.task_head, exchange, factors, task.collate, task.losses, base.device)
+    terms = Terms(**config.method.experts.terms) if config.method.experts else Terms()
+    losses = with_penalties(task.losses, attached, terms)
+    return LocalModel(attached, base.task_head, exchange, factors, task.collate, losses, base.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from fedsb.report.progress import Progress
 from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import RemoteClients
+from fedsb.runner.continued import notes
+from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.prepare_data import (
     Data,
     batches_of,
@@ -31,7 +33,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
-from fedsb.runner.started_on import check_same, started_on
+from fedsb.runner.started_on import check_same, first_config, started_on
 from fedsb.runner.trial import try_rows
 
 
@@ -43,6 +45,7 @@ class Prepared:
         start: how its factors start, unprotected.
         remote: clients on other machines; None in a simulated run.
         inputs: what it is started on, as the checkpoint has it.
+        earlier: the end of the run that this one starts from; None where it has a start of its own.
         layers_digest: of the base weights the adapter is made for; None where they are elsewhere.
     """
 
@@ -57,6 +60,7 @@ class Prepared:
     progress: Progress
     remote: RemoteClients | None
     inputs: Mapping[str, Any]
+    earlier: RunState | None
     layers_digest: str | None
 
 
@@ -76,8 +80,11 @@ def prepare(
         InputError: one of them is wrong.
     """
     method, rules = method_of(config), round_rules(config)
+    earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
-    data = prepare_data(config) if remote is None else prepare_server_data(config, remote.parts)
+    data = (
+        prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
+    )
     for note in cut_notes(cut_record(config, data, shown=False)):
         progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
@@ -85,11 +92,15 @@ def prepare(
         progress.stage(slow)
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
+    for note in base.notes:
+        progress.stage(note)
     progress.stage("trying two rows")
     try_rows(config, data, base)
     inputs = started_on(config, data, weights)
-    if saved is not None and (other := check_same(saved.started_on, inputs, config)):
-        progress.stage(other)
+    if earlier is not None:
+        check_starts_from(earlier, config, data, base, weights)
+    for line in _resumed(saved, inputs, config) if saved is not None else ():
+        progress.stage(line)
     if config.privacy is not None:
         progress.stage("calibrating noise")
     privacy = prepare_privacy(config, {c: len(part) for c, part in enumerate(data.parts)}, folder)
@@ -107,8 +118,20 @@ def prepare(
         progress=progress,
         remote=remote,
         inputs=inputs,
+        earlier=earlier,
         layers_digest=layers,
     )
+
+
+def _resumed(saved: RunState, inputs: Mapping[str, Any], config: RunConfig) -> Iterator[str]:
+    """What to say of a run that is resumed.
+
+    Raises:
+        InputError: it was started on other inputs.
+    """
+    if other := check_same(saved.started_on, inputs, config):
+        yield other
+    yield from notes(first_config(saved.started_on), config)
 
 
 def _base_model(

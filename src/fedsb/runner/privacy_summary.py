@@ -14,8 +14,15 @@ from fedsb.runner.client_privacy import cohort_facts
 from fedsb.runner.private_run import PrivateRun
 
 
-def privacy_summary(run: PrivateRun, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The section's keys and values; `metrics`: the lines of metrics.jsonl."""
+def privacy_summary(
+    run: PrivateRun, metrics: Sequence[Mapping[str, Any]], *, experts: bool = False
+) -> dict[str, Any]:
+    """The section's keys and values.
+
+    Args:
+        metrics: the lines of metrics.jsonl.
+        experts: whether examples have experts, of which each client's counts are known.
+    """
     private, rounds_done, settings = run.settings.insecure_seed is None, metrics[-1]["round"], run.settings
     per_client = {
         "all" if who is None else str(who): _account_facts(run, who, plan)
@@ -42,6 +49,7 @@ def privacy_summary(run: PrivateRun, metrics: Sequence[Mapping[str, Any]]) -> di
         "rounds": rounds_done,
         "stopped_early": rounds_done < run.rounds,
         "per_client": per_client,
+        "counts_by_expert_public": experts,
     }
     if run.server_plan is not None:
         facts |= cohort_facts(run, run.server_plan, metrics)

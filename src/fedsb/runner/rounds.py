@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedsb.adapter.routing import routing_of
 from fedsb.common.seeding import derive
 from fedsb.federation import wire
 from fedsb.federation.exchange import Part
@@ -16,9 +17,12 @@ from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
 from fedsb.runner.clients import AskClients, expecting, part_of
+from fedsb.runner.external_experts import folders_of
+from fedsb.runner.gate import find_groups, finds_groups, open_gate, opens_gate, with_equal_experts
 from fedsb.runner.prepared import Prepared, calibration_of
 from fedsb.runner.spill import SpilledTensors
 
@@ -33,6 +37,8 @@ class Session:
     prepared: Prepared
     local_model: LocalModel
     ask_clients: AskClients
+    ask_statistics: AskClients
+    """The sums that a mixture's gate is made of."""
 
 
 def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[int]) -> dict[str, Any]:
@@ -44,15 +50,20 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     prepared, rules = session.prepared, session.prepared.rules
     privacy, progress, parts = prepared.privacy, prepared.progress, prepared.data.parts
     progress.round_begins(number, rules.rounds, cohort)
-    held = {client: part_of(prepared.config, client, number) for client in cohort}
-    sent = Sent()
+    held, sent = _parts(prepared, saved.state, cohort, number), Sent()
     outcomes = _ask(session, saved.state, held, sent)
+    exchange = session.local_model.exchange
+    mixes = saved.state.experts is not None
+    if mixes and finds_groups(prepared.config, number):
+        outcomes = list(outcomes)
+        saved.state = find_groups(prepared, exchange, saved.state, outcomes)
+        held = _parts(prepared, saved.state, cohort, number)
     clip_norm = saved.metrics[-1].get("clip_norm")
     release = server_release(privacy, number, clip_norm) if privacy else None
     saved.state, report = aggregate(
         saved.state,
         outcomes,
-        session.local_model.exchange,
+        exchange,
         weighting=rules.weighting,
         part_of=held.__getitem__,
         aggregation=release.wrap(prepared.method.aggregation) if release else rules.aggregation,
@@ -64,22 +75,55 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
         Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
     ]
+    if saved.state.experts is not None and not saved.state.experts.counts and not folders_of(prepared.config):
+        saved.state = with_equal_experts(exchange, saved.state)
+    if mixes:
+        make_gate(session, saved)
     put_state(session, saved)
     every = rules.evaluate_every
     scored = every is not None and (number % every == 0 or number == rules.rounds)
     record = record_of(number, score(prepared) if scored else {}, report, sent["bytes"])
+    if report.untrained:
+        record["untrained"] = [prepared.data.experts[expert] for expert in report.untrained]
     if privacy is not None:
         record["epsilon"] = privacy.epsilon()
     if release is not None:
         record["clip_norm"] = release.next_clip_norm
-    if rules.refresh_every and number % rules.refresh_every == 0 and number < rules.rounds:
-        _refresh(session, saved, record)
+    if refresh_due(saved, rules):
+        refresh_bases(session, saved, record)
     return record
+
+
+def refresh_due(saved: RunState, rules: RoundRules) -> bool:
+    """Whether new bases are to follow the last finished round."""
+    done, every = saved.state.round, rules.refresh_every
+    return bool(every and done and done % every == 0 and done < rules.rounds and saved.factors_round != done)
+
+
+def make_gate(session: Session, saved: RunState) -> None:
+    """Open the gate of a mixture whose experts are trained, if it has none yet."""
+    if opens_gate(session.prepared.config, saved.state):
+        open_gate(session.prepared, session.local_model.exchange, session.ask_statistics, saved)
+
+
+def _parts(prepared: Prepared, state: ServerState, cohort: Sequence[int], number: int) -> dict[int, Part]:
+    """What each client of the cohort holds in this round."""
+    experts = state.experts
+    return {
+        client: part_of(prepared.config, client, experts.held_by(client) if experts else (), number)
+        for client in cohort
+    }
 
 
 def put_state(session: Session, saved: RunState) -> None:
     """Put the state into the model."""
     state, seed = saved.state, session.prepared.config.seed
+    if state.experts is not None and (routing := routing_of(session.local_model.model)) is not None:
+        routing.cores, routing.gate, routing.usage = (
+            state.experts.cores,
+            state.experts.gate,
+            state.experts.usage,
+        )
     load_state(session.local_model, state.vector, state.base.total, round_number=state.round, seed=seed)
 
 
@@ -129,8 +173,8 @@ def _ask(session: Session, state: ServerState, held: Mapping[int, Part], sent: S
     return ask_clients(list(held), message_to)
 
 
-def _refresh(session: Session, saved: RunState, record: dict[str, Any]) -> None:
-    """Fold and start new bases; the record's bytes with this traffic in them."""
+def refresh_bases(session: Session, saved: RunState, record: dict[str, Any]) -> None:
+    """Fold and start new bases after the last finished round; this traffic is added to its record."""
     prepared, data, number = session.prepared, session.prepared.data, saved.state.round
     prepared.progress.stage(f"new bases after round {number}")
     seed = prepared.config.seed

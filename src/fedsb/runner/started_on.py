@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fedsb.config.run_config import RunConfig, differences
+from fedsb.config.run_config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models.digest import examples_digest
+from fedsb.runner.continued import check_continues
 from fedsb.runner.prepare_data import Data
 
 PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
@@ -50,17 +51,18 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def first_config(before: Mapping[str, Any]) -> RunConfig:
+    """The config that the run was started with."""
+    return RunConfig.from_dict(before["config"], source="the config in the checkpoint")
+
+
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig) -> str | None:
     """Refuse to resume on other inputs. A line about other versions, None where they are the same.
 
     Raises:
         InputError: names what differs, and shows nothing of it.
     """
-    first = RunConfig.from_dict(before["config"], source="the config in the checkpoint")
-    if changed := differences(first, config.model_copy(update={"tracking": first.tracking})):
-        raise InputError(
-            "--resume: config.yaml is not the one that the run was started with:\n  " + "\n  ".join(changed)
-        )
+    check_continues(first_config(before), config, "config.yaml is not the one that the run was started with")
     other = [name for key, name in NAMES.items() if before[key] != now[key]]
     if other:
         raise InputError(

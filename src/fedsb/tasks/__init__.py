@@ -16,8 +16,8 @@ from fedsb.tasks.causal_lm import causal_lm as causal_lm
 from fedsb.tasks.causal_lm import causal_lm_of
 from fedsb.tasks.classification import classification as classification
 from fedsb.tasks.classification import classification_of
-from fedsb.tasks.classification import label_set as label_set
 from fedsb.tasks.generate import generate_texts as generate_texts
+from fedsb.tasks.labels import label_set as label_set
 from fedsb.tasks.task import Batch as Batch
 from fedsb.tasks.task import Example as Example
 from fedsb.tasks.task import Row as Row

@@ -30,8 +30,16 @@ from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.tasks.cuts import Tokens
 from fedsb.tasks.generate import generate_texts
-from fedsb.tasks.prompts import Template, added_bos, cut_left, fill, parse_template, tokenize
-from fedsb.tasks.rows import cell_text, require_columns
+from fedsb.tasks.prompts import (
+    Template,
+    added_bos,
+    columns_of,
+    cut_left,
+    fill,
+    parse_template,
+    tokenize,
+)
+from fedsb.tasks.rows import cell_text, place, require_columns
 from fedsb.tasks.task import (
     Batch,
     Example,
@@ -43,6 +51,7 @@ from fedsb.tasks.task import (
     batches_by_length,
     evaluating,
     model_logits,
+    own_experts,
     pad,
     pad_token_id,
 )
@@ -62,6 +71,7 @@ def causal_lm(
     """The task of continuing a prompt with a response.
 
     prompt: a template such as "Question: {question}\\nAnswer:"; {{ and }} stand for braces. May be empty.
+        {column:optional} is empty where a row has no value.
     response: the column that holds the response.
     max_length: tokens per example, all told. max_new_tokens: the most that generation adds to a prompt.
     allow_cut_responses: take rows, too, of whose response max_length leaves nothing.
@@ -117,8 +127,7 @@ def _encode(
     allow_cut_responses: bool,
 ) -> list[Example]:
     """Examples with input_ids, labels and tokens, and for generation prompt_ids and the response as text."""
-    columns = [column for _, column in template if column is not None]
-    require_columns(rows, columns, source=source, key="task.prompt")
+    require_columns(rows, columns_of(template), source=source, key="task.prompt")
     require_columns(rows, [response], source=source, key="task.response")
     if not rows:
         return []
@@ -128,22 +137,22 @@ def _encode(
     bos = added_bos(tokenizer)
     examples = [_example(bos, tokenizer.eos_token_id, max_length, *pair) for pair in ids]
     if not allow_cut_responses:
-        _check_responses(examples, [len(response) for _, response in ids], source, max_length)
+        _check_responses(examples, rows, [len(response) for _, response in ids], source, max_length)
     for example, text in zip(examples, responses, strict=True):
         example["response"] = text.removesuffix(tokenizer.eos_token)
     return examples
 
 
 def _check_responses(
-    examples: Sequence[Example], lengths: Sequence[int], source: str, max_length: int
+    examples: Sequence[Example], rows: Sequence[Row], lengths: Sequence[int], source: str, max_length: int
 ) -> None:
     """Refuse an example that has nothing to learn."""
     empty = [i for i, example in enumerate(examples) if example["labels"][-1] == IGNORED]
     if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        first, more = empty[0], f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise InputError(
-            f"{source}: row {empty[0] + 1}{more}: training.max_length {max_length} leaves nothing of the "
-            f"response, which has {lengths[empty[0]]} tokens; raise training.max_length, or set "
+            f"{place(rows[first], source, first + 1)}{more}: training.max_length {max_length} leaves nothing "
+            f"of the response, which has {lengths[first]} tokens; raise training.max_length, or set "
             "task.allow_cut_responses: true to take rows that teach nothing"
         )
 
@@ -173,11 +182,13 @@ def _example(bos: list[int], eos: int, max_length: int, prompt: list[int], respo
 
 def _collate(tokenizer: Any, examples: Sequence[Example]) -> Batch:
     ids = [example["input_ids"] for example in examples]
+    valid, labels = attention_mask(ids), pad([example["labels"] for example in examples], IGNORED)
     return {
         "input_ids": pad(ids, pad_token_id(tokenizer)),
-        "attention_mask": attention_mask(ids),
-        "labels": pad([example["labels"] for example in examples], IGNORED),
-    }
+        "attention_mask": valid,
+        "labels": labels,
+        "asked": valid.bool() & (labels == IGNORED),
+    } | own_experts(examples)
 
 
 # Losses
@@ -224,15 +235,15 @@ def _measure(
     asked = list(examples[: generate or 0])
     report = _counter(len(examples) + len(asked), progress)
     nll, tokens = _nll_of_each(tokenizer, model, examples, batch_size, report)
-    found = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
+    measurements = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
     if asked:
         hits = _hits(tokenizer, model, asked, max_new_tokens, batch_size, report)
-        found.append(
+        measurements.append(
             Measurement(
                 len(asked), lambda at: {"exact_match": float(hits[at].mean())}, frozenset({"exact_match"})
             )
         )
-    return found
+    return measurements
 
 
 def _loss_metrics(nll: np.ndarray, tokens: np.ndarray, indices: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Texts to classes, or to one number (regression)."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsb.common.strict_json import is_text
 from fedsb.config.sections import ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.cuts import Tokens
+from fedsb.tasks.labels import class_ids, label_set, row_name, targets
 from fedsb.tasks.prompts import adds_at_start
-from fedsb.tasks.rows import cell_text, is_missing, require_columns
+from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import (
     Batch,
     Example,
@@ -29,11 +28,10 @@ from fedsb.tasks.task import (
     batches_by_length,
     evaluating,
     model_logits,
+    own_experts,
     pad,
     pad_token_id,
 )
-
-MOST_LABELS = 1000
 
 
 def classification(
@@ -45,16 +43,19 @@ def classification(
     regression: bool,
     max_length: int,
     metric: str | None = None,
+    listed: bool = False,
 ) -> Task:
     """The task of telling `label` from one or two text columns.
 
     label_names, regression: as `label_set` derives them from the train rows.
     metric: the one to lead with; None: accuracy of classes, Pearson's correlation of numbers.
     max_length: tokens per example with special tokens; of a pair the longer text is cut first.
+    listed: whether a config lists the label names, so that errors may show them.
     """
     names = _checked_names(label_names, regression)
     columns = _checked_columns(text)
-    encode = partial(_encode, tokenizer, columns=columns, label=label, names=names, max_length=max_length)
+    labels_of = partial(_labels, label=label, names=names, listed=listed)
+    encode = partial(_encode, tokenizer, columns=columns, labels_of=labels_of, max_length=max_length)
     return Task(
         primary_metric=_checked_metric(metric, names),
         higher_is_better=True,
@@ -64,7 +65,7 @@ def classification(
         collate=partial(_collate, tokenizer, regression=regression),
         losses=_losses,
         measure=partial(_measure, tokenizer, regression),
-        partition_label=partial(_partition_label, label) if names else None,
+        partition_label=partial(row_name, label=label) if names else None,
     )
 
 
@@ -72,10 +73,12 @@ def classification_of(
     section: ClassificationConfig, tokenizer: Any, rows: Sequence[Row], *, source: str, max_length: int
 ) -> Task:
     """The task of a config's section; the classes are those of the training rows unless it lists them."""
-    if section.labels is None:
-        names, regression = label_set(rows, section.label, source)
-    else:
+    if section.labels is not None:
         names, regression = tuple(section.labels), False
+    elif section.regresses:
+        names, regression = None, True
+    else:
+        names, regression = label_set(rows, section.label, source, regression=section.regresses)
     return classification(
         tokenizer,
         text=section.text,
@@ -84,100 +87,8 @@ def classification_of(
         regression=regression,
         max_length=max_length,
         metric=section.metric,
+        listed=section.labels is not None,
     )
-
-
-def label_set(rows: Sequence[Row], label: str, source: str) -> tuple[tuple[str, ...] | None, bool]:
-    """(label names in the order of their class ids, False), or (None, True) for regression.
-
-    Regression: every label is a number and at least one of them is not whole. All else is classes, named by
-    text: 1, 1.0 and "1" are one class, true and "true" too. Names that are all whole numbers are sorted by
-    value, others by alphabet. Call it with the train rows; other splits must keep to their labels.
-    """
-    require_columns(rows, [label], source=source, key="task.label")
-    values = [_label_value(row, label, source, number) for number, row in enumerate(rows, start=1)]
-    if _is_regression(values):
-        return None, True
-    names = sorted({_label_name(value) for value in values})
-    _check_count(names, label, source)
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
-        names.sort(key=int)
-    return tuple(names), False
-
-
-# Labels
-
-
-def _label_value(row: Row, label: str, source: str, number: int) -> object:
-    """The label as it stands in the row. An empty string counts as missing."""
-    value = row.get(label)
-    if is_missing(value) or (isinstance(value, str) and not value.strip()):
-        raise InputError(
-            f"{source}: row {number} has no label in column {label!r}; fill it or remove such rows"
-        )
-    if not isinstance(value, (str, int, float, np.number, np.bool_)):
-        raise InputError(
-            f"{source}: row {number}: expected a label that is a string or a number in column {label!r}, "
-            f"got {type(value).__name__}; one label per row"
-        )
-    if isinstance(value, str) and not is_text(value):
-        raise InputError(f"{source}: row {number}: half a surrogate pair in column {label!r}; fix the row")
-    return value
-
-
-def _label_name(value: object) -> str:
-    """The class name: whole floats as ints, booleans as JSON spells them, strings without outer blanks."""
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value)).lower()
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def _is_regression(values: Sequence[object]) -> bool:
-    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return len(numbers) == len(values) and not all(float(number).is_integer() for number in numbers)
-
-
-def _check_count(names: Sequence[str], label: str, source: str) -> None:
-    if len(names) > MOST_LABELS:
-        raise InputError(
-            f"{source}: column {label!r} has {len(names)} distinct labels, but at most {MOST_LABELS} "
-            "can be classes; check task.label (for regression: numbers that are not all whole)"
-        )
-    if len(names) < 2:
-        raise InputError(
-            f"{source}: expected two or more labels in column {label!r}, found only {', '.join(names)!r}; "
-            "check task.label and data.limit"
-        )
-
-
-def _class_id(value: object, ids: dict[str, int], label: str, source: str, number: int) -> int:
-    name = _label_name(value)
-    if name not in ids:
-        known = ", ".join(list(ids)[:20]) + (", ..." if len(ids) > 20 else "")
-        raise InputError(
-            f"{source}: row {number} has the label {name!r} in column {label!r}, which the train data do not "
-            f"have; the known labels are {known}. Fix or remove the row, or raise data.limit.train"
-        )
-    return ids[name]
-
-
-def _target(value: object, label: str, source: str, number: int) -> float:
-    try:
-        target = float(str(value))
-    except ValueError:
-        target = math.nan
-    if not math.isfinite(target):
-        raise InputError(
-            f"{source}: row {number}: expected a finite number in column {label!r} (by its train labels "
-            f"this is a regression), got {value!r}; fix or remove the row"
-        )
-    return target
-
-
-def _partition_label(label: str, row: Row) -> str:
-    return _label_name(row[label])
 
 
 def _checked_names(label_names: Sequence[str] | None, regression: bool) -> tuple[str, ...] | None:
@@ -214,19 +125,17 @@ def _encode(
     source: str,
     *,
     columns: tuple[str, ...],
-    label: str,
-    names: tuple[str, ...] | None,
+    labels_of: Callable[[Sequence[Row], str], list[int] | list[float]],
     max_length: int,
 ) -> list[Example]:
     require_columns(rows, columns, source=source, key="task.text")
-    require_columns(rows, [label], source=source, key="task.label")
+    labels = labels_of(rows, source)
     if not rows:
         return []
     texts = [
         [cell_text(row, column, source=source, number=number) for number, row in enumerate(rows, start=1)]
         for column in columns
     ]
-    labels = _encode_labels(rows, source, label, names)
     begin = _added_begin(tokenizer)  # a text that has it gets no second one
     held = [begin is not None and text.startswith(begin) for text in texts[0]]
     texts[0] = [text.removeprefix(begin or "") for text in texts[0]]
@@ -261,14 +170,13 @@ def _lengths(
     return lengths
 
 
-def _encode_labels(
-    rows: Sequence[Row], source: str, label: str, names: tuple[str, ...] | None
+def _labels(
+    rows: Sequence[Row], source: str, *, label: str, names: tuple[str, ...] | None, listed: bool
 ) -> list[int] | list[float]:
-    values = [(n, _label_value(row, label, source, n)) for n, row in enumerate(rows, start=1)]
+    require_columns(rows, [label], source=source, key="task.label")
     if names is None:
-        return [_target(value, label, source, number) for number, value in values]
-    ids = {name: i for i, name in enumerate(names)}
-    return [_class_id(value, ids, label, source, number) for number, value in values]
+        return targets(rows, label, source)
+    return class_ids(rows, label, names, source, listed=listed)
 
 
 def _collate(tokenizer: Any, examples: Sequence[Example], *, regression: bool) -> Batch:
@@ -277,7 +185,7 @@ def _collate(tokenizer: Any, examples: Sequence[Example], *, regression: bool) -
     if any("token_type_ids" in example for example in examples):
         batch["token_type_ids"] = pad([e["token_type_ids"] for e in examples], tokenizer.pad_token_type_id)
     batch["labels"] = _label_tensor(examples, regression)
-    return batch
+    return batch | own_experts(examples)
 
 
 def _label_tensor(examples: Sequence[Example], regression: bool) -> Tensor:
@@ -319,8 +227,8 @@ def _measure(
     scored = _correlations if regression else _class_scores
 
     def metrics(indices: np.ndarray) -> dict[str, float]:
-        found = scored(logits.numpy()[indices], labels.numpy()[indices])
-        return {**found, "loss": float(losses[indices].mean())}
+        scores = scored(logits.numpy()[indices], labels.numpy()[indices])
+        return {**scores, "loss": float(losses[indices].mean())}
 
     return [Measurement(len(examples), metrics, frozenset({"accuracy"}))]
 
@@ -355,12 +263,12 @@ def _class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     right, of_label, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     occurs = of_label + predicted > 0
     f1 = np.divide(2 * right, of_label + predicted, out=np.zeros(size), where=occurs)
-    found = {
+    scores = {
         "accuracy": float(right.sum() / confusion.sum()),
         "macro_f1": float(f1[occurs].mean()),
         "matthews": _matthews(right.sum(), confusion.sum(), of_label, predicted),
     }
-    return found | ({"f1": float(f1[1])} if size == 2 else {})
+    return scores | ({"f1": float(f1[1])} if size == 2 else {})
 
 
 def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.ndarray) -> float:
@@ -381,8 +289,8 @@ def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    if not np.isfinite(one).all():
+def _correlation(predictions: np.ndarray, targets: np.ndarray) -> float:
+    if not np.isfinite(predictions).all():
         return math.nan
-    spread = len(one) > 1 and bool(np.ptp(one)) and bool(np.ptp(other))
-    return float(np.corrcoef(one, other)[0, 1]) if spread else 0.0
+    spread = len(predictions) > 1 and bool(np.ptp(predictions)) and bool(np.ptp(targets))
+    return float(np.corrcoef(predictions, targets)[0, 1]) if spread else 0.0

@@ -6,16 +6,17 @@ file commonsense_170k. SIQA's form follows the others': no file of theirs was at
 SIQA, ARC and OpenBookQA, which share one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from fedsb.config.labels import label_name
 from fedsb.errors import InputError
 from fedsb.tasks.choices import family_of, offered
+from fedsb.tasks.rows import is_missing, like, place
+from fedsb.tasks.task import Row
 
-Row = Mapping[str, object]
 
-
-def prepare(kind: str, rows: Sequence[Row], source: str) -> list[dict[str, object]]:
+def prepare(kind: str, rows: Sequence[Row], source: str) -> list[Row]:
     """The rows of data set `kind` (a key of PREPARATIONS) in LLM-Adapters' form.
 
     Raises:
@@ -24,12 +25,14 @@ def prepare(kind: str, rows: Sequence[Row], source: str) -> list[dict[str, objec
     return [_prepared(kind, row, source, number) for number, row in enumerate(rows, start=1)]
 
 
-def _prepared(kind: str, row: Row, source: str, number: int) -> dict[str, object]:
+def _prepared(kind: str, row: Row, source: str, number: int) -> Row:
     try:
-        return PREPARATIONS[kind](row)
+        values = {column: value for column, value in row.items() if not is_missing(value)}
+        return like(row, PREPARATIONS[kind](values))
     except (KeyError, IndexError, TypeError, ValueError) as error:
+        fault = f"it has no {error}" if isinstance(error, KeyError) else "a value is none of its format's"
         raise InputError(
-            f"{source}: row {number} is not one of {kind}: {type(error).__name__} {error}; its columns are "
+            f"{place(row, source, number)} is not one of {kind}: {fault}; the row's columns are "
             f"{', '.join(map(str, row))}. Check data.prepare, or the prepare of the benchmark"
         ) from error
 
@@ -42,7 +45,7 @@ def _as_it_is(row: Row) -> dict[str, object]:
 
 def _made(instruction: str, answer: str, choices: Sequence[str]) -> dict[str, object]:
     if answer not in choices:
-        raise ValueError(f"has no label, found {answer!r}")
+        raise ValueError("no label")
     row = {
         "instruction": instruction,
         "input": "",
@@ -54,8 +57,7 @@ def _made(instruction: str, answer: str, choices: Sequence[str]) -> dict[str, ob
 
 def _boolq(row: Row) -> dict[str, object]:
     question = f"Please answer the following question with true or false, question: {row['question']}?"
-    answer = {True: "true", False: "false"}[bool(row["answer"])]
-    return _made(f"{question}\n\nAnswer format: true/false", answer, ("true", "false"))
+    return _made(f"{question}\n\nAnswer format: true/false", label_name(row["answer"]), ("true", "false"))
 
 
 def _piqa(row: Row) -> dict[str, object]:
@@ -73,7 +75,7 @@ def _siqa(row: Row) -> dict[str, object]:
 def _hellaswag(row: Row) -> dict[str, object]:
     endings: Any = row["endings"]
     choices = _numbered("ending", len(endings))
-    start = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b']}".rstrip()
+    start = f"{row['activity_label']}: {row['ctx_a']} {row.get('ctx_b', '')}".rstrip()
     asked = f"Please choose the correct ending to complete the given sentence: {start}"
     listed = _listed("Ending", endings)
     return _made(f"{asked}\n\n{listed}\n\n{_format(choices)}", f"ending{_int(row['label']) + 1}", choices)

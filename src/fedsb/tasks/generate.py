@@ -7,11 +7,20 @@ from typing import Any
 
 import torch
 
+from fedsb.adapter.routing import answering, tell
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
 from fedsb.models.limits import check_room_for_answers, positions_of
 from fedsb.tasks.prompts import added_bos, cut_left
-from fedsb.tasks.task import attention_mask, batches_by_length, device_of, evaluating, pad, pad_token_id
+from fedsb.tasks.task import (
+    Batch,
+    attention_mask,
+    batches_by_length,
+    device_of,
+    evaluating,
+    pad,
+    pad_token_id,
+)
 
 Prompt = Sequence[int]
 Engine = Callable[[Sequence[Prompt], int], list[str]]
@@ -28,7 +37,7 @@ class Decoding:
     top_p: float = 1.0
     top_k: int | None = None
     seed: int = 0
-    """Of sampling: the same seed, batches and versions give the same texts."""
+    """Seed of sampling: the same one, batches and versions give the same texts."""
     beams: int = 1
     """More: beam search, without sampling."""
     length_penalty: float = 1.0
@@ -64,7 +73,7 @@ def generate_texts(
 
 def batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
     """Indices of prompts of like length, longest first. Batches depend on the prompts alone, so that they are
-    the same when a generation is taken up again."""
+    the same when a generation is resumed."""
     return list(batches_by_length([len(prompt) for prompt in prompts], batch_size))
 
 
@@ -108,9 +117,17 @@ def _continue(
     """New ids per prompt. Padding on the left, so that every prompt ends where its answer begins."""
     device = device_of(model)
     inputs = pad(prompts, pad_token_id(tokenizer), side="left").to(device)
-    output = model.generate(
-        input_ids=inputs,
-        attention_mask=attention_mask(prompts, side="left").to(device),
+    prompt = {"input_ids": inputs, "attention_mask": attention_mask(prompts, side="left").to(device)}
+    with answering(model):
+        output = _generate(model, tokenizer, tell(model, prompt), decoding)
+    ids: list[list[int]] = output[:, inputs.shape[1] :].tolist()
+    return ids
+
+
+def _generate(model: Any, tokenizer: Any, prompt: Batch, decoding: Decoding) -> torch.Tensor:
+    stopping = [_Stop(tokenizer, prompt["input_ids"].shape[1], decoding.stop)] if decoding.stop else None
+    output: torch.Tensor = model.generate(
+        **prompt,
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
         length_penalty=decoding.length_penalty,
@@ -118,11 +135,10 @@ def _continue(
         repetition_penalty=1.0,  # a model's own generation settings must not bend the search
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad_token_id(tokenizer),
-        stopping_criteria=[_Stop(tokenizer, inputs.shape[1], decoding.stop)] if decoding.stop else None,
+        stopping_criteria=stopping,
         **_choice(decoding),
     )
-    ids: list[list[int]] = output[:, inputs.shape[1] :].tolist()
-    return ids
+    return output
 
 
 def _choice(decoding: Decoding) -> dict[str, Any]:

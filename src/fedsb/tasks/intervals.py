@@ -33,20 +33,18 @@ def scores(
     measurements: Sequence[Measurement], rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> dict[str, Score]:
     """Every metric with its interval: Wilson's for shares, the bootstrap's for all else."""
-    return {name: s for each in measurements for name, s in _scores(each, rng, resamples).items()}
+    return {name: s for measured in measurements for name, s in _scores(measured, rng, resamples).items()}
 
 
-def _scores(one: Measurement, rng: np.random.Generator, resamples: int) -> dict[str, Score]:
-    values = one.all()
-    resampled = set(values) - one.shares
-    ends = bootstrap(one, rng, resamples) if resampled else {}
-    found = {}
-    for name, value in values.items():
-        if name in one.shares:
-            found[name] = Score(value, *wilson(round(value * one.count), one.count), one.count, "wilson")
-        else:
-            found[name] = Score(value, *ends[name], one.count, "bootstrap")
-    return found
+def _scores(measured: Measurement, rng: np.random.Generator, resamples: int) -> dict[str, Score]:
+    values, count = measured.all(), measured.count
+    ends = bootstrap(measured, rng, resamples) if set(values) - measured.shares else {}
+    return {
+        name: Score(value, *wilson(round(value * count), count), count, "wilson")
+        if name in measured.shares
+        else Score(value, *ends[name], count, "bootstrap")
+        for name, value in values.items()
+    }
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
@@ -60,11 +58,11 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 
 
 def bootstrap(
-    one: Measurement, rng: np.random.Generator, resamples: int = RESAMPLES
+    measured: Measurement, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> dict[str, tuple[float, float]]:
     """The middle 95 % of each metric over examples drawn again with replacement (Efron 1979,
     doi 10.1214/aos/1176344552). Draws for which a metric is not finite are left out of it."""
-    drawn = [one.metrics(rng.integers(one.count, size=one.count)) for _ in range(resamples)]
+    drawn = [measured.metrics(rng.integers(measured.count, size=measured.count)) for _ in range(resamples)]
     return {name: _middle([metrics[name] for metrics in drawn]) for name in drawn[0]}
 
 

@@ -5,58 +5,65 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import BenchmarkConfig, ClassificationConfig
+from fedsb.config.sections import BenchmarkConfig, CausalLmConfig, ClassificationConfig, Source
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare
-from fedsb.tasks.rows import is_missing, read_rows, require_columns
+from fedsb.tasks.labels import has_label
+from fedsb.tasks.rows import like, read_rows, require_columns
+from fedsb.tasks.rows.cells import ClassId
 
 SOURCE = "source"
 """The column that says which of several sources a row is from."""
 
 
 def train_rows(config: RunConfig) -> list[Row]:
-    """Training rows as the config's data section wants them."""
-    wanted = config.data
-    sources = wanted.train if isinstance(wanted.train, dict) else {None: wanted.train}
-    found: list[Row] = []
+    """Training rows as the config's data section has them."""
+    data = config.data
+    sources = data.train if isinstance(data.train, dict) else {None: data.train}
+    rows: list[Row] = []
     for name, source in sources.items():
-        rows = shaped(
-            read_rows(source, limit=wanted.limit.train),
-            source,
-            preparation=wanted.prepare.train,
-            columns=wanted.columns.train,
+        of_source = shaped(
+            read_rows(source, limit=data.limit.train),
+            source_name(source),
+            preparation=data.prepare.train,
+            columns=data.columns.train,
             key="data.columns.train",
         )
-        found += rows if name is None else [{**row, SOURCE: name} for row in rows]
-    return labelled(config, found)
+        rows += of_source if name is None else [like(row, {**row, SOURCE: name}) for row in of_source]
+    return labelled(config, rows)
 
 
 def train_name(config: RunConfig) -> str:
     """The training data's name, for errors."""
     train = config.data.train
-    return train if isinstance(train, str) else ", ".join(train.values())
+    return ", ".join(map(source_name, train.values())) if isinstance(train, dict) else source_name(train)
+
+
+def source_name(source: Source) -> str:
+    """A source's name, for errors: its files'."""
+    return source if isinstance(source, str) else ", ".join(source)
 
 
 def test_rows(config: RunConfig) -> list[Row]:
-    """Test rows as the config's data section wants them."""
-    wanted = config.data
+    """Test rows as the config's data section has them."""
+    data = config.data
     rows = shaped(
-        read_rows(wanted.test, limit=wanted.limit.test, split="test"),
-        wanted.test,
-        preparation=wanted.prepare.test,
-        columns=wanted.columns.test,
+        read_rows(data.test, limit=data.limit.test, split="test"),
+        source_name(data.test),
+        preparation=data.prepare.test,
+        columns=data.columns.test,
         key="data.columns.test",
     )
     return labelled(config, rows)
 
 
-def benchmark_rows(wanted: BenchmarkConfig, name: str) -> list[Row]:
+def benchmark_rows(benchmark: BenchmarkConfig, name: str) -> list[Row]:
     """The rows of a benchmark."""
     return shaped(
-        read_rows(wanted.data, limit=wanted.limit, split="test"),
-        wanted.data,
-        preparation=wanted.prepare,
-        columns=wanted.columns,
+        read_rows(benchmark.data, limit=benchmark.limit, split="test"),
+        benchmark.data,
+        preparation=benchmark.prepare,
+        columns=benchmark.columns,
         key=f"evaluation.benchmarks.{name}.columns",
     )
 
@@ -65,20 +72,29 @@ def shaped(
     rows: Sequence[Row], source: str, *, preparation: str | None, columns: Mapping[str, str], key: str
 ) -> list[Row]:
     """The rows in the form that a recipe's prompt is made for, then under the task's column names."""
-    made: list[Row] = list(rows) if preparation is None else [*prepare(preparation, rows, source)]
+    prepared = list(rows) if preparation is None else prepare(preparation, rows, source)
     if not columns:
-        return made
-    require_columns(made, columns.values(), source=source, key=key)
-    return [renamed(row, columns) for row in made]
+        return prepared
+    require_columns(prepared, columns.values(), source=source, key=key)
+    return [renamed(row, columns) for row in prepared]
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     """The row with its values under the task's names too."""
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+    return like(row, {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}})
 
 
 def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that have no label, if the config drops such."""
-    if not (config.data.drop_unlabelled and isinstance(config.task, ClassificationConfig)):
-        return list(rows)
-    return [row for row in rows if not is_missing(row.get(config.task.label))]
+    """The rows, without those that have no label if the config drops such. A file's classes are by name, but
+    for the label of a classification that lists none: the file's order of them counts."""
+    task = config.task
+    if not isinstance(task, ClassificationConfig):
+        return [_named(row, None) for row in rows] if isinstance(task, CausalLmConfig) else list(rows)
+    if config.data.drop_unlabelled:
+        rows = [row for row in rows if has_label(row, task.label)]
+    return [_named(row, task.label if task.labels is None else None) for row in rows]
+
+
+def _named(row: Row, label: str | None) -> Row:
+    names = {c: str(v) for c, v in row.items() if isinstance(v, ClassId) and c != label}
+    return like(row, {**row, **names}) if names else row

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
 from fedsb.models.limits import with_segments_in_reach
 
 Row = Mapping[str, object]
@@ -45,7 +46,9 @@ class Task:
     encode(rows, source): token ids and labels as plain lists and numbers, unpadded, in the order of `rows`.
         `source` names the file in errors; rows are numbered from 1 in the sequence given.
     collate(examples): tensors padded on the right, with `attention_mask` (from the lengths, so a pad id that
-        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows.
+        also occurs as a real token is not masked) and `labels`. No example: tensors with 0 rows. Where every
+        example has an `expert`, `experts`; where only some of the tokens are the question, `asked` (rows,
+        width): both are for a router and kept from the model.
     losses(model, batch): one fp32 loss per example, shape (batch,), on the model's device. Differentiable.
         The loss of an example does not depend on its neighbours in the batch, so its gradient is its own.
     measure(model, examples, *, batch_size, generate=None, progress=None): what `evaluate` gives as
@@ -66,10 +69,10 @@ class Task:
     measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], **how: Any) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], **arguments: Any) -> dict[str, float]:
         """The metrics over all examples; arguments as of `measure`."""
-        measured = self.measure(model, examples, **how)
-        return {name: value for each in measured for name, value in each.all().items()}
+        measurements = self.measure(model, examples, **arguments)
+        return {name: value for measured in measurements for name, value in measured.all().items()}
 
 
 def pad(
@@ -92,16 +95,29 @@ def attention_mask(
 
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits for a batch, in the model's dtype. The labels are kept from the model."""
+    """The logits for a batch, in the model's dtype. What is not for the model is kept from it, see `tell`."""
     logits: Tensor = model(**model_inputs(model, batch)).logits
     return logits
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> Batch:
-    """What a model is given of a batch, on its device: no labels, and token types as far as it has any."""
+    """What a model is given of a batch, on its device, with token types as far as it has any.
+
+    Its routing, where it has one, is told the rest.
+    """
     device = device_of(model)
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    if hasattr(model, "routing"):
+        tell(model, batch)
+    inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     return with_segments_in_reach(inputs, getattr(model, "config", None))
+
+
+def own_experts(examples: Sequence[Example]) -> Batch:
+    """`experts` of a batch, (rows,): each example's own, where all have one; else nothing."""
+    if not examples or not all("expert" in example for example in examples):
+        return {}
+    return {"experts": torch.tensor([example["expert"] for example in examples])}
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ from fedsb.compare.page.load import Compared, settings_apart
 from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import details, link, numbers, paragraph, table, texts, trial, yaml
 from fedsb.report.metrics import describe, show
-from fedsb.report.units import DASH, MINUS, THIN, count, decimal, duration, human_bytes, plural
+from fedsb.report.units import DASH, MINUS, THIN, count, decimal, duration, human_bytes, percent, plural
 
 MOST_SEEDS = 8
 
@@ -17,28 +17,40 @@ MOST_SEEDS = 8
 def result(comparison: Compared) -> str:
     title = describe(comparison.metric).title.lower()
     columns = texts("method") + numbers(f"{title}, mean ± sd", f"against {_unbroken(comparison.baseline)}")
+    routes = any(row.get("routing") for row in comparison.summary.values())
+    columns += numbers("oracle†", "mean of experts†", "right expert†") if routes else []
     columns += numbers("per round and client*", "sent once", "total", "learning rate", "seeds")
     columns += texts("not dominated")
-    rows = [_row(comparison, name, row) for name, row in comparison.summary.items()]
+    rows = [_row(comparison, name, row, routes) for name, row in comparison.summary.items()]
     note = (
         "sd: sample standard deviation over the seeds. Differences are paired: seed by seed, then mean ± sd. "
         "* up and down together, for each client that takes part. Total: all clients and rounds, and once."
     )
-    return table("Result", columns, rows) + paragraph(note, "note")
+    routed = (
+        " † Of a mixture, which is scored as its gate routes: with each row's own expert chosen for it, with "
+        "the one adapter that is the mean of the experts, and the share of rows routed to their own."
+    )
+    return table("Result", columns, rows) + paragraph(note + (routed if routes else ""), "note")
 
 
-def _row(comparison: Compared, name: str, row: dict[str, Any]) -> list[str]:
+def _row(comparison: Compared, name: str, row: dict[str, Any], routes: bool) -> list[str]:
     sizes = [human_bytes(number(row.get(key))) for key in ("bytes_per_round", "init_bytes", "total_bytes")]
     rate = f"{decimal(number(row.get('learning_rate')))}{' (edge)' if row.get('edge') else ''}"
     return [
         name,
         value(comparison.metric, number(row.get("mean")), number(row.get("std"))),
         DASH if name == comparison.baseline else _difference(comparison, row),
+        *(_routing(comparison.metric, mapping(row.get("routing"))) if routes else []),
         *sizes,
         rate,
         count(whole(row.get("seeds"))),
         "●" if name in comparison.best else "",
     ]
+
+
+def _routing(metric: str, routing: dict[str, Any]) -> list[str]:
+    others = [show(metric, number(routing.get(kind))) for kind in ("oracle", "static")]
+    return [*others, percent(number(routing.get("right")))]
 
 
 def _difference(comparison: Compared, row: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ class WeightedSum:
         if not upload.weight > 0:
             raise ValueError(f"weight: expected a positive number, found {upload.weight}")
         self.weight += upload.weight
-        if upload.vector.numel() == self.total.numel():
+        if upload.vector.numel() == self.total.numel() and upload.weights is None:
             self.total.add_(upload.vector, alpha=upload.weight)
             if self.owned is not None:
                 for part in self.owned.values():
@@ -47,9 +47,9 @@ class WeightedSum:
             owned = _zeros(self.frame)[1]
             self.owned = {name: part.add_(self.weight - upload.weight) for name, part in owned.items()}
         for name, tensor in upload.tensors.items():
-            where = region(name, tensor.shape, upload.heads)
-            self.named[name][where] += upload.weight * tensor.double()
-            self.owned[name][where] += upload.weight
+            where, weight = region(name, tensor.shape, upload.heads), _weight_of(name, upload)
+            self.named[name][where] += weight * tensor.double()
+            self.owned[name][where] += weight
             if upload.heads is not None and _is_core(name) and self.frame.padding == "all":
                 self._add_untrained(name, upload)
 
@@ -80,6 +80,13 @@ def region(name: str, shape: tuple[int, ...], heads: tuple[int, ...] | None = No
     """Where a part of this shape lies in the whole: the leading block, of these heads alone (None: all)."""
     block = tuple(slice(0, n) for n in shape)
     return (list(heads), *block[1:]) if heads is not None and _is_core(name) else block
+
+
+def _weight_of(name: str, upload: Upload) -> float | Tensor:
+    """Of this tensor of an upload; of a core that holds several experts, one for each."""
+    if upload.weights is None or not _is_core(name):
+        return upload.weight
+    return torch.tensor(upload.weights, dtype=torch.float64)[:, None, None]
 
 
 def keep_directions(tensors: dict[str, Tensor], frame: AggregationInputs) -> None:

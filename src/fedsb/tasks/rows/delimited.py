@@ -1,0 +1,147 @@
+"""CSV and TSV: a header line, and cells that are the text as it is written. An empty cell is a missing value.
+
+Delimiter: the extension's own if it splits the header and the first records into equally many cells, two or
+more; else the one other of , ; tab | that does so. `csv.Sniffer` guesses from frequencies instead and takes
+letters for delimiters.
+
+Quotes: as RFC 4180 has them, strictly. With tabs they are text, as in GLUE's files, unless the file as a
+whole was written with quoting: its header is in quotes, or a cell with doubled quotes is, or rows have
+equally many cells only if tabs and line breaks in quotes belong to cells.
+
+No row is swallowed: a row with other than the header's cells is an error with its line, and so is a cell in
+quotes over many lines of which each would be a row.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+from fedsb.errors import InputError
+from fedsb.tasks.rows.cells import require_distinct
+from fedsb.tasks.rows.text import LINE_END, LONGEST_LINE, open_text
+
+DELIMITERS = (",", ";", "\t", "|")
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+HEAD = 50
+"""Records by which a delimiter is judged."""
+_IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
+
+
+class _Malformed(Exception):
+    """Quotes that break the rules; the text says how, and on which line."""
+
+
+def read_delimited(path: Path, source: str, standard: str) -> Iterator[dict[str, object]]:
+    """The rows, of which each has the header's columns.
+
+    Args:
+        standard: the delimiter that the extension stands for.
+
+    Raises:
+        InputError: with the line on which a row begins.
+    """
+    with _long_cells():
+        delimiter = _delimiter(path, standard)
+        records = _records(path, delimiter, quoted=delimiter != "\t" or _has_quoting(path))
+        try:
+            _, names = next(records, (1, []))
+            require_distinct(names, source)
+            for line, cells in records:
+                _check_record(cells, len(names), delimiter, f"{source}: line {line}")
+                yield {name: cell or None for name, cell in zip(names, cells, strict=True)}
+        except _Malformed as error:
+            raise InputError(f"{source}: {error}") from None
+
+
+read_csv, read_tsv = partial(read_delimited, standard=","), partial(read_delimited, standard="\t")
+
+
+def _check_record(cells: list[str], width: int, delimiter: str, where: str) -> None:
+    if len(cells) != width:
+        raise InputError(
+            f"{where}: expected {width} cells, as in the header, found {len(cells)} (between "
+            f"{_NAMES[delimiter]}); fix the row, or put cells that hold delimiters or line breaks in quotes"
+        )
+    fewest = 3 if delimiter == "\t" else 20  # a text may have as many commas in each line as a row has
+    for cell in cells:
+        lines = LINE_END.split(cell) if "\n" in cell or "\r" in cell else []
+        if (
+            len(lines) >= fewest
+            and width > 1
+            and all(line.count(delimiter) == width - 1 for line in lines[1:-1])
+        ):
+            raise InputError(
+                f"{where}: a cell in quotes runs over {len(lines)} lines that look like rows; if its quotes "
+                "are text write them twice, or save the rows as JSON lines"
+            )
+
+
+def _delimiter(path: Path, standard: str) -> str:
+    if _fits(path, standard):
+        return standard
+    others = [other for other in DELIMITERS if other != standard and _fits(path, other)]
+    return others[0] if len(others) == 1 else standard
+
+
+def _fits(path: Path, delimiter: str) -> bool:
+    """Whether it splits the head of the file into a table of two columns or more."""
+    for quoted in (True, False) if delimiter == "\t" else (True,):
+        try:
+            widths = {len(cells) for _, cells in islice(_records(path, delimiter, quoted=quoted), HEAD)}
+        except _Malformed:
+            continue
+        if len(widths) == 1 and widths != {1}:
+            return True
+    return False
+
+
+def _has_quoting(path: Path) -> bool:
+    """Whether quotes in a file of tabs are the writer's, see the module."""
+    as_text = Counter(len(cells) for _, cells in _records(path, "\t", quoted=False))
+    try:
+        as_quotes = Counter(len(cells) for _, cells in _records(path, "\t", quoted=True))
+    except _Malformed:
+        return False
+    records = (cells for _, cells in _records(path, "\t", quoted=False))
+    if len(as_quotes) != 1 or all(map(_IN_QUOTES.fullmatch, next(records))):
+        return len(as_quotes) == 1
+    if as_text != as_quotes:
+        return len(as_text) > 1
+    return any('""' in cell[1:-1] and _IN_QUOTES.fullmatch(cell) for cell in chain.from_iterable(records))
+
+
+def _records(path: Path, delimiter: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """(the line on which it begins, its cells) of each record; blank lines are left out."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    with open_text(path, newline="") as file:
+        reader, line = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=quoted), 1
+        try:
+            for cells in reader:
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise _Malformed(f"line {line}: {_fault(str(error))}") from None
+
+
+def _fault(message: str) -> str:
+    if "limit" in message:
+        return f"a cell has more than {LONGEST_LINE:,} characters; cut it, or close its quotes"
+    fault = "a quote is never closed" if "end of data" in message else "text follows a closing quote"
+    return f'{fault}; within a cell in quotes write a quote twice (""), or save the rows as JSON lines'
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells as long as a row of JSON may be; the csv module has one limit for all its readers."""
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
