@@ -142,7 +142,8 @@ def _watch(
         if ends_here:
             output.requires_grad_(True)
         output.register_hook(lambda gradient: receive(gradient, held.pop()))
-        return output.clone() if ends_here else None  # a leaf could not be changed in place, as DeBERTa does
+        # what DeBERTa or Longformer does in place cannot be done to a leaf, and takes a view out of the graph
+        return output.clone() if ends_here or output._is_view() else None
 
     def receive(gradient: Tensor, x: Tensor) -> None:
         uses[name] -= 1

@@ -121,7 +121,7 @@ def _describe_memory(config: RunConfig, data: Data) -> str:
 
 def _describe_targets(base: BaseModel) -> str:
     endings = sorted({name.rsplit(".", 1)[-1] for name in base.targets})
-    return f"{len(base.targets)} layers ({', '.join(endings)})"
+    return "; ".join([f"{len(base.targets)} layers ({', '.join(endings)})", *base.notes])
 
 
 def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple[str, str]]:

@@ -80,8 +80,10 @@ def _of_clients(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
             "federation.client_experts: one expert is one core; give clients two or more, or take a method "
             "without experts"
         )
-    if idle := sorted(set(range(count)) - set(assigned)):
-        yield f"federation.client_experts: nobody holds expert {idle[0]} of {count}; each needs a client"
+    held = set(assigned)
+    idle = next((expert for expert in range(count) if expert not in held), None)
+    if idle is not None:
+        yield f"federation.client_experts: nobody holds expert {idle} of {count}; each needs a client"
     if beyond := [expert for expert in assigned if expert >= count]:
         yield f"federation.client_experts: expected numbers from 0 to {count - 1}, found {max(beyond)}"
 

@@ -65,6 +65,15 @@ def _read(path: str) -> dict[str, Any]:
     return {}
 
 
+def stored_config(path: str) -> Any | None:
+    """The config of a folder or id as transformers reads it; None where it cannot: loading says why."""
+    from transformers import AutoConfig
+
+    with suppress(Exception):
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return None
+
+
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every plain value with the last name on the way to it."""
     if isinstance(value, dict):

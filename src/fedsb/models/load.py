@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import nn
 
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
-from fedsb.models.config_json import check_config
+from fedsb.models.config_json import check_config, stored_config
 from fedsb.models.devices import visible_gpus
-from fedsb.models.head import keep_in_float32
+from fedsb.models.head import draw_head, head_options, keep_in_float32, keeps_head
+from fedsb.models.kinds import FOUR_BIT, check_kind, quantization
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "tekken.json")
@@ -52,16 +54,19 @@ def load_base(
     device_map: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The frozen base model in eval mode, with a fresh head from the seed if `num_labels` is given.
+    """The frozen base model in eval mode, with a head if `num_labels` is given.
 
-    The head is fp32 whatever `dtype`: it is trained. With `device_map` "auto" the blocks are spread over all
-    visible GPUs and `device` plays no part.
+    The head is drawn from the seed, unless the checkpoint has one for the same labels; it is fp32 whatever
+    `dtype`: it is trained. With `device_map` "auto" the blocks are spread over all visible GPUs and `device`
+    plays no part.
 
     Raises:
         InputError: the folder or its weights cannot be used; the message says what was wrong.
     """
     device = device or torch.device("cpu")
     check_folder(path, files=WEIGHT_FILES, what="weights")
+    stored: Any = stored_config(path)
+    _check_stored_bits(path, stored, load_in_4bit)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if load_in_4bit:
         options |= _four_bit(dtype, device)
@@ -71,7 +76,10 @@ def load_base(
         options |= head_options(num_labels, label_names)
     with scoped_global_seed(seed, "head"), quiet_loading():
         model = _from_pretrained(path, causal=num_labels is None, options=options)
-    model.config.pad_token_id = tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id
+    if num_labels is not None and not keeps_head(stored, num_labels, label_names):
+        draw_head(model, dtype=getattr(torch, dtype), seed=seed)
+    if tokenizer is not None:
+        text_config(model).pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False)
     _cast_the_rest(model, getattr(torch, dtype))
     if num_labels is not None and dtype != "float32":
@@ -81,10 +89,23 @@ def load_base(
     return model.eval() if load_in_4bit or device_map is not None else model.to(device).eval()
 
 
+def _check_stored_bits(path: str, config: Any, load_in_4bit: bool) -> None:
+    if config is not None and quantization(config) == FOUR_BIT and not load_in_4bit:
+        raise InputError(
+            f"model.path: the weights in {path!r} are stored in bitsandbytes' 4 bits; set "
+            "model.load_in_4bit: true (pip install 'fedsb[4bit]'), or take the model that they were made from"
+        )
+
+
 def input_device(model: Any) -> torch.device:
     """Where token ids go in: the embeddings' device, which is the model's if it is on one."""
     device: torch.device = model.get_input_embeddings().weight.device
     return device
+
+
+def text_config(model: Any) -> Any:
+    """The part of a model's config that is about text: all of it, where it takes nothing else."""
+    return model.config.get_text_config()
 
 
 def _spread(device_map: str) -> dict[str, Any]:
@@ -129,7 +150,12 @@ def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any
     loader: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     try:
         model, report = loader.from_pretrained(
-            path, output_loading_info=True, trust_remote_code=False, weights_only=True, **options
+            path,
+            output_loading_info=True,
+            trust_remote_code=False,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # a head of another task; of the base, they are refused below
+            **options,
         )
     except SafetensorError as error:
         raise InputError(
@@ -137,8 +163,24 @@ def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any
         ) from error
     except Exception as error:
         raise InputError(f"model.path: {path!r} could not be loaded: {cause(error)}") from error
+    _check_shapes(path, model, report["mismatched_keys"], whole=causal)
     _check_belongs(path, model, report["missing_keys"])
     return model
+
+
+def _check_shapes(path: str, model: Any, differ: Iterable[tuple[str, Any, Any]], *, whole: bool) -> None:
+    """Tensors of another shape than config.json says load as random numbers: refuse them outside a head."""
+    prefix = "" if whole else f"{model.base_model_prefix}."
+    for name, stored, expected in sorted(differ):
+        if name.startswith(prefix):
+            raise InputError(
+                f"model.path: {name} is {_times(stored)} in the weights of {path!r}, {_times(expected)} by "
+                "its config.json; take both from one model"
+            )
+
+
+def _times(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _check_belongs(path: str, model: Any, missing: Iterable[str]) -> None:
@@ -151,17 +193,6 @@ def _check_belongs(path: str, model: Any, missing: Iterable[str]) -> None:
             f"model.path: the weights in {path!r} are not of this model: {len(absent)} of {len(names)} "
             f"tensors are missing, such as {absent[0]}; take config.json and weights from one model"
         )
-
-
-def head_options(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
-    """What a model's config says of a head with so many outputs; one output is a regression."""
-    options: dict[str, Any] = {"num_labels": num_labels}
-    if num_labels == 1:
-        options["problem_type"] = "regression"
-    if label_names is not None:
-        options["id2label"] = dict(enumerate(label_names))
-        options["label2id"] = {name: i for i, name in enumerate(label_names)}
-    return options
 
 
 def _four_bit(dtype: str, device: torch.device) -> dict[str, Any]:
@@ -189,7 +220,8 @@ def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise InputError(f"model.path: the folder {path!r} does not exist")
-        return check_config(path)
+        check_config(path)
+        return check_kind(path)
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {path!r} has no config.json; expected a Hugging Face model folder")
     if not any(any(folder.glob(pattern)) for pattern in files):
@@ -202,6 +234,7 @@ def check_folder(path: str, *, files: Sequence[str], what: str) -> None:
             "put on it unasked; move it away, or merge it first"
         )
     check_config(path)
+    check_kind(path)
 
 
 @contextlib.contextmanager
@@ -223,6 +256,9 @@ def quiet_loading() -> Iterator[None]:
 def cause(error: BaseException) -> str:
     """Why a library could not load something, in a line."""
     text = str(error)
+    if unknown := re.search(r"configuration class <class '.*?(\w+)Config'> for .*AutoModelFor(\w+)", text):
+        kind = "language model" if unknown[2] == "CausalLM" else "classifier of texts"
+        return f"transformers has no {kind} of the family {unknown[1]}"
     if "trust_remote_code" in text:
         return (
             "it needs code of its own, and no code from a model's folder is run; take a model of a family "

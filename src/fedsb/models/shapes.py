@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
-from fedsb.models.head import CLASSIFIER, head_parameters, keep_in_float32
-from fedsb.models.load import cause, check_folder, head_options, quiet_loading
+from fedsb.models.config_json import stored_config
+from fedsb.models.head import CLASSIFIER, draw_head, head_options, keep_in_float32, keeps_head
+from fedsb.models.load import cause, check_folder, quiet_loading
 from fedsb.models.targets import ENCODER_TARGETS
 
 
@@ -25,22 +25,19 @@ def load_shapes(
 ) -> nn.Module:
     """As `load_base`, on the meta device: from config.json alone, without a weight but the head's.
 
-    The head is that of `load_base` with the same seed, unless the checkpoint lacks weights of the base too (a
-    pooler): those are drawn before it there.
-
     Raises:
-        InputError: no config there, or one that no model can be built from.
+        InputError: no config there, one that no model can be built from, or one of a checkpoint whose own
+            head `load_base` would keep: its weights are not here.
     """
     options = {} if num_labels is None else head_options(num_labels, label_names)
     model = _on_meta(path, _load_config(path, options), classifies=num_labels is not None).eval()
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-    for name, old in (head_parameters(model) if num_labels is not None else {}).items():
-        owner, _, leaf = name.rpartition(".")
-        empty = torch.empty(old.shape, dtype=getattr(torch, dtype))
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(empty))
-    with scoped_global_seed(seed, "head"):
-        model.initialize_weights()  # type: ignore[operator]
+    if num_labels is not None:
+        if keeps_head(stored_config(path), num_labels, label_names):
+            raise InputError(
+                f"model.path: {path!r} comes with a classification head for these labels, which is kept, and "
+                "the server has no weights of it; set evaluation.every and give the server the whole model"
+            )
+        draw_head(model, dtype=getattr(torch, dtype), seed=seed)
     model.requires_grad_(False)
     if num_labels is not None and dtype != "float32":
         keep_in_float32(model)
@@ -59,7 +56,10 @@ def build_on_meta(path: str, *, num_labels: int | None = None) -> nn.Module:
     config = _load_config(path, {} if num_labels is None else {"num_labels": num_labels})
     says_so = any(CLASSIFIER in name for name in config.architectures or [])
     classifies = num_labels is not None or config.model_type in ENCODER_TARGETS or says_so
-    return _on_meta(path, config, classifies=classifies)
+    model = _on_meta(path, config, classifies=classifies)
+    if classifies and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # a decoder that classifies several rows looks for it
+    return model
 
 
 def _on_meta(path: str, config: Any, *, classifies: bool) -> nn.Module:

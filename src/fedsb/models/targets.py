@@ -1,15 +1,22 @@
-"""Which layers of a model are adapted: those named, those of a group, or its family's default."""
+"""Which layers of a model are adapted: those named, those of a group, or its family's default.
+
+Defaults and groups take what an adapter can do something for; what they leave out is told with the reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from fedsb.adapter.attached import find_targets, linear_layers
-from fedsb.adapter.linear import is_linear
+from fedsb.adapter.linear import features
 from fedsb.errors import InputError
 from fedsb.models.head import head_parameters, is_classifier
+from fedsb.models.layer_uses import LayerUses, uses_of_layers
 
 ENCODER_TARGETS = {
     "albert": ["query", "value"],
@@ -30,8 +37,16 @@ GROUPS = ("all-linear", "attention", "mlp")
 """Words that stand for layers, as in `method.targets`: all in the repeated blocks, or those of one kind."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The layers to adapt, and those that were left out, by name with the reason."""
+
+    layers: dict[str, nn.Module]
+    left_out: dict[str, str]
+
+
 def default_targets(model: nn.Module) -> list[str]:
-    """Layer-name endings that are adapted when the config names none.
+    """Names or endings of the layers that are adapted when the config names none, before any is left out.
 
     Encoders: query and value. Decoders: every attention and MLP projection, i.e. every linear layer of the
     base model (the output layer and a classification head are not in it).
@@ -39,11 +54,9 @@ def default_targets(model: nn.Module) -> list[str]:
     family = model.config.model_type  # type: ignore[union-attr]
     if family in ENCODER_TARGETS:
         return ENCODER_TARGETS[family]  # type: ignore[index]
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    endings = {
-        name.rsplit(".", 1)[-1]: None for name, module in base.named_modules() if name and is_linear(module)
-    }
-    return list(endings)
+    base = {id(module) for module in model.base_model.modules()}  # type: ignore[union-attr]
+    base.discard(id(model.get_output_embeddings()))  # type: ignore[operator]  # Llama 4's base is all of it
+    return [name for name, layer in linear_layers(model).items() if id(layer) in base]
 
 
 def group(model: nn.Module, name: str) -> list[str]:
@@ -69,16 +82,47 @@ def _is_attention(model: nn.Module, layer: str) -> bool:
     return any("Attention" in type(module).__name__ for module in around)
 
 
-def chosen_targets(model: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Module]:
-    """The layers to adapt: those named, those of a group, or (None) the family's default.
-
-    Layers of a classification head are left out: it trains whole.
+def chosen_targets(
+    model: nn.Module, targets: Sequence[str] | str | None, *, rank: int = 1
+) -> dict[str, nn.Module]:
+    """The layers of `choose_targets`.
 
     Raises:
-        InputError: a name matches nothing but the head, or nothing.
+        InputError: as there.
     """
+    return choose_targets(model, targets, rank=rank).layers
+
+
+def choose_targets(model: nn.Module, targets: Sequence[str] | str | None, *, rank: int = 1) -> Choice:
+    """The layers to adapt: those named, those of a group, or (None) the family's default.
+
+    Layers of a classification head are left out: it trains whole. So are layers that an adapter would do
+    nothing for; of groups and defaults also routers, poolers and layers narrower than `rank`, where others
+    are left.
+
+    Raises:
+        InputError: a name matches nothing, nothing but the head, or only layers that no adapter works on.
+    """
+    named = targets is not None and not isinstance(targets, str)
+    uses = uses_of_layers(model)
+    if named:
+        _check_names(model, targets, uses)  # type: ignore[arg-type]
     names = group(model, targets) if isinstance(targets, str) else targets or default_targets(model)
-    layers = find_targets(model, names)
+    layers = _outside_head(model, find_targets(model, names))
+    left_out = _useless(layers, uses)
+    if not named:
+        left_out |= _unsuited(layers, uses)
+        sizes = {name: min(features(layer)) for name, layer in layers.items()}
+        narrow = {name: f"narrower than rank {rank}" for name, size in sizes.items() if size < rank}
+        if not layers.keys() <= left_out.keys() | narrow.keys():
+            left_out = narrow | left_out
+    kept = {name: layer for name, layer in layers.items() if name not in left_out}
+    if not kept:
+        raise InputError(f"method.targets: no layer is left to adapt: {shortened(left_out)}; name the layers")
+    return Choice(kept, {name: left_out[name] for name in layers if name in left_out})
+
+
+def _outside_head(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
     if not is_classifier(model):
         return layers
     head = set(head_parameters(model))
@@ -89,3 +133,84 @@ def chosen_targets(model: nn.Module, targets: Sequence[str] | str | None) -> dic
             "of the base model, or leave targets out"
         )
     return kept
+
+
+def _check_names(model: nn.Module, names: Sequence[str], uses: LayerUses | None) -> None:
+    """Each name must match a linear layer, and one that an adapter works on."""
+    layers, stacks = linear_layers(model), expert_stacks(model)
+    for name in names:
+        if _ends(stacks, name) and not _ends(layers, name):
+            raise InputError(
+                f"method.targets: {name} holds the weights of all experts in one tensor, which is not "
+                "adapted; leave it out"
+            )
+        matches = find_targets(model, [name])
+        useless = _useless(matches, uses)
+        if matches.keys() == useless.keys():
+            raise InputError(
+                f"method.targets: no adapter works on {name!r}: {shortened(useless)}; leave it out"
+            )
+
+
+def _ends(names: Iterable[str], ending: str) -> bool:
+    return any(f".{name}".endswith(f".{ending}") for name in names)
+
+
+def _useless(layers: Iterable[str], uses: LayerUses | None) -> dict[str, str]:
+    """Layers whose adapter would have no effect, with the reason."""
+    if uses is None:
+        return {}
+    reasons = dict.fromkeys(uses.read, "its weight is read without calling the layer")
+    reasons |= dict.fromkeys(uses.compound, "gives several tensors")
+    return {n: reasons.get(n, "not on the way to the output") for n in layers if n not in uses.reached}
+
+
+def _unsuited(layers: Mapping[str, nn.Module], uses: LayerUses | None) -> dict[str, str]:
+    """Layers that an adapter could work on, but nobody means by "all", with the reason."""
+    uses = uses or LayerUses()
+    gates = {name: "only one input or output" for name, layer in layers.items() if min(features(layer)) == 1}
+    routers = {name: "picks experts" for name in layers if name in uses.rank_experts}
+    pooled = {name: "sees one position, not every token" for name in layers if name in uses.pooled}
+    return pooled | routers | gates
+
+
+def shortened(names: Mapping[str, str]) -> str:
+    """Names by reason, in one line; those that differ in numbers alone are one."""
+    by_reason: dict[str, dict[str, None]] = {}
+    for name, reason in names.items():
+        by_reason.setdefault(reason, {})[re.sub(r"\b\d+\b", "*", name)] = None
+    return "; ".join(f"{', '.join(patterns)} ({reason})" for reason, patterns in by_reason.items())
+
+
+# What is not adapted
+
+
+def expert_stacks(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that hold the weights of all experts of a layer, (experts, ., .), by name."""
+    return {
+        f"{owner}.{name}": parameter
+        for owner, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and hasattr(module, "num_experts")
+    }
+
+
+def notes_on(model: Any, choice: Choice) -> list[str]:
+    """Lines for whoever starts a run: what is not adapted, and why."""
+    notes = []
+    if choice.left_out:
+        notes.append(f"not adapted: {shortened(choice.left_out)}")
+    if stacks := expert_stacks(model):
+        tables = {id(p) for p in (model.get_input_embeddings().weight, _output_weight(model))}
+        total = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+        share = sum(p.numel() for p in stacks.values()) / total
+        names = ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in stacks))
+        notes.append(
+            f"experts are not adapted: {names} hold {share:.0%} of the weights outside the embeddings, in "
+            "one tensor for all experts of a layer"
+        )
+    return notes
+
+
+def _output_weight(model: Any) -> Any:
+    return getattr(model.get_output_embeddings(), "weight", None)

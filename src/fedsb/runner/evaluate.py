@@ -27,7 +27,7 @@ from fedsb.runner.chosen_lora import model_folder
 from fedsb.runner.moved_base import check_same_base, with_base
 from fedsb.runner.prepare_data import read_splits, task_of
 from fedsb.runner.prepare_experts import with_known_experts
-from fedsb.runner.prepare_model import load_model
+from fedsb.runner.prepare_model import head_notes, load_model
 from fedsb.runner.routing_record import other_routings
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Row, Task
@@ -95,6 +95,8 @@ def evaluate(
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
+    for note in head_notes(model, task) if adapter is None else ():
+        progress.stage(note)
     loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating

@@ -17,7 +17,7 @@ from fedsb.common.files import read_json, write_bytes, write_json, write_text
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.models import load_base, load_tokenizer
-from fedsb.models.load import quiet_loading
+from fedsb.models.load import quiet_loading, text_config
 from fedsb.models.mixture_folder import is_mixture, read_mixture
 from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
 from fedsb.models.peft_weights import safetensors_bytes
@@ -224,7 +224,7 @@ def _num_labels(run: Path, config: RunConfig) -> int | None:
 
 def _logits(model: nn.Module) -> Tensor:
     """The model's logits for four texts of 16 made-up tokens."""
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocabulary = int(text_config(model).vocab_size)
     ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()

@@ -17,8 +17,9 @@ from fedsb.models.experts import (
     read_experts,
     shared_cores,
 )
-from fedsb.models.targets import chosen_targets
+from fedsb.models.targets import Choice, choose_targets
 from fedsb.report.units import percent
+from fedsb.runner.arguments import heads_of
 
 EXACT = 1e-6
 """Share of an update that is nothing but rounding in fp32."""
@@ -63,18 +64,18 @@ def check_expert_folders(config: RunConfig) -> None:
     check_folders(folders_of(config))
 
 
-def target_layers(config: RunConfig, model: nn.Module) -> dict[str, nn.Module]:
-    """The layers to adapt, by name: those of `method.targets`, or that experts from folders adapt.
+def target_layers(config: RunConfig, model: nn.Module) -> Choice:
+    """The layers to adapt: those of `method.targets`, or that experts from folders adapt.
 
     Raises:
-        InputError: as `chosen_targets`, or a folder holds what cannot be a core, or is of another model.
+        InputError: as `choose_targets`, or a folder holds what cannot be a core, or is of another model.
     """
     folders = folders_of(config)
     if not folders:
-        return chosen_targets(model, config.method.targets)
+        return choose_targets(model, config.method.targets, rank=config.method.rank * heads_of(config))
     experts = read_experts(folders)
     check_experts(experts, model)
-    return layers_of(experts, model)
+    return Choice(layers_of(experts, model), {})
 
 
 def imported_experts(config: RunConfig) -> ImportedExperts:

@@ -120,11 +120,11 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
     prepared = session.prepared
     _save(prepared, saved)
     put_state(session, saved)
-    make_gate(session, saved)
-    put_state(session, saved)
     if refresh_due(saved, prepared.rules):  # a last round has none, and this one is the last no more
         refresh_bases(session, saved, saved.metrics[-1])
         _save(prepared, saved)
+    make_gate(session, saved)
+    put_state(session, saved)
     while saved.state.round < prepared.rules.rounds:
         watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1

@@ -28,6 +28,7 @@ from fedsb.federation.local_model import Example
 from fedsb.methods import Method, Shape
 from fedsb.models.devices import visible_gpus
 from fedsb.models.head import head_parameters
+from fedsb.models.load import text_config
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import group
 from fedsb.report.units import human_bytes
@@ -95,7 +96,7 @@ def estimate_memory(
     """
     try:
         model = build_on_meta(config.model.path, num_labels=num_labels)
-        targets = target_layers(config, model)
+        targets = target_layers(config, model).layers
     except InputError:
         return None  # loading the model says what is wrong with it
     if getattr(model.config, "quantization_config", None) is not None:
@@ -232,7 +233,7 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     blocks = len({_block(name) for name in group(model, "all-linear")})
     kept = _kept(config, model, method, examples, tokens, experts)
     if training.gradient_checkpointing:
-        width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        width = int(text_config(model).hidden_size)
         kept = kept // blocks + blocks * examples * tokens * width * _element_size(config)
     train = kept + _logits(config, model, examples, tokens, longest.predicted, graph=True)
     batch = config.evaluation.batch_size
@@ -247,7 +248,7 @@ def _logits(
     """Logits of a causal LM, and fp32 copies at trained tokens; with `graph`, their gradients too."""
     if not predicted:
         return 0
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocabulary = int(text_config(model).vocab_size)
     whole = examples * tokens * vocabulary * _element_size(config)
     copies = 4 * examples * predicted * vocabulary
     return 2 * whole + 3 * copies if graph else whole + 2 * copies
@@ -269,7 +270,7 @@ def _kept(
 ) -> int:
     """Bytes that autograd keeps of a forward pass with the adapter in the model, by one without numbers."""
     rank, heads = config.method.rank, heads_of(config)
-    targets = target_layers(config, model)
+    targets = target_layers(config, model).layers
     factors = {name: _empty_factors(layer, rank, heads, method) for name, layer in targets.items()}
     if experts:
         gate = torch.empty(experts, rank + 1, device="meta")
@@ -298,7 +299,7 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
     """Two tensors for the output of every linear layer, six of attention weights for every block."""
     layers = group(model, "all-linear")
     outputs = sum(features(model.get_submodule(name))[0] for name in layers)
-    attention = int(model.config.num_attention_heads) * tokens * len({_block(name) for name in layers})  # type: ignore[union-attr, arg-type]
+    attention = int(text_config(model).num_attention_heads) * tokens * len({_block(name) for name in layers})
     return examples * tokens * (2 * outputs + 6 * attention) * _element_size(config)
 
 

@@ -20,10 +20,12 @@ from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import LocalModel
 from fedsb.federation.routed_losses import with_penalties
 from fedsb.methods import Shape
+from fedsb.models.config_json import stored_config
 from fedsb.models.devices import pick_device
-from fedsb.models.head import head_parameters
+from fedsb.models.head import head_note, head_parameters
 from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
+from fedsb.models.targets import notes_on
 from fedsb.privacy.per_example import batch_norms
 from fedsb.runner.arguments import heads_of
 from fedsb.runner.external_experts import check_expert_folders, target_layers
@@ -35,12 +37,17 @@ from fedsb.tasks import Task
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model with nothing attached yet."""
+    """The base model with nothing attached yet.
+
+    Attributes:
+        notes: lines about its own head, and about what is not adapted and why.
+    """
 
     model: nn.Module
     targets: dict[str, nn.Module]
     task_head: dict[str, nn.Parameter]
     device: torch.device
+    notes: list[str]
 
 
 def prepare_base(config: RunConfig, data: Data) -> BaseModel:
@@ -93,12 +100,21 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
 
 
 def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
-    targets = target_layers(config, model)
-    check_rank(targets, config.method.rank, heads=heads_of(config))
+    choice = target_layers(config, model)
+    check_rank(choice.layers, config.method.rank, heads=heads_of(config))
     _check_length(config, model)
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
-    return BaseModel(model, targets, head, input_device(model))
+    notes = [*head_notes(config.model.path, data.task), *notes_on(model, choice)]
+    return BaseModel(model, choice.layers, head, input_device(model), notes)
+
+
+def head_notes(path: str, task: Task) -> list[str]:
+    """What becomes of a head that the checkpoint comes with, where it has one."""
+    if task.num_labels is None:
+        return []
+    note = head_note(stored_config(path), task.num_labels, task.label_names)
+    return [note] if note else []
 
 
 def memory_of(config: RunConfig, data: Data) -> Memory | None:

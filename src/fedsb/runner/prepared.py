@@ -91,6 +91,8 @@ def prepare(
         progress.stage(slow)
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
+    for note in base.notes:
+        progress.stage(note)
     inputs = started_on(config, data, weights)
     if earlier is not None:
         check_starts_from(earlier, config, data, base, weights)

@@ -94,8 +94,14 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     return record
 
 
+def refresh_due(saved: RunState, rules: RoundRules) -> bool:
+    """Whether new bases are to follow the last finished round."""
+    done, every = saved.state.round, rules.refresh_every
+    return bool(every and done and done % every == 0 and done < rules.rounds and saved.factors_round != done)
+
+
 def make_gate(session: Session, saved: RunState) -> None:
-    """Of a mixture whose experts are trained: its gate, if it has none yet."""
+    """Open the gate of a mixture whose experts are trained, if it has none yet."""
     if opens_gate(session.prepared.config, saved.state):
         open_gate(session.prepared, session.local_model.exchange, session.ask_statistics, saved)
 
@@ -107,12 +113,6 @@ def _parts(prepared: Prepared, state: ServerState, cohort: Sequence[int], number
         client: part_of(prepared.config, client, experts.held_by(client) if experts else (), number)
         for client in cohort
     }
-
-
-def refresh_due(saved: RunState, rules: RoundRules) -> bool:
-    """Whether new bases are to follow the last finished round."""
-    done, every = saved.state.round, rules.refresh_every
-    return bool(every and done and done % every == 0 and done < rules.rounds and saved.factors_round != done)
 
 
 def put_state(session: Session, saved: RunState) -> None:
