@@ -205,7 +205,7 @@ def test_existing_out_is_refused_and_left_alone(world, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--format", "gguf"], ["--format", "lora or merged", "'gguf'"]),
+        (["--format", "gguf"], ["--format", "lora, merged or experts", "'gguf'"]),
         (["--format", "merged", "--rank", "8"], ["--rank", "lora", "leave it out"]),
     ],
 )

@@ -177,6 +177,7 @@ def by_hand(method, out, n_in, rank, clients):
     return {
         "fed-sb": (square, square, square),
         "lora-xs": (square, square, square),
+        "fed-mixer": (square, square, square),  # of a client of one expert
         "ravan": (4 * square + 4, 4 * square, 4 * square),
         "fedit": (both, both, both),
         "hetlora": (both, both, both),
@@ -205,7 +206,7 @@ def test_counts_by_hand(ask, method, labels, clients):
     assert cost["download_parameters_per_client"] == down
     assert cost["bytes_per_round"] == 4 * clients * (up + down)
     once = 0
-    if method == "fed-sb":
+    if method in ("fed-sb", "fed-mixer"):
         once = sum(min(4 * (m + n), m * n) + 4 * (m + n) for m, n in SMALL_LLAMA_LAYERS)
     assert cost["once_bytes"] == 2 * clients * once
     assert cost["total_bytes"] == 3 * 4 * clients * (up + down) + cost["once_bytes"]

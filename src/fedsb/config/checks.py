@@ -140,6 +140,8 @@ def _from_run(config: RunConfig, method: Method) -> Iterator[str]:
             "leave it out. If those rows need no protection, `fedsb export RUN --format merged` makes a base "
             "model of it, for model.path"
         )
+    if method.experts is not None:
+        yield f"method.init.from_run: {method.name} starts experts of its own; leave it out"
     if init.public is not None and config.method.refresh_every is None:
         yield "method.init.public: with from_run no start looks at examples; leave one of the two out"
 

@@ -196,7 +196,7 @@ class Method(NamedTuple):
 
     def heads_of(self, asked: int | None) -> int:
         """The heads asked for, where the method trains a core; else those of the method."""
-        return asked if asked is not None and self.has_core else self.heads
+        return asked if asked is not None and self.has_core and self.experts is None else self.heads
 
 
 def always(*names: str) -> Callable[[int], tuple[str, ...]]:

@@ -54,6 +54,11 @@ def _faults(config: RunConfig, *, deployed: bool) -> Iterator[str]:
             f"training.schedule: {config.training.schedule} runs over all rounds, so the finished ones would "
             f"have had other rates; {new_run}"
         )
+    if config.method.experts is not None and config.method.experts.hard_rounds is None:
+        yield (
+            "method.experts.hard_rounds: null is all rounds but two, so the gate would have come later; "
+            "start a new run under another --out"
+        )
     if config.training.warmup_ratio:
         yield (
             "training.warmup_ratio is a share of all rounds, so the finished ones would have had other "

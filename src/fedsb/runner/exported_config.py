@@ -96,7 +96,7 @@ def load_as_written(folder: Path, model: Any) -> nn.Module:
         RunFailed: a weight of it is another one.
     """
     with quiet_loading():
-        loaded: nn.Module = type(model).from_pretrained(folder).eval()
+        loaded: nn.Module = type(model).from_pretrained(folder, trust_remote_code=False).eval()
     there, here = loaded.state_dict(), model.state_dict()
     other = [name for name, tensor in here.items() if not _same(there.get(name), tensor)]
     if other or there.keys() != here.keys():
