@@ -1,5 +1,7 @@
 """The sums that a gate is made of, as they travel: added in their places, or refused with a reason."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -77,12 +79,15 @@ def test_sums_of_clients_are_those_of_all_rows_in_their_experts_places(state, ge
         assert torch.allclose(gate_from(found[layer]), gate_from(whole), rtol=1e-4, atol=1e-4)
 
 
-def test_a_question_holds_the_cores_of_the_clients_experts(state):
-    header, vector = wire.unpack(statistics_question(state, EXCHANGE, 1))
-    layout = question_layout(EXCHANGE, (1, 2))
+def test_a_question_holds_the_experts_mean_by_their_use(state):
+    usage = torch.tensor([0.5, 0.3, 0.2])
+    state = replace(state, experts=replace(state.experts, usage=usage))
+    header, vector = wire.unpack(statistics_question(state, EXCHANGE))
+    layout = question_layout(EXCHANGE)
     named = EXCHANGE.down(RANK).unflatten(state.vector)
     assert (header.round, header.layout) == (2, layout.digest)
-    assert torch.equal(layout.unflatten(vector)["b.R"], named["b.R"][1:])
+    mean = sum(u * core for u, core in zip(usage, named["b.R"], strict=True))
+    torch.testing.assert_close(layout.unflatten(vector)["b.R"][0], mean)
 
 
 def test_what_is_of_no_use_is_left_out_with_its_reason(state, generator):
@@ -114,7 +119,7 @@ def test_what_is_of_no_use_is_left_out_with_its_reason(state, generator):
 def test_one_gate_for_all_layers_is_asked_for_with_nothing():
     plan = ExpertsPlan(EXPERTS, pooled=5)
     exchange = Exchange(METHOD, EXCHANGE.layers, RANK, 1, {}, experts=plan)
-    assert question_layout(exchange, (0,)).size == 0
+    assert question_layout(exchange).size == 0
     assert dict(answer_layout(exchange, (0, 2)).entries) == {
         f"{POOLED}.counts": (2,),
         f"{POOLED}.sums": (2, 5),

@@ -1,6 +1,7 @@
 """The sums that a mixture's gate is made of: asked once of every client, added by the server.
 
-    question:  the cores of the client's experts
+    question:  the experts' mean, as one core: under its own expert a row would show which one that was, and
+               the gate would learn to see that in place of the row
     answer:    by layer, for each of its experts how many q and their sum, over all of them the sum of q q'
 
 Sums add, so the gate is that of all rows in one place. With one gate over the base's states there are no
@@ -57,20 +58,19 @@ def answer_layout(exchange: Exchange, experts: Sequence[int]) -> Layout:
     return Layout(tuple(entries))
 
 
-def question_layout(exchange: Exchange, experts: tuple[int, ...]) -> Layout:
-    """Of the question to a client with these experts."""
+def question_layout(exchange: Exchange) -> Layout:
+    """Of the question, which is the same for every client."""
     assert exchange.experts is not None
-    return Layout(()) if exchange.experts.pooled else exchange.cores(experts)
+    return Layout(()) if exchange.experts.pooled else exchange.cores((0,))
 
 
-def statistics_question(state: ServerState, exchange: Exchange, client: int) -> bytes:
-    """What a client is asked with."""
+def statistics_question(state: ServerState, exchange: Exchange) -> bytes:
+    """What every client is asked with."""
     assert state.experts is not None
-    experts = state.experts.held_by(client)
-    layout = question_layout(exchange, experts)
+    layout, usage = question_layout(exchange), state.experts.usage
     named = exchange.down(exchange.rank).unflatten(state.vector)
-    cores = {name: named[name][list(experts)] for name, _ in layout.entries}
-    return wire.pack(wire.Header(exchange.method.name, state.round, layout.digest), layout.flatten(cores))
+    means = {name: torch.einsum("e,eoi->oi", usage, named[name])[None] for name, _ in layout.entries}
+    return wire.pack(wire.Header(exchange.method.name, state.round, layout.digest), layout.flatten(means))
 
 
 # A client's side
@@ -86,14 +86,14 @@ def client_statistics(
     experts: tuple[int, ...],
     registered: int | None = None,
 ) -> bytes:
-    """One client's sums over its rows, each under its own expert.
+    """One client's sums over its rows, all under the one core that it was sent.
 
     Raises:
-        UpdateRejected: the question is not for these experts.
+        UpdateRejected: the question is none for this method's layers.
     """
     exchange = local_model.exchange
     header, vector = wire.unpack(question)
-    layout = question_layout(exchange, experts)
+    layout = question_layout(exchange)
     expected = wire.Header(exchange.method.name, header.round, layout.digest)
     wire.check(header, vector, expected=expected, size=layout.size)
     for name, core in layout.unflatten(vector).items():
@@ -108,10 +108,10 @@ def client_statistics(
 def gathered(
     local_model: LocalModel, examples: Sequence[Example], training: LocalTraining, experts: tuple[int, ...]
 ) -> dict[str, Statistics]:
-    """By layer, the sums over these examples with the cores as they are in the model."""
+    """By layer, the sums over these examples with the one core that is in the model."""
     model, routing = local_model.model, routing_of(local_model.model)
     assert routing is not None
-    routing.hard, routing.held = True, experts
+    routing.hard, routing.held = True, (0,)
     sums = {name: Statistics.zero(len(experts), size) for name, size in _sizes(local_model.exchange).items()}
     with evaluating(model):
         for at in batches_by_length([len(e["input_ids"]) for e in examples], training.batch_size):

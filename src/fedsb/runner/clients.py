@@ -64,7 +64,7 @@ class LocalClient:
         """The sums over its rows that a mixture's gate is made of.
 
         Raises:
-            UpdateRejected: the question is not for this client's experts.
+            UpdateRejected: the question is none for this method's layers.
         """
         return client_statistics(
             question,

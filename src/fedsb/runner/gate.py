@@ -54,18 +54,13 @@ def _asked(prepared: Prepared, exchange: Exchange, ask: AskClients, saved: RunSt
     """Each layer's gate from all clients' sums; what was sent is booked as sent once."""
     state, parts = saved.state, prepared.data.parts
     assert state.experts is not None
-    sent, received = Tally(), Tally()
-
-    def message_to(client: int) -> bytes:
-        message = statistics_question(state, exchange, client)
-        sent.add(len(message), wire.count(message))
-        return message
-
+    sent, received, question = Tally(), Tally(), statistics_question(state, exchange)
+    sent.add(len(question), wire.count(question), messages=len(parts))
     registered = {client: len(part) for client, part in enumerate(parts)}
-    answers = ask(list(registered), message_to)
+    answers = ask(list(registered), lambda client: question)
     sums = summed(answers, state, exchange, registered, received, prepared.progress.client_ends)
     saved.traffic += [
-        sent.entry("experts for statistics", "down", len(parts)),
+        sent.entry("mean for statistics", "down", len(parts)),
         received.entry("statistics", "up", len(parts)),
     ]
     _warn(prepared, next(iter(sums.values())))
