@@ -104,7 +104,7 @@ def read_bases(message: bytes) -> None:
     like = {name: tensor.bfloat16() for name, tensor in BASES_LIKE.items()}
     try:
         facts, tensors = unpack_start(message, like)
-        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, template=like)
+        check_start(facts, tensors, expected={"kind": "bases", "round": 0}, template=like)
     except UpdateRejected:
         return
 
@@ -253,7 +253,7 @@ def test_known_edges_are_refused(name: str, edge: str) -> None:
 
 def take(message: bytes, wanted: dict[str, int | str], like: dict[str, torch.Tensor]) -> None:
     facts, tensors = unpack_start(message, like)
-    check_start(facts, tensors, wanted=wanted, template=like)
+    check_start(facts, tensors, expected=wanted, template=like)
 
 
 def test_a_start_message_of_another_type_is_refused_though_its_numbers_would_do() -> None:
@@ -348,7 +348,7 @@ def update(message):
 
 def start(message):
     facts, tensors = unpack_start(message, LIKE)
-    check_start(facts, tensors, wanted={"kind": "warm-up"}, template=LIKE)
+    check_start(facts, tensors, expected={"kind": "warm-up"}, template=LIKE)
 
 zeros, bad = bytes(4 * SIZE), bytes(4 * SIZE - 4) + b"\\xff" * 4
 place = {"dtype": "F32", "shape": [SIZE], "data_offsets": [0, 4 * SIZE]}

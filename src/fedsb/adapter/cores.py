@@ -72,7 +72,7 @@ def share_lost(cores: Iterable[SharedCores]) -> Float[Tensor, "experts"]:
 
 
 def _cores(pairs: Sequence[LoraPair | None], S_B: Tensor, S_A: Tensor) -> Float[Tensor, "experts kB kA"]:
-    """Of each pair the product of its own columns of the two triangles."""
+    """Each pair's product of its own columns of the two triangles."""
     cores, at = [], 0
     for pair in pairs:
         here = slice(at, at + (0 if pair is None else pair.A.shape[0]))

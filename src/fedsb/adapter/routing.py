@@ -135,7 +135,7 @@ class Routing:
     told: Tensor | None = field(default=None, repr=False)
     """The ids of the batch that it was told of."""
     handle: Any = field(default=None, repr=False)
-    """Of what tells it of other batches."""
+    """The hook by which a batch that nobody told of is seen."""
     notes: list[Note] | None = field(default=None, repr=False)
     kept: dict[nn.Module, Tensor] | None = field(default=None, repr=False)
     """By layer the p of a prompt, which holds for the whole answer."""
@@ -206,7 +206,7 @@ class Routing:
 
 
 def _for_rows(values: Tensor, rows: int) -> Tensor:
-    """Of each row; of several beams of each, where there are more rows."""
+    """Each row's values, repeated for its beams where there are more rows."""
     return values.repeat_interleave(rows // len(values), 0)
 
 
@@ -233,7 +233,7 @@ def routing_of(model: nn.Module) -> Routing | None:
 
 
 NOT_FOR_THE_MODEL = ("labels", "experts", "asked")
-"""Of a batch: what a loss or a router looks at, and no model takes."""
+"""Parts of a batch that a loss or a router looks at, and no model takes."""
 
 
 def tell(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -356,7 +356,7 @@ class Statistics:
 
     @staticmethod
     def zero(experts: int, size: int) -> Statistics:
-        """Of nothing yet."""
+        """Sums over no rows yet."""
         shapes = (experts,), (experts, size), (size, size)
         return Statistics(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 

@@ -81,12 +81,12 @@ def evaluation_config(run: Path | None, file: Path | None, overrides: Sequence[s
     """
     from fedsb.runner.moved_base import with_base
 
-    own = None if run is None else run / "config.yaml"
-    config = RunConfig.from_yaml(file or own or Path(), overrides)
+    run_config = None if run is None else run / "config.yaml"
+    config = RunConfig.from_yaml(file or run_config or Path(), overrides)
     keys = flat(override({}, overrides))
     if unused := next((key for key in keys if not _is_scored(key)), None):
         raise InputError(f"-s {unused}: has no effect on scores; leave it out")
-    if own is None:
+    if run_config is None:
         refuse_unused({"-s model.path": keys.get("model.path")}, "the model is the one that --model names")
         return config
     of_model = [text for text in overrides if text.partition("=")[0].split(".")[0] == "model"]

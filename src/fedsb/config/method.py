@@ -34,7 +34,7 @@ def method_of(config: RunConfig) -> Method:
 
 
 def hard_rounds(config: RunConfig) -> int:
-    """Of a mixture: the rounds in which each example trains its own expert alone."""
+    """The rounds of a mixture in which each example trains its own expert alone."""
     experts, rounds = config.method.experts, config.federation.rounds
     assert experts is not None
     if experts.folders is not None:
@@ -45,7 +45,7 @@ def hard_rounds(config: RunConfig) -> int:
 
 
 def gate_after(config: RunConfig) -> int:
-    """Of a mixture: the round after which its gate is made; 0: before the first.
+    """The round after which a mixture's gate is made; 0: before the first.
 
     A gate over the frozen base's states needs to know no more than whose rows are whose.
     """

@@ -245,7 +245,7 @@ class InitConfig(Section):
 
 
 class ExpertsConfig(Section):
-    """Of a method that mixes several cores: whose data each of them (an expert) is for, and what chooses."""
+    """The experts of a method that mixes several cores: whose data each is for, and what chooses."""
 
     by: str | None = None
     """Column of the rows that names each row's expert; clients hold the experts of their rows."""
@@ -305,7 +305,7 @@ class MethodConfig(Section):
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
     experts: ExpertsConfig | None = None
-    """Of a method that mixes several cores; null: one core."""
+    """Several cores and what chooses between them; null: one core."""
     init: InitConfig = InitConfig()
 
 
@@ -367,7 +367,7 @@ class FederationConfig(Section):
     client_ranks: list[PositiveInt] | None = None
     """A rank for each client, at most method.rank; null: method.rank for all."""
     client_experts: list[NonNegativeInt] | None = None
-    """Of a method with experts: the number of each client's one; null: as method.experts has it."""
+    """The number of each client's expert, in a method with experts; null: as method.experts has it."""
     client_heads: list[PositiveInt] | None = None
     """How many heads of the core each client trains in a round (which ones is drawn again); null: all."""
     padding: Literal["all", "owners"] = "all"

@@ -35,7 +35,7 @@ class NodeDataConfig(Section):
     """Names these rows in the privacy ledger, `state/ledgers/ID.jsonl`, which all runs on them share. Keep it
     when rows are added or the file is moved. null: made of the file's name and place."""
     expert: str | None = None
-    """Of runs that train several experts: the one that all of these rows are of; null: as the run's config
+    """The expert that all of these rows are of, in runs that train several; null: as the run's config
     has it, by a column of the rows (which `columns` must then list) or by this party's number."""
     public: str | None = None
     """File of rows that this party's owner declares public: the start of a run with method.init.public looks

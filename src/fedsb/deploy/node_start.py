@@ -123,7 +123,7 @@ class NodeStart:
         """Keep the bases that the server made; what else its message says is not written down."""
         self._check_from_gradients()
         facts, tensors = unpack_start(message, template := self._bases_like())
-        check_start(facts, tensors, wanted={"kind": "bases", "round": 0}, template=template)
+        check_start(facts, tensors, expected={"kind": "bases", "round": 0}, template=template)
         bases = pack_start(
             {"kind": "bases", "round": 0}, {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
         )
@@ -142,7 +142,7 @@ class NodeStart:
         template: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in head.items()}
         template["sizes"] = torch.empty(len(self.data.parts), dtype=torch.int64)
         facts, tensors = unpack_start(question, template)
-        check_start(facts, tensors, wanted={"kind": kind}, template=template)
+        check_start(facts, tensors, expected={"kind": kind}, template=template)
         sizes, number = self._checked_sizes(tensors.pop("sizes")), facts.get("round")
         if not (type(number) is int and 0 <= number <= MOST_WARM_UPS):
             raise UpdateRejected(f"wrong round: expected a count, found {str(number)[:40]!r}")

@@ -108,7 +108,7 @@ class _View(Mapping[str, Tensor]):
 
 
 USAGE = "experts' usage"
-"""Of a mixture: the shares in which its experts were used in a round, where losses depend on them."""
+"""Shares in which a mixture's experts were used in a round, where losses depend on them."""
 
 
 class Part(NamedTuple):

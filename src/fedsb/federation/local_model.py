@@ -81,7 +81,7 @@ def _routing(local_model: LocalModel) -> Routing:
 
 
 def _set_routing(local_model: LocalModel, shared: Mapping[str, Tensor], part: Part) -> None:
-    """Of a mixture: by the part's own experts, or by the gate."""
+    """Route a mixture by the part's own experts, or by the gate."""
     routing = _routing(local_model)
     routing.hard, routing.held, routing.used = part.experts is not None, part.experts, None
     routing.usage = shared.get(USAGE, routing.usage)

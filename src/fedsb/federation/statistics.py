@@ -47,7 +47,7 @@ def _sizes(exchange: Exchange) -> dict[str, int]:
 
 
 def answer_layout(exchange: Exchange, experts: Sequence[int]) -> Layout:
-    """Of the answer of a client with these experts."""
+    """The layout of the answer of a client with these experts."""
     entries: list[NamedShape] = []
     for name, size in _sizes(exchange).items():
         entries += [
@@ -59,7 +59,7 @@ def answer_layout(exchange: Exchange, experts: Sequence[int]) -> Layout:
 
 
 def question_layout(exchange: Exchange) -> Layout:
-    """Of the question, which is the same for every client."""
+    """The layout of the question, which is the same for every client."""
     assert exchange.experts is not None
     return Layout(()) if exchange.experts.pooled else exchange.cores((0,))
 
@@ -135,7 +135,7 @@ def _looked_at(local_model: LocalModel, batch: Batch) -> Iterator[tuple[str, Ten
 
 
 def _places(batch: Batch, experts: tuple[int, ...], rows: int) -> Tensor:
-    """Of each row: where its expert is among these."""
+    """Where each row's expert is among these."""
     if len(experts) == 1:
         return torch.zeros(rows, dtype=torch.long)
     return (batch["experts"].cpu()[:, None] == torch.tensor(experts)).int().argmax(1)

@@ -17,7 +17,7 @@ from fedsb.models.peft_checks import check_plain, read_config
 from fedsb.models.peft_folder import check_fits, read_adapter
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
-"""Of a repository on the hub, all that is fetched."""
+"""All that is fetched of a repository on the hub."""
 
 
 class Expert(NamedTuple):

@@ -20,7 +20,7 @@ from fedsb.adapter.attached import linear_layers
 from fedsb.models.load import quiet_loading
 
 NUM_TEXTS, NUM_TOKENS = 2, 7
-"""Of the pass."""
+"""Rows and tokens of the pass."""
 
 
 @dataclass(frozen=True)

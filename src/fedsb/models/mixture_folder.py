@@ -169,5 +169,5 @@ def _fit(B: Tensor, A: Tensor, R: Tensor, G: Tensor | None, experts: int) -> boo
     return gate and B.ndim == A.ndim == 2 and B.shape[1] == r and tuple(R.shape) == (experts, r, r)
 
 
-def _wrong(folder: Path, key: str, expected: str, found: object) -> InputError:
-    return InputError(f"{folder / CONFIG}: {key}: {expected}, found {str(found)[:60]!r}; restore the file")
+def _wrong(folder: Path, key: str, expected: str, value: object) -> InputError:
+    return InputError(f"{folder / CONFIG}: {key}: {expected}, found {str(value)[:60]!r}; restore the file")

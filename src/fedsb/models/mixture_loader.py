@@ -114,7 +114,7 @@ class LoadedMixture:
         return torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))
 
     def _mean(self, z: Tensor) -> Tensor:
-        """Of each row over the tokens that decide, (rows, 1, r); over all where a layer sees whole rows."""
+        """Each row's mean over the tokens that decide, (rows, 1, r); over all where a layer sees whole rows."""
         tokens = self._deciding().to(z)
         tokens = _for_rows(tokens, len(z)) if tokens.shape[1] == z.shape[1] else z.new_ones(z.shape[:2])
         return (tokens[:, None] @ z) / tokens.sum(1).clamp(min=1)[:, None, None]
@@ -144,7 +144,7 @@ def load_mixture(model: nn.Module, folder: str | Path) -> LoadedMixture:
 
 
 def _for_rows(values: Tensor, rows: int) -> Tensor:
-    """Of each row; of several beams of each, where there are more rows."""
+    """Each row's values, repeated for its beams where there are more rows."""
     return values.repeat_interleave(rows // len(values), 0)
 
 

@@ -137,8 +137,8 @@ def arguments_for_peft(config: Mapping[str, Any], tensors: Iterable[str]) -> dic
     return {key: value for key, value in config.items() if key not in left_out}
 
 
-def _wrong(folder: Path, key: str, expected: str, found: object) -> InputError:
-    return InputError(f"{folder / CONFIG}: {key}: {expected}, found {str(found)[:60]!r}; restore the file")
+def _wrong(folder: Path, key: str, expected: str, value: object) -> InputError:
+    return InputError(f"{folder / CONFIG}: {key}: {expected}, found {str(value)[:60]!r}; restore the file")
 
 
 def _check_names(folder: Path, config: Mapping[str, Any]) -> None:

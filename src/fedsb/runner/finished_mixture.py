@@ -38,8 +38,8 @@ def finish_mixture(prepared: Prepared, attached: Attached, saved: RunState) -> d
         record |= _measured(prepared, attached, saved)
     write_json(folder / ROUTING, record | {"untrained": untrained_of(saved.metrics)})
     scores = record.get("scores", {})
-    found = {"right": record.get("right"), "oracle": scores.get("oracle"), "static": scores.get("static")}
-    return {"experts": record["experts"], **found}
+    results = {"right": record.get("right"), "oracle": scores.get("oracle"), "static": scores.get("static")}
+    return {"experts": record["experts"], **results}
 
 
 def _measured(prepared: Prepared, attached: Attached, saved: RunState) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _scores(summary: dict[str, Any]) -> str:
 
 
 def _scores_of_one(summary: dict[str, Any], expert: str) -> str:
-    """Of an adapter that is a part of a mixture: never the mixture's own scores."""
+    """The scores of an adapter that is a part of a mixture: never the mixture's."""
     static = summary["mixture"].get("static")
     if expert in summary["mixture"]["experts"]:
         return f"This is the expert `{expert}` alone; the run scored its mixture, not this adapter."

@@ -1,4 +1,4 @@
-"""Of a mixture: which experts there are, whose each example is, and how its factors start."""
+"""A mixture's experts: which there are, whose each example is, and how their factors start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedsb.tasks import Row
 from fedsb.tasks.rows import cell_text, require_columns
 
 JITTER = 0.1
-"""Of a gate in front of equal experts: from zero, neither would ever move."""
+"""Standard deviation of a gate in front of equal experts: from zero, neither would ever move."""
 
 
 def expert_names(config: RunConfig, rows: Sequence[Row], source: str) -> tuple[str, ...]:

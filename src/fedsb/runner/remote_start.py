@@ -175,7 +175,7 @@ def _usable(
             heard.add(answer.client)
             facts, tensors = unpack_start(answer.message, template)
             expected: Facts = {"kind": kind, "round": number, "client": answer.client}
-            check_start(facts, tensors, wanted=expected, template=template, largest=largest)
+            check_start(facts, tensors, expected=expected, template=template, largest=largest)
         except UpdateRejected as reason:
             progress.client_ends(answer.client, printable(reason))
             continue

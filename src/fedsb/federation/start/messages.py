@@ -118,7 +118,7 @@ def check_start(
     facts: Facts,
     tensors: Mapping[str, Tensor],
     *,
-    wanted: Facts,
+    expected: Facts,
     template: Mapping[str, Tensor],
     largest: float = LARGEST,
 ) -> None:
@@ -131,13 +131,13 @@ def check_start(
     Raises:
         UpdateRejected: with the first reason found.
     """
-    for name, value in wanted.items():
+    for name, value in expected.items():
         fact = facts.get(name)
         if type(fact) is not type(value) or fact != value:
             raise UpdateRejected(f"wrong {name}: expected {value!r}, found {printable(repr(fact), 100)}")
-    kinds, expected = ({_kind(n, t) for n, t in side.items()} for side in (tensors, template))
-    if kinds != expected:
-        first = printable(sorted(kinds ^ expected)[:3])
+    kinds, expected_kinds = ({_kind(n, t) for n, t in side.items()} for side in (tensors, template))
+    if kinds != expected_kinds:
+        first = printable(sorted(kinds ^ expected_kinds)[:3])
         raise UpdateRejected(f"start message: tensors differ from what is expected, first in {first}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

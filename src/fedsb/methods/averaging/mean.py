@@ -83,7 +83,7 @@ def region(name: str, shape: tuple[int, ...], heads: tuple[int, ...] | None = No
 
 
 def _weight_of(name: str, upload: Upload) -> float | Tensor:
-    """Of this tensor of an upload; of a core that holds several experts, one for each."""
+    """The weight of this tensor of an upload; one for each expert of a core that holds several."""
     if upload.weights is None or not _is_core(name):
         return upload.weight
     return torch.tensor(upload.weights, dtype=torch.float64)[:, None, None]
