@@ -90,7 +90,7 @@ def evaluation_config(run: Path | None, file: Path | None, overrides: Sequence[s
         refuse_unused({"-s model.path": keys.get("model.path")}, "the model is the one that --model names")
         return config
     of_model = [text for text in overrides if text.partition("=")[0].split(".")[0] == "model"]
-    model = with_base(RunConfig.from_yaml(own, of_model), None, "-s model.path=PATH").model
+    model = with_base(RunConfig.from_yaml(run_config, of_model), None, "-s model.path=PATH").model
     return config.model_copy(update={"model": model})
 
 

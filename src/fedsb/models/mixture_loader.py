@@ -114,7 +114,7 @@ class LoadedMixture:
         return torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))
 
     def _mean(self, z: Tensor) -> Tensor:
-        """Each row's mean over the tokens that decide, (rows, 1, r); over all where a layer sees whole rows."""
+        """Each row's mean over the tokens that decide, (rows, 1, r); over all of a layer of whole rows."""
         tokens = self._deciding().to(z)
         tokens = _for_rows(tokens, len(z)) if tokens.shape[1] == z.shape[1] else z.new_ones(z.shape[:2])
         return (tokens[:, None] @ z) / tokens.sum(1).clamp(min=1)[:, None, None]
