@@ -90,6 +90,7 @@ def test_what_failed_through_no_input_is_a_failed_run() -> None:
 def test_a_traceback_only_where_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv(stage_module.DEBUG, raising=False)
     stage_module.show_if_debugging(ValueError("told"))
     assert capsys.readouterr().err == ""
     monkeypatch.setenv(stage_module.DEBUG, "1")

@@ -21,8 +21,8 @@ from fedsb.models.limits import (
     pad_option,
     positions_of,
     set_pad_token,
-    with_segments_in_reach,
 )
+from fedsb.tasks.task import with_segments_in_reach
 
 END = 3
 

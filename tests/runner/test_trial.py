@@ -14,6 +14,7 @@ from run_helpers import causal_config, write_data
 from tiny_models import FAMILIES
 from torch import nn
 
+from fedsb.adapter.attached import find_targets
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.runner.prepare_data import Data, prepare_data
@@ -120,8 +121,11 @@ def test_layers_are_named_by_ends_that_no_used_layer_has(tmp_path: Path) -> None
     write_data(tmp_path, train=4, test=2)
     config = RunConfig.from_dict(values | {"method": {"targets": ["k_proj", "v_proj"], "rank": 2}})
     data = prepare_data(config)
+    base = prepare_base(config, data)
+    assert try_rows(config, data, base) == 2, "their targets are not among those that a name stands for"
+    everything = replace(base, targets=find_targets(base.model, ["k_proj", "v_proj"]))
     with pytest.raises(InputError, match=r"Leave out encoder_attn\.k_proj, encoder_attn\.v_proj$"):
-        try_rows(config, data, prepare_base(config, data))
+        try_rows(config, data, everything)
 
 
 def test_more_rows_are_asked_before_a_layer_is_given_up(

@@ -11,7 +11,6 @@ segments    a table of token types             its rows; with fewer than two the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +37,6 @@ LIMIT_KEYS = {
     "mpt": "max_seq_len",
 }
 """Families without a table in which more positions than this number fail -> its key in config.json."""
-RELATIVE_SEGMENTS = ("funnel", "xlnet")
-"""Families that ask only whether two tokens are of one segment."""
 
 
 @dataclass(frozen=True)
@@ -174,16 +171,6 @@ def check_token_ids(model: Any, tokenizer: Any, largest: int, path: str) -> None
 
 
 # What is put right without asking
-
-
-def with_segments_in_reach(inputs: Mapping[str, Tensor], config: Any | None) -> dict[str, Tensor]:
-    """A model's inputs with token types that it has; without any where it has fewer than two."""
-    kinds = inputs.get("token_type_ids")
-    rest = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
-    if kinds is None or config is None or config.model_type in RELATIVE_SEGMENTS:
-        return dict(inputs)
-    count = getattr(config, "type_vocab_size", None) or 0
-    return rest | {"token_type_ids": kinds.clamp(max=count - 1)} if count > 1 else rest
 
 
 def set_pad_token(tokenizer: Any, config: Any | None) -> None:

@@ -26,7 +26,6 @@ from fedsb.federation.start.from_gradients import estimating
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.settings import Warmup
 from fedsb.federation.training import autocast, to_device
-from fedsb.methods import Method
 from fedsb.report.units import plural
 from fedsb.runner.arguments import local_training
 from fedsb.runner.prepare_data import Data
@@ -153,9 +152,8 @@ def _endings(names: Sequence[str], of: Iterable[str]) -> list[str]:
 def _without_gradient(
     config: RunConfig, data: Data, base: BaseModel, examples: Sequence[Example]
 ) -> list[str]:
-    method = method_of(config)
-    factors = {name: _zeros(layer, method, base.device) for name, layer in base.targets.items()}
-    attached = attach(base.model, factors, trains=method.trains(1))
+    factors = {name: _zeros(layer, base.device) for name, layer in base.targets.items()}
+    attached = attach(base.model, factors, trains=("A", "B"))
     try:
         for parameter in base.task_head.values():
             parameter.requires_grad_(True)
@@ -170,12 +168,10 @@ def _without_gradient(
         detach(attached)
 
 
-def _zeros(layer: nn.Module, method: Method, device: torch.device) -> Factors:
-    """An adapter of rank 1 that adds nothing."""
+def _zeros(layer: nn.Module, device: torch.device) -> Factors:
+    """A LoRA of rank 1 that adds nothing."""
     out, n_in = features(layer)
-    core = torch.zeros(1, 1, 1, device=device) if method.has_core else None
-    scales = torch.ones(1, device=device) if "s" in method.trains(1) else None
-    return Factors(torch.zeros(out, 1, device=device), torch.zeros(1, n_in, device=device), core, scales)
+    return Factors(torch.zeros(out, 1, device=device), torch.zeros(1, n_in, device=device), None)
 
 
 def _estimate(config: RunConfig, data: Data, base: BaseModel, examples: Sequence[Example]) -> None:

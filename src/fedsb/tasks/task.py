@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fedsb.adapter.routing import tell
-from fedsb.models.limits import with_segments_in_reach
+from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
 
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
+RELATIVE_SEGMENTS = ("funnel", "xlnet")
+"""Families that ask only whether two tokens are of one segment."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,21 @@ def model_inputs(model: nn.Module, batch: Batch) -> Batch:
     Its routing, where it has one, is told the rest, see `tell`.
     """
     device = device_of(model)
-    inputs = tell(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    if hasattr(model, "routing"):
+        tell(model, batch)
+    inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     return with_segments_in_reach(inputs, getattr(model, "config", None))
+
+
+def with_segments_in_reach(inputs: Mapping[str, Tensor], config: Any | None) -> dict[str, Tensor]:
+    """A model's inputs with token types that it has; without any where it has fewer than two."""
+    kinds = inputs.get("token_type_ids")
+    rest = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
+    if kinds is None or config is None or config.model_type in RELATIVE_SEGMENTS:
+        return dict(inputs)
+    count = getattr(config, "type_vocab_size", None) or 0
+    return rest | {"token_type_ids": kinds.clamp(max=count - 1)} if count > 1 else rest
 
 
 def own_experts(examples: Sequence[Example]) -> Batch:
