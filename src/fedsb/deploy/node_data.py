@@ -36,7 +36,7 @@ def read_data(config: RunConfig, node: NodeConfig) -> Data:
         raise
     except Exception as error:
         raise InputError(
-            f"{node.data.train}: cannot be read as the run's config has it ({type(error).__name__}: {error})"
+            f"{node.data.train}: cannot be read as the run's config has it ({type(error).__name__})"
         ) from error
 
 
