@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedsb.cli.common import refuse_unused
 from fedsb.cli.options import check_run_overrides, evaluation_config
+from fedsb.common.printable import site_name
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.report.console import LiveBars, PlainLines, summary_table
@@ -121,7 +122,9 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in status["eval"].items()),
         "epsilon": _spent(status),
         "sent": f"up {human_bytes(status['upload_bytes'])}, down {human_bytes(status['download_bytes'])}",
-        "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in status["rejected"]),
+        "left out": "; ".join(
+            f"{site_name(status['sites'], r['client'])}: {r['reason']}" for r in status["rejected"]
+        ),
     }
     for name, text in rows.items():
         if text:

@@ -10,6 +10,7 @@ from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import FederationConfig
+from fedsb.config.site_checks import site_faults
 from fedsb.errors import InputError
 from fedsb.methods import Method
 from fedsb.methods.averaging.robust import FEWEST
@@ -22,7 +23,13 @@ def check_settings(config: RunConfig) -> None:
         InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, private data
             left unprotected, ...; one line per fault.
     """
-    faults = [*_cohort(config), *method_faults(config), *expert_faults(config), *privacy_faults(config)]
+    faults = [
+        *_cohort(config),
+        *site_faults(config),
+        *method_faults(config),
+        *expert_faults(config),
+        *privacy_faults(config),
+    ]
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:
@@ -36,6 +43,8 @@ def _cohort(config: RunConfig) -> Iterator[str]:
             f"federation.clients_per_round: expected at most {clients} (all clients), found {cohort}; "
             "null takes all of them"
         )
+    if (sites := config.federation.sites) is not None and len(sites) != clients:
+        yield f"federation.sites: expected {clients} names, one for each of federation.clients, found {len(sites)}"
 
 
 def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:

@@ -70,6 +70,23 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_is_scored(self) -> RunConfig:
+        if self.data.test is None and not self.evaluation.at_clients:
+            raise ValueError("data.test is missing; name a file, or set evaluation.at_clients: true")
+        return self
+
+    @property
+    def scores_at_clients(self) -> bool:
+        """Whether each client is scored on rows of its own."""
+        asked, share = self.evaluation.at_clients, self.data.client_test
+        return bool(share) if asked is None else asked
+
+    @property
+    def scores_test_rows(self) -> bool:
+        """Whether there are test rows in one place, and the model is scored on them."""
+        return self.evaluation.every is not None and self.data.test is not None
+
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         """Read a YAML file and apply `key.path=value` overrides. The section `compare` is not a run's.

@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fedsb.common.printable import LONGEST_SITE, is_site_name, printable
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 from fedsb.config.labels import label_name
@@ -198,8 +199,12 @@ class DataConfig(Section):
     train: Sources
     """Hub id, file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), folder or pattern such as `site-*/*.csv`; a
     list of such; or several with a name each, which their rows then have in the column `source`."""
-    test: Annotated[Source, BeforeValidator(_names_sources)]
-    """As `train`, without names; never used to choose anything."""
+    test: Annotated[Source, BeforeValidator(_names_sources)] | None = None
+    """As `train`, without names; never used to choose anything. May be left out with evaluation.at_clients:
+    true, and the scores are then those at the clients."""
+    client_test: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of its own rows that each client never trains on and is scored on; null: 0.1 where
+    evaluation.at_clients is on. A client for whom that is fewer than 5 rows trains on all, without a score."""
     limit: LimitConfig = LimitConfig()
     prepare: PrepareConfig = PrepareConfig()
     """Bring the rows of known data sets into the form that a recipe's prompt is made for."""
@@ -304,6 +309,9 @@ class MethodConfig(Section):
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
+    personal: bool = False
+    """Give each client a core of its own besides the shared one: it trains in the same steps, never leaves the
+    client, and goes on there in its next round. Of methods that train one core."""
     experts: ExpertsConfig | None = None
     """Several cores and what chooses between them; null: one core."""
     init: InitConfig = InitConfig()
@@ -360,6 +368,9 @@ class RobustConfig(Section):
 
 class FederationConfig(Section):
     clients: PositiveInt = 3
+    sites: list[str] | None = None
+    """A name for each client, for people to read; null: the column's values where kind: by-column deals the
+    rows of a run without privacy, else their numbers."""
     clients_per_round: PositiveInt | None = None
     """How many take part in a round; null: all."""
     rounds: PositiveInt = 3
@@ -390,6 +401,19 @@ class FederationConfig(Section):
     min_updates: PositiveInt = 1
     """With fewer usable updates in a round the run stops, and can be resumed."""
 
+    @field_validator("sites")
+    @classmethod
+    def _sites_can_be_read(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        if wrong := next((name for name in value if not is_site_name(name)), None):
+            raise ValueError(
+                f"expected names of 1 to {LONGEST_SITE} printable characters, found {printable(wrong, 80)!r}"
+            )
+        if len({name.lower() for name in value}) < len(value) or "" in value:
+            raise ValueError("expected a name of its own for each client, no two alike and none empty")
+        return value
+
 
 class TrainingConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -405,6 +429,8 @@ class TrainingConfig(Section):
     """Over the whole run, not again each round."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the whole run in which the rate rises from zero."""
+    personal_rate: Positive = 1.0
+    """Learning rate of what stays with a client (method.personal, or of its method), over learning_rate."""
     weight_decay: NonNegative = 0.0
     grad_clip: Positive | None = None
     """Largest gradient norm over all trained numbers."""
@@ -487,6 +513,12 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
     """causal-lm: score exact match of greedy answers on the first so many test rows."""
+    at_clients: bool | None = None
+    """Score the shared model at each client, too, on rows of its own; the server gets counts alone. null: where
+    data.client_test sets rows aside. Not with privacy."""
+    baselines: list[Literal["local", "pooled"]] = Field(default_factory=list)
+    """at_clients: what else each client's rows are scored on. local: a model that this client trained alone, as
+    long as in the run; pooled: one trained on all clients' rows in one place (simulated runs)."""
     benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
     """causal-lm: what `fedsb evaluate --run` scores the finished run on, by name."""
     generation: GenerationConfig = GenerationConfig()

@@ -88,6 +88,10 @@ class NodeConfig(Section):
     allow_unprotected: bool | None = None
     """Whether updates may leave that this party adds no noise to: of runs without privacy, or with
     privacy.unit: client, which trusts the server. null: only if there is no limit."""
+    give_scores: bool | None = None
+    """Whether this party holds out rows that runs with evaluation.at_clients are scored on, of which counts leave
+    (rows, predictions and right answers of each class, the sum of losses) and nothing else. null: only if there
+    is no limit. false: it trains on all of its rows, and has no score."""
     approved: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = None
     """Digests of the run configs that this party takes part in; `fedsb deploy check` prints a config's. null:
     any, if there is no limit; with a limit, none."""
@@ -118,6 +122,11 @@ class NodeConfig(Section):
     def gives_unprotected(self) -> bool:
         """Whether updates without noise of this party's own may leave."""
         return not self.limited if self.allow_unprotected is None else self.allow_unprotected
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether counts over held-out rows may leave."""
+        return not self.limited if self.give_scores is None else self.give_scores
 
 
 class Refused(InputError):

@@ -10,6 +10,7 @@ from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
+from fedsb.runner.site_data import hold_out
 from fedsb.tasks import Example, Row
 from fedsb.tasks.rows import read_rows
 
@@ -50,10 +51,13 @@ def _encoded(config: RunConfig, node: NodeConfig) -> Data:
         public = task.encode(_rows(node.data.public, node)[: config.method.init.samples], node.data.public)
         check_apart(public, examples, node.data.public)
     parts = [[] if c != node.client else list(range(len(examples))) for c in range(config.federation.clients)]
+    labels = [task.partition_label(row) for row in rows] if task.partition_label else None
+    parts, tests = hold_out(config, parts, labels) if node.gives_scores else (parts, [[] for _ in parts])
     names = expert_names(config, [], node.data.train)
     examples = _of_experts(config, node, names, rows, examples)
     counts = counts_of(examples, parts)
-    return Data(task, tokenizer, examples, [], parts, None, public, names, counts)
+    sites = tuple(config.federation.sites or ())
+    return Data(task, tokenizer, examples, [], parts, None, public, names, counts, tests, sites)
 
 
 def _of_experts(

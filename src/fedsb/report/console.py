@@ -19,11 +19,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fedsb.common.printable import site_name
 from fedsb.report.screen import shown
 from fedsb.report.units import human_bytes, plural
 
 LONGEST_STAGE = 1000
 """Characters of a line about what comes next."""
+LONGEST_BAR = 16
+"""Characters of a site's name beside its bar."""
 
 
 class PlainLines:
@@ -32,8 +35,12 @@ class PlainLines:
     def __init__(self, console: Console):
         self.console = console
         self.rounds = 0
+        self.names: Sequence[str] = ()
         self._seen = 0
         self._began = 0.0
+
+    def sites(self, names: Sequence[str]) -> None:
+        self.names = names
 
     def stage(self, text: str) -> None:
         self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
@@ -49,11 +56,11 @@ class PlainLines:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(_left_out(client, problem), highlight=False)
+            self.console.print(_left_out(self.names, client, problem), highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
         seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
-        self.console.print(f"  client {client}: {seen}", highlight=False)
+        self.console.print(f"  {shown(site_name(self.names, client))}: {seen}", highlight=False)
 
     def evaluating(self, done: int, total: int) -> None: ...
 
@@ -87,6 +94,7 @@ class LiveBars:
     def __init__(self, console: Console):
         self.console = console
         self.rounds = 0
+        self.names: Sequence[str] = ()
         self._bars = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
@@ -107,6 +115,9 @@ class LiveBars:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
+    def sites(self, names: Sequence[str]) -> None:
+        self.names = names
+
     def stage(self, text: str) -> None:
         self._clear()
         self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
@@ -119,7 +130,7 @@ class LiveBars:
 
     def client_begins(self, client: int, num_examples: int) -> None:
         self._examples = max(1, num_examples)
-        self._replace_work(f"  client {client}", num_examples)
+        self._replace_work(f"  {shown(site_name(self.names, client), LONGEST_BAR)}", num_examples)
 
     def step(self, num_examples: int) -> None:
         if self._work is not None:
@@ -130,7 +141,7 @@ class LiveBars:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(_left_out(client, problem), highlight=False)
+            self.console.print(_left_out(self.names, client, problem), highlight=False)
         self._ended += 1
         if self._round is not None:
             self._bars.update(self._round, completed=self._ended)
@@ -164,8 +175,8 @@ class LiveBars:
         self._work = self._round = None
 
 
-def _left_out(client: int, problem: str) -> str:
-    return f"[yellow]client {client} left out:[/] {shown(problem)}"
+def _left_out(names: Sequence[str], client: int, problem: str) -> str:
+    return f"[yellow]{shown(site_name(names, client))} left out:[/] {shown(problem)}"
 
 
 def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None) -> str:

@@ -90,6 +90,11 @@ def clients(run: Run) -> list[str]:
     return sorted(names, key=natural)
 
 
+def named(run: Run, client: str) -> str:
+    """What a client is called: its site's name, or its number."""
+    return str(mapping(run.partition.get("names")).get(client, client))
+
+
 def examples(run: Run) -> dict[str, int]:
     """Number of training examples per client."""
     return sizes(run.partition.get("clients"))

@@ -46,7 +46,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
-from fedsb.tasks.sources import source_name
+from fedsb.tasks.sources import test_name
 from fedsb.tasks.task import Example, Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -88,10 +88,15 @@ def evaluate(
     """
     progress = progress or Silent()
     progress.stage("reading data")
+    if config.data.test is None:
+        raise InputError(
+            "data.test: there are no test rows in one place, and the clients' own are not here; name a file, "
+            "e.g. -s data.test=test.jsonl"
+        )
     rows, test = read_splits(config)
     tokenizer = load_tokenizer(model)
     task = task_of(config, tokenizer, rows)
-    examples = encode(task, test, source_name(config.data.test))
+    examples = encode(task, test, test_name(config))
     routes = adapter is not None and is_mixture(adapter)
     cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
     for warning in (*cut, *_check_answers(config, task, routes=routes)):

@@ -29,10 +29,11 @@ from fedsb.runner.prepare_experts import (
     with_known_experts,
     with_own_experts,
 )
+from fedsb.runner.site_data import hold_out, site_names
 from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
-from fedsb.tasks.sources import source_name, test_rows, train_name, train_rows
+from fedsb.tasks.sources import test_name, test_rows, train_name, train_rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Data:
     """Names of a mixture's experts."""
     counts: Mapping[int, Counts] = field(default_factory=dict)
     """Client -> its experts and its examples of each, where they are known before training."""
+    client_tests: partition.Parts = field(default_factory=list)
+    """By client, the examples that it is scored on and never trains on; indices as in `parts`."""
+    sites: tuple[str, ...] = ()
+    """What clients are called; empty where they have numbers alone."""
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -68,41 +73,58 @@ def prepare_data(config: RunConfig) -> Data:
     task = task_of(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
+    sites = site_names(config, parts, rows)
+    parts, client_tests = hold_out(config, parts, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
-    train, test = (
-        encode(task, rows, train_name(config)),
-        encode(task, held_out, source_name(config.data.test)),
-    )
+    train = encode(task, rows, train_name(config))
+    test = encode(task, held_out, test_name(config)) if config.data.test is not None else []
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
-    return Data(task, tokenizer, train, test, parts, labels, public, names, counts)
+    return Data(task, tokenizer, train, test, parts, labels, public, names, counts, client_tests, sites)
 
 
 def prepare_server_data(
-    config: RunConfig, parts: partition.Parts, experts: Sequence[Sequence[int]] = ()
+    config: RunConfig,
+    parts: partition.Parts,
+    experts: Sequence[Sequence[int]] = (),
+    client_tests: Sequence[Sequence[int]] = (),
 ) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
         parts: indices that stand for each client's examples.
         experts: by client, how many examples of each expert it says it has, in their order.
+        client_tests: indices that stand for those each client is scored on.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
     """
     check_settings(config)
     check_can_deploy(config)
-    rows = None if config.evaluation.every is None else test_rows(config)
+    rows = test_rows(config) if config.scores_test_rows else None
     tokenizer = load_tokenizer(config.model.path)
     task = task_of(config, tokenizer, [])
-    test = [] if rows is None else encode(task, rows, source_name(config.data.test))
+    test = [] if rows is None else encode(task, rows, test_name(config))
     names = expert_names(config, [], train_name(config))
     test = with_known_experts(config, names, rows or [], test)
     public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
-    return Data(task, tokenizer, [], test, parts, None, public, names, counts)
+    sites = site_names(config, parts, [])
+    return Data(
+        task,
+        tokenizer,
+        [],
+        test,
+        parts,
+        None,
+        public,
+        names,
+        counts,
+        [list(rows) for rows in client_tests],
+        sites,
+    )
 
 
 def check_can_deploy(config: RunConfig) -> None:
@@ -263,6 +285,10 @@ def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
         "kind": config.federation.partition.kind if data.train else "nodes",
         "clients": {str(client): len(part) if private else part for client, part in enumerate(data.parts)},
     }
+    if data.sites:
+        record["names"] = {str(client): name for client, name in enumerate(data.sites)}
+    if any(data.client_tests):
+        record["tests"] = {str(client): part for client, part in enumerate(data.client_tests)}
     if data.labels is not None and not private:  # counts of labels are a statistic of private rows
         counts = [Counter(data.labels[i] for i in part) for part in data.parts]
         record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}

@@ -199,6 +199,10 @@ def local_model_of(
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
     exchange, task = exchange_of(config, base, data.experts), data.task
     factors = start_experts(config, data.experts, factors)
+    if "P" in exchange.method.stays:
+        factors = {
+            n: f._replace(P=None if f.R is None else torch.zeros_like(f.R)) for n, f in factors.items()
+        }
     routing = routing_for(config, data.experts, data.counts)
     with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
         attached = attach(

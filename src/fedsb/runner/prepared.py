@@ -33,6 +33,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.site_data import score_notes
 from fedsb.runner.started_on import check_same, first_config, started_on
 from fedsb.runner.trial import try_rows
 
@@ -83,8 +84,13 @@ def prepare(
     earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
     data = (
-        prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
+        prepare_data(config)
+        if remote is None
+        else prepare_server_data(config, remote.parts, remote.experts, remote.client_tests)
     )
+    progress.sites(data.sites)
+    for note in score_notes(config, data.sites, data.client_tests):
+        progress.stage(note)
     for note in cut_notes(cut_record(config, data, shown=False)):
         progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)

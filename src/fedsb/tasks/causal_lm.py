@@ -55,6 +55,7 @@ from fedsb.tasks.task import (
     pad,
     pad_token_id,
 )
+from fedsb.tasks.totals import of_responses
 
 IGNORED = -100
 
@@ -96,6 +97,7 @@ def causal_lm(
         losses=_losses,
         measure=partial(_measure, tokenizer, max_new_tokens),
         partition_label=None,
+        totals=of_responses(),
     )
 
 
@@ -235,13 +237,15 @@ def _measure(
     asked = list(examples[: generate or 0])
     report = _counter(len(examples) + len(asked), progress)
     nll, tokens = _nll_of_each(tokenizer, model, examples, batch_size, report)
-    measurements = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
+    none = {"asked": np.zeros(()), "exact": np.zeros(())}
+    sums = {"loss": nll.sum(), "tokens": tokens.sum()} | none
+    measurements = [Measurement(len(examples), partial(_loss_metrics, nll, tokens), sums=sums)]
     if asked:
         hits = _hits(tokenizer, model, asked, max_new_tokens, batch_size, report)
+        given = {"asked": np.array(len(hits)), "exact": hits.sum()}
+        share = frozenset({"exact_match"})
         measurements.append(
-            Measurement(
-                len(asked), lambda at: {"exact_match": float(hits[at].mean())}, frozenset({"exact_match"})
-            )
+            Measurement(len(asked), lambda at: {"exact_match": float(hits[at].mean())}, share, given)
         )
     return measurements
 

@@ -32,6 +32,7 @@ from fedsb.tasks.task import (
     pad,
     pad_token_id,
 )
+from fedsb.tasks.totals import class_scores, class_sums, number_sums, of_classes, of_numbers
 
 
 def classification(
@@ -66,6 +67,7 @@ def classification(
         losses=_losses,
         measure=partial(_measure, tokenizer, regression),
         partition_label=partial(row_name, label=label) if names else None,
+        totals=of_classes(len(names)) if names else of_numbers(),
     )
 
 
@@ -230,7 +232,9 @@ def _measure(
         scores = scored(logits.numpy()[indices], labels.numpy()[indices])
         return {**scores, "loss": float(losses[indices].mean())}
 
-    return [Measurement(len(examples), metrics, frozenset({"accuracy"}))]
+    given = logits.numpy(), labels.numpy()
+    sums = number_sums(given[0][:, 0], given[1]) if regression else class_sums(*given, losses)
+    return [Measurement(len(examples), metrics, frozenset({"accuracy"}), sums)]
 
 
 def _all_logits(
@@ -255,26 +259,7 @@ def _all_logits(
 
 
 def _class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """macro_f1 is over the classes that occur as label or prediction, f1 that of the second of two classes;
-    0 where undefined. From the confusion matrix: the bootstrap asks a thousand times."""
-    size = logits.shape[1]
-    counts = np.bincount(labels * size + logits.argmax(axis=-1), minlength=size * size)
-    confusion = counts.reshape(size, size).astype(np.float64)  # (label, prediction)
-    right, of_label, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    occurs = of_label + predicted > 0
-    f1 = np.divide(2 * right, of_label + predicted, out=np.zeros(size), where=occurs)
-    scores = {
-        "accuracy": float(right.sum() / confusion.sum()),
-        "macro_f1": float(f1[occurs].mean()),
-        "matthews": _matthews(right.sum(), confusion.sum(), of_label, predicted),
-    }
-    return scores | ({"f1": float(f1[1])} if size == 2 else {})
-
-
-def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.ndarray) -> float:
-    """Matthews correlation of any number of classes (Gorodkin 2004)."""
-    spread = (total**2 - (of_label**2).sum()) * (total**2 - (predicted**2).sum())
-    return float((right * total - (of_label * predicted).sum()) / math.sqrt(spread)) if spread > 0 else 0.0
+    return class_scores(class_sums(logits, labels, np.zeros(0)))
 
 
 def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

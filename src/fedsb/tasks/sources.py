@@ -44,9 +44,16 @@ def source_name(source: Source) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
+def test_name(config: RunConfig) -> str:
+    """The test data's name, for errors."""
+    return source_name(config.data.test or [])
+
+
 def test_rows(config: RunConfig) -> list[Row]:
-    """Test rows as the config's data section has them."""
+    """Test rows as the config's data section has them; none where it names none."""
     data = config.data
+    if data.test is None:
+        return []
     rows = shaped(
         read_rows(data.test, limit=data.limit.test, split="test"),
         source_name(data.test),
