@@ -23,13 +23,8 @@ def check_settings(config: RunConfig) -> None:
         InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, private data
             left unprotected, ...; one line per fault.
     """
-    faults = [
-        *_cohort(config),
-        *site_faults(config),
-        *method_faults(config),
-        *expert_faults(config),
-        *privacy_faults(config),
-    ]
+    parts = (_cohort, site_faults, method_faults, expert_faults, privacy_faults)
+    faults = [fault for part in parts for fault in part(config)]
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:
@@ -44,7 +39,8 @@ def _cohort(config: RunConfig) -> Iterator[str]:
             "null takes all of them"
         )
     if (sites := config.federation.sites) is not None and len(sites) != clients:
-        yield f"federation.sites: expected {clients} names, one for each of federation.clients, found {len(sites)}"
+        expected = f"expected {clients} names, one for each of federation.clients"
+        yield f"federation.sites: {expected}, found {len(sites)}"
 
 
 def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:

@@ -204,7 +204,7 @@ class DataConfig(Section):
     true, and the scores are then those at the clients."""
     client_test: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of its own rows that each client never trains on and is scored on; null: 0.1 where
-    evaluation.at_clients is on. A client for whom that is fewer than 5 rows trains on all, without a score."""
+    evaluation.at_clients is true. A client for whom it is fewer than 5 rows trains on all and has no score."""
     limit: LimitConfig = LimitConfig()
     prepare: PrepareConfig = PrepareConfig()
     """Bring the rows of known data sets into the form that a recipe's prompt is made for."""
@@ -310,8 +310,8 @@ class MethodConfig(Section):
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
     personal: bool = False
-    """Give each client a core of its own besides the shared one: it trains in the same steps, never leaves the
-    client, and goes on there in its next round. Of methods that train one core."""
+    """Give each client a core of its own besides the shared one: it trains in the same steps, never leaves
+    the client, and goes on there in its next round. Of methods that train one core."""
     experts: ExpertsConfig | None = None
     """Several cores and what chooses between them; null: one core."""
     init: InitConfig = InitConfig()
@@ -514,11 +514,11 @@ class EvaluationConfig(Section):
     generate: PositiveInt | None = None
     """causal-lm: score exact match of greedy answers on the first so many test rows."""
     at_clients: bool | None = None
-    """Score the shared model at each client, too, on rows of its own; the server gets counts alone. null: where
+    """Score the model at each client, too, on rows of its own; the server gets counts alone. null: where
     data.client_test sets rows aside. Not with privacy."""
     baselines: list[Literal["local", "pooled"]] = Field(default_factory=list)
-    """at_clients: what else each client's rows are scored on. local: a model that this client trained alone, as
-    long as in the run; pooled: one trained on all clients' rows in one place (simulated runs)."""
+    """at_clients: models to compare with on the same rows. local: what each client trains alone, for as many
+    rounds; pooled: what all training rows train in one place (simulated runs)."""
     benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
     """causal-lm: what `fedsb evaluate --run` scores the finished run on, by name."""
     generation: GenerationConfig = GenerationConfig()

@@ -28,7 +28,7 @@ def _private(config: RunConfig) -> Iterator[str]:
         return
     key = "evaluation.at_clients" if evaluation.at_clients else "data.client_test"
     yield (
-        f"{key}: with privacy a client's counts of right answers would leave without noise and uncharged, and "
+        f"{key}: with privacy a client's counts of right answers would leave without noise, uncharged, and "
         "tell of single rows; leave it out and score on data.test"
     )
 
@@ -40,11 +40,11 @@ def _scores(config: RunConfig) -> Iterator[str]:
     if not config.scores_at_clients:
         return
     if evaluation.every is None:
-        yield "evaluation.at_clients: evaluation.every is null, so nothing is ever scored; set it to 1 or more"
+        yield "evaluation.at_clients: evaluation.every is null, so nothing is scored; set it to 1 or more"
     if config.method.experts is not None:
         yield (
-            "evaluation.at_clients: a mixture is scored on data.test alone, as it routes; leave at_clients and "
-            "data.client_test out"
+            "evaluation.at_clients: a mixture is scored on data.test alone, as it routes; leave at_clients "
+            "and data.client_test out"
         )
     if isinstance(task, ClassificationConfig) and task.metric == "spearman":
         yield "evaluation.at_clients: clients give sums, of which no rank correlation is made; take pearson"
@@ -81,6 +81,6 @@ def _stays(config: RunConfig, method: Method) -> Iterator[str]:
     if federation.client_ranks:
         yield f"{key}: not with federation.client_ranks; leave one of the two out"
     if config.method.refresh_every is not None:
-        yield f"{key}: new bases would leave nothing of what stays with clients; leave method.refresh_every out"
+        yield f"{key}: what stays with clients is over the first bases; leave method.refresh_every out"
     if config.method.init.from_run is not None:
-        yield f"{key}: what stayed with the earlier run's clients is left there; leave method.init.from_run out"
+        yield f"{key}: what stayed with an earlier run's clients is not taken up; leave init.from_run out"

@@ -232,7 +232,7 @@ class Node:
     def _kept(
         self, this_client: LocalClient, broadcast: bytes, answers: Callable[[LocalClient, bytes], bytes]
     ) -> bytes:
-        """The answer, given with what this node keeps of the run, which is kept again as the answer left it."""
+        """The answer, given with what this node keeps of the run, which is kept as the answer left it."""
         local_model, number = this_client.local_model, wire.unpack(broadcast)[0].round
         if local_model.base_round == 0:
             self._restore_base()

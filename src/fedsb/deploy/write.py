@@ -33,8 +33,8 @@ def write_deployment(folder: Path, config: RunConfig, *, host: str, port: int) -
     sites, clients = config.federation.sites, config.federation.clients
     if sites is not None and len(sites) != clients:
         raise InputError(
-            f"federation.sites (--names): expected {clients} names, one for each of federation.clients, found "
-            f"{len(sites)}"
+            f"federation.sites (--names): expected {clients} names, one for each of federation.clients, "
+            f"found {len(sites)}"
         )
     _check_host(host)
     if folder.exists() and any(folder.iterdir()):
