@@ -119,7 +119,7 @@ class LowRankLinear(nn.Module):
         if self.routing is not None:
             z = self.routing.through(self, z)
         elif (core := self.core()) is not None:
-            z = _through_core(z, core.to(z.dtype))
+            z = through_core(z, core.to(z.dtype))
         update = F.linear(z, self.B.to(z.dtype))
         if self._beside is not None:
             return y + torch.add(F.linear(x, self._beside), update, alpha=self.scale)
@@ -187,7 +187,7 @@ class LowRankLinear(nn.Module):
     def _own_pair(self) -> LoraPair:
         B, A = self.B.detach(), self.A.detach()
         if (core := self.core()) is not None:
-            B = _through_core(B, core.detach().transpose(1, 2))
+            B = through_core(B, core.detach().transpose(1, 2))
         return LoraPair(self.scale * B, A.clone())
 
     def update(self) -> Float[Tensor, "out in"]:
@@ -197,7 +197,7 @@ class LowRankLinear(nn.Module):
         return product if self.base_update is None else product + self.base_update.to(product.device)
 
 
-def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
+def through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
     """z R^T, block by block."""
     heads, r, _ = R.shape
     if heads == 1:

@@ -40,7 +40,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "download_bytes": sum(line["download_bytes"] for line in lines),
         "clients": newest.get("clients", []),
         "rejected": newest.get("rejected", []),
-        "sites": _names(folder),
+        "sites": site_names(folder),
         "seconds_since": _age(folder / "metrics.jsonl"),
     }
 
@@ -69,7 +69,7 @@ def _delta(folder: Path, config: RunConfig) -> float:
     return check_delta(config, sizes)
 
 
-def _names(folder: Path) -> list[str]:
+def site_names(folder: Path) -> list[str]:
     """What clients are called, by their numbers; none where they have no names."""
     file = folder / "partition.json"
     names = read_json(file).get("names", {}) if file.is_file() else {}

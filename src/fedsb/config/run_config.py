@@ -73,7 +73,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _something_is_scored(self) -> RunConfig:
         if self.data.test is None and not self.evaluation.at_clients:
-            raise ValueError("data.test is missing; name a file, or set evaluation.at_clients: true")
+            raise ValueError("data.test: this key is needed and missing; or set evaluation.at_clients: true")
         return self
 
     @property

@@ -204,7 +204,7 @@ class DataConfig(Section):
     true, and the scores are then those at the clients."""
     client_test: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of its own rows that each client never trains on and is scored on; null: 0.1 where
-    evaluation.at_clients is true. A client for whom it is fewer than 5 rows trains on all and has no score."""
+    evaluation.at_clients is true. A client for whom it is under 5 rows trains on all and has no score."""
     limit: LimitConfig = LimitConfig()
     prepare: PrepareConfig = PrepareConfig()
     """Bring the rows of known data sets into the form that a recipe's prompt is made for."""

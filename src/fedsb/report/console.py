@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,9 @@ from fedsb.report.units import human_bytes, plural
 
 LONGEST_STAGE = 1000
 """Characters of a line about what comes next."""
+BESIDE = {"local": "alone", "pooled": "all rows pooled"}
+MOST_SITES = 12
+"""In the table after a run."""
 LONGEST_BAR = 16
 """Characters of a site's name beside its bar."""
 
@@ -240,4 +244,30 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(*_privacy_row(privacy))
     table.add_row("time", "", f"{summary['seconds']:.1f} s")
     table.add_row("peak memory", "", human_bytes(summary["peak_memory_bytes"]))
+    return table
+
+
+def sites_table(summary: dict[str, Any], names: Sequence[str]) -> Table | None:
+    """The primary metric at every site, beside what it is compared with; None of a run without such scores.
+
+    Of many sites the worst alone are shown.
+    """
+    sites, metric = summary.get("sites"), summary["primary_metric"]
+    if not sites:
+        return None
+    kinds = {"this run": sites["scores"], **{BESIDE[kind]: of for kind, of in sites["baselines"].items()}}
+    table = Table(title=f"{shown(metric.replace('_', ' '))} at each site", title_justify="left")
+    table.add_column("")
+    for column in ("test rows", *kinds):
+        table.add_column(column, justify="right")
+    values = {site: scores[metric] for site, scores in sites["scores"].items() if metric in scores}
+    order = sorted(values, key=values.__getitem__, reverse=not summary["higher_is_better"])
+    for site in order[:MOST_SITES]:
+        cells = [_number(of.get(site, {}).get(metric)) for of in kinds.values()]
+        table.add_row(shown(site_name(names, site), 40), str(sites["rows"][site]), *cells)
+    if len(order) > MOST_SITES:
+        table.add_row(f"{len(order) - MOST_SITES} more", "", *[""] * len(kinds))
+    table.add_section()
+    means = [[of[site][metric] for site in of if metric in of[site]] for of in kinds.values()]
+    table.add_row("mean", "", *(_number(fmean(of)) if of else "" for of in means), style="bold")
     return table
