@@ -168,6 +168,13 @@ class Federation:
 
     def _client_round(self, client: int, part: Part, weight: int) -> bytes:
         message = broadcast(self.state, self.exchange, client, part)
+        answer = self.answer_to(message, client, part, weight)
+        self.messages[client] = (message, answer)
+        return answer
+
+    def answer_to(self, message: bytes, client: int, part: Part | None = None, weight: int = 1) -> bytes:
+        """A client's answer after training that draws its factors."""
+        part = part or self.exchange.whole
         party = self.party(client)
 
         def random_training(local_model, parameters, *args, **kwargs) -> float:
@@ -194,7 +201,6 @@ class Federation:
                 part=part,
                 kept=self.kept.setdefault(client, {}) if self.method.stays else None,
             )
-        self.messages[client] = (message, answer)
         return answer
 
     def _answer(self, number: int, part: Part, weight: int, message: bytes) -> Answer:
