@@ -167,9 +167,11 @@ def _describe_method(config: RunConfig) -> str:
 def _describe_data(data: Data) -> str:
     sizes = [len(part) for part in data.parts]
     labels = f", labels {', '.join(data.task.label_names[:6])}" if data.task.label_names else ""
+    held = sum(map(len, data.client_tests))
+    spared = f", {held} more held out to score clients on" if held else ""
     return (
-        f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
-        f"{min(sizes)} to {max(sizes)} each{labels}"
+        f"{len(data.train) - held} train and {len(data.test)} test examples, {len(sizes)} clients with "
+        f"{min(sizes)} to {max(sizes)} each{spared}{labels}"
     )
 
 

@@ -48,6 +48,8 @@ def lead(comparison: Compared) -> str:
     privacy = str(comparison.content.get("privacy") or "")  # private runs draw batches from their own secrets
     better = "" if comparison.content.get("higher_is_better", True) else ", where less is better"
     names = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
+    if at(comparison.config, "data.test") is None:
+        names["data.test"] = "rows of each client's own, each client counting once"
     what_was_done = (
         f"{title} of {plural(len(comparison.summary), 'method')} on {names['data.test']}{better}, with "
         f"{names['model.path']} fine-tuned on {names['data.train']}: "
