@@ -259,6 +259,9 @@ def test_nodes_get_folders_of_their_names(world, tmp_path):
     assert sorted(path.name for path in (tmp_path / "d" / "nodes").iterdir()) == ["client-1", "north"]
     assert "client: 0   # north" in (tmp_path / "d" / "nodes" / "north" / "node.yaml").read_text()
     assert "client-0.pub" not in (tmp_path / "d" / "nodes" / "client-1" / "make-key.sh").read_text()
+    pooled = RunConfig.from_dict(config_of(world, evaluation__baselines=["pooled"]))
+    with pytest.raises(InputError, match="pooled is for simulated runs"):
+        write_deployment(tmp_path / "p", pooled, host="h", port=9092)
     three = config.federation.model_copy(update={"clients": 3})
     with pytest.raises(InputError, match=r"federation.sites \(--names\): expected 3 names"):
         write_deployment(tmp_path / "e", config.model_copy(update={"federation": three}), host="h", port=9092)

@@ -103,12 +103,12 @@ def _check_arm(arm: Arm) -> None:
 def _check_scored_rows(arm: Arm) -> None:
     """Refuse to choose rates on rows that are scored later, and to compare what no score sees."""
     config, method = arm.config, method_of(arm.config)
-    if config.data.test is None and len(arm.rates) > 1:
+    if config.scored_at_clients_alone and len(arm.rates) > 1:
         raise InputError(
             "compare.learning_rates: without data.test the rows that would choose a rate are among those "
             "that clients are scored on; give one rate"
         )
-    if config.data.test is not None and method.stays:
+    if method.stays and not config.scored_at_clients_alone:
         raise InputError(
             f"method.name: {method.name}: data.test does not score what stays with clients; leave it out, "
             "and set evaluation.at_clients: true"

@@ -83,9 +83,14 @@ class RunConfig(Section):
         return bool(share) if asked is None else asked
 
     @property
+    def scored_at_clients_alone(self) -> bool:
+        """Whether there are no test rows in one place."""
+        return self.data.test is None and self.evaluation.at_clients is True
+
+    @property
     def scores_test_rows(self) -> bool:
-        """Whether there are test rows in one place, and the model is scored on them."""
-        return self.evaluation.every is not None and self.data.test is not None
+        """Whether there are test rows in one place, and the model is scored on them in the rounds."""
+        return self.evaluation.every is not None and not self.scored_at_clients_alone
 
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

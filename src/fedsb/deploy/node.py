@@ -204,7 +204,9 @@ class Node:
     def score(self, broadcast: bytes) -> Disclosure:
         """This party's counts for a score of the model in a round's broadcast, on rows it never trains on."""
         self._check_number(wire.unpack(broadcast)[0].round, self.config.federation.rounds + 1)
-        return UnprotectedUpdate(partial(self._kept, self.local_client, broadcast, LocalClient.score))
+        return UnprotectedUpdate(
+            partial(self._answered_and_kept, self.local_client, broadcast, LocalClient.score)
+        )
 
     def alone(self, broadcast: bytes) -> Disclosure:
         """The same of a model that this party trains alone, from the run's first broadcast."""
@@ -223,13 +225,13 @@ class Node:
         number = wire.unpack(broadcast)[0].round
         self._check_number(number, self.config.federation.rounds)
         this_client = replace(self.local_client, private=self._with_secret_batches())
-        make = partial(self._kept, this_client, broadcast, LocalClient.answer)
+        make = partial(self._answered_and_kept, this_client, broadcast, LocalClient.answer)
         mechanism = this_client.private.charge_of(self.client) if this_client.private else None
         if mechanism is None:
             return UnprotectedUpdate(make)
         return NoisedRelease(make, Spend(self.client, "round", number, mechanism))
 
-    def _kept(
+    def _answered_and_kept(
         self, this_client: LocalClient, broadcast: bytes, answers: Callable[[LocalClient, bytes], bytes]
     ) -> bytes:
         """The answer, given with what this node keeps of the run, which is kept as the answer left it."""

@@ -88,7 +88,7 @@ def evaluate(
     """
     progress = progress or Silent()
     progress.stage("reading data")
-    if config.data.test is None:
+    if config.scored_at_clients_alone:
         raise InputError(
             "data.test: there are no test rows in one place, and the clients' own are not here; name a file, "
             "e.g. -s data.test=test.jsonl"

@@ -144,7 +144,7 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
         _save(prepared, saved)
     make_gate(session, saved)
     put_state(session, saved)
-    if saved.state.round == 0 and "sites" not in saved.metrics[0]:
+    if prepared.config.scores_at_clients and "sites" not in saved.metrics[0] and saved.state.round == 0:
         score_sites(session, saved, saved.metrics[0])
         _save(prepared, saved)
     while saved.state.round < prepared.rules.rounds:

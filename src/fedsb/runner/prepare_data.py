@@ -79,7 +79,7 @@ def prepare_data(config: RunConfig) -> Data:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
     train = encode(task, rows, train_name(config))
-    test = encode(task, held_out, test_name(config)) if config.data.test is not None else []
+    test = [] if config.scored_at_clients_alone else encode(task, held_out, test_name(config))
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
@@ -156,6 +156,10 @@ def check_can_deploy(config: RunConfig) -> None:
             "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
             "export the earlier run merged and let model.path be that"
         )
+    if "pooled" in config.evaluation.baselines:
+        raise InputError(
+            "evaluation.baselines: pooled is for simulated runs, which have all rows; take [local]"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
@@ -196,9 +200,19 @@ def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
 
 
 def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
-    """The task value of this config; classes are those of the training rows."""
+    """The task value of this config; classes are those of the training rows.
+
+    Raises:
+        InputError: clients are to be scored, and the task cannot do that.
+    """
     source, max_length = train_name(config), config.training.max_length
-    return make_task(config.task, tokenizer, rows, source=source, max_length=max_length)
+    task = make_task(config.task, tokenizer, rows, source=source, max_length=max_length)
+    if config.scores_at_clients and task.totals is None:
+        raise InputError(
+            f"evaluation.at_clients: task.kind {config.task.kind} has no sums that clients could be scored "
+            "by; leave at_clients and data.client_test out"
+        )
+    return task
 
 
 def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:

@@ -94,9 +94,12 @@ def _accepted(
 
 
 def mean_scores(scores: Scores) -> dict[str, float]:
-    """The mean over sites of every score that all of them have, each site counting once."""
-    names = [name for name in next(iter(scores.values()), {}) if all(name in s for s in scores.values())]
-    return {name: fmean(of_site[name] for of_site in scores.values()) for name in names}
+    """The mean over sites of every score that all of them have, each site counting once. What is not finite
+    is null in a checkpoint."""
+    by_name = {
+        name: [of_site.get(name) for of_site in scores.values()] for name in next(iter(scores.values()), {})
+    }
+    return {name: fmean(values) for name, values in by_name.items() if None not in values}  # type: ignore[arg-type]
 
 
 def sites_summary(prepared: Prepared, saved: RunState) -> dict[str, Any] | None:
@@ -106,7 +109,7 @@ def sites_summary(prepared: Prepared, saved: RunState) -> dict[str, Any] | None:
         return None
     scores, task = lines[-1]["sites"], prepared.data.task
     name = task.primary_metric
-    values = {client: of_site[name] for client, of_site in scores.items() if name in of_site}
+    values = {c: value for c, of_site in scores.items() if (value := of_site.get(name)) is not None}
     worst = (min if task.higher_is_better else max)(values, key=values.__getitem__, default=None)
     return {
         "round": lines[-1]["round"],
