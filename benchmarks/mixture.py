@@ -1,5 +1,5 @@
-"""A mixture of four experts beside one core of the same rank (64 on a MiniLM-sized encoder's query and value):
-a training step, one layer forward and backward, an update's bytes, and generation with a small decoder.
+"""A mixture of four experts beside one core, both of rank 64: on a MiniLM-sized encoder's query and value
+a training step, one layer forward and backward, an update's bytes; generation with a small decoder.
 
     python benchmarks/mixture.py
 """
