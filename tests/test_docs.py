@@ -70,7 +70,7 @@ NOT_RUN = {
 SMALLER = {
     "fedsb run": "-s federation.rounds=1 -s data.limit.train=160 -s data.limit.test=40",
     "fedsb compare": "-s federation.rounds=1 -s data.limit.train=60 -s data.limit.test=40 "
-    "-s training.epochs=1 -s method.rank=8",
+    "-s training.epochs=1 -s method.rank=8 -s compare.tuning_budget=1",
 }
 """What is added to these commands where they run on the quickstart, so that this takes seconds."""
 
