@@ -34,7 +34,7 @@ class CompareConfig(Section):
     """Share of the training rows, or from 1 on their number, held out to choose the rate."""
     tuning_budget: PositiveInt | None = None
     """Most rates tried for an arm: while its best one is the smallest or largest of its grid, the next beyond
-    is tried too; a larger grid is tried whole. null: 6, but a private arm, whose every run costs, its grid."""
+    is tried too; a larger grid is tried whole. null: 6; a private arm, as each run costs, its grid."""
     tuning_rounds: PositiveInt | None = None
     """Rounds of a tuning run; null: as the run."""
     metric: str | None = None
