@@ -233,7 +233,7 @@ def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]
         engine=config.evaluation.generation.engine,
         prompts=ids,
         batch_size=config.evaluation.batch_size,
-        decoding=asdict(decoding_of(config, asked.benchmark)),
+        decoding=asdict(decoding_of(config, asked.benchmark, model.task.ends)),
     )
 
 
@@ -248,7 +248,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
     """What answers a benchmark's prompts."""
     if config.evaluation.generation.engine == "transformers":
         yield lambda asked: transformers_engine(
-            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark)
+            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark, model.task.ends)
         )
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -261,7 +261,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
-        yield lambda asked: engines(decoding_of(config, asked.benchmark))
+        yield lambda asked: engines(decoding_of(config, asked.benchmark, model.task.ends))
 
 
 def _counted(total: int, progress: Progress) -> Callable[[int], None]:
