@@ -43,6 +43,7 @@ def answer_task(
     tokenizer: Any,
     encode: Callable[[Sequence[Row], str], list[Example]],
     *,
+    questions: Callable[[Sequence[Row], str], list[Example]],
     max_new_tokens: int,
     ends: tuple[int, ...] = (),
     notes: tuple[str, ...] = (),
@@ -58,6 +59,7 @@ def answer_task(
         losses=_losses,
         measure=partial(_measure, tokenizer, max_new_tokens, ends),
         partition_label=None,
+        questions=questions,
         ends=ends,
         notes=notes,
     )

@@ -22,7 +22,7 @@ from typing import Any
 from fedsb.config.sections import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.tasks.answers import IGNORED, answer_task, check_some_response, cut_example
-from fedsb.tasks.prompts import Template, added_bos, columns_of, fill, parse_template, tokenize
+from fedsb.tasks.prompts import Template, added_bos, columns_of, cut_left, fill, parse_template, tokenize
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import Example, Row, Task
 
@@ -46,15 +46,17 @@ def causal_lm(
     """
     if tokenizer.eos_token_id is None:
         raise InputError("model.path: expected a tokenizer with an end-of-sequence token, this one has none")
+    template = parse_template(prompt)
     encode = partial(
         _encode,
         tokenizer,
-        template=parse_template(prompt),
+        template=template,
         response=response,
         max_length=max_length,
         allow_cut_responses=allow_cut_responses,
     )
-    return answer_task(tokenizer, encode, max_new_tokens=max_new_tokens)
+    questions = partial(_questions, tokenizer, template=template, max_length=max_length)
+    return answer_task(tokenizer, encode, questions=questions, max_new_tokens=max_new_tokens)
 
 
 def causal_lm_of(
@@ -85,11 +87,10 @@ def _encode(
     allow_cut_responses: bool,
 ) -> list[Example]:
     """Examples with input_ids, labels and tokens, and for generation prompt_ids and the response as text."""
-    require_columns(rows, columns_of(template), source=source, key="task.prompt")
+    prompts = _prompts(rows, source, template)
     require_columns(rows, [response], source=source, key="task.response")
     if not rows:
         return []
-    prompts = [fill(template, row, source, number) for number, row in enumerate(rows, start=1)]
     responses = [cell_text(row, response, source=source, number=n) for n, row in enumerate(rows, start=1)]
     ids = list(zip(tokenize(tokenizer, prompts), tokenize(tokenizer, responses), strict=True))
     bos = added_bos(tokenizer)
@@ -100,6 +101,20 @@ def _encode(
     for example, text in zip(examples, responses, strict=True):
         example["response"] = text.removesuffix(tokenizer.eos_token)
     return examples
+
+
+def _prompts(rows: Sequence[Row], source: str, template: Template) -> list[str]:
+    require_columns(rows, columns_of(template), source=source, key="task.prompt")
+    return [fill(template, row, source, number) for number, row in enumerate(rows, start=1)]
+
+
+def _questions(
+    tokenizer: Any, rows: Sequence[Row], source: str, *, template: Template, max_length: int
+) -> list[Example]:
+    prompts, bos = _prompts(rows, source, template), added_bos(tokenizer)
+    ids = tokenize(tokenizer, prompts) if prompts else []
+    begun = [prompt if bos and prompt[:1] == bos else bos + prompt for prompt in ids]
+    return [{"prompt_ids": cut_left(prompt, len(bos), max_length)} for prompt in begun]
 
 
 def _example(bos: list[int], eos: int, max_length: int, prompt: list[int], response: list[int]) -> Example:

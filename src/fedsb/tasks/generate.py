@@ -95,6 +95,53 @@ def _texts(
     return [cut_at(_decode(tokenizer, ids, decoding.ends), decoding.stop) for ids in new]
 
 
+def stream_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    decoding: Decoding,
+    say: Callable[[str], None],
+    *,
+    number: int = 0,
+) -> str:
+    """As one prompt of an engine's batch of this number; `say` is told each next part as it is made."""
+    (fitted,) = _fitted(model, tokenizer, [prompt], decoding.max_new_tokens)
+    said = _Said(tokenizer, decoding, say)
+    with evaluating(model), scoped_global_seed(decoding.seed, "generate", number):
+        (new,) = _continue(model, tokenizer, [fitted], decoding, said if decoding.beams == 1 else None)
+    said.all_of(new, last=True)
+    return said.text
+
+
+class _Said:
+    """Text that grows with the tokens that transformers puts here, one prompt's; the prompt comes first."""
+
+    def __init__(self, tokenizer: Any, decoding: Decoding, say: Callable[[str], None]) -> None:
+        self.tokenizer, self.decoding, self.say = tokenizer, decoding, say
+        self.text, self.ids, self.begun = "", list[int](), False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.begun:
+            self.ids += value.flatten().tolist()
+            self.all_of(self.ids)
+        self.begun = True
+
+    def end(self) -> None:
+        """What is left is said by the last `all_of`."""
+
+    def all_of(self, ids: list[int], *, last: bool = False) -> None:
+        """Say what these tokens have more; half a character, and what may begin a stop string, wait."""
+        text = _decode(self.tokenizer, ids, self.decoding.ends)
+        cut = cut_at(text, self.decoding.stop)
+        if last or not (cut.endswith("\ufffd") or _may_stop(cut, self.decoding.stop)):
+            self.say(cut[len(self.text) :])
+            self.text = cut
+
+
+def _may_stop(text: str, stop: Sequence[str]) -> bool:
+    return any(text.endswith(end[:length]) for end in stop for length in range(1, len(end)))
+
+
 def cut_at(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the stop strings."""
     places = [at for at in (text.find(end) for end in stop) if at >= 0]
@@ -116,19 +163,23 @@ def _fitted(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_token
 
 
 def _continue(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], decoding: Decoding
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    streamer: Any = None,
 ) -> list[list[int]]:
     """New ids per prompt. Padding on the left, so that every prompt ends where its answer begins."""
     device = device_of(model)
     inputs = pad(prompts, pad_token_id(tokenizer), side="left").to(device)
     prompt = {"input_ids": inputs, "attention_mask": attention_mask(prompts, side="left").to(device)}
     with answering(model):
-        output = _generate(model, tokenizer, tell(model, prompt), decoding)
+        output = _generate(model, tokenizer, tell(model, prompt), decoding, streamer)
     ids: list[list[int]] = output[:, inputs.shape[1] :].tolist()
     return ids
 
 
-def _generate(model: Any, tokenizer: Any, prompt: Batch, decoding: Decoding) -> torch.Tensor:
+def _generate(model: Any, tokenizer: Any, prompt: Batch, decoding: Decoding, streamer: Any) -> torch.Tensor:
     stopping = [_Stop(tokenizer, prompt["input_ids"].shape[1], decoding.stop)] if decoding.stop else None
     output: torch.Tensor = model.generate(
         **prompt,
@@ -140,6 +191,7 @@ def _generate(model: Any, tokenizer: Any, prompt: Batch, decoding: Decoding) -> 
         eos_token_id=_ends(tokenizer, decoding.ends),
         pad_token_id=pad_token_id(tokenizer),
         stopping_criteria=stopping,
+        streamer=streamer,
         **_choice(decoding),
     )
     return output

@@ -57,6 +57,15 @@ def test_rows(config: RunConfig) -> list[Row]:
     return labelled(config, rows)
 
 
+def asked_rows(config: RunConfig, file: str) -> list[Row]:
+    """The rows of a file to be labelled or answered, as the config's test rows are read; what it renames they
+    may lack."""
+    data, rows = config.data, list[Row](read_rows(file, split="test"))
+    if data.prepare.test is not None:
+        rows = prepare(data.prepare.test, rows, file)
+    return [_named(renamed(row, data.columns.test), None) for row in rows]
+
+
 def benchmark_rows(benchmark: BenchmarkConfig, name: str) -> list[Row]:
     """The rows of a benchmark."""
     return shaped(

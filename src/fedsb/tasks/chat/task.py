@@ -12,16 +12,17 @@ and its last answer is kept, as `fedsb.tasks.causal_lm` does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from fedsb.config.sections import ChatConfig
 from fedsb.errors import InputError
 from fedsb.tasks.answers import IGNORED, answer_task, check_some_response, cut_example
-from fedsb.tasks.chat.messages import Messages, read_conversations, shapes_of
+from fedsb.tasks.chat.messages import read_conversations, shapes_of
 from fedsb.tasks.chat.template import ChatTemplate, Layout, Unfit, chat_template
+from fedsb.tasks.prompts import cut_left
 from fedsb.tasks.rows import place
 from fedsb.tasks.task import Example, Row, Task
 
@@ -38,14 +39,14 @@ def chat_of(
         raise InputError("model.path: expected a tokenizer with an end-of-sequence token, this one has none")
     template = chat_template(tokenizer, plain=section.template == "plain")
     shapes = [f"conversations of {name}: in {shape}" for name, shape in shapes_of(rows, source).items()]
-    task = answer_task(
+    return answer_task(
         tokenizer,
         partial(_encode, template, section=section, max_length=max_length),
+        questions=partial(_questions, template, max_length=max_length),
         max_new_tokens=section.max_new_tokens,
         ends=(template.end_id,),
         notes=(*shapes, *_notes(template, section)),
     )
-    return replace(task, questions=partial(_questions, template, every=section.train_on == "all"))
 
 
 def _notes(template: ChatTemplate, section: ChatConfig) -> list[str]:
@@ -64,54 +65,48 @@ def _encode(
 ) -> list[Example]:
     """Examples as `fedsb.tasks.answers` has them."""
     every, examples, lengths = section.train_on == "all", [], []
-    for number, (row, messages) in enumerate(
-        zip(rows, read_conversations(rows, source), strict=True), start=1
-    ):
-        where = place(row, source, number)
-        layout, pieces = _laid_out(template, messages, where, every=every, asks=False)
-        examples.append(_example(template, layout, pieces, max_length))
-        lengths.append(len(pieces[-1]))
+    read = read_conversations(rows, source)
+    for number, (row, messages) in enumerate(zip(rows, read, strict=True), start=1):
+        with _placed(row, source, number):
+            layout = template.lay_out(messages, every=every)
+        examples.append(_example(template, layout, max_length))
+        lengths.append(len(layout.answer))
     if not section.allow_cut_responses:
         check_some_response(examples, rows, lengths, source=source, max_length=max_length)
     return examples
 
 
-def _questions(template: ChatTemplate, rows: Sequence[Row], source: str, *, every: bool) -> list[Example]:
+def _questions(template: ChatTemplate, rows: Sequence[Row], source: str, *, max_length: int) -> list[Example]:
+    examples = []
     read = read_conversations(rows, source, asks=True)
-    return [
-        {"prompt_ids": question_ids(template, messages, place(row, source, number), every=every)}
-        for number, (row, messages) in enumerate(zip(rows, read, strict=True), start=1)
-    ]
+    for number, (row, messages) in enumerate(zip(rows, read, strict=True), start=1):
+        with _placed(row, source, number):
+            prompt = template.question(messages)
+        examples.append({"prompt_ids": cut_left(prompt, _keep(template, prompt), max_length)})
+    return examples
 
 
-def question_ids(template: ChatTemplate, messages: Messages, where: str, *, every: bool = True) -> list[int]:
-    """The tokens that the next answer is generated from.
-
-    Raises:
-        InputError: the template does not take the messages.
-    """
-    _, pieces = _laid_out(template, messages, where, every=every, asks=True)
-    return [token for piece in pieces for token in piece]
-
-
-def _laid_out(
-    template: ChatTemplate, messages: Messages, where: str, *, every: bool, asks: bool
-) -> tuple[Layout, list[list[int]]]:
+@contextmanager
+def _placed(row: Row, source: str, number: int) -> Iterator[None]:
+    """Inside the block, what does not fit the template is an error of this row."""
     try:
-        layout = template.lay_out(messages, every=every, asks=asks)
-        return layout, template.tokens(layout)
+        yield
     except Unfit as unfit:
-        raise InputError(f"{where}: {unfit}") from None
+        raise InputError(f"{place(row, source, number)}: {unfit}") from None
 
 
-def _example(template: ChatTemplate, layout: Layout, pieces: Sequence[list[int]], max_length: int) -> Example:
-    *before, answer = pieces
-    prompt = [token for piece in before for token in piece]
-    labels = [token if at % 2 else IGNORED for at, piece in enumerate(before) for token in piece]
-    keep = int(prompt[:1] == [template.tokenizer.bos_token_id])
+def _example(template: ChatTemplate, layout: Layout, max_length: int) -> Example:
+    prompt, answer, tokenizer = layout.prompt, layout.answer, template.tokenizer
+    labels = [IGNORED] * len(prompt)
+    for start, end in layout.learnt:
+        labels[start:end] = prompt[start:end]
+    keep = _keep(template, prompt)
     example = cut_example(prompt, labels, answer, keep=keep, max_length=max_length)
     example["tokens"] = example["tokens"]._replace(untrained_turns=layout.skipped)
-    text = template.tokenizer.decode(
-        answer[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    text = tokenizer.decode(answer[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return {**example, "response": str(text)}
+
+
+def _keep(template: ChatTemplate, prompt: Sequence[int]) -> int:
+    """How many tokens of a prompt are never cut: a begin token."""
+    return int(list(prompt[:1]) == [template.tokenizer.bos_token_id])

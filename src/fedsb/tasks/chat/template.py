@@ -5,14 +5,16 @@ that a model is trained on begins with the very text that it will be asked with.
 special token behind the message, the token of the end of the turn, which is learnt too.
 
 Templates may write earlier turns otherwise once later ones follow (Qwen 3 takes their reasoning out, Mistral
-moves a system message to the last question). Such a turn is context and is not learnt, since nobody will be
-asked for it in this form; the last turn always is.
+moves a system message to the last question), and a tokenizer may join what ends a prompt to what follows it.
+An earlier turn that no longer stands behind the tokens it is asked for with is context and not learnt; the
+last one always is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from fedsb.errors import InputError
@@ -37,16 +39,17 @@ class Unfit(Exception):
 
 
 class Layout(NamedTuple):
-    """A conversation as text.
+    """A conversation as text and as tokens, up to the end token of its last answer.
 
     Attributes:
-        answers: (start, end) of each of the assistant's turns in the text, the end token included, in order;
-            of those that are to be learnt, and of a question also those that were.
-        skipped: whether an earlier turn is not among them since the template now writes it otherwise.
+        prompt: token ids before the last answer. answer: its own, the end token last.
+        learnt: (start, end) in the prompt of each earlier answer that is learnt, its end token included.
+        skipped: whether an earlier answer is not, since it is written otherwise now.
     """
 
-    text: str
-    answers: list[tuple[int, int]]
+    prompt: list[int]
+    answer: list[int]
+    learnt: list[tuple[int, int]]
     skipped: bool
 
 
@@ -73,52 +76,34 @@ class ChatTemplate:
         """Its token id."""
         return int(self.tokenizer.convert_tokens_to_ids(self.end))
 
-    def lay_out(self, messages: Messages, *, every: bool, asks: bool = False) -> Layout:
-        """The text of a conversation that ends with an answer, and where its answers are.
+    def lay_out(self, messages: Messages, *, every: bool) -> Layout:
+        """A conversation that ends with an answer.
 
         Args:
-            every: all of the assistant's turns, not the last alone.
-            asks: the conversation ends with a question, and the text with the prompt for an answer.
+            every: earlier answers are to be learnt, too.
 
         Raises:
-            Unfit: the template does not take it.
+            Unfit: the template does not take it, or the tokenizer does not part its last answer.
         """
-        self._check(messages)
-        messages = _folded(messages) if self.folds else messages
-        whole = self.render(messages, asks=asks)
-        turns = [turn for turn, message in enumerate(messages) if message["role"] == ASSISTANT]
-        earlier = turns if asks else turns[:-1]
-        spans = [self._earlier(messages, turn, whole) for turn in earlier] if every else []
-        answers = [span for span in spans if span is not None]
-        if not asks:
-            answers.append(self._last(messages, whole))
-        return Layout(whole if asks else whole[: answers[-1][1]], answers, None in spans)
+        messages = self._fitted(messages)
+        whole, asked = self.render(messages), self.render(messages[:-1], asks=True)
+        last = self._span(asked, whole)
+        if last is None:
+            raise Unfit("the chat template's prompt for the last answer is not what it writes before it")
+        turns = [turn for turn, message in enumerate(messages[:-1]) if message["role"] == ASSISTANT]
+        spans = [self._earlier(messages, turn, whole) for turn in turns] if every else []
+        kept = [span for span in spans if span is not None]
+        prompt, answer = self._last(whole[: last[1]], last[0])
+        learnt = self._learnt(whole, [*kept, last], [*prompt, *answer])
+        return Layout(prompt, answer, learnt, len(learnt) < len(spans))
 
-    def tokens(self, layout: Layout) -> list[list[int]]:
-        """Token ids of the layout's pieces: what is before an answer, the answer, and so on in turn.
-
-        Together they are the tokens of the whole text, cut where answers begin and end. Where a token would
-        reach over such a place, it is two: a model answers a prompt that ends there.
+    def question(self, messages: Messages) -> list[int]:
+        """The token ids that the next answer to the messages is generated from.
 
         Raises:
-            Unfit: it cannot be cut there.
+            Unfit: the template does not take them.
         """
-        text, places = layout.text, [place for span in layout.answers for place in span]
-        cuts = [*places, *([len(text)] if len(text) not in places else [])]
-        starts = [0, *cuts[:-1]]
-        whole, *alone = tokenize(
-            self.tokenizer, [text, *(text[a:b] for a, b in zip(starts, cuts, strict=True))]
-        )
-        if _joined(alone) == whole:
-            return alone
-        pieces: list[list[int]] = []
-        before: list[int] = []
-        for piece, so_far in zip(alone, tokenize(self.tokenizer, [text[:cut] for cut in cuts]), strict=True):
-            pieces.append(so_far[len(before) :] if so_far[: len(before)] == before else piece)
-            before = so_far
-        if self._text(_joined(pieces)) != self._text(whole):
-            raise Unfit("the tokenizer joins the end of a prompt to its answer; take blanks off the answer")
-        return pieces
+        return self._ids(self.render(self._fitted(messages), asks=True))
 
     def render(self, messages: Messages, *, asks: bool = False) -> str:
         """The text of the messages, with the prompt for an answer if it `asks`.
@@ -142,22 +127,16 @@ class ChatTemplate:
             ) from error
         return str(text)
 
-    def _check(self, messages: Messages) -> None:
+    def _fitted(self, messages: Messages) -> Messages:
         held = [mark for mark in self.marks for message in messages if mark in message["content"]]
         if held:
             raise Unfit(
-                f"a message holds the special token {held[0]!r}, which ends or begins turns; take it out"
+                f"a message holds the special token {held[0]!r}, which begins or ends turns; take it out"
             )
-
-    def _last(self, messages: Messages, whole: str) -> tuple[int, int]:
-        asked = self.render(messages[:-1], asks=True)
-        span = self._span(asked, whole)
-        if span is None:
-            raise Unfit("the chat template's prompt for the last answer is not what it writes before it")
-        return span
+        return _folded(messages) if self.folds else messages
 
     def _earlier(self, messages: Messages, turn: int, whole: str) -> tuple[int, int] | None:
-        """Where an earlier answer is, if it still stands there as it was given."""
+        """Where an earlier answer is in the text, if it still stands there as it was given."""
         try:
             asked, answered = self.render(messages[:turn], asks=True), self.render(messages[: turn + 1])
         except Unfit:
@@ -170,6 +149,35 @@ class ChatTemplate:
         if not self.end or end < 0 or not answered.startswith(asked):
             return None
         return len(asked), end + len(self.end)
+
+    def _last(self, text: str, start: int) -> tuple[list[int], list[int]]:
+        """Token ids before and of the last answer. A token that would reach over its start is two: it is
+        generated behind a prompt that ends there."""
+        prompt, whole, alone = tokenize(self.tokenizer, [text[:start], text, text[start:]])
+        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
+        if self._text([*prompt, *answer]) != self._text(whole):
+            raise Unfit(
+                "the tokenizer joins the end of the prompt and the answer; take blanks off the answer"
+            )
+        return prompt, answer
+
+    def _learnt(self, text: str, spans: Sequence[tuple[int, int]], ids: list[int]) -> list[tuple[int, int]]:
+        """Places in `ids` of all spans of the text but the last: of those that come behind the very tokens by
+        which they are asked for."""
+        if len(spans) == 1:
+            return []
+        cuts = [0, *(place for span in spans for place in span)]
+        pieces = tokenize(self.tokenizer, [text[a:b] for a, b in pairwise(cuts)])
+        if _joined(pieces) == ids:
+            places = list(accumulate(map(len, pieces[:-2])))
+        else:  # pieces alone are other tokens: look at the text up to each place
+            before = tokenize(self.tokenizer, [text[:cut] for cut in cuts[1:-2]])
+            places = [len(part) if ids[: len(part)] == part else -1 for part in before]
+        pairs = zip(places[::2], places[1::2], strict=True)
+        return [(start, end) for start, end in pairs if min(start, end) >= 0]
+
+    def _ids(self, text: str) -> list[int]:
+        return tokenize(self.tokenizer, [text])[0]
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

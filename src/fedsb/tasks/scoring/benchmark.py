@@ -90,12 +90,14 @@ def _grouped(examples: Sequence[Example]) -> tuple[list[int], list[list[str]]]:
     return [indices[0] for indices in places.values()], references
 
 
-def decoding_of(config: RunConfig, benchmark: BenchmarkConfig, ends: tuple[int, ...] = ()) -> Decoding:
-    """How this benchmark's answers are generated; `ends`: the task's."""
+def decoding_of(
+    config: RunConfig, benchmark: BenchmarkConfig | None = None, *, ends: tuple[int, ...]
+) -> Decoding:
+    """How answers are generated, to a benchmark's questions or to others; `ends`: the task's."""
     generation, task = config.evaluation.generation, config.task
     assert isinstance(task, AnswerSection)  # RunConfig has seen to it
     return Decoding(
-        max_new_tokens=benchmark.max_new_tokens or task.max_new_tokens,
+        max_new_tokens=(benchmark and benchmark.max_new_tokens) or task.max_new_tokens,
         stop=tuple(generation.stop),
         ends=ends,
         seed=config.seed,
