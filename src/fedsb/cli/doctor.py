@@ -99,7 +99,8 @@ def _tracking(config: RunConfig) -> tuple[None, Lines]:
 def _data(config: RunConfig, method: None) -> tuple[Data, Lines]:
     data = prepare_data(config)
     tokens = [("tokens", text) for text in _describe_tokens(config, data)]
-    return data, [("data", _describe_data(data)), *tokens]
+    notes = [("task", note) for note in data.task.notes]
+    return data, [("data", _describe_data(data)), *notes, *tokens]
 
 
 def _benchmarks(config: RunConfig, data: Data) -> tuple[None, Lines]:

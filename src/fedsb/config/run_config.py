@@ -14,7 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
 from fedsb.config.sections import (
-    CausalLmConfig,
+    AnswerSection,
+    ChatConfig,
     DataConfig,
     EvaluationConfig,
     FederationConfig,
@@ -64,9 +65,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _benchmarks_are_written(self) -> RunConfig:
-        if self.evaluation.benchmarks and not isinstance(self.task, CausalLmConfig):
+        benchmarks = self.evaluation.benchmarks
+        if benchmarks and not isinstance(self.task, AnswerSection):
             raise ValueError(
-                "evaluation.benchmarks are for task.kind: causal-lm; leave them out, data.test is scored"
+                "evaluation.benchmarks are for task.kind: causal-lm or chat; leave them out, data.test is "
+                "scored"
+            )
+        by_likelihood = [name for name, of in benchmarks.items() if of.score == "likelihood"]
+        if by_likelihood and isinstance(self.task, ChatConfig):
+            raise ValueError(
+                f"evaluation.benchmarks.{by_likelihood[0]}.score: likelihood is for task.kind: causal-lm; "
+                "take choice"
             )
         return self
 

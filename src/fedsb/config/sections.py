@@ -104,17 +104,35 @@ class ClassificationConfig(TaskSection):
         return [value] if isinstance(value, str) else value
 
 
-class CausalLmConfig(TaskSection):
+class AnswerSection(TaskSection):
+    """What tasks share that learn to answer."""
+
+    max_new_tokens: PositiveInt = 64
+    """Longest answer generated in evaluation."""
+    allow_cut_responses: bool = False
+    """Take rows, too, of whose response training.max_length leaves nothing."""
+
+
+class CausalLmConfig(AnswerSection):
     kind: Literal["causal-lm"]
     prompt: str
     """Template with {column} placeholders, {column:optional} where a row may lack it: then empty. The loss is
     on the response only."""
     response: str
     """Column of the text to learn."""
-    max_new_tokens: PositiveInt = 64
+
+
+class ChatConfig(AnswerSection):
+    """Conversations; which columns hold them, and in which form, is seen from the rows."""
+
+    kind: Literal["chat"]
+    train_on: Literal["all", "last"] = "all"
+    """The loss is on all of the assistant's turns, or on the last one of each conversation."""
+    template: Literal["plain"] | None = None
+    """null: the tokenizer's own chat template, or plain where it has none. plain: "User: ...", a blank line
+    and "Assistant: ..." with the end token behind each answer."""
+    max_new_tokens: PositiveInt = 256
     """Longest answer generated in evaluation."""
-    allow_cut_responses: bool = False
-    """Take rows, too, of whose response training.max_length leaves nothing."""
 
 
 class TaskFamily(NamedTuple):
@@ -135,7 +153,11 @@ class TaskFamily(NamedTuple):
         return str(get_args(self.section.model_fields["kind"].annotation)[0])
 
 
-FAMILIES = Registry("fedsb.tasks", TaskFamily, [TaskFamily(ClassificationConfig), TaskFamily(CausalLmConfig)])
+FAMILIES = Registry(
+    "fedsb.tasks",
+    TaskFamily,
+    [TaskFamily(ClassificationConfig), TaskFamily(CausalLmConfig), TaskFamily(ChatConfig)],
+)
 
 
 def _of_its_kind(values: Any) -> Any:
@@ -153,7 +175,8 @@ def _of_its_kind(values: Any) -> Any:
 
 
 TaskConfig = Annotated[
-    SerializeAsAny[ClassificationConfig | CausalLmConfig | TaskSection], BeforeValidator(_of_its_kind)
+    SerializeAsAny[ClassificationConfig | CausalLmConfig | ChatConfig | TaskSection],
+    BeforeValidator(_of_its_kind),
 ]
 
 
@@ -486,9 +509,9 @@ class EvaluationConfig(Section):
     clients elsewhere then reads no test rows, and no base weights unless the method needs them."""
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
-    """causal-lm: score exact match of greedy answers on the first so many test rows."""
+    """causal-lm, chat: score exact match of greedy answers on the first so many test rows."""
     benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
-    """causal-lm: what `fedsb evaluate --run` scores the finished run on, by name."""
+    """causal-lm, chat: what `fedsb evaluate --run` scores the finished run on, by name."""
     generation: GenerationConfig = GenerationConfig()
 
     @field_validator("benchmarks")

@@ -14,7 +14,11 @@ LOST = {
     "cut_responses": "response",
     "lost_end_tokens": "end token",
 }
-HAD = {"begin_in_text": "begin with the begin token", "end_in_text": "end with the end token"}
+HAD = {
+    "begin_in_text": "begin with the begin token by themselves: no second one is added",
+    "end_in_text": "end with the end token by themselves: no second one is added",
+    "untrained_turns": "have earlier answers that the chat template rewrites later: not trained",
+}
 LENGTHS = {"p50": "half at most", "p95": "95 % at most", "p99": "99 % at most", "max": "longest"}
 
 
@@ -39,7 +43,7 @@ def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
         )
     for key, what in HAD.items():
         if held := _number(counts, key):
-            yield f"{held:,} of {examples} {what} by themselves: no second one is added"
+            yield f"{held:,} of {examples} {what}"
 
 
 def cut_table(record: Mapping[str, Any]) -> str:

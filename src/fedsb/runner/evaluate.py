@@ -21,15 +21,15 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
 from fedsb.models.limits import check_token_ids
-from fedsb.models.mixture_folder import is_mixture, put_mixture_on
-from fedsb.models.peft_folder import check_fits, put_on
+from fedsb.models.mixture_folder import is_mixture
 from fedsb.report.cuts import cut_notes
-from fedsb.report.progress import Progress, Silent
+from fedsb.report.progress import Progress, Silent, counted
 from fedsb.runner.chosen_lora import model_folder
-from fedsb.runner.moved_base import check_same_base, with_base
+from fedsb.runner.finished_model import load_with_adapter
+from fedsb.runner.moved_base import with_base
 from fedsb.runner.prepare_data import encode, read_splits, task_of
 from fedsb.runner.prepare_experts import with_known_experts
-from fedsb.runner.prepare_model import check_limits, head_notes, largest_id, load_model
+from fedsb.runner.prepare_model import check_limits, head_notes, largest_id
 from fedsb.runner.routing_record import other_routings
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Row, Task
@@ -99,7 +99,7 @@ def evaluate(
     progress.stage(f"loading {Path(model).name}")
     for note in head_notes(model, task) if adapter is None else ():
         progress.stage(note)
-    loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
+    loaded, attached = load_with_adapter(config, model, tokenizer, task, adapter)
     check_limits(config, loaded, tokenizer, examples, path=model)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
@@ -206,7 +206,7 @@ def _measured(
     ids = [example["prompt_ids"] for example in asked.examples]
     check_token_ids(model.loaded, model.tokenizer, largest_id(asked.examples), model.path)
     prompts = [str(model.tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in ids]
-    report = _counted(len(ids), progress)
+    report = counted(len(ids), progress.evaluating)
     if not asked.generates:
         chosen = likeliest(asked, config, model.task, model.loaded, prompts, report)
         correct = [choice == gold for choice, gold in zip(chosen, asked.expected, strict=True)]
@@ -233,7 +233,7 @@ def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]
         engine=config.evaluation.generation.engine,
         prompts=ids,
         batch_size=config.evaluation.batch_size,
-        decoding=asdict(decoding_of(config, asked.benchmark)),
+        decoding=asdict(decoding_of(config, asked.benchmark, ends=model.task.ends)),
     )
 
 
@@ -248,7 +248,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
     """What answers a benchmark's prompts."""
     if config.evaluation.generation.engine == "transformers":
         yield lambda asked: transformers_engine(
-            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark)
+            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark, ends=model.task.ends)
         )
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -261,42 +261,4 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
-        yield lambda asked: engines(decoding_of(config, asked.benchmark))
-
-
-def _counted(total: int, progress: Progress) -> Callable[[int], None]:
-    done = 0
-
-    def report(more: int) -> None:
-        nonlocal done
-        done = min(done + more, total)
-        progress.evaluating(done, total)
-
-    return report
-
-
-# The model
-
-
-def _load_with_adapter(
-    config: RunConfig, model: str, tokenizer: Any, task: Task, adapter: Path | None
-) -> tuple[nn.Module, Attached | None]:
-    """The model in eval mode, the adapter put on by peft; of a mixture what was put on besides."""
-    base = load_model(config, model, tokenizer, task)
-    if adapter is None:
-        return base, None
-    try:
-        began_on = with_base(config, model, "")
-        if is_mixture(adapter):
-            check_same_base(adapter.parent, began_on, base)
-            attached = put_mixture_on(base, adapter)
-            return attached.model, attached
-        if not (adapter / "adapter_config.json").is_file():
-            raise InputError(
-                f"{adapter} has no adapter_config.json; expected a PEFT LoRA folder or a mixture"
-            )
-        check_fits(adapter, base)
-        check_same_base(adapter.parent, began_on, base)
-        return put_on(base, adapter), None
-    except InputError as error:
-        raise InputError(f"--adapter: {error}") from None
+        yield lambda asked: engines(decoding_of(config, asked.benchmark, ends=model.task.ends))

@@ -20,7 +20,7 @@ from torch import nn
 from fedsb.adapter.attached import Attached, fold
 from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import CausalLmConfig
+from fedsb.config.sections import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.methods import Method
@@ -254,7 +254,7 @@ def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module)
     """Prompt, answer and expected response of the first test rows whose prompts differ; only where
     evaluation.generate is set."""
     most = config.evaluation.generate
-    if not isinstance(config.task, CausalLmConfig) or most is None or config.evaluation.every is None:
+    if not isinstance(config.task, AnswerSection) or most is None or config.evaluation.every is None:
         return
     distinct: dict[tuple[int, ...], Any] = {}
     for example in data.test:
@@ -262,7 +262,12 @@ def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module)
     examples = list(distinct.values())[: min(most, MOST_SAMPLES)]
     prompts = [example["prompt_ids"] for example in examples]
     answers = generate_texts(
-        model, data.tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, batch_size=MOST_SAMPLES
+        model,
+        data.tokenizer,
+        prompts,
+        max_new_tokens=config.task.max_new_tokens,
+        batch_size=MOST_SAMPLES,
+        ends=data.task.ends,
     )
     decoded = [data.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
     rows = zip(decoded, answers, examples, strict=True)

@@ -15,7 +15,7 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import CausalLmConfig, ClassificationConfig
+from fedsb.config.sections import AnswerSection, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
@@ -111,7 +111,7 @@ def check_can_deploy(config: RunConfig) -> None:
     Raises:
         InputError: with the key that can fix it.
     """
-    if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
+    if not isinstance(config.task, ClassificationConfig | AnswerSection):
         raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
     task = config.task
     if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:

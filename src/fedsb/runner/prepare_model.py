@@ -16,7 +16,7 @@ from fedsb.adapter.routing import Terms
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
-from fedsb.config.sections import CausalLmConfig
+from fedsb.config.sections import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Example, LocalModel
@@ -140,7 +140,7 @@ def check_limits(
         InputError: with the numbers of both sides.
     """
     check_length(model, config.training.max_length)
-    if isinstance(config.task, CausalLmConfig) and config.evaluation.generate:
+    if isinstance(config.task, AnswerSection) and config.evaluation.generate:
         check_room_for_answers(model, config.task.max_new_tokens)
     check_token_ids(model, tokenizer, largest_id(examples), path)
 

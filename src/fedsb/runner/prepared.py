@@ -85,6 +85,8 @@ def prepare(
     data = (
         prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
     )
+    for note in data.task.notes:
+        progress.stage(note)
     for note in cut_notes(cut_record(config, data, shown=False)):
         progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)

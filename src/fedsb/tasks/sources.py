@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import BenchmarkConfig, CausalLmConfig, ClassificationConfig, Source
+from fedsb.config.sections import AnswerSection, BenchmarkConfig, ClassificationConfig, Source
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare
 from fedsb.tasks.labels import has_label
@@ -57,6 +57,15 @@ def test_rows(config: RunConfig) -> list[Row]:
     return labelled(config, rows)
 
 
+def asked_rows(config: RunConfig, file: str) -> list[Row]:
+    """The rows of a file to be labelled or answered, as the config's test rows are read; what it renames they
+    may lack."""
+    data, rows = config.data, list[Row](read_rows(file, split="test"))
+    if data.prepare.test is not None:
+        rows = prepare(data.prepare.test, rows, file)
+    return [_named(renamed(row, data.columns.test), None) for row in rows]
+
+
 def benchmark_rows(benchmark: BenchmarkConfig, name: str) -> list[Row]:
     """The rows of a benchmark."""
     return shaped(
@@ -89,7 +98,7 @@ def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
     for the label of a classification that lists none: the file's order of them counts."""
     task = config.task
     if not isinstance(task, ClassificationConfig):
-        return [_named(row, None) for row in rows] if isinstance(task, CausalLmConfig) else list(rows)
+        return [_named(row, None) for row in rows] if isinstance(task, AnswerSection) else list(rows)
     if config.data.drop_unlabelled:
         rows = [row for row in rows if has_label(row, task.label)]
     return [_named(row, task.label if task.labels is None else None) for row in rows]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedsb.common.strict_json import is_text
 from fedsb.errors import InputError
-from fedsb.tasks.chat import chat_refusal
+from fedsb.tasks.chat.refusal import chat_refusal
 
 Row = Mapping[str, object]
 
@@ -100,11 +100,14 @@ def cell_text(
 
 def check_text(text: str, row: Row, column: str, *, source: str, number: int) -> None:
     """Refuse what a tokenizer cannot take or no text should hold."""
+    if fault := text_fault(text):
+        raise InputError(f"{place(row, source, number)}, column {column!r}: {fault}; fix the row")
+
+
+def text_fault(text: str) -> str:
+    """What of it is no text; empty if all is."""
     fault = "a NUL character" if "\0" in text else "" if is_text(text) else "half a surrogate pair"
-    if fault:
-        raise InputError(
-            f"{place(row, source, number)}, column {column!r}: {fault}, which is no text; fix the row"
-        )
+    return f"{fault}, which is no text" if fault else ""
 
 
 def kind_of(value: object) -> str:
