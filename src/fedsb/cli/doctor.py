@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
             yield Finding(stage.what, None, f"not checked, since it needs {missing[0]}")
             continue
         try:
-            results[stage.what], lines = stage.look(config, *(results[name] for name in stage.needs))
+            settled = results["data"].settled(config) if "data" in results else config
+            results[stage.what], lines = stage.look(settled, *(results[name] for name in stage.needs))
         except Exception as error:
             show_if_debugging(error)
             yield Finding(stage.what, False, _said(error))
@@ -99,7 +101,7 @@ def _tracking(config: RunConfig) -> tuple[None, Lines]:
 def _data(config: RunConfig, method: None) -> tuple[Data, Lines]:
     data = prepare_data(config)
     tokens = [("tokens", text) for text in _describe_tokens(config, data)]
-    return data, [("data", _describe_data(data)), *tokens]
+    return data, [("data", _describe_data(data)), *(("data", note) for note in data.notes), *tokens]
 
 
 def _benchmarks(config: RunConfig, data: Data) -> tuple[None, Lines]:
@@ -166,7 +168,9 @@ def _describe_method(config: RunConfig) -> str:
 
 def _describe_data(data: Data) -> str:
     sizes = [len(part) for part in data.parts]
-    labels = f", labels {', '.join(data.task.label_names[:6])}" if data.task.label_names else ""
+    held = Counter(data.labels or ())
+    names = [f"{name} {held[name]:,}" if held else name for name in (data.task.label_names or ())[:6]]
+    labels = f", labels {', '.join(names)}" if names else ""
     return (
         f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
         f"{min(sizes)} to {max(sizes)} each{labels}"

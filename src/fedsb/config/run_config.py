@@ -120,6 +120,8 @@ def _absolute(source: Any) -> Any:
         return {name: _absolute(path) for name, path in source.items()}
     if isinstance(source, list):
         return [_absolute(path) for path in source]
+    if not isinstance(source, str):
+        return source
     if source and os.path.exists(source):  # False also of a name too long for any file
         return str(Path(source).resolve())
     fits = source and not Path(source).is_absolute() and glob.glob(source, recursive=True)

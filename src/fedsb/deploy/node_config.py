@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
-from fedsb.config.sections import CausalLmConfig, ClassificationConfig, PrivacyConfig
+from fedsb.config.sections import CausalLmConfig, ClassificationConfig, Encoding, PrivacyConfig
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.tasks.prompts import parse_template
@@ -34,6 +34,8 @@ class NodeDataConfig(Section):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
     """Names these rows in the privacy ledger, `state/ledgers/ID.jsonl`, which all runs on them share. Keep it
     when rows are added or the file is moved. null: made of the file's name and place."""
+    encoding: Encoding | None = None
+    """Of this party's CSV or TSV file, if it is not UTF-8 and fedsb cannot tell it; null: by its bytes."""
     expert: str | None = None
     """The expert that all of these rows are of, in runs that train several; null: as the run's config
     has it, by a column of the rows (which `columns` must then list) or by this party's number."""
@@ -244,8 +246,8 @@ def task_columns_of(config: RunConfig) -> list[str]:
 # Approval
 
 
-ELSEWHERE: dict[str, Any] = {"data": {"train", "test"}}
-"""Left out of a config's digest: files of the server's, which no node reads."""
+ELSEWHERE: dict[str, Any] = {"data": {"train", "test", "group", "split_seed", "encoding"}}
+"""Left out of a config's digest: what is about the server's files, which no node reads."""
 
 
 def config_digest(config: RunConfig) -> str:

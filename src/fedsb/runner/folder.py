@@ -33,6 +33,7 @@ from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
+from fedsb.runner.split_record import write_split
 from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
 
@@ -123,6 +124,7 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     for inner in (folder, folder / "checkpoint", folder / "adapter"):
         remove_parts(inner)
     write_text(folder / "config.yaml", config.to_yaml())
+    write_split(folder, config, data.split)
     write_json(folder / "partition.json", partition_record(config, data))
     if config.privacy is not None and data.train:
         whole = json.dumps({"clients": dict(enumerate(data.parts))})

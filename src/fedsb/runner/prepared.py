@@ -33,6 +33,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.split_record import kept_split
 from fedsb.runner.started_on import check_same, first_config, started_on
 from fedsb.runner.trial import try_rows
 
@@ -82,9 +83,13 @@ def prepare(
     method, rules = method_of(config), round_rules(config)
     earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
-    data = (
-        prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
-    )
+    if remote is None:
+        data = prepare_data(config, kept_split(folder, config) if saved is not None else None)
+    else:
+        data = prepare_server_data(config, remote.parts, remote.experts)
+    config = data.settled(config)
+    for note in data.notes:
+        progress.stage(note)
     for note in cut_notes(cut_record(config, data, shown=False)):
         progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)

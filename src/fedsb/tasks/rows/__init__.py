@@ -10,8 +10,8 @@ names the file, and the line or row where there is one (both counted from 1), an
     owner/name           a data set of the hub; also owner/name:config, owner/name:config@split
 
 Text files also with .gz. Several files make one source: a list, a folder, or a pattern such as
-`site-*/notes.csv`, the last two in sorted order; tables among them have the same columns. Importing this is cheap: pyarrow and datasets are imported
-by the readers that need them.
+`site-*/notes.csv`, the last two in sorted order; tables among them have the same columns. Importing this is
+cheap: pyarrow and datasets are imported by the readers that need them.
 """
 
 import zlib
@@ -149,8 +149,8 @@ def _alike(rows: Iterator[PlacedRow], path: Path, reading: Reading) -> Iterator[
     for file, missing, other in ((path, columns - first.keys(), name), (name, first.keys() - columns, path)):
         if missing:
             raise InputError(
-                f"{file}: has no column {listed(sorted(missing))}, which {other} has; files of one source have "
-                "the same columns: add or rename it, or name each source (train: {north: a.csv, ...})"
+                f"{file}: has no column {listed(sorted(missing))}, which {other} has; files of one source "
+                "have the same columns: add or rename it, or name each source (train: {north: a.csv, ...})"
             )
     yield first
     yield from rows

@@ -1,8 +1,8 @@
 """CSV and TSV: a header line, and cells that are the text as it is written. An empty cell is a missing value.
 
 Delimiter: the extension's own if it splits the header and the first records into equally many cells, two or
-more; else the one other of , ; tab | that does so. A first line `sep=;`, as Excel writes it, says it and is no
-record. `csv.Sniffer` guesses from frequencies instead and takes letters for delimiters.
+more; else the one other of , ; tab | that does so. A first line `sep=;`, as Excel writes it, says it and is
+no record. `csv.Sniffer` guesses from frequencies instead and takes letters for delimiters.
 
 Quotes: as RFC 4180 has them, strictly. With tabs they are text, as in GLUE's files, unless the file as a
 whole was written with quoting: its header is in quotes, or a cell with doubled quotes is, or rows have

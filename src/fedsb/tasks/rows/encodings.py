@@ -85,7 +85,7 @@ def _is_utf_8(line: bytes) -> bool:
 
 def _unclear(source: str, number: int) -> str:
     return (
-        f"{source}: line {number}: neither UTF-8 nor text that Windows-1252 and its neighbours read alike; say "
-        "what it is (data.encoding: windows-1252, windows-1250, ...), or save it as UTF-8, for example with "
-        "iconv -f WINDOWS-1252 -t UTF-8"
+        f"{source}: line {number}: neither UTF-8 nor text that Windows-1252 and its neighbours read alike; "
+        "say what it is (data.encoding: windows-1252, windows-1250, ...), or save it as UTF-8, for example "
+        "with iconv -f WINDOWS-1252 -t UTF-8"
     )

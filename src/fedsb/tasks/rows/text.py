@@ -32,7 +32,8 @@ class _Bounded(io.RawIOBase):
     """The bytes in a .gz file, as long as they are not absurdly many."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file, self.count = path, gzip.open(path), 0
+        self.path, self.count = path, 0
+        self.file = gzip.open(path)  # noqa: SIM115 - closed with this
         self.most = max(ANY_EXPANSION, MOST_EXPANSION * path.stat().st_size)
 
     def readable(self) -> bool:
@@ -43,8 +44,8 @@ class _Bounded(io.RawIOBase):
         self.count += size
         if self.count > self.most:
             raise InputError(
-                f"{self.path}: becomes more than {MOST_EXPANSION} times as long when unpacked, which no table "
-                "does; unpack it, look what it is, and name the file that comes out"
+                f"{self.path}: becomes more than {MOST_EXPANSION} times as long when unpacked, which no "
+                "table does; unpack it, look what it is, and name the file that comes out"
             )
         return size
 
@@ -76,7 +77,7 @@ def in_words(error: Exception, path: Path, encoding: str | None = None) -> str:
 
 
 def unicode_form(path: Path) -> str:
-    """UTF-8, or what the byte order mark says; a zero among the first two bytes is half a letter of UTF-16."""
+    """UTF-8, or what the byte order mark says; a zero among the first two bytes is half a UTF-16 letter."""
     with open_bytes(path) as file:
         start = file.read(4)
     for mark, encoding in _MARKS.items():
