@@ -20,7 +20,7 @@ from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest
 from fedsb.models.limits import embedding_rows, positions_of
-from fedsb.report.cuts import cut_notes
+from fedsb.report.cuts import cut_notes, length_lines
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.arguments import local_training
@@ -179,9 +179,7 @@ def _describe_data(data: Data) -> str:
 
 def _describe_tokens(config: RunConfig, data: Data) -> Iterator[str]:
     record = cut_record(config, data, shown=False)
-    for split, counts in record.items():
-        lengths = ", ".join(f"{name} {length:,}" for name, length in counts["length"].items())
-        yield f"in {split} examples: {lengths}"
+    yield from length_lines(record)
     yield from cut_notes(record)
 
 

@@ -27,7 +27,7 @@ from fedsb.methods import Method
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
-from fedsb.runner.continued import check_continues
+from fedsb.runner.continued import as_chosen, check_continues
 from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
@@ -89,6 +89,11 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool, deployed: bool 
         raise InputError(f"--resume: {folder} holds no run (no config.yaml); leave --resume out to start one")
     else:
         check_new(folder)
+
+
+def as_begun(folder: Path, config: RunConfig) -> RunConfig:
+    """The config of a run that is resumed, with the length that its rows chose."""
+    return as_chosen(RunConfig.from_yaml(folder / "config.yaml"), config)
 
 
 def check_new(folder: Path) -> None:

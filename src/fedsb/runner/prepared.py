@@ -15,7 +15,7 @@ from fedsb.federation.start.settings import Start
 from fedsb.methods import Method
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest, layer_digest
-from fedsb.report.cuts import cut_notes
+from fedsb.report.cuts import cut_notes, length_lines
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
 from fedsb.runner.checkpoint import RunState
@@ -90,7 +90,10 @@ def prepare(
     config = data.settled(config)
     for note in data.notes:
         progress.stage(note)
-    for note in cut_notes(cut_record(config, data, shown=False)):
+    lengths = cut_record(config, data, shown=False)
+    for line in length_lines(lengths):
+        progress.stage(f"tokens {line}")
+    for note in cut_notes(lengths):
         progress.stage(f"warning: {note}")
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:

@@ -219,7 +219,7 @@ def test_line_ends_and_unicode_encodings(tmp_path, name, encoding, end):
 
 
 HOSPITAL = (
-    'Befund;Pr\u00fcfung;Ergebnis\r\n'
+    "Befund;Pr\u00fcfung;Ergebnis\r\n"
     '"Gr\u00f6\u00dfe 5 \u00b5m, Patient\r\nsagt ""gut"" \u2013 \u00c4rztin";A1;gut\r\n'
     "\u00dcbel;B2;schlecht\r\n"
 )
