@@ -1,4 +1,4 @@
-"""A run that holds its test rows out: resumed, scored and compared on the same rows, trained on none of them."""
+"""A run that holds its test rows out: resumed, scored, compared on the same rows, trained on none of them."""
 
 import json
 

@@ -35,9 +35,9 @@ def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
         longest = _number(mapping(counts.get("length")), "max")
         share = cut / max(_number(counts, "examples"), 1)
         yield (
-            f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); that is "
-            f"{share:.1%}, and the longest has {longest:,} tokens: {-(-longest // 8) * 8} would hold all, or "
-            "shorten the texts"
+            f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); that "
+            f"is {share:.1%}, and the longest has {longest:,} tokens: {-(-longest // 8) * 8} would hold all, "
+            "or shorten the texts"
         )
     for key, what in HAD.items():
         if held := _number(counts, key):

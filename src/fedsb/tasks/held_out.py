@@ -15,9 +15,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fedsb.common.seeding import derive
+from fedsb.common.seeding import derive, numpy_generator
 from fedsb.config import RunConfig
 from fedsb.config.sections import ClassificationConfig
 from fedsb.errors import InputError
@@ -81,7 +79,7 @@ def _groups(config: RunConfig, rows: Sequence[Row], source: str) -> list[str] | 
 def _row_by_row(count: int, groups: list[str] | None, share: float, seed: int) -> list[int]:
     """Rows by their places alone; groups each by its own name."""
     if groups is None:
-        order = np.random.default_rng(seed).permutation(count)
+        order = numpy_generator(seed, "places").permutation(count)
         return list(order[: round(share * count)].tolist())
     sides = {group: derive(seed, group) < share * 2**63 for group in set(groups)}
     return [i for i, group in enumerate(groups) if sides[group]]

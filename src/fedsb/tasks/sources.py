@@ -90,7 +90,7 @@ def test_name(config: RunConfig) -> str:
     return train_name(config) if isinstance(test, float) else source_name(test)
 
 
-def test_rows(config: RunConfig, told: Told) -> list[Row]:
+def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT028
     """The rows of the test files that the config names."""
     data = config.data
     assert not isinstance(data.test, float)
