@@ -42,7 +42,7 @@ MADE = [*rows(12, seed=1), *[row for row in rows(12, seed=2) if row["label"] == 
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ("balanced", {"pos": 16 / 24, "neg": 16 / 12, "flat": 16 / 12}),
+        ("balanced", {"pos": 2 / 3, "neg": 4 / 3, "flat": 4 / 3}),
         ({"pos": 1, "neg": 5, "flat": 2}, None),
     ],
 )

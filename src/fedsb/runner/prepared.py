@@ -88,13 +88,7 @@ def prepare(
     else:
         data = prepare_server_data(config, remote.parts, remote.experts)
     config = data.settled(config)
-    for note in data.notes:
-        progress.stage(note)
-    lengths = cut_record(config, data, shown=False)
-    for line in length_lines(lengths):
-        progress.stage(f"tokens {line}")
-    for note in cut_notes(lengths):
-        progress.stage(f"warning: {note}")
+    _say(config, data, progress)
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:
         progress.stage(slow)
@@ -129,6 +123,17 @@ def prepare(
         earlier=earlier,
         layers_digest=layers,
     )
+
+
+def _say(config: RunConfig, data: Data, progress: Progress) -> None:
+    """How the rows were read and split, how long they are, and what is cut from them."""
+    for note in data.notes:
+        progress.stage(note)
+    lengths = cut_record(config, data, shown=False)
+    for line in length_lines(lengths):
+        progress.stage(f"tokens {line}")
+    for note in cut_notes(lengths):
+        progress.stage(f"warning: {note}")
 
 
 def _resumed(saved: RunState, inputs: Mapping[str, Any], config: RunConfig) -> Iterator[str]:
