@@ -15,6 +15,7 @@ from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.method import method_of
+from fedsb.config.private_defaults import notes_on_defaults
 from fedsb.errors import FedsbError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
@@ -28,6 +29,7 @@ from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
+from fedsb.runner.privacy_forecast import forecast
 from fedsb.runner.started_on import versions
 from fedsb.runner.trial import try_rows
 from fedsb.tasks.scoring.benchmark import check_benchmarks
@@ -132,6 +134,14 @@ def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lin
     return None, [("training", f"a step on {plural(try_rows(config, data, base), 'row')} works")]
 
 
+def _privacy(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
+    if config.privacy is None:
+        return None, []
+    numbers = _numbers_of_a_round(config, base, len(data.parts)).up
+    lines = forecast(config, [len(part) for part in data.parts], numbers).lines()
+    return None, [("privacy", line) for line in (*notes_on_defaults(config), *lines)]
+
+
 def _traffic(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
     return None, list(_estimates(config, data, base))
 
@@ -146,6 +156,7 @@ STAGES = (
     Stage("start", ("data", "model"), _start),
     Stage("training", ("data", "model"), _two_rows),
     Stage("traffic", ("data", "model"), _traffic),
+    Stage("privacy", ("data", "model"), _privacy),
 )
 """In the order of a run."""
 

@@ -64,6 +64,11 @@ def _training(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
             "method.refresh_every: each refresh would look at private rows again; leave it out, or take "
             "method.init.kind: orthonormal"
         )
+    if config.training.class_weights == "balanced":
+        yield (
+            "training.class_weights: balanced is made of counts of private labels, which no noise covers; "
+            "give numbers that are known without them, e.g. {negative: 1, positive: 4}"
+        )
     if privacy.unit == "example" and config.training.grad_clip is not None:
         yield "training.grad_clip: privacy.clip_norm clips every example already; leave grad_clip out"
 

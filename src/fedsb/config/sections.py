@@ -260,7 +260,8 @@ class HeadWarmupConfig(Section):
 
 class InitConfig(Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
-    """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS), the default with privacy.
+    orthonormal: a seed."""
     from_run: str | None = None
     """Folder of a finished run of the same method, rank, targets and base: start with its factors and head as
     they ended; the other keys here are then for `refresh_every` alone."""
@@ -283,7 +284,7 @@ class InitConfig(Section):
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()
-    """Train a fresh classification head on cached features first; null switches it off."""
+    """Train a fresh classification head on cached features first; null, the default with privacy: do not."""
 
 
 class ExpertsConfig(Section):
@@ -415,7 +416,7 @@ class FederationConfig(Section):
     padding: Literal["all", "owners"] = "all"
     """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
-    """Weight of a client's update in the mean."""
+    """Weight of a client's update in the mean; with privacy.unit: client the default is uniform."""
     processes: PositiveInt = 1
     """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
     of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
@@ -497,7 +498,7 @@ class PrivacyConfig(Section):
     """Noise over sensitivity; null: calibrated to epsilon."""
     delta: Positive | None = None
     """null: 1e-5, or a tenth of one over the number of units if that is less."""
-    clip_norm: Positive = 0.1
+    clip_norm: Positive = 1.0
     """Largest L2 norm of one example's gradient, or of one client's update."""
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     """client: let the clip norm follow this quantile of the updates' norms; null: fixed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.config import RunConfig
+from fedsb.config.private_defaults import notes_on_defaults
 from fedsb.errors import InputError
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import draw_calibration, needs_data
@@ -127,7 +128,7 @@ def prepare(
 
 def _say(config: RunConfig, data: Data, progress: Progress) -> None:
     """How the rows were read and split, how long they are, and what is cut from them."""
-    for note in data.notes:
+    for note in (*notes_on_defaults(config), *data.notes):
         progress.stage(note)
     lengths = cut_record(config, data, shown=False)
     for line in length_lines(lengths):
