@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
     "tutorial",
     "method",
-    *(f"guides/{n}" for n in ("data", "model", "methods", "privacy", "deployment", "report")),
+    *(f"guides/{n}" for n in ("data", "hospital", "model", "methods", "privacy", "deployment", "report")),
 ]
 PAGES += [
     "guides/serving",

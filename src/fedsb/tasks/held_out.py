@@ -45,14 +45,13 @@ def hold_out(config: RunConfig, rows: Sequence[Row], source: str) -> Split:
     classes, groups = _classes(config, rows, source), _groups(config, rows, source)
     if config.privacy is not None:
         test = _row_by_row(len(rows), groups, share, seed)
-        classes = None
     else:
         if classes is not None:
             _check_pairs(classes, share, len(rows))
         test = _drawn(len(rows), classes, groups, share, seed % 2**32)
     held = set(test)
     split = Split([i for i in range(len(rows)) if i not in held], sorted(held))
-    _check_sides(split, classes, groups, share, len(rows))
+    _check_sides(split, classes, share, len(rows), private=config.privacy is not None)
     return split
 
 
@@ -123,22 +122,21 @@ def _check_pairs(classes: Sequence[str], share: float, count: int) -> None:
         )
 
 
-def _check_sides(
-    split: Split, classes: list[str] | None, groups: list[str] | None, share: float, count: int
-) -> None:
+def _check_sides(split: Split, classes: list[str] | None, share: float, count: int, *, private: bool) -> None:
+    """Of a private split, the test rows may lack a class: nothing was drawn by classes."""
     for name, side in (("training", split.train), ("test", split.test)):
         if not side:
             raise InputError(_too_few(share, count, f"leaves no {name} row"))
-        missing = set(classes or ()) - {classes[i] for i in side} if classes else set()
-        if missing:
+        missing = set(classes or ()).difference(classes[i] for i in side) if classes else set()
+        if missing and not (private and name == "test"):
             fault = f"leaves {len(missing)} of {len(set(classes or ()))} classes without a {name} row"
             raise InputError(_too_few(share, count, fault))
 
 
 def _too_few(share: float, count: int, fault: str) -> str:
     return (
-        f"data.test: the share {share:g} of {count} rows {fault}; take another share (at most 0.5), name a "
-        "file of test rows, or add rows"
+        f"data.test: the share {share:g} of {count} rows {fault}; take another share (at most 0.5) or "
+        "data.split_seed, name a file of test rows, or add rows"
     )
 
 

@@ -109,6 +109,8 @@ FILES_WITH_FAULTS = [
     ("a.tsv", "t\tl\nx\t1\nzzz\n", r"line 3: expected 2 cells, .*found 1 \(between tabs\)"),
     ("a.tsv", 't\tl\nx\t1\n"zzz\ty\t1\n', r"line 3: expected 2 cells, .*found 3"),
     ("a.csv", "t;l\nzzz;1\n" + "x;2\n" * 60 + "x;1;2\n", r"line 63: .*found 3 \(between semicolons\)"),
+    ("a.csv", "t;l\nx, y;1\nx;2\nzzz;1;2\n", r"line 4: .*found 3 \(between semicolons\)"),
+    ("a.csv", 't;l\n"x;1\nx;2\n', r"a quote is never closed"),
     ("a.csv", "t,l,\n1,2,3\n,,zzz,4\n", r"line 3: expected 3 cells, .*found 4"),
     ("a.csv", b"t,l\nx,1\nzzz \xe8,2\n", r"line 3: neither UTF-8 .*data.encoding.*iconv"),
     ("a.csv", "t,l\nx \xe4,1\n".encode() + b"zzz \xe4,2\n", r"line 3: neither UTF-8"),
@@ -197,6 +199,10 @@ def test_the_separator_is_that_which_makes_a_table(tmp_path, separator, name):
         ),
         ('text;label\n"a; b";1\n', [{"text": "a; b", "label": "1"}]),
         ("text\nno; tables\nin; here\n", [{"text": "no; tables"}, {"text": "in; here"}]),
+        (
+            "text;more\nno; tables\nhere\nat\nall\n",
+            [{"text;more": t} for t in ("no; tables", "here", "at", "all")],
+        ),
         ("text,label\na;b;c,1\n", [{"text": "a;b;c", "label": "1"}]),
         ("q|a,b|label\nx|y,z|1\n", [{"q|a": "x|y", "b|label": "z|1"}]),  # the extension's own comes first
     ],

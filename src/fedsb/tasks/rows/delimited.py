@@ -16,7 +16,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,6 +30,8 @@ DELIMITERS = (",", ";", "\t", "|")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD = 50
 """Records by which a delimiter is judged."""
+MOSTLY = 0.5
+"""Share of these records that must have the header's cells, where none has them all."""
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 _DECLARED = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 
@@ -114,8 +116,22 @@ def _declared(path: Path, source: str, encoding: str) -> str | None:
 def _delimiter(path: Path, standard: str, encoding: str) -> str:
     if _fits(path, Form(standard, encoding)):
         return standard
-    others = [other for other in DELIMITERS if other != standard and _fits(path, Form(other, encoding))]
-    return others[0] if len(others) == 1 else standard
+    others = [other for other in DELIMITERS if other != standard]
+    fitting = [other for other in others if _fits(path, Form(other, encoding))]
+    if fitting:
+        return fitting[0] if len(fitting) == 1 else standard
+    shares = {delimiter: _share(path, Form(delimiter, encoding)) for delimiter in (standard, *others)}
+    best = max(shares, key=lambda delimiter: shares[delimiter])
+    return best if shares[best] >= MOSTLY else standard
+
+
+def _share(path: Path, form: Form) -> float:
+    """The share of the head's records with the header's cells, of which there are two or more: where a broken
+    row keeps the file from being a table, it is to be named by the separator of the others."""
+    widths: list[int] = []
+    with suppress(_Malformed):
+        widths.extend(len(cells) for _, cells in islice(_records(path, form, quoted=True), HEAD))
+    return widths[1:].count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0
 
 
 def _fits(path: Path, form: Form) -> bool:
