@@ -76,8 +76,6 @@ def _training(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
 def _by_unit(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Iterator[str]:
     federation = config.federation
     if privacy.unit == "example":
-        if privacy.quantile is not None:
-            yield "privacy.quantile: the clip norm follows a quantile with privacy.unit: client alone"
         if federation.upload_dtype == "float16":
             yield (
                 "federation.upload_dtype: a number too large for float16 would fail, and tell of private "

@@ -164,6 +164,12 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
     if largest is not None and (delta is None or not delta <= largest):
         raise Refused(_refusal("delta", f"at most {largest:g}", "largest_delta", delta))
     clip, smallest = privacy.clip_norm, limits.smallest_clip_norm
+    if smallest is not None and privacy.quantile is not None:
+        raise Refused(
+            "limits.smallest_clip_norm: this party allows a clip norm that stays above it, and the run's "
+            "follows its gradients; leave privacy.quantile out at the server (and clip_norm: auto), or the "
+            "limit here"
+        )
     if smallest is not None and not clip >= smallest:
         raise Refused(_refusal("clip_norm", f"at least {smallest:g}", "smallest_clip_norm", clip))
 

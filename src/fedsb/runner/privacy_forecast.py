@@ -91,7 +91,7 @@ def forecast(config: RunConfig, sizes: Sequence[int], num_trained: int) -> Forec
         smallest = min(range(len(sizes)), key=lambda client: sizes[client])
         plans, starts = example_plans(config, settings, {smallest: sizes[smallest]}, delta)
         plan, start = plans[smallest], [each.release for each in starts.values()]
-        noise, steps = plan.noise_multiplier, plan.rounds * plan.steps_per_round
+        noise, steps = plan.sum_noise_multiplier, plan.rounds * plan.steps_per_round
         batch, parties = plan.expected_batch_size, federation.clients_per_round or federation.clients
     spent = epsilon([*start, *[plan.round] * plan.rounds], delta)
     return Forecast(settings.unit, noise, steps, batch, parties, num_trained, spent, delta)
