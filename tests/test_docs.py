@@ -33,7 +33,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
     "tutorial",
     "method",
-    *(f"guides/{n}" for n in ("data", "chat", "model", "methods", "privacy", "deployment", "report")),
+    *(f"guides/{n}" for n in ("data", "hospital", "chat", "model", "methods")),
+    *(f"guides/{n}" for n in ("privacy", "deployment", "report")),
 ]
 PAGES += [
     "guides/serving",

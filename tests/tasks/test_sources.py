@@ -104,7 +104,7 @@ def test_rows_without_a_label_are_dropped_in_every_format_and_the_rest_keep_thei
     (tmp_path / name).write_text(content)
     rows = train_rows(labelled_config(train=str(tmp_path / name), drop_unlabelled=True))
     assert [(row["text"], row.number) for row in rows] == [("x", 1), ("z", 3)]
-    with pytest.raises(InputError, match=rf"{name}: row 3 has no value in column 'missing'"):
+    with pytest.raises(InputError, match=rf"{name}: row 3( .line 4.)? has no value in column 'missing'"):
         cell_text(rows[1], "missing", source="all of them", number=2)
 
 
@@ -160,5 +160,5 @@ def test_a_prepared_row_keeps_its_place_and_takes_text_for_truth(tmp_path):
     rows = train_rows(found)
     assert [(row["answer"], row.number) for row in rows] == [("false", 1), ("true", 2)]
     whole = config(train=str(tmp_path / "a.csv"), prepare={"train": "boolq"})
-    with pytest.raises(InputError, match=r"a\.csv: row 3 is not one of boolq: it has no 'answer'"):
+    with pytest.raises(InputError, match=r"a\.csv: row 3 .line 4. is not one of boolq: it has no 'answer'"):
         train_rows(whole)

@@ -48,8 +48,10 @@ def lead(comparison: Compared) -> str:
     privacy = str(comparison.content.get("privacy") or "")  # private runs draw batches from their own secrets
     better = "" if comparison.content.get("higher_is_better", True) else ", where less is better"
     names = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
+    share = at(comparison.config, "data.test")
+    test = f"{share:g} of its rows, held out" if isinstance(share, float) else names["data.test"]
     what_was_done = (
-        f"{title} of {plural(len(comparison.summary), 'method')} on {names['data.test']}{better}, with "
+        f"{title} of {plural(len(comparison.summary), 'method')} on {test}{better}, with "
         f"{names['model.path']} fine-tuned on {names['data.train']}: "
         f"{_plural_of(comparison, 'federation.rounds', 'round')}, "
         f"{_plural_of(comparison, 'federation.clients', 'client')}, {plural(len(seeds), 'seed')} "
