@@ -107,11 +107,11 @@ def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT
 def asked_rows(config: RunConfig, file: str) -> list[Row]:
     """The rows of a file to be labelled or answered, as the config's test rows are read; what it renames they
     may lack."""
-    data = config.data
+    data, side = config.data, "train" if isinstance(config.data.test, float) else "test"
     rows: list[Row] = list(read_rows(file, split="test", encoding=data.encoding))
-    if data.prepare.test is not None:
-        rows = prepare(data.prepare.test, rows, file)
-    return [_named(renamed(row, data.columns.test), None) for row in rows]
+    if (preparation := getattr(data.prepare, side)) is not None:
+        rows = prepare(preparation, rows, file)
+    return [_named(renamed(row, getattr(data.columns, side)), None) for row in rows]
 
 
 def benchmark_rows(benchmark: BenchmarkConfig, name: str) -> list[Row]:
