@@ -13,8 +13,11 @@ from pydantic import Field, field_validator, model_validator
 
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
+from fedsb.config.private_defaults import with_private_defaults
 from fedsb.config.sections import (
-    CausalLmConfig,
+    DEFAULT_SHARE,
+    AnswerSection,
+    ChatConfig,
     DataConfig,
     EvaluationConfig,
     FederationConfig,
@@ -51,29 +54,35 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_warmup_on_private_rows(cls, values: Any) -> Any:
-        """The default warm-up is off with privacy, unless there are public rows for it; one that is asked for
-        is refused by `check_settings`, with the reason."""
-        if not isinstance(values, Mapping) or values.get("privacy") is None:
+    def _where_scored(cls, values: Any) -> Any:
+        """Where no test rows are named: a share of the training rows, or none in one place if clients are
+        scored."""
+        data = values.get("data") if isinstance(values, Mapping) else None
+        if not isinstance(data, Mapping) or data.get("test") is not None:
             return values
-        method = values.get("method", {})
-        init = method.get("init", {}) if isinstance(method, Mapping) else None
-        if not isinstance(init, Mapping) or init.get("public") or "head_warmup" in init:
-            return values
-        return {**values, "method": {**method, "init": {**init, "head_warmup": None}}}
+        evaluation = values.get("evaluation")
+        alone = isinstance(evaluation, Mapping) and evaluation.get("at_clients") is True
+        return {**values, "data": {**data, "test": None if alone else DEFAULT_SHARE}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _private_defaults(cls, values: Any) -> Any:
+        return with_private_defaults(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _benchmarks_are_written(self) -> RunConfig:
-        if self.evaluation.benchmarks and not isinstance(self.task, CausalLmConfig):
+        benchmarks = self.evaluation.benchmarks
+        if benchmarks and not isinstance(self.task, AnswerSection):
             raise ValueError(
-                "evaluation.benchmarks are for task.kind: causal-lm; leave them out, data.test is scored"
+                "evaluation.benchmarks are for task.kind: causal-lm or chat; leave them out, data.test is "
+                "scored"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_scored(self) -> RunConfig:
-        if self.data.test is None and not self.evaluation.at_clients:
-            raise ValueError("data.test: this key is needed and missing; or set evaluation.at_clients: true")
+        by_likelihood = [name for name, of in benchmarks.items() if of.score == "likelihood"]
+        if by_likelihood and isinstance(self.task, ChatConfig):
+            raise ValueError(
+                f"evaluation.benchmarks.{by_likelihood[0]}.score: likelihood is for task.kind: causal-lm; "
+                "take choice"
+            )
         return self
 
     @property
@@ -85,7 +94,7 @@ class RunConfig(Section):
     @property
     def scored_at_clients_alone(self) -> bool:
         """Whether there are no test rows in one place."""
-        return self.data.test is None and self.evaluation.at_clients is True
+        return self.data.test is None
 
     @property
     def scores_test_rows(self) -> bool:
@@ -142,6 +151,8 @@ def _absolute(source: Any) -> Any:
         return {name: _absolute(path) for name, path in source.items()}
     if isinstance(source, list):
         return [_absolute(path) for path in source]
+    if not isinstance(source, str):
+        return source
     if source and os.path.exists(source):  # False also of a name too long for any file
         return str(Path(source).resolve())
     fits = source and not Path(source).is_absolute() and glob.glob(source, recursive=True)

@@ -105,6 +105,7 @@ class Node:
         check_can_deploy(config)
         self.config, self.digest = localized(config, node_config), config_digest(config)
         self.data = read_data(self.config, node_config)
+        self.config = self.data.settled(self.config)
         check_steps(config, self.registered)
 
     @property

@@ -1,19 +1,20 @@
 """Task families: what the rows mean, what is trained and how it is scored.
 
-`classification` (one or two texts to a class or a number) and `causal_lm` (a prompt to a response) each
-return a `Task`, a frozen record of functions. Tasks of other packages are found by the entry-point group
-`fedsb.tasks` (docs/guides/adding-a-task.md).
+`classification` (one or two texts to a class or a number), `causal_lm` (a prompt to a response) and
+`chat_of` (conversations) each return a `Task`, a frozen record of functions. Tasks of other packages are
+found by the entry-point group `fedsb.tasks` (docs/guides/adding-a-task.md).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedsb.config.sections import FAMILIES, CausalLmConfig, ClassificationConfig
+from fedsb.config.sections import FAMILIES, CausalLmConfig, ChatConfig, ClassificationConfig
 from fedsb.config.sections import TaskFamily as TaskFamily
 from fedsb.config.sections import TaskSection as TaskSection
 from fedsb.errors import InputError
 from fedsb.tasks.causal_lm import causal_lm as causal_lm
 from fedsb.tasks.causal_lm import causal_lm_of
+from fedsb.tasks.chat.task import chat_of
 from fedsb.tasks.classification import classification as classification
 from fedsb.tasks.classification import classification_of
 from fedsb.tasks.generate import generate_texts as generate_texts
@@ -26,6 +27,7 @@ from fedsb.tasks.task import Task as Task
 OWN: dict[type[TaskSection], Callable[..., Task]] = {
     ClassificationConfig: classification_of,
     CausalLmConfig: causal_lm_of,
+    ChatConfig: chat_of,
 }
 register = FAMILIES.register
 

@@ -56,18 +56,19 @@ def classification(
     names = _checked_names(label_names, regression)
     columns = _checked_columns(text)
     labels_of = partial(_labels, label=label, names=names, listed=listed)
-    encode = partial(_encode, tokenizer, columns=columns, labels_of=labels_of, max_length=max_length)
+    encode = partial(_encode, tokenizer, columns=columns, max_length=max_length)
     return Task(
         primary_metric=_checked_metric(metric, names),
         higher_is_better=True,
         num_labels=len(names) if names else 1,
         label_names=names,
-        encode=encode,
+        encode=partial(encode, labels_of=labels_of),
         collate=partial(_collate, tokenizer, regression=regression),
         losses=_losses,
         measure=partial(_measure, tokenizer, regression),
         partition_label=partial(row_name, label=label) if names else None,
         totals=of_classes(len(names)) if names else of_numbers(),
+        questions=partial(encode, labels_of=_none),
     )
 
 
@@ -179,6 +180,11 @@ def _labels(
     if names is None:
         return targets(rows, label, source)
     return class_ids(rows, label, names, source, listed=listed)
+
+
+def _none(rows: Sequence[Row], source: str) -> list[int]:
+    """In the place of labels that nobody knows."""
+    return [0] * len(rows)
 
 
 def _collate(tokenizer: Any, examples: Sequence[Example], *, regression: bool) -> Batch:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import BenchmarkConfig, CausalLmConfig, ClassificationConfig, Source
+from fedsb.config.sections import AnswerSection, BenchmarkConfig, ClassificationConfig, Source
+from fedsb.errors import InputError
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare
+from fedsb.tasks.held_out import Split, hold_out
 from fedsb.tasks.labels import has_label
 from fedsb.tasks.rows import like, read_rows, require_columns
 from fedsb.tasks.rows.cells import ClassId
@@ -16,14 +19,53 @@ SOURCE = "source"
 """The column that says which of several sources a row is from."""
 
 
-def train_rows(config: RunConfig) -> list[Row]:
-    """Training rows as the config's data section has them."""
+Told = Callable[[str], None]
+"""Takes a line about how files are read."""
+
+
+def _silent(note: str) -> None:
+    pass
+
+
+class Rows(NamedTuple):
+    """A run's rows. split: where the test rows were held out from the training rows, which they were."""
+
+    train: list[Row]
+    test: list[Row]
+    split: Split | None = None
+
+
+def run_rows(config: RunConfig, told: Told = _silent, kept: Split | None = None) -> Rows:
+    """Train and test rows as the config's data section wants them.
+
+    kept: the split that a run began with, to use again.
+
+    Raises:
+        InputError: they cannot be read, or not be split.
+    """
+    rows = train_rows(config, told)
+    if config.data.test is None:
+        return Rows(rows, [])
+    if not isinstance(config.data.test, float):
+        return Rows(rows, test_rows(config, told))
+    split = kept or hold_out(config, rows, train_name(config))
+    if kept and len(kept.train) + len(kept.test) != len(rows):
+        raise InputError(
+            f"{train_name(config)}: the run held out test rows of {len(kept.train) + len(kept.test):,} rows, "
+            f"and now there are {len(rows):,}; bring back what was there, or start a new run"
+        )
+    held = [rows[i] for i in split.test][: config.data.limit.test]
+    return Rows([rows[i] for i in split.train], held, split)
+
+
+def train_rows(config: RunConfig, told: Told = _silent) -> list[Row]:
+    """Training rows as the config's data section has them, those to be held out included."""
     data = config.data
     sources = data.train if isinstance(data.train, dict) else {None: data.train}
     rows: list[Row] = []
     for name, source in sources.items():
         of_source = shaped(
-            read_rows(source, limit=data.limit.train),
+            read_rows(source, limit=data.limit.train, encoding=data.encoding, told=told),
             source_name(source),
             preparation=data.prepare.train,
             columns=data.columns.train,
@@ -46,22 +88,33 @@ def source_name(source: Source) -> str:
 
 def test_name(config: RunConfig) -> str:
     """The test data's name, for errors."""
-    return source_name(config.data.test or [])
+    test = config.data.test
+    return train_name(config) if isinstance(test, float) else source_name(test or [])
 
 
-def test_rows(config: RunConfig) -> list[Row]:
-    """Test rows as the config's data section has them; none where it names none."""
+def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT028
+    """The rows of the test files that the config names."""
     data = config.data
-    if data.test is None:
-        return []
+    assert data.test is not None
+    assert not isinstance(data.test, float)
     rows = shaped(
-        read_rows(data.test, limit=data.limit.test, split="test"),
+        read_rows(data.test, limit=data.limit.test, split="test", encoding=data.encoding, told=told),
         source_name(data.test),
         preparation=data.prepare.test,
         columns=data.columns.test,
         key="data.columns.test",
     )
     return labelled(config, rows)
+
+
+def asked_rows(config: RunConfig, file: str) -> list[Row]:
+    """The rows of a file to be labelled or answered, as the config's test rows are read; what it renames they
+    may lack."""
+    data, side = config.data, "train" if isinstance(config.data.test, float) else "test"
+    rows: list[Row] = list(read_rows(file, split="test", encoding=data.encoding))
+    if (preparation := getattr(data.prepare, side)) is not None:
+        rows = prepare(preparation, rows, file)
+    return [_named(renamed(row, getattr(data.columns, side)), None) for row in rows]
 
 
 def benchmark_rows(benchmark: BenchmarkConfig, name: str) -> list[Row]:
@@ -96,7 +149,7 @@ def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
     for the label of a classification that lists none: the file's order of them counts."""
     task = config.task
     if not isinstance(task, ClassificationConfig):
-        return [_named(row, None) for row in rows] if isinstance(task, CausalLmConfig) else list(rows)
+        return [_named(row, None) for row in rows] if isinstance(task, AnswerSection) else list(rows)
     if config.data.drop_unlabelled:
         rows = [row for row in rows if has_label(row, task.label)]
     return [_named(row, task.label if task.labels is None else None) for row in rows]

@@ -62,6 +62,10 @@ class Task:
         after each batch.
     partition_label(row): the label as text, for partitions by label; None where there are no classes.
     totals: the sums that scores can be made of far from the examples; None where there are none.
+    questions(rows, source): as encode, of rows that need no label and no response: what a model is given to
+        find them. None: this task cannot.
+    ends: tokens that end a generated answer, besides the tokenizer's end token.
+    notes: how the rows are read, in sentences for people.
     """
 
     primary_metric: str
@@ -74,6 +78,9 @@ class Task:
     measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
     totals: Totals | None = None
+    questions: Callable[[Sequence[Row], str], list[Example]] | None = None
+    ends: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], **arguments: Any) -> dict[str, float]:
         """The metrics over all examples; arguments as of `measure`."""
