@@ -246,6 +246,7 @@ def test_the_page_shows_every_site_beside_its_baselines(whole):
         ({"evaluation": {"baselines": ["local"]}, "data__client_test": None}, "set evaluation.at_clients"),
         ({"evaluation__baselines": ["local"], "federation__client_ranks": [2] * 4}, "client_ranks"),
         ({"task__metric": "spearman"}, "rank correlation"),
+        ({"data__group": "site", "data__test": 0.2}, "data.group: a client holds out rows one by one"),
         ({"method__name": "fedit", "method__personal": True}, "only fed-sb, lora-xs can"),
         ({"method__personal": True, "federation__processes": 2}, "one process"),
         ({"method__personal": True, "method__refresh_every": 1}, "refresh_every"),

@@ -46,6 +46,11 @@ def _scores(config: RunConfig) -> Iterator[str]:
             "evaluation.at_clients: a mixture is scored on data.test alone, as it routes; leave at_clients "
             "and data.client_test out"
         )
+    if config.data.group is not None:
+        yield (
+            "data.group: a client holds out rows one by one, so that a group would be on both sides; leave "
+            "group out, or evaluation.at_clients and data.client_test"
+        )
     if isinstance(task, ClassificationConfig) and task.metric == "spearman":
         yield "evaluation.at_clients: clients give sums, of which no rank correlation is made; take pearson"
 

@@ -229,7 +229,8 @@ def _check_needs_no_rows(config: RunConfig) -> None:
     if isinstance(config.data.test, float) and config.evaluation.every is not None:
         raise InputError(
             "data.test: parties keep their rows, so the server can hold none of them out; name a file of "
-            "test rows that it may have, or say evaluation.every: null (then nothing is scored here)"
+            "test rows that it may have, or set evaluation.at_clients: true (each party holds out rows of "
+            "its own), or evaluation.every: null (then nothing is scored here)"
         )
 
 
