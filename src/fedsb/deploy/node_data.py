@@ -7,7 +7,7 @@ from pathlib import Path
 from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
 from fedsb.tasks import Example, Row
@@ -42,7 +42,7 @@ def read_data(config: RunConfig, node: NodeConfig) -> Data:
 
 def _encoded(config: RunConfig, node: NodeConfig) -> Data:
     rows = _rows(node.data.train, node)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     task = task_of(config, tokenizer, rows)
     examples = task.encode(rows, node.data.train)
     public = None

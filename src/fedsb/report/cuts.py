@@ -13,6 +13,7 @@ LOST = {
     "lost_prompts": "whole prompt",
     "cut_responses": "response",
     "lost_end_tokens": "end token",
+    "cut_entities": "row with entities",
 }
 HAD = {"begin_in_text": "begin with the begin token", "end_in_text": "end with the end token"}
 LENGTHS = {"p50": "half at most", "p95": "95 % at most", "p99": "99 % at most", "max": "longest"}

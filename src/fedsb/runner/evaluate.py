@@ -19,7 +19,7 @@ from fedsb.common.seeding import numpy_generator
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.models.limits import check_token_ids
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
 from fedsb.models.peft_folder import check_fits, put_on
@@ -89,7 +89,7 @@ def evaluate(
     progress = progress or Silent()
     progress.stage("reading data")
     rows, test = read_splits(config)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_preprocessor(model, config.task.model_class)
     task = task_of(config, tokenizer, rows)
     examples = encode(task, test, source_name(config.data.test))
     routes = adapter is not None and is_mixture(adapter)
@@ -97,7 +97,7 @@ def evaluate(
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
-    for note in head_notes(model, task) if adapter is None else ():
+    for note in head_notes(config, model, task) if adapter is None else ():
         progress.stage(note)
     loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
     check_limits(config, loaded, tokenizer, examples, path=model)
@@ -143,7 +143,8 @@ def check_evaluation(config: RunConfig) -> list[str]:
         InputError: as `evaluate`.
     """
     rows, _ = read_splits(config)
-    task = task_of(config, load_tokenizer(config.model.path), rows)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
+    task = task_of(config, tokenizer, rows)
     return _check_answers(config, task, routes=config.method.experts is not None)
 
 

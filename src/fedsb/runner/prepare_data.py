@@ -15,13 +15,13 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import CausalLmConfig, ClassificationConfig
+from fedsb.config.sections import OWN_SECTIONS
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -33,6 +33,7 @@ from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
 from fedsb.tasks.sources import source_name, test_rows, train_name, train_rows
+from fedsb.tasks.task import content_of, length_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def prepare_data(config: RunConfig) -> Data:
     check_settings(config)
     with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
         rows, held_out = read_splits(config)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     task = task_of(config, tokenizer, rows)
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
@@ -96,7 +97,7 @@ def prepare_server_data(
     check_settings(config)
     check_can_deploy(config)
     rows = None if config.evaluation.every is None else test_rows(config)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     task = task_of(config, tokenizer, [])
     test = [] if rows is None else encode(task, rows, source_name(config.data.test))
     names = expert_names(config, [], train_name(config))
@@ -111,10 +112,10 @@ def check_can_deploy(config: RunConfig) -> None:
     Raises:
         InputError: with the key that can fix it.
     """
-    if not isinstance(config.task, ClassificationConfig | CausalLmConfig):
-        raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
     task = config.task
-    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
+    if not isinstance(task, OWN_SECTIONS):
+        raise InputError(f"task.kind: {task.kind} of another package is for simulated runs")
+    if task.classes_are_of_rows:
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
             "labels: [negative, positive], or say task.regression: true if labels are numbers"
@@ -158,8 +159,8 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
 
 def check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
     """Refuse public rows that are private ones too: bases would show what privacy is said to hide."""
-    shown = {tuple(example["input_ids"]) for example in public}
-    both = shown.intersection(tuple(example["input_ids"]) for example in train)
+    shown = {content_of(example) for example in public}
+    both = shown.intersection(content_of(example) for example in train)
     if both:
         raise InputError(
             f"method.init.public: {len(both)} of the {len(shown)} different inputs of {source} are training "
@@ -186,7 +187,7 @@ def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
         InputError: a row is wrong, or the tokenizer cannot take it.
     """
     cure = "fix the row that it stops at (data.limit finds it), or take another tokenizer"
-    with stage("model.path", f"tokenizing {source}", cure, quotes=False):
+    with stage("model.path", f"encoding {source}", cure, quotes=False):
         return task.encode(rows, source)
 
 
@@ -229,7 +230,7 @@ def batches_of(data: Data, device: torch.device) -> Any:
     """(examples, batch size) -> batches of examples of like length, on the device."""
 
     def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        ordered = sorted(examples, key=length_of)
         groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
         return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
 
