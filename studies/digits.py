@@ -1,11 +1,11 @@
-"""Images and a base model that need no download: scikit-learn's digits, and a tiny ViT trained on half of them.
+"""Images and a base that need no download: scikit-learn's digits, and a tiny ViT trained on half of them.
 
     python studies/digits.py OUT                                  about a minute on one core
     fedsb compare recipes/small/digits.yaml --methods fed-sb,ravan,fedit --seeds 0,1,2
 
-The ViT is trained on the digits 0 to 4 alone, centrally; OUT/train and OUT/test hold the digits 5 to 9, a subfolder
-for each, which it has not seen. Leaves also OUT/model, without its head. The digits are 8 x 8 with 17 grey levels
-(Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits).
+The ViT is trained on the digits 0 to 4 alone, centrally; OUT/train and OUT/test hold the digits 5 to 9, a
+subfolder for each, which it has not seen. Leaves also OUT/model, without its head. The digits are 8 x 8 with
+17 grey levels (Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits).
 """
 
 from __future__ import annotations

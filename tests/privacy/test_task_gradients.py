@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 import torch
 from private_world import PrivateWorld
-from run_helpers import classification_config, tiny_bert, write_rows
+from run_helpers import causal_config, classification_config, tiny_bert, write_data, write_rows
 from tiny_images import save_family, write_folder
+from tiny_models import FAMILIES
+
+from fedsb import RunConfig
+from fedsb.errors import InputError
+from fedsb.runner.prepare_data import prepare_data
+from fedsb.runner.prepare_model import prepare_base
 
 PRIVATE = {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "clip_norm": 0.02}
 WORDS = [["good"], ["w1", "bad", "w2"], ["w3", "w4", "dull", "w5"], ["w6", "good", "w7"]]
@@ -50,3 +56,20 @@ def test_a_private_step_clips_each_example_alone(kind: str, dtype: str, tmp_path
     assert max(float(one.norm()) for one in alone) <= clip_norm * (1 + 1e-5)
     assert min(float(one.norm()) for one in alone) > 0.9 * clip_norm
     torch.testing.assert_close(together, sum(alone), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["deberta-v3", "opt"])
+def test_layers_that_see_other_rows_than_the_batch_are_refused(family: str, tmp_path: Path) -> None:
+    """Relative positions go through DeBERTa's keys; OPT makes rows of tokens before its MLP."""
+    base = FAMILIES[family].save(tmp_path / "model")
+    write_data(tmp_path / "data", train=12, test=2)
+    make = causal_config if FAMILIES[family].causal else classification_config
+    init = {"kind": "weights"}
+    values = make(base, tmp_path / "data", privacy=PRIVATE, method__init=init, training__max_length=16)
+    config = RunConfig.from_dict(values | {"evaluation": {}})
+    data = prepare_data(config)
+    with pytest.raises(InputError, match=r"rows of their own \(windows\), so that no example can be clipped"):
+        prepare_base(config, data)
+    whole = {"deberta-v3": ["value_proj"], "opt": "attention"}[family]
+    method = config.method.model_copy(update={"targets": whole})
+    assert prepare_base(config.model_copy(update={"method": method}), data).targets

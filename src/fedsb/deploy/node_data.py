@@ -82,8 +82,11 @@ def _of_experts(
 def _rows(file: str, node: NodeConfig) -> list[Row]:
     """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
     rows, columns = read_rows(file), node.data.columns
-    if {row.source for row in rows} != {str(Path(file))}:
-        raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
+    if Path(file).is_dir() or {row.source for row in rows} != {str(Path(file))}:
+        raise InputError(
+            f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows (of images: "
+            "their bytes, or their paths below its folder)"
+        )
     if not columns:
         return list(rows)
     return [{ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in rows]

@@ -15,7 +15,7 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import OWN_SECTIONS
+from fedsb.config.sections import OWN_SECTIONS, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
@@ -116,9 +116,10 @@ def check_can_deploy(config: RunConfig) -> None:
     if not isinstance(task, OWN_SECTIONS):
         raise InputError(f"task.kind: {task.kind} of another package is for simulated runs")
     if task.classes_are_of_rows:
+        numbers = ", or say task.regression: true if labels are numbers"
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive], or say task.regression: true if labels are numbers"
+            f"labels: [negative, positive]{numbers if isinstance(task, ClassificationConfig) else ''}"
         )
     init, experts = config.method.init, config.method.experts
     if experts is not None and experts.by is not None and experts.names is None:
