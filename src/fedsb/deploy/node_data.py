@@ -7,7 +7,7 @@ from pathlib import Path
 from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.runner.lengths import fixed_length
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
@@ -43,7 +43,7 @@ def read_data(config: RunConfig, node: NodeConfig) -> Data:
 
 def _encoded(config: RunConfig, node: NodeConfig) -> Data:
     rows = _rows(node.data.train, node)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, rows, length.tokens)
     examples = task.encode(rows, node.data.train)
@@ -84,8 +84,11 @@ def _of_experts(
 def _rows(file: str, node: NodeConfig) -> list[Row]:
     """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
     rows, columns = read_rows(file, encoding=node.data.encoding), node.data.columns
-    if {row.source for row in rows} != {str(Path(file))}:
-        raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
+    if Path(file).is_dir() or {row.source for row in rows} != {str(Path(file))}:
+        raise InputError(
+            f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows (of images: "
+            "their bytes, or their paths below its folder)"
+        )
     if not columns:
         return list(rows)
     return [{ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in rows]

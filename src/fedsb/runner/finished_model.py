@@ -13,7 +13,7 @@ from fedsb.common.files import read_json
 from fedsb.config import RunConfig
 from fedsb.config.sections import AnswerSection, ClassificationConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
 from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.runner.chosen_lora import model_folder
@@ -45,7 +45,7 @@ def load_finished(run: Path, config: RunConfig) -> FinishedModel:
     check_finished(run)
     names = read_json(run / "summary.json").get("label_names")
     config = config.model_copy(update={"task": _known(config, names)})
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     task = task_of(config, tokenizer, [])
     model, _ = load_with_adapter(config, config.model.path, tokenizer, task, model_folder(run))
     return FinishedModel(config, tokenizer, task, model)

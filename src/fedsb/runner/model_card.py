@@ -15,9 +15,6 @@ from fedsb.models.public_name import is_local, public_name
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
-LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassification"}
-"""By whether the model classifies."""
-
 
 def model_card(run: Path, *, rank: int | None, merged: str | None = None, expert: str | None = None) -> str:
     """The card of a finished run's export; `rank` is the LoRA folder's, None for merged weights.
@@ -147,7 +144,7 @@ def _privacy(summary: dict[str, Any]) -> str:
 
 def _use(config: RunConfig, summary: dict[str, Any], rank: int | None, folders: Collection[str] = ()) -> str:
     """Code that loads what was written; `folders`: of several adapters."""
-    loader, base = LOADERS[config.task.classifies], public_name(config.model.path)
+    loader, base = f"AutoModelFor{config.task.model_class}", public_name(config.model.path)
     names = summary["label_names"]
     labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
     if rank is None:

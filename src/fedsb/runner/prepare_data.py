@@ -15,13 +15,14 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import AnswerSection, ClassificationConfig
+from fedsb.config.sections import OWN_SECTIONS, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
+from fedsb.models.head import IMAGE
 from fedsb.runner.lengths import Length, chosen_length, fixed_length, limit_of, with_length
 from fedsb.runner.prepare_experts import (
     counts_of,
@@ -37,6 +38,7 @@ from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.held_out import Split, num_repeated, told
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
 from fedsb.tasks.sources import run_rows, test_name, test_rows, train_name
+from fedsb.tasks.task import content_of, length_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
     notes: list[str] = []
     with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
         rows, held_out, split = run_rows(config, notes.append, kept)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length, task, encoded = sized_task(config, tokenizer, rows)
     train = encoded or encode(task, rows, train_name(config))
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
@@ -109,7 +111,8 @@ def sized_task(
     Raises:
         InputError: as `task_of` and `encode`.
     """
-    if config.training.max_length != "auto" or config.privacy is not None:
+    has_none = config.task.model_class == IMAGE
+    if config.training.max_length != "auto" or config.privacy is not None or has_none:
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
     source, limit = train_name(config), limit_of(config)
@@ -152,7 +155,7 @@ def prepare_server_data(
     check_can_deploy(config)
     notes: list[str] = []
     rows = None if config.evaluation.every is None else test_rows(config, notes.append)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, [], length.tokens)
     test = [] if rows is None else encode(task, rows, test_name(config))
@@ -172,13 +175,14 @@ def check_can_deploy(config: RunConfig) -> None:
     Raises:
         InputError: with the key that can fix it.
     """
-    if not isinstance(config.task, ClassificationConfig | AnswerSection):
-        raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
     task = config.task
-    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
+    if not isinstance(task, OWN_SECTIONS):
+        raise InputError(f"task.kind: {task.kind} of another package is for simulated runs")
+    if task.classes_are_of_rows:
+        numbers = ", or say task.regression: true if labels are numbers"
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive], or say task.regression: true if labels are numbers"
+            f"labels: [negative, positive]{numbers if isinstance(task, ClassificationConfig) else ''}"
         )
     _check_needs_no_rows(config)
     init, experts = config.method.init, config.method.experts
@@ -234,8 +238,8 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
 
 def check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
     """Refuse public rows that are private ones too: bases would show what privacy is said to hide."""
-    shown = {tuple(example["input_ids"]) for example in public}
-    both = shown.intersection(tuple(example["input_ids"]) for example in train)
+    shown = {content_of(example) for example in public}
+    both = shown.intersection(content_of(example) for example in train)
     if both:
         raise InputError(
             f"method.init.public: {len(both)} of the {len(shown)} different inputs of {source} are training "
@@ -261,7 +265,7 @@ def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
         InputError: a row is wrong, or the tokenizer cannot take it.
     """
     cure = "fix the row that it stops at (data.limit finds it), or take another tokenizer"
-    with stage("model.path", f"tokenizing {source}", cure, quotes=False):
+    with stage("model.path", f"encoding {source}", cure, quotes=False):
         return task.encode(rows, source)
 
 
@@ -304,7 +308,7 @@ def batches_of(data: Data, device: torch.device) -> Any:
     """(examples, batch size) -> batches of examples of like length, on the device."""
 
     def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        ordered = sorted(examples, key=length_of)
         groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
         return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
 

@@ -3,7 +3,7 @@
 A task is a value: a frozen record of functions. To add a family, write a function that returns one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
+Collate = Callable[[Sequence[Example]], Batch]
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
 RELATIVE_SEGMENTS = ("funnel", "xlnet")
 """Families that ask only whether two tokens are of one segment."""
@@ -81,6 +82,22 @@ class Task:
         """The metrics over all examples; arguments as of `measure`."""
         measurements = self.measure(model, examples, **arguments)
         return {name: value for measured in measurements for name, value in measured.all().items()}
+
+
+def token_ids(example: Example) -> Sequence[int]:
+    """An example's token ids; none of an image."""
+    ids: Sequence[int] = example.get("input_ids", ())
+    return ids
+
+
+def length_of(example: Example) -> int:
+    """An example's length in tokens, by which batches are sorted; 0 of an image, which are all alike."""
+    return len(token_ids(example))
+
+
+def content_of(example: Example) -> Hashable:
+    """What two examples of the same input have alike."""
+    return tuple(token_ids(example)) or example.get("content")
 
 
 def pad(
