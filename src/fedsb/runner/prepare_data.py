@@ -22,7 +22,7 @@ from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
-from fedsb.runner.lengths import Length, chosen_length, fixed_length, limit_of, with_length
+from fedsb.runner.lengths import LOOKED_AT, Length, chosen_length, fixed_length, limit_of, with_length
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -112,14 +112,13 @@ def sized_task(
     if config.training.max_length != "auto" or config.privacy is not None:
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
-    source, limit = train_name(config), limit_of(config)
-    task = task_of(config, tokenizer, rows, limit)
-    examples = encode(task, rows, source)
+    limit = limit_of(config)
+    kept = min(limit, LOOKED_AT)
+    examples = encode(task_of(config, tokenizer, rows, kept), rows, train_name(config))
     length = chosen_length(examples, limit)
-    if length.tokens != limit:
-        task = task_of(config, tokenizer, rows, length.tokens)
-    fits = all("tokens" in example and example["tokens"][0] <= length.tokens for example in examples)
-    return length, task, examples if fits else None
+    whole = min(length.tokens, kept)
+    fits = all("tokens" in example and example["tokens"][0] <= whole for example in examples)
+    return length, task_of(config, tokenizer, rows, length.tokens), examples if fits else None
 
 
 def _looked_at(
