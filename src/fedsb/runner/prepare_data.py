@@ -91,7 +91,8 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
     test = encode(task, held_out, test_name(config))
-    notes += [*(told(split, config) if split else ()), *_looked_at(task, rows, train, test), length.said]
+    looked_at = _looked_at(task, rows, train, test, shared=split is not None)
+    notes += [*(told(split, config) if split else ()), *looked_at, length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
@@ -122,14 +123,18 @@ def sized_task(
 
 
 def _looked_at(
-    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example]
+    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example], *, shared: bool
 ) -> Iterator[str]:
-    """Warnings about rows that are in both splits, and about classes of very different sizes."""
+    """Warnings about rows that are in both splits, and about classes of very different sizes.
+
+    shared: the test rows are a share of the training rows.
+    """
     repeated = num_repeated(train, test)
     if repeated:
+        cure = "remove repeated rows" if shared else "take them out of one of the two"
         yield (
             f"warning: {repeated:,} of {len(test):,} test examples are training examples, too, token by "
-            "token; take them out of one of the two"
+            f"token; {cure}"
         )
     if task.label_names is not None and task.partition_label is not None:
         yield from (f"warning: {note}" for note in uneven(class_counts(task, rows)))
