@@ -23,7 +23,7 @@ from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, compu
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_preprocessor
 from fedsb.models.head import IMAGE
-from fedsb.runner.lengths import Length, chosen_length, fixed_length, limit_of, with_length
+from fedsb.runner.lengths import LOOKED_AT, Length, chosen_length, fixed_length, limit_of, with_length
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -93,7 +93,8 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
     test = encode(task, held_out, test_name(config))
-    notes += [*(told(split, config) if split else ()), *_looked_at(task, rows, train, test), length.said]
+    looked_at = _looked_at(task, rows, train, test, shared=split is not None)
+    notes += [*(told(split, config) if split else ()), *looked_at, length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
@@ -115,25 +116,28 @@ def sized_task(
     if config.training.max_length != "auto" or config.privacy is not None or has_none:
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
-    source, limit = train_name(config), limit_of(config)
-    task = task_of(config, tokenizer, rows, limit)
-    examples = encode(task, rows, source)
+    limit = limit_of(config)
+    kept = min(limit, LOOKED_AT)
+    examples = encode(task_of(config, tokenizer, rows, kept), rows, train_name(config))
     length = chosen_length(examples, limit)
-    if length.tokens != limit:
-        task = task_of(config, tokenizer, rows, length.tokens)
-    fits = all("tokens" in example and example["tokens"][0] <= length.tokens for example in examples)
-    return length, task, examples if fits else None
+    whole = min(length.tokens, kept)
+    fits = all("tokens" in example and example["tokens"][0] <= whole for example in examples)
+    return length, task_of(config, tokenizer, rows, length.tokens), examples if fits else None
 
 
 def _looked_at(
-    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example]
+    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example], *, shared: bool
 ) -> Iterator[str]:
-    """Warnings about rows that are in both splits, and about classes of very different sizes."""
+    """Warnings about rows that are in both splits, and about classes of very different sizes.
+
+    shared: the test rows are a share of the training rows.
+    """
     repeated = num_repeated(train, test)
     if repeated:
+        cure = "remove repeated rows" if shared else "take them out of one of the two"
         yield (
             f"warning: {repeated:,} of {len(test):,} test examples are training examples, too, token by "
-            "token; take them out of one of the two"
+            f"token; {cure}"
         )
     if task.label_names is not None and task.partition_label is not None:
         yield from (f"warning: {note}" for note in uneven(class_counts(task, rows)))
