@@ -8,6 +8,7 @@ What needs another machine, a package index or a server is fenced as `console`, 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chat_families import save_chat_model
 from run_helpers import environment, main_status, tiny_llama
 
 from fedsb.cli.quickstart import MODEL_DIR
@@ -31,7 +33,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
     "tutorial",
     "method",
-    *(f"guides/{n}" for n in ("data", "model", "methods", "privacy", "deployment", "report")),
+    *(f"guides/{n}" for n in ("data", "hospital", "chat", "model", "methods")),
+    *(f"guides/{n}" for n in ("privacy", "deployment", "report")),
 ]
 PAGES += [
     "guides/serving",
@@ -70,7 +73,7 @@ NOT_RUN = {
 SMALLER = {
     "fedsb run": "-s federation.rounds=1 -s data.limit.train=160 -s data.limit.test=40",
     "fedsb compare": "-s federation.rounds=1 -s data.limit.train=60 -s data.limit.test=40 "
-    "-s training.epochs=1 -s method.rank=8",
+    "-s training.epochs=1 -s method.rank=8 -s compare.tuning_budget=1",
 }
 """What is added to these commands where they run on the quickstart, so that this takes seconds."""
 
@@ -112,6 +115,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the pages are run: the models they name on the hub are folders of the same name here."""
     shutil.copytree(MODEL_DIR, tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2")
     tiny_llama(tmp_path / "HuggingFaceTB" / "SmolLM2-135M")
+    save_chat_model(tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct", "qwen")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # programs of one page that another imports
@@ -127,6 +131,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, line: str, where: str) -> None:
     quickstart = words == ["fedsb", "run"] or any("runs/quickstart/config.yaml" in word for word in words)
     more = shlex.split(SMALLER.get(" ".join(words[:2]), "")) if quickstart else []
     with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO("Good morning\n"))  # of those that talk
         assert main_status(patch, *words[1:], *more) == 0, f"{where}: {line}"
 
 

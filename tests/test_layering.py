@@ -45,7 +45,7 @@ PURE = {name for name in FILES if room(name) in ("adapter", "methods", "privacy"
 PURE |= {"errors", "common.printable", "common.seeding", "common.strict_json"}
 PURE |= {"models.head", "models.limits", "tasks.choices", "tasks.intervals", "tasks.task"}
 PURE |= {f"tasks.scoring.{name}" for name in ("answer_text", "gsm8k", "mathematics", "multiple_choice")}
-PURE |= {"tasks.chat", "tasks.cuts", "tasks.scoring.texts"}
+PURE |= {"tasks.chat", "tasks.chat.refusal", "tasks.cuts", "tasks.scoring.texts"}
 COMPOSE = {name for name in FILES if room(name) == "federation"}
 LIBRARIES = {"torch", "numpy", "safetensors", "jaxtyping"}
 LAZY_LIBRARIES = {"bitsandbytes", "cryptography", "dp_accounting", "nltk", "opacus", "rouge_score"}

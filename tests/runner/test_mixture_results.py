@@ -33,9 +33,11 @@ from fedsb.errors import InputError
 from fedsb.methods import ALL
 from fedsb.models.mixture_folder import put_mixture_on, read_mixture
 from fedsb.models.peft_folder import read_adapter
+from fedsb.report.progress import Silent
 from fedsb.runner.chosen_lora import folder_names
 from fedsb.runner.evaluate import evaluate_run
 from fedsb.runner.export import export_experts, export_lora, export_merged
+from fedsb.runner.predict import predict
 from fedsb.runner.routing_record import mutual_information
 
 (MIXER,) = (method.name for method in ALL if method.experts is not None)
@@ -100,6 +102,18 @@ def routing_of_run(run_folder: Path) -> dict[str, Any]:
 
 
 RUNS = ["run-bert", "run-llama", "request"]
+
+
+def test_a_file_is_labelled_by_the_mixture_as_it_routes(world: Path) -> None:
+    config, file = RunConfig.from_yaml(world / "run-bert" / "config.yaml"), world / "data" / "test.jsonl"
+    records = predict(world / "run-bert", config, str(file), Silent())
+    labels = [json.loads(line)["label"] for line in file.read_text().splitlines()]
+    right = [record["label"] == label for record, label in zip(records, labels, strict=True)]
+    assert np.mean(right) == pytest.approx(metrics_of(world / "run-bert")[-1]["eval"]["accuracy"])
+    (answer, *_) = predict(
+        world / "request", RunConfig.from_yaml(world / "request" / "config.yaml"), str(file), Silent()
+    )
+    assert answer.keys() == {"row", "answer"}
 
 
 # What the run leaves

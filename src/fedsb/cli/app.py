@@ -141,6 +141,40 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    file: Annotated[str, typer.Argument(help="Rows as data.test has them; no label or response is needed.")],
+    out: Annotated[
+        Path | None, typer.Option(help="New file, an object per line. Default: the terminal.")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Label or answer each row of a file with a finished run's model.
+
+    Examples: `fedsb predict runs/quickstart notes.jsonl --out labels.jsonl` ·
+    `fedsb predict runs/chat questions.jsonl -s evaluation.generation.temperature=0.7`
+    """
+    from fedsb.cli.predict import predict_in_terminal
+
+    predict_in_terminal(run_folder, file, out, set_ or [], out_console)
+
+
+@app.command()
+def chat(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run folder, of task.kind: chat.")],
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Talk to a finished run's model: a line, an answer, and so on. /new begins again, /quit or Ctrl-D ends.
+
+    Examples: `fedsb chat runs/chat` · `fedsb chat runs/chat -s evaluation.generation.temperature=0.7`
+    """
+    from fedsb.cli.chat import chat_in_terminal
+
+    chat_in_terminal(run_folder, system, set_ or [], out_console)
+
+
+@app.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],

@@ -39,11 +39,11 @@ def run_in_terminal(
 ) -> dict[str, Any]:
     """Do the run with bars on a terminal, plain lines elsewhere; its summary."""
     config = _config_of(config_file, overrides, folder, resume=resume)
-    with _watching(console) as progress:
+    with watching(console) as progress:
         return _run_and_score(config, folder, resume=resume, progress=progress)
 
 
-def _watching(console: Console | None) -> AbstractContextManager[Progress]:
+def watching(console: Console | None) -> AbstractContextManager[Progress]:
     """Bars on a terminal, plain lines elsewhere, nothing without a console."""
     if console is None:
         return nullcontext(Silent())
@@ -147,6 +147,7 @@ def evaluate_in_terminal(
     """Resolve what `fedsb evaluate` was asked for, and score it: a run on its own config into its folder."""
     from fedsb.runner.chosen_lora import model_folder
     from fedsb.runner.evaluate import evaluate, evaluate_run
+    from fedsb.runner.split_record import kept_split
 
     if (run is None) == (model is None):
         raise InputError("evaluate: give either --run DIR or --model ID_OR_DIR")
@@ -157,13 +158,14 @@ def evaluate_in_terminal(
     if run is not None:
         refuse_unused({"--adapter": adapter}, "--run scores the run's own")
     if run is not None and config is None and not overrides and out is None:
-        with _watching(console) as progress:
+        with watching(console) as progress:
             return evaluate_run(run, progress)
     loaded = evaluation_config(run, config, overrides)
     if run is not None:
         model, adapter = loaded.model.path, model_folder(run)
-    with _watching(console) as progress:
-        return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
+    kept = kept_split(run, loaded) if run is not None else None
+    with watching(console) as progress:
+        return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress, kept=kept)
 
 
 def show_merged(merged: Merged, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from ipaddress import ip_address
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from fedsb.common.files import write_text
 from fedsb.config import RunConfig
+from fedsb.config.sections import ChatConfig
 from fedsb.deploy.node_config import columns_of
 from fedsb.errors import InputError
 from fedsb.runner.prepare_data import check_can_deploy
+from fedsb.tasks.chat.messages import CHAT_COLUMNS
 
 TEMPLATE = files("fedsb.deploy") / "template"
 FIRST_NODE_PORT = 9100
@@ -51,11 +54,16 @@ def _values(folder: Path, config: RunConfig, host: str, port: int) -> dict[str, 
         "HOST": host,
         "PORT": str(port),
         "NAMES": ",".join(dict.fromkeys([_alternative_name(host), "DNS:localhost", "IP:127.0.0.1"])),
-        "COLUMNS": ", ".join(f"{name}: {name}" for name in dict.fromkeys(columns_of(config))),
+        "COLUMNS": ", ".join(f"{name}: {name}" for name in dict.fromkeys(_columns(config))),
         "EPSILON": _epsilon(config),
         "DP": ",dp" if config.privacy else "",
         "NODE_SERVICES": "".join(_service(client) for client in range(config.federation.clients)).rstrip(),
     }
+
+
+def _columns(config: RunConfig) -> Sequence[str]:
+    chat = CHAT_COLUMNS if isinstance(config.task, ChatConfig) else ()
+    return [*columns_of(config), *chat]
 
 
 def _epsilon(config: RunConfig) -> str:

@@ -44,6 +44,18 @@ class Silent:
     def round_ends(self, record: dict[str, Any]) -> None: ...
 
 
+def counted(total: int, tell: Callable[[int, int], None]) -> Callable[[int], None]:
+    """A function that adds up what it is told is done, and tells (done, total)."""
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done
+        done = min(done + more, total)
+        tell(done, total)
+
+    return report
+
+
 class Watcher(Protocol):
     """Someone who is told after each round: the live page, trackers."""
 

@@ -21,20 +21,23 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.models import load_preprocessor
 from fedsb.models.limits import check_token_ids
-from fedsb.models.mixture_folder import is_mixture, put_mixture_on
-from fedsb.models.peft_folder import check_fits, put_on
+from fedsb.models.mixture_folder import is_mixture
 from fedsb.report.cuts import cut_notes
-from fedsb.report.progress import Progress, Silent
+from fedsb.report.progress import Progress, Silent, counted
 from fedsb.runner.chosen_lora import model_folder
-from fedsb.runner.moved_base import check_same_base, with_base
-from fedsb.runner.prepare_data import encode, read_splits, task_of
+from fedsb.runner.finished_model import load_with_adapter
+from fedsb.runner.lengths import with_length
+from fedsb.runner.moved_base import with_base
+from fedsb.runner.prepare_data import encode, sized_task
 from fedsb.runner.prepare_experts import with_known_experts
-from fedsb.runner.prepare_model import check_limits, head_notes, largest_id, load_model
+from fedsb.runner.prepare_model import check_limits, head_notes, largest_id
 from fedsb.runner.routing_record import other_routings
+from fedsb.runner.split_record import kept_split
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Row, Task
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.generate import Engine, transformers_engine
+from fedsb.tasks.held_out import Split
 from fedsb.tasks.intervals import Score, mean_of_shares, scores
 from fedsb.tasks.scoring.benchmark import (
     Questions,
@@ -46,7 +49,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
-from fedsb.tasks.sources import source_name
+from fedsb.tasks.sources import run_rows, test_name
 from fedsb.tasks.task import Example, Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -71,6 +74,7 @@ def evaluate(
     adapter: Path | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
+    kept: Split | None = None,
 ) -> dict[str, Any]:
     """Metrics of `model` (hub id or folder), with an adapter if given: {"metrics": name -> number,
     "examples": test examples, "scores": name -> value, low, high, count, interval}.
@@ -82,24 +86,26 @@ def evaluate(
         adapter: a PEFT folder, or that of a mixture, which is scored as it routes.
         out: folder for outputs (NAME.jsonl) and scores.json; what lies there of the same model and questions
             is used, so that an evaluation that was stopped resumes.
+        kept: the split of the run that is scored, where its test rows are a share of its rows.
 
     Raises:
         InputError: model, adapter, data or columns are wrong.
     """
     progress = progress or Silent()
     progress.stage("reading data")
-    rows, test = read_splits(config)
+    rows, test, _ = run_rows(config, progress.stage, kept)
     tokenizer = load_preprocessor(model, config.task.model_class)
-    task = task_of(config, tokenizer, rows)
-    examples = encode(task, test, source_name(config.data.test))
+    length, task, _ = sized_task(config, tokenizer, rows)
+    config = with_length(config, length.tokens)
+    examples = encode(task, test, test_name(config))
     routes = adapter is not None and is_mixture(adapter)
-    cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
+    cut = cut_notes({"test": cut_counts(examples, length.tokens)})
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
     for note in head_notes(config, model, task) if adapter is None else ():
         progress.stage(note)
-    loaded, attached = _load_with_adapter(config, model, tokenizer, task, adapter)
+    loaded, attached = load_with_adapter(config, model, tokenizer, task, adapter)
     check_limits(config, loaded, tokenizer, examples, path=model)
     progress.stage(f"scoring {len(examples)} test examples")
     size, generate, report = config.evaluation.batch_size, config.evaluation.generate, progress.evaluating
@@ -142,9 +148,10 @@ def check_evaluation(config: RunConfig) -> list[str]:
     Raises:
         InputError: as `evaluate`.
     """
-    rows, _ = read_splits(config)
+    rows = run_rows(config).train
     tokenizer = load_preprocessor(config.model.path, config.task.model_class)
-    task = task_of(config, tokenizer, rows)
+    length, task, _ = sized_task(config, tokenizer, rows)
+    config = with_length(config, length.tokens)
     return _check_answers(config, task, routes=config.method.experts is not None)
 
 
@@ -171,7 +178,8 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
         raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
     config = with_base(RunConfig.from_yaml(folder / "config.yaml"), None, "-s model.path=PATH")
     adapter, out = model_folder(folder), folder / FOLDER
-    result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress)
+    kept = kept_split(folder, config)
+    result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress, kept=kept)
     write_report([folder], folder / "report.html")
     return result
 
@@ -207,7 +215,7 @@ def _measured(
     ids = [example["prompt_ids"] for example in asked.examples]
     check_token_ids(model.loaded, model.tokenizer, largest_id(asked.examples), model.path)
     prompts = [str(model.tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in ids]
-    report = _counted(len(ids), progress)
+    report = counted(len(ids), progress.evaluating)
     if not asked.generates:
         chosen = likeliest(asked, config, model.task, model.loaded, prompts, report)
         correct = [choice == gold for choice, gold in zip(chosen, asked.expected, strict=True)]
@@ -234,7 +242,7 @@ def _key(config: RunConfig, model: _Model, asked: Questions, ids: list[list[int]
         engine=config.evaluation.generation.engine,
         prompts=ids,
         batch_size=config.evaluation.batch_size,
-        decoding=asdict(decoding_of(config, asked.benchmark)),
+        decoding=asdict(decoding_of(config, asked.benchmark, ends=model.task.ends)),
     )
 
 
@@ -249,7 +257,7 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
     """What answers a benchmark's prompts."""
     if config.evaluation.generation.engine == "transformers":
         yield lambda asked: transformers_engine(
-            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark)
+            model.loaded, model.tokenizer, decoding_of(config, asked.benchmark, ends=model.task.ends)
         )
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -262,42 +270,4 @@ def _engines(config: RunConfig, model: _Model) -> Iterator[Callable[[Questions],
         model.loaded.to("cpu")  # vLLM wants the device for itself
         torch.cuda.empty_cache()
         engines = vllm_engines(path, dtype=config.model.dtype)
-        yield lambda asked: engines(decoding_of(config, asked.benchmark))
-
-
-def _counted(total: int, progress: Progress) -> Callable[[int], None]:
-    done = 0
-
-    def report(more: int) -> None:
-        nonlocal done
-        done = min(done + more, total)
-        progress.evaluating(done, total)
-
-    return report
-
-
-# The model
-
-
-def _load_with_adapter(
-    config: RunConfig, model: str, tokenizer: Any, task: Task, adapter: Path | None
-) -> tuple[nn.Module, Attached | None]:
-    """The model in eval mode, the adapter put on by peft; of a mixture what was put on besides."""
-    base = load_model(config, model, tokenizer, task)
-    if adapter is None:
-        return base, None
-    try:
-        began_on = with_base(config, model, "")
-        if is_mixture(adapter):
-            check_same_base(adapter.parent, began_on, base)
-            attached = put_mixture_on(base, adapter)
-            return attached.model, attached
-        if not (adapter / "adapter_config.json").is_file():
-            raise InputError(
-                f"{adapter} has no adapter_config.json; expected a PEFT LoRA folder or a mixture"
-            )
-        check_fits(adapter, base)
-        check_same_base(adapter.parent, began_on, base)
-        return put_on(base, adapter), None
-    except InputError as error:
-        raise InputError(f"--adapter: {error}") from None
+        yield lambda asked: engines(decoding_of(config, asked.benchmark, ends=model.task.ends))

@@ -26,7 +26,7 @@ from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
 from fedsb.models.peft_weights import safetensors_bytes
 from fedsb.models.public_name import public_name
 from fedsb.runner.chosen_lora import ADAPTER, MEAN, MIXTURE, ChosenLora, chosen_lora, folder_names
-from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share
+from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share, with_template
 from fedsb.runner.folder import check_place
 from fedsb.runner.model_card import experts_card, model_card
 from fedsb.runner.moved_base import check_same_base, with_base
@@ -159,10 +159,9 @@ def export_merged(
         expected = _logits(adapted.model)
         lost = lost_share(adapted, getattr(torch, dtype))
         merged: Any = merge(adapted)
-        longest = getattr(config.task, "max_new_tokens", None)
-        describe(
-            merged, tokenizer, getattr(torch, dtype), longest=longest, multi_label=config.task.multi_label
-        )
+        longest, ends = getattr(config.task, "max_new_tokens", None), with_template(config, tokenizer)
+        several = config.task.multi_label
+        describe(merged, tokenizer, getattr(torch, dtype), longest=longest, ends=ends, multi_label=several)
         with quiet_loading():
             merged.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -11,9 +11,12 @@ from torch import nn
 
 from fedsb.adapter.attached import Attached
 from fedsb.adapter.linear import dense_weight
+from fedsb.config import RunConfig
+from fedsb.config.sections import ChatConfig
 from fedsb.errors import RunFailed
 from fedsb.models.head import problem_type
 from fedsb.models.load import quiet_loading
+from fedsb.tasks.chat.template import chat_template
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,30 @@ def lost_share(attached: Attached, dtype: torch.dtype) -> float:
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
+def with_template(config: RunConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Give the tokenizer the chat template that a run trained with; the tokens that end its answers."""
+    if not isinstance(config.task, ChatConfig):
+        return ()
+    template = chat_template(tokenizer, plain=config.task.template == "plain")
+    if not template.own:
+        tokenizer.chat_template = template.source
+    return (template.end_id,)
+
+
 def describe(
-    model: Any, tokenizer: Any, dtype: torch.dtype, *, longest: int | None, multi_label: bool = False
+    model: Any,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    *,
+    longest: int | None,
+    ends: tuple[int, ...] = (),
+    multi_label: bool = False,
 ) -> None:
     """Cast the merged model to one dtype, and make its config true of it and of the run's task.
 
     Args:
-        longest: tokens of an answer, of a model that gives answers.
+        longest: tokens of an answer, of a model that gives answers. ends: what ends one, besides the
+            tokenizer's end token.
         multi_label: whether an example may have several labels.
     """
     _cast(model, dtype)
@@ -64,7 +84,7 @@ def describe(
         config.task_specific_params = None  # older pipelines follow them, and they are of the base's tasks
     _describe_ties(model)
     if model.can_generate():
-        model.generation_config = _generation(model.generation_config, tokenizer, longest)
+        model.generation_config = _generation(model.generation_config, tokenizer, longest, ends)
     else:
         config.problem_type = problem_type(config.num_labels, multi_label)
 
@@ -84,13 +104,14 @@ def _describe_ties(model: Any) -> None:
             config.tie_word_embeddings = False
 
 
-def _generation(base: Any, tokenizer: Any, longest: int | None) -> Any:
+def _generation(base: Any, tokenizer: Any, longest: int | None, ends: tuple[int, ...]) -> Any:
     """As the run answered: greedily, up to the end token of its training. The base's own settings (sampling,
     penalties, other end tokens, whatever contradicts itself) were not used and are left out."""
     from transformers import GenerationConfig
 
     kept = {name: getattr(base, name, None) for name in ("bos_token_id", "decoder_start_token_id")}
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    stops = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+    ids = {"eos_token_id": stops if len(stops) > 1 else stops[0], "pad_token_id": tokenizer.pad_token_id}
     return GenerationConfig(do_sample=False, max_new_tokens=longest, **kept, **ids)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from fedsb.adapter.attached import Attached, fold
 from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import CausalLmConfig
+from fedsb.config.sections import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.methods import Method
@@ -28,12 +28,13 @@ from fedsb.models.head import TASK_TYPES
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
-from fedsb.runner.continued import check_continues
+from fedsb.runner.continued import as_chosen, check_continues
 from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
+from fedsb.runner.split_record import write_split
 from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
 
@@ -91,6 +92,11 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool, deployed: bool 
         check_new(folder)
 
 
+def as_begun(folder: Path, config: RunConfig) -> RunConfig:
+    """The config of a run that is resumed, with the length that its rows chose."""
+    return as_chosen(RunConfig.from_yaml(folder / "config.yaml"), config)
+
+
 def check_new(folder: Path) -> None:
     """Refuse a place where no new run can begin.
 
@@ -124,6 +130,7 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     for inner in (folder, folder / "checkpoint", folder / "adapter"):
         remove_parts(inner)
     write_text(folder / "config.yaml", config.to_yaml())
+    write_split(folder, config, data.split)
     write_json(folder / "partition.json", partition_record(config, data))
     if config.privacy is not None and data.train:
         whole = json.dumps({"clients": dict(enumerate(data.parts))})
@@ -255,7 +262,7 @@ def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module)
     """Prompt, answer and expected response of the first test rows whose prompts differ; only where
     evaluation.generate is set."""
     most = config.evaluation.generate
-    if not isinstance(config.task, CausalLmConfig) or most is None or config.evaluation.every is None:
+    if not isinstance(config.task, AnswerSection) or most is None or config.evaluation.every is None:
         return
     distinct: dict[tuple[int, ...], Any] = {}
     for example in data.test:
@@ -263,7 +270,12 @@ def write_samples(folder: Path, config: RunConfig, data: Data, model: nn.Module)
     examples = list(distinct.values())[: min(most, MOST_SAMPLES)]
     prompts = [example["prompt_ids"] for example in examples]
     answers = generate_texts(
-        model, data.tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, batch_size=MOST_SAMPLES
+        model,
+        data.tokenizer,
+        prompts,
+        max_new_tokens=config.task.max_new_tokens,
+        batch_size=MOST_SAMPLES,
+        ends=data.task.ends,
     )
     decoded = [data.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
     rows = zip(decoded, answers, examples, strict=True)

@@ -240,7 +240,7 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     training, init = config.training, config.method.init
     estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"
     examples = max(training.batch_size, init.batch_size if estimates else 0)
-    tokens = num_patches(model) if takes_images(model) else min(longest.tokens, training.max_length)
+    tokens = num_patches(model) if takes_images(model) else min(longest.tokens, training.tokens)
     predicted = 0 if config.task.classifies else longest.predicted
     blocks = len({_block(name) for name in group(model, "all-linear")})
     kept = _kept(config, model, method, examples, tokens, experts)

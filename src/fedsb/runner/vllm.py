@@ -37,6 +37,7 @@ def _texts(llm: Any, decoding: Decoding, prompts: Sequence[Prompt], number: int)
         top_p=decoding.top_p,
         top_k=decoding.top_k or -1,
         stop=list(decoding.stop),
+        stop_token_ids=list(decoding.ends),
         seed=derive(decoding.seed, "generate", number) % 2**31,
     )
     asked = [{"prompt_token_ids": list(ids)} for ids in prompts]

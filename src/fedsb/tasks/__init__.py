@@ -1,9 +1,9 @@
 """Task families: what the rows mean, what is trained and how it is scored.
 
 `classification` (one or two texts to a class or a number), `multi_label` (to several classes),
-`token_classification` (to entities), `image_classification` and `causal_lm` (a prompt to a response) each
-give a `Task`, a frozen record of functions. Tasks of other packages are found by the entry-point group
-`fedsb.tasks` (docs/guides/adding-a-task.md).
+`token_classification` (to entities), `image_classification`, `causal_lm` (a prompt to a response) and
+`chat_of` (conversations) each give a `Task`, a frozen record of functions. Tasks of other packages are found
+by the entry-point group `fedsb.tasks` (docs/guides/adding-a-task.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 from fedsb.config.sections import (
     FAMILIES,
     CausalLmConfig,
+    ChatConfig,
     ClassificationConfig,
     ImageClassificationConfig,
     MultiLabelConfig,
@@ -22,6 +23,7 @@ from fedsb.config.sections import TaskSection as TaskSection
 from fedsb.errors import InputError
 from fedsb.tasks.causal_lm import causal_lm as causal_lm
 from fedsb.tasks.causal_lm import causal_lm_of
+from fedsb.tasks.chat.task import chat_of
 from fedsb.tasks.classification import classification as classification
 from fedsb.tasks.classification import classification_of
 from fedsb.tasks.generate import generate_texts as generate_texts
@@ -40,6 +42,7 @@ OWN: dict[type[TaskSection], Callable[..., Task]] = {
     TokenClassificationConfig: token_classification_of,
     ImageClassificationConfig: image_classification_of,
     CausalLmConfig: causal_lm_of,
+    ChatConfig: chat_of,
 }
 register = FAMILIES.register
 

@@ -57,7 +57,7 @@ def classification(
     names = _checked_names(label_names, regression)
     columns = checked_columns(text)
     labels_of = partial(_labels, label=label, names=names, listed=listed)
-    encode = partial(encode_texts, tokenizer, columns=columns, labels_of=labels_of, max_length=max_length)
+    encode = partial(encode_texts, tokenizer, columns=columns, max_length=max_length)
     label_type = torch.float32 if regression else torch.long
     collate = partial(collate_texts, tokenizer, label_type=label_type)
     return Task(
@@ -65,11 +65,12 @@ def classification(
         higher_is_better=True,
         num_labels=len(names) if names else 1,
         label_names=names,
-        encode=encode,
+        encode=partial(encode, labels_of=labels_of),
         collate=collate,
         losses=losses,
         measure=partial(measure, collate, _correlations if regression else class_scores),
         partition_label=partial(row_name, label=label) if names else None,
+        questions=partial(encode, labels_of=no_labels),
     )
 
 
@@ -192,6 +193,11 @@ def _labels(
     if names is None:
         return targets(rows, label, source)
     return class_ids(rows, label, names, source, listed=listed)
+
+
+def no_labels(rows: Sequence[Row], source: str) -> list[int]:
+    """Labels in the place of those that nobody knows."""
+    return [0] * len(rows)
 
 
 def collate_texts(tokenizer: Any, examples: Sequence[Example], *, label_type: torch.dtype) -> Batch:

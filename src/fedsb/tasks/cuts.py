@@ -16,6 +16,7 @@ class Tokens(NamedTuple):
     it; cut_questions: it is too long alone, so that generation sees only its end. cut_responses: a response
     lost its end, lost_end_tokens: the end token. cut_entities: some of a text's entities were cut off.
     begin_in_text, end_in_text: the text had the begin or end token; no second one was added.
+    untrained_turns: earlier answers of a conversation are context alone, see `fedsb.tasks.chat.template`.
     """
 
     length: int
@@ -27,6 +28,7 @@ class Tokens(NamedTuple):
     lost_end_tokens: bool = False
     begin_in_text: bool = False
     end_in_text: bool = False
+    untrained_turns: bool = False
     cut_entities: bool = False
 
 

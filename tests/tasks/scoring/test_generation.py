@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from fedsb.errors import InputError
 from fedsb.runner.vllm import check_vllm, vllm_engines
-from fedsb.tasks.generate import Decoding, cut_at, generate_texts, transformers_engine
+from fedsb.tasks.generate import Decoding, cut_at, generate_texts, stream_text, transformers_engine
 
 LETTERS = "abcdefghijklmnop#\n"
 EOS = len(LETTERS)
@@ -49,6 +49,17 @@ def test_a_batch_of_one_and_of_many_give_the_same_greedy_texts(model, tokenizer)
     assert texts(model, tokenizer, 5) == texts(model, tokenizer, 2) == alone
     assert generate_texts(model, tokenizer, PROMPTS, max_new_tokens=20, batch_size=3) == alone
     assert len(set(alone)) > 2
+
+
+@pytest.mark.parametrize("stop", [(), ("#",), ("ab", "\n")])
+def test_a_text_is_said_as_it_is_made_and_nothing_is_taken_back(model, tokenizer, stop):
+    for number, prompt in enumerate(PROMPTS):
+        decoding = Decoding(max_new_tokens=20, stop=stop, temperature=1.5, seed=number)
+        (expected,) = transformers_engine(model, tokenizer, decoding)([prompt], number)
+        said = []
+        text = stream_text(model, tokenizer, prompt, decoding, said.append, number=number)
+        assert "".join(said) == text == expected
+        assert len(said) > 2 or len(expected) < 3
 
 
 def test_texts_end_before_a_stop_string_also_in_a_batch(model, tokenizer):

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import BenchmarkConfig, CausalLmConfig
+from fedsb.config.sections import AnswerSection, BenchmarkConfig
 from fedsb.tasks import Example, Row, Task
 from fedsb.tasks.choices import family_of, name_pattern, offered, option_texts
 from fedsb.tasks.generate import Decoding
@@ -68,7 +68,6 @@ def questions_of(name: str, config: RunConfig, task: Task, stack: contextlib.Exi
         InputError: a file, a column or an answer is missing, or a library.
     """
     benchmark = config.evaluation.benchmarks[name]
-    assert isinstance(config.task, CausalLmConfig)  # RunConfig has seen to it
     rows = benchmark_rows(benchmark, name)
     examples = task.encode(rows, benchmark.data)
     responses = [str(example["response"]) for example in examples]
@@ -91,13 +90,16 @@ def _grouped(examples: Sequence[Example]) -> tuple[list[int], list[list[str]]]:
     return [indices[0] for indices in places.values()], references
 
 
-def decoding_of(config: RunConfig, benchmark: BenchmarkConfig) -> Decoding:
-    """How this benchmark's answers are generated."""
+def decoding_of(
+    config: RunConfig, benchmark: BenchmarkConfig | None = None, *, ends: tuple[int, ...]
+) -> Decoding:
+    """How answers are generated, to a benchmark's questions or to others; `ends`: the task's."""
     generation, task = config.evaluation.generation, config.task
-    assert isinstance(task, CausalLmConfig)
+    assert isinstance(task, AnswerSection)  # RunConfig has seen to it
     return Decoding(
-        max_new_tokens=benchmark.max_new_tokens or task.max_new_tokens,
+        max_new_tokens=(benchmark and benchmark.max_new_tokens) or task.max_new_tokens,
         stop=tuple(generation.stop),
+        ends=ends,
         seed=config.seed,
         **generation.model_dump(exclude={"engine", "stop"}),
     )
@@ -186,5 +188,5 @@ def check_benchmarks(config: RunConfig, task: Task) -> tuple[int, list[str]]:
     """
     with contextlib.ExitStack() as stack:
         asked = [questions_of(name, config, task, stack) for name in config.evaluation.benchmarks]
-    warnings = [questions.warning(config.training.max_length) for questions in asked]
+    warnings = [questions.warning(config.training.tokens) for questions in asked]
     return sum(len(questions.examples) for questions in asked), [text for text in warnings if text]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fedsb.errors import InputError
 from fedsb.tasks import causal_lm, classification
-from fedsb.tasks.chat import chat_refusal
+from fedsb.tasks.chat.refusal import chat_refusal
 from fedsb.tasks.rows import read_rows
 
 ASKED = [{"role": "user", "content": "secret one"}, {"role": "assistant", "content": "secret two"}]
@@ -51,8 +51,7 @@ def test_messages_are_refused_by_name(tmp_path, tokenizer, ending, messages, key
         said = str(raised.value)
         assert f"column 'turns': expected text or a number, got a list of messages ({keys})" in said
         assert "row 1" in said or "line 1" in said
-        assert "two columns of plain text" in said
-        assert "apply_chat_template" in said
+        assert "set task.kind: chat" in said
         assert "secret" not in said
 
 
