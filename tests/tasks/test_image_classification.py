@@ -20,8 +20,10 @@ from fedsb.models import load_preprocessor
 from fedsb.models.head import base_name, head_parameters
 from fedsb.models.load import load_base
 from fedsb.models.targets import choose_targets
+from fedsb.report.progress import Silent
 from fedsb.runner.export import export_lora, export_merged
 from fedsb.runner.memory import Longest, estimate_memory
+from fedsb.runner.predict import predict
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.trial import try_rows
@@ -216,3 +218,6 @@ def test_a_run_and_what_a_pipeline_makes_of_its_export(base: Path, tmp_path: Pat
     files = [(label, test / label / f"{i}.png") for label in COLOURS for i in range(50, 53)]
     right = [classify(str(file))[0]["label"] == label for label, file in files]
     assert np.mean(right) == summary["final"]["accuracy"]
+    said = predict(tmp_path / "run", config, str(test), Silent())
+    gold = [row["label"] for row in read_rows(str(test))]
+    assert np.mean([a["label"] == b for a, b in zip(said, gold, strict=True)]) == summary["final"]["accuracy"]

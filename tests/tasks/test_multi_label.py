@@ -15,7 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from fedsb import RunConfig, run
 from fedsb.config.sections import MultiLabelConfig
 from fedsb.errors import InputError
+from fedsb.report.progress import Silent
 from fedsb.runner.export import export_merged
+from fedsb.runner.predict import predict
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.tasks import make_task
 from fedsb.tasks.multi_label import scores
@@ -136,5 +138,9 @@ def test_a_run_whose_export_says_that_labels_are_several(tmp_path: Path) -> None
     assert written["problem_type"] == "multi_label_classification"
     assert written["id2label"] == {"0": "also", "1": "flat", "2": "neg", "3": "pos"}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    (said,) = predict(
+        tmp_path / "run", config, str(write_rows(tmp_path / "a.jsonl", [{"text": "w1 bad"}])), Silent()
+    )
+    assert said["labels"] == [name for name, share in said["probabilities"].items() if share > 0.5]
     data = prepare_data(config)
     assert data.task.evaluate(model, data.test, batch_size=8) == pytest.approx(summary["final"], rel=1e-4)

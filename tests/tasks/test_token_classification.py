@@ -10,13 +10,16 @@ import pytest
 import torch
 from run_helpers import NAMES, WORDS, classification_config, tiny_bert, write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn import functional as F
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from fedsb import RunConfig, run
 from fedsb.config.sections import TokenClassificationConfig
 from fedsb.errors import InputError
+from fedsb.report.progress import Silent
 from fedsb.runner.evaluate import evaluate_run
 from fedsb.runner.export import export_merged
+from fedsb.runner.predict import predict
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.tasks import make_task
 from fedsb.tasks.token_classification import IGNORED, NO_TOKEN, predicted_tags, spans_of
@@ -282,3 +285,19 @@ def test_a_run_and_what_a_pipeline_makes_of_its_export(tokenizer, tmp_path: Path
         right += sum(tag == gold for tag, gold in zip(tags, example["tags"], strict=True))
         there += len(tags)
     assert right / there == summary["final"]["token_accuracy"]
+
+    write_rows(tmp_path / "asked.jsonl", [{"tokens": row["tokens"]} for row in made_rows(12, 1)])
+    records = predict(tmp_path / "run", config, str(tmp_path / "asked.jsonl"), Silent())
+    pairs = zip(made_rows(12, 1), records, strict=True)
+    hits = [ours == gold for row, said in pairs for ours, gold in zip(said["tags"], row["tags"], strict=True)]
+    assert sum(hits) == right
+
+
+def test_spans_are_said_of_a_text(tokenizer) -> None:
+    task = task_of(tokenizer, [TEXT_ROW])
+    (asked,) = task.questions([{"text": TEXT_ROW["text"]}], "asked")
+    (labelled,) = task.encode([TEXT_ROW], "x")
+    assert asked["input_ids"] == labelled["input_ids"]
+    logits = F.one_hot(torch.tensor(labelled["labels"]).clamp(min=0), 5)
+    spans = task.said(logits, asked)["spans"]
+    assert spans == sorted(TEXT_ROW["spans"], key=lambda span: span["start"])

@@ -71,6 +71,10 @@ class TaskSection(Section):
         """Whether only the training rows say which classes there are."""
         return self.classifies and getattr(self, "labels", None) is None
 
+    def found(self, names: list[str] | None) -> dict[str, Any]:
+        """The keys that say what training rows said: the names of the model's outputs, None of a number."""
+        return {"labels": names}
+
 
 def _class_names(value: Any) -> Any:
     """Classes as `label_name` has them, each once."""
@@ -124,6 +128,9 @@ class ClassificationConfig(TaskSection):
     @property
     def classes_are_of_rows(self) -> bool:
         return self.labels is None and not self.regresses
+
+    def found(self, names: list[str] | None) -> dict[str, Any]:
+        return {"regression": True} if names is None else {"labels": names}
 
     @model_validator(mode="after")
     def _classes_or_numbers(self) -> ClassificationConfig:
@@ -191,6 +198,9 @@ class TokenClassificationConfig(TaskSection):
     @property
     def columns(self) -> list[str]:
         return [self.tokens, self.tags] if self.tokens is not None else [str(self.text), self.spans]
+
+    def found(self, names: list[str] | None) -> dict[str, Any]:
+        return {"labels": [name[2:] for name in names or () if name.startswith("B-")]}
 
     @model_validator(mode="after")
     def _words_or_text(self) -> TokenClassificationConfig:

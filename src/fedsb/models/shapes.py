@@ -68,8 +68,9 @@ def build_on_meta(path: str, *, num_labels: int | None = None, model_class: str 
         InputError: no config there, or one that no model can be built from.
     """
     config = _load_config(path, {} if num_labels is None else {"num_labels": num_labels})
-    model = _on_meta(path, config, model_class or _described(config, num_labels))
-    if getattr(config, "pad_token_id", None) is None:
+    model_class = model_class or _described(config, num_labels)
+    model = _on_meta(path, config, model_class)
+    if model_class != CAUSAL and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # a decoder that classifies several rows looks for it
     return model
 

@@ -11,7 +11,7 @@ from torch import nn
 from fedsb.adapter.attached import Attached
 from fedsb.common.files import read_json
 from fedsb.config import RunConfig
-from fedsb.config.sections import AnswerSection, ClassificationConfig
+from fedsb.config.sections import OWN_SECTIONS, TaskSection
 from fedsb.errors import InputError
 from fedsb.models import load_preprocessor
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
@@ -61,15 +61,12 @@ def check_finished(run: Path) -> None:
         raise InputError(f"{run} holds no finished run (no summary.json)")
 
 
-def _known(config: RunConfig, names: list[str] | None) -> ClassificationConfig | AnswerSection:
+def _known(config: RunConfig, names: list[str] | None) -> TaskSection:
     """The task's section with the classes that the run found in its rows, which are not read again."""
     task = config.task
-    if isinstance(task, ClassificationConfig):
-        known = {"regression": True, "metric": None} if names is None else {"labels": names}
-        return task.model_copy(update=known)
-    if not isinstance(task, AnswerSection):
+    if not isinstance(task, OWN_SECTIONS):
         raise InputError(f"task.kind: {task.kind} is another package's, which does not say what it predicts")
-    return task
+    return task.model_copy(update=task.found(names)) if task.classes_are_of_rows else task
 
 
 def load_with_adapter(

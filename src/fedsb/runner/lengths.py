@@ -31,6 +31,11 @@ class Length(NamedTuple):
     said: str = ""
 
 
+def has_lengths(config: RunConfig) -> bool:
+    """Whether examples have a length at all; images have none."""
+    return config.task.model_class != IMAGE
+
+
 def limit_of(config: RunConfig) -> int:
     """The most tokens that the base model has positions for, by its config.json."""
     try:
@@ -47,7 +52,7 @@ def fixed_length(config: RunConfig) -> Length:
     """
     if config.training.max_length != "auto":
         return Length(config.training.max_length)
-    if config.task.model_class == IMAGE:
+    if not has_lengths(config):
         return Length(FIXED)
     tokens = min(FIXED, limit_of(config))
     said = f"training.max_length: {tokens}, since no row may choose it; set it if rows need more"

@@ -22,8 +22,15 @@ from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_preprocessor
-from fedsb.models.head import IMAGE
-from fedsb.runner.lengths import LOOKED_AT, Length, chosen_length, fixed_length, limit_of, with_length
+from fedsb.runner.lengths import (
+    LOOKED_AT,
+    Length,
+    chosen_length,
+    fixed_length,
+    has_lengths,
+    limit_of,
+    with_length,
+)
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -112,8 +119,7 @@ def sized_task(
     Raises:
         InputError: as `task_of` and `encode`.
     """
-    has_none = config.task.model_class == IMAGE
-    if config.training.max_length != "auto" or config.privacy is not None or has_none:
+    if config.training.max_length != "auto" or config.privacy is not None or not has_lengths(config):
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
     limit = limit_of(config)

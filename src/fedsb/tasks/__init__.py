@@ -2,8 +2,8 @@
 
 `classification` (one or two texts to a class or a number), `multi_label` (to several classes),
 `token_classification` (to entities), `image_classification`, `causal_lm` (a prompt to a response) and
-`chat_of` (conversations) each give a `Task`, a frozen record of functions. Tasks of other packages are
-found by the entry-point group `fedsb.tasks` (docs/guides/adding-a-task.md).
+`chat_of` (conversations) each give a `Task`, a frozen record of functions. Tasks of other packages are found
+by the entry-point group `fedsb.tasks` (docs/guides/adding-a-task.md).
 """
 
 from collections.abc import Callable, Sequence

@@ -70,7 +70,7 @@ def classification(
         losses=losses,
         measure=partial(measure, collate, _correlations if regression else class_scores),
         partition_label=partial(row_name, label=label) if names else None,
-        questions=partial(encode, labels_of=_none),
+        questions=partial(encode, labels_of=no_labels),
     )
 
 
@@ -195,8 +195,8 @@ def _labels(
     return class_ids(rows, label, names, source, listed=listed)
 
 
-def _none(rows: Sequence[Row], source: str) -> list[int]:
-    """In the place of labels that nobody knows."""
+def no_labels(rows: Sequence[Row], source: str) -> list[int]:
+    """Labels in the place of those that nobody knows."""
     return [0] * len(rows)
 
 

@@ -28,8 +28,8 @@ class Tokens(NamedTuple):
     lost_end_tokens: bool = False
     begin_in_text: bool = False
     end_in_text: bool = False
-    cut_entities: bool = False
     untrained_turns: bool = False
+    cut_entities: bool = False
 
 
 def cut_counts(examples: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any] | None:

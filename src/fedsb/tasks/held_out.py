@@ -58,11 +58,11 @@ def hold_out(config: RunConfig, rows: Sequence[Row], source: str) -> Split:
 def _classes(config: RunConfig, rows: Sequence[Row], source: str) -> list[str] | None:
     """Each row's class, where there are classes."""
     task = config.task
-    if not isinstance(task, ClassificationConfig | ImageClassificationConfig):
+    if isinstance(task, ImageClassificationConfig):
+        return [row_name(row, task.label, source=source, number=n) for n, row in enumerate(rows, start=1)]
+    if not isinstance(task, ClassificationConfig) or task.regresses:
         return None
-    if isinstance(task, ClassificationConfig) and task.regresses:
-        return None
-    if isinstance(task, ClassificationConfig) and task.labels is None:
+    if task.labels is None:
         _, regression = label_set(rows, task.label, source, regression=task.regresses)
         if regression:
             return None
@@ -150,6 +150,6 @@ def told(split: Split, config: RunConfig) -> Iterator[str]:
 
 
 def num_repeated(train: Sequence[Any], test: Sequence[Any]) -> int:
-    """How many test examples have the very tokens, or image, of a training example."""
+    """How many test examples have the very tokens, or the image's file, of a training example."""
     known = {hash(content_of(example)) for example in train}
     return sum(hash(content_of(example)) in known for example in test)

@@ -36,6 +36,7 @@ def image_classification_of(
         num_labels=len(names),
         label_names=names,
         encode=partial(_encode, section.image, section.label, names, listed),
+        questions=partial(_questions, section.image),
         collate=collate,
         losses=losses,
         measure=partial(measure, collate, class_scores),
@@ -53,6 +54,11 @@ def _encode(
         _example(row, image, label_id, source, number)
         for number, (row, label_id) in enumerate(zip(rows, labels, strict=True), start=1)
     ]
+
+
+def _questions(image: str, rows: Sequence[Row], source: str) -> list[Example]:
+    require_columns(rows, [image], source=source, key="task.image")
+    return [_example(row, image, 0, source, number) for number, row in enumerate(rows, start=1)]
 
 
 def _example(row: Row, image: str, label: int, source: str, number: int) -> Example:

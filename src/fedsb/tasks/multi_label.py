@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsb.config.labels import label_name
 from fedsb.config.sections import MultiLabelConfig
@@ -32,18 +33,16 @@ def multi_label_of(
     """
     names = _names(section, rows, source)
     collate = partial(_collate, tokenizer, len(names))
+    columns = checked_columns(section.text)
+    encode = partial(encode_texts, tokenizer, columns=columns, max_length=max_length)
     return Task(
         primary_metric=section.metric or "micro_f1",
         higher_is_better=True,
         num_labels=len(names),
         label_names=names,
-        encode=partial(
-            encode_texts,
-            tokenizer,
-            columns=checked_columns(section.text),
-            labels_of=partial(_labels, section, names),
-            max_length=max_length,
-        ),
+        encode=partial(encode, labels_of=partial(_labels, section, names)),
+        questions=partial(encode, labels_of=partial(_none, len(names))),
+        said=partial(_said, names),
         collate=collate,
         losses=losses,
         measure=partial(measure, collate, scores, shares=frozenset({"exact_match"})),
@@ -56,7 +55,17 @@ def _collate(tokenizer: Any, num_labels: int, examples: Sequence[Example]) -> Ba
     return batch | {"labels": batch["labels"].reshape(len(examples), num_labels)}
 
 
+def _said(names: Sequence[str], logits: Tensor, example: Example) -> dict[str, Any]:
+    shares = dict(zip(names, torch.sigmoid(logits).tolist(), strict=True))
+    return {"labels": [name for name in names if shares[name] > THRESHOLD], "probabilities": shares}
+
+
 # Labels
+
+
+def _none(num_labels: int, rows: Sequence[Row], source: str) -> list[list[float]]:
+    """In the place of labels that nobody knows."""
+    return [[0.0] * num_labels for _ in rows]
 
 
 def _names(section: MultiLabelConfig, rows: Sequence[Row], source: str) -> tuple[str, ...]:

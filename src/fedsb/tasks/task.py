@@ -61,6 +61,8 @@ class Task:
     partition_label(row): the label as text, for partitions by label; None where there are no classes.
     questions(rows, source): as encode, of rows that need no label and no response: what a model is given to
         find them. None: this task cannot.
+    said(logits, example): what `fedsb predict` says of one of `questions`, from its logits. None: the
+        likeliest class with all probabilities, or the number.
     ends: tokens that end a generated answer, besides the tokenizer's end token.
     notes: how the rows are read, in sentences for people.
     """
@@ -75,6 +77,7 @@ class Task:
     measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
     questions: Callable[[Sequence[Row], str], list[Example]] | None = None
+    said: Callable[[Tensor, Example], dict[str, Any]] | None = None
     ends: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -30,7 +30,7 @@ from fedsb.config.sections import TokenClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.cuts import Tokens
 from fedsb.tasks.labels import MOST_LABELS, unknown_class
-from fedsb.tasks.rows import cell_text, place, require_columns
+from fedsb.tasks.rows import cell_text, like, place, require_columns
 from fedsb.tasks.rows.cells import ClassId, check_text
 from fedsb.tasks.task import (
     Batch,
@@ -92,12 +92,15 @@ def token_classification_of(
     types = _types(section, rows, source)
     collate = partial(_collate, tokenizer)
     encode = partial(_encode, section, tokenizer, types, max_length)
+    names = ("O", *(f"{mark}-{name}" for name in types for mark in "BI"))
     return Task(
         primary_metric=section.metric or "entity_f1",
         higher_is_better=True,
         num_labels=1 + 2 * len(types),
-        label_names=("O", *(f"{mark}-{name}" for name in types for mark in "BI")),
+        label_names=names,
         encode=encode,
+        questions=partial(_questions, section, encode),
+        said=partial(_said_of_words if section.tokens is not None else _said_of_text, names),
         collate=collate,
         losses=_losses,
         measure=partial(_measure, collate),
@@ -254,6 +257,23 @@ def _encode(
     ]
 
 
+def _questions(
+    section: TokenClassificationConfig,
+    encode: Callable[[Sequence[Row], str], list[Example]],
+    rows: Sequence[Row],
+    source: str,
+) -> list[Example]:
+    """Examples of rows that need no tags or spans: none is an entity."""
+    first, second = section.columns
+    require_columns(rows, [first], source=source, key="task")
+
+    def outside(row: Row) -> list[str]:
+        words = row.get(first)
+        return ["O"] * len(words) if section.tokens is not None and isinstance(words, list | tuple) else []
+
+    return encode([like(row, {**row, second: outside(row)}) for row in rows], source)
+
+
 def _labelled(
     row: Annotated,
     numbers: Mapping[str, int],
@@ -354,15 +374,31 @@ def _measure(
 def _counts(example: Example, predicted: Sequence[int]) -> list[int]:
     """Entities found, entities said, entities there; words right, words."""
     tags = predicted_tags(example, predicted)
-    named = [None if tag == OUTSIDE else ("BI"[(tag - 1) % 2], (tag - 1) // 2) for tag in tags]
-    said, there = spans_of(named, example["words"]), example["spans"]
+    said, there = _entities(example, predicted), example["spans"]
     right = sum(tag == gold for tag, gold in zip(tags, example["tags"], strict=True))
     return [len(set(said) & set(there)), len(said), len(there), right, len(tags)]
+
+
+def _entities(example: Example, predicted: Sequence[int]) -> list[Span]:
+    tags = predicted_tags(example, predicted)
+    named = [None if tag == OUTSIDE else ("BI"[(tag - 1) % 2], (tag - 1) // 2) for tag in tags]
+    return spans_of(named, example["words"])
 
 
 def predicted_tags(example: Example, predicted: Sequence[int]) -> list[int]:
     """The label of each word of an example, from those of its tokens; O where it has no token left."""
     return [OUTSIDE if at == NO_TOKEN else predicted[at] for at in example["places"]]
+
+
+def _said_of_words(names: Sequence[str], logits: Tensor, example: Example) -> dict[str, Any]:
+    tags = predicted_tags(example, logits.argmax(dim=-1).tolist())
+    return {"tags": [names[tag] for tag in tags]}
+
+
+def _said_of_text(names: Sequence[str], logits: Tensor, example: Example) -> dict[str, Any]:
+    spans = _entities(example, logits.argmax(dim=-1).tolist())
+    said = [(span.start, span.end, names[1 + 2 * span.kind][2:]) for span in spans]
+    return {"spans": [{"start": start, "end": end, "label": label} for start, end, label in said]}
 
 
 def _scores(counts: np.ndarray, losses: np.ndarray, indices: np.ndarray) -> dict[str, float]:
