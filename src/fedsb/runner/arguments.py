@@ -68,7 +68,7 @@ def robust_of(config: RunConfig) -> Robust | None:
 def local_training(config: RunConfig) -> LocalTraining:
     """The config's training section as the client's flat arguments."""
     return LocalTraining(
-        **config.training.model_dump(exclude={"gradient_checkpointing"}),
+        **config.training.model_dump(exclude={"gradient_checkpointing", "packing"}),
         rounds=config.federation.rounds,
         timeout_seconds=config.federation.client_timeout_seconds,
     )
