@@ -33,7 +33,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
     "tutorial",
     "method",
-    *(f"guides/{n}" for n in ("data", "chat", "model", "methods", "privacy", "deployment", "report")),
+    *(f"guides/{n}" for n in ("data", "hospital", "chat", "model", "methods")),
+    *(f"guides/{n}" for n in ("privacy", "deployment", "report")),
 ]
 PAGES += [
     "guides/serving",
@@ -72,7 +73,7 @@ NOT_RUN = {
 SMALLER = {
     "fedsb run": "-s federation.rounds=1 -s data.limit.train=160 -s data.limit.test=40",
     "fedsb compare": "-s federation.rounds=1 -s data.limit.train=60 -s data.limit.test=40 "
-    "-s training.epochs=1 -s method.rank=8",
+    "-s training.epochs=1 -s method.rank=8 -s compare.tuning_budget=1",
 }
 """What is added to these commands where they run on the quickstart, so that this takes seconds."""
 

@@ -29,7 +29,12 @@ def world(tmp_path_factory):
         method__init__head_warmup=None,
         method__init__samples=12,
     )
-    config["compare"] = {"arms": {"fedit": {"method.rank": 2}}, "learning_rates": RATES, "validation": 0.25}
+    config["compare"] = {
+        "arms": {"fedit": {"method.rank": 2}},
+        "learning_rates": RATES,
+        "tuning_budget": len(RATES),
+        "validation": 0.25,
+    }
     write_config(folder / "good.yaml", config)
     return folder
 

@@ -19,8 +19,11 @@ from run_helpers import (
     write_rows,
 )
 
+from fedsb import RunConfig
 from fedsb.common.child import threads
 from fedsb.compare import CompareConfig, tuning
+from fedsb.compare.arms import make_arms
+from fedsb.compare.progress import Silent
 from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
 from fedsb.errors import InputError
@@ -138,7 +141,11 @@ def test_the_best_rate(pairs, higher, best):
 
 def test_a_rate_that_diverges_loses_and_an_arm_without_a_rate_fails(world, config, tmp_path, fedsb):
     slow = {"method.name": "fedit", "federation.client_timeout_seconds": 1e-6}
-    section = {"arms": {"slow": slow}, "learning_rates": {"fed-sb": [0.01, 1e30], "slow": [0.01, 0.02]}}
+    section = {
+        "arms": {"slow": slow},
+        "learning_rates": {"fed-sb": [0.01, 1e30], "slow": [0.01, 0.02]},
+        "tuning_budget": 2,
+    }
     path = write_config(tmp_path / "c.yaml", {**config, "compare": section})
     arguments = ("--methods", "slow,fed-sb", "--seeds", "0", "--out", tmp_path / "out")
     status, _, err = fedsb("compare", path, *arguments)
@@ -153,6 +160,47 @@ def test_a_rate_that_diverges_loses_and_an_arm_without_a_rate_fails(world, confi
     assert content["runs"][0]["learning_rate"] == 0.01
     assert "Failed and left out: slow" in (tmp_path / "out" / "report.html").read_text()
     assert "fed-sb" in content["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "tried", "chosen", "edge"),
+    [
+        (2, [0.01, 0.03], 0.03, True),
+        (4, [0.01, 0.03, 0.09, 0.27], 0.09, False),
+        (3, [0.01, 0.03, 0.09], 0.09, True),
+    ],
+)
+def test_a_grid_grows_at_its_edge_within_the_budget(
+    config, world, tmp_path, monkeypatch, budget, tried, chosen, edge
+):
+    """Runs in whose place a number is made up that is best at 0.1."""
+    metric = {"primary_metric": "accuracy", "higher_is_better": True}
+    done = []
+    monkeypatch.setattr(tuning, "execute", lambda jobs, *_: done.extend(job.name for job in jobs) or {})
+    monkeypatch.setattr(
+        tuning,
+        "finished_summary",
+        lambda folder: {**metric, "final": {"accuracy": -abs(math.log(float(folder.name[3:]) / 0.1))}},
+    )
+    settings = CompareConfig(learning_rates=RATES, tuning_budget=budget)
+    arms = make_arms(RunConfig.from_dict(changed(config, compare=...)), settings, ["fed-sb"])
+    (tmp_path / "tuning/fed-sb").mkdir(parents=True)
+    choices, failed = tuning.tune(tmp_path, arms, 0, settings, 1, Silent())
+    assert not failed
+    assert [t.learning_rate for t in choices["fed-sb"].trials] == tried
+    assert (choices["fed-sb"].learning_rate, choices["fed-sb"].edge) == (chosen, edge)
+    record = tuning.recorded_choice(tmp_path, "fed-sb")
+    assert [t.learning_rate for t in record.trials if t.beyond] == tried[2:]
+    done.clear()
+    assert tuning.tune(tmp_path, arms, 0, settings, 1, Silent())[0]["fed-sb"] == record
+    assert done == []
+
+
+def test_private_arms_try_more_rates_only_if_that_is_asked_for(config):
+    private = RunConfig.from_dict(changed(config, compare=..., privacy={"unit": "client", "epsilon": 8.0}))
+    assert not CompareConfig().may_grow(private, 3)
+    assert CompareConfig(tuning_budget=4).may_grow(private, 3)
+    assert CompareConfig().may_grow(private.model_copy(update={"privacy": None}), 3)
 
 
 def test_the_default_grid_and_the_forms_of_a_grid():

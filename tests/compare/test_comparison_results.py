@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 from comparison_helpers import TWO, assert_refused, document
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +20,10 @@ from fedsb import RunConfig
 from fedsb.cli.compare import LiveBars, PlainLines, how_to_resume
 from fedsb.common import files
 from fedsb.compare import CompareConfig, compare
+from fedsb.compare.intervals import paired_interval
 from fedsb.compare.results import (
     Point,
+    better_than,
     collect,
     difference,
     middle,
@@ -58,7 +61,7 @@ VALUES = st.dictionaries(st.integers(0, 6), st.floats(-10, 10), max_size=6)
 def test_paired_differences_are_over_the_common_seeds(mine, first):
     common = sorted(set(mine) & set(first))
     apart = np.array([mine[seed] - first[seed] for seed in common])
-    result = difference(mine, first)
+    result = difference(mine, first, looked_at=2)
     assert result["seeds"] == len(common)
     assert result["mean"] == (pytest.approx(np.mean(apart)) if len(common) else None)
     assert result["std"] == (pytest.approx(np.std(apart, ddof=1), abs=1e-9) if len(common) > 1 else None)
@@ -67,7 +70,26 @@ def test_paired_differences_are_over_the_common_seeds(mine, first):
 def test_a_value_that_is_not_known_leaves_the_mean_unknown():
     assert (middle([0.5, None]), spread([0.5, 0.7, None])) == (None, None)
     assert (middle([0.5]), spread([0.5])) == (0.5, None)
-    assert difference({0: 1.0, 1: None}, {0: 0.5, 1: 0.5})["mean"] is None
+    assert difference({0: 1.0, 1: None}, {0: 0.5, 1: 0.5}, looked_at=1)["mean"] is None
+
+
+@pytest.mark.parametrize("looked_at", [1, 10])
+def test_intervals_are_the_paired_t_test_s_as_wide_as_all_need(looked_at):
+    mine, first = [0.83, 0.81, 0.85, 0.84], [0.80, 0.80, 0.82, 0.79]
+    expected = scipy.stats.ttest_rel(mine, first).confidence_interval(1 - 0.05 / looked_at)
+    interval = paired_interval([a - b for a, b in zip(mine, first, strict=True)], looked_at)
+    assert list(interval) == pytest.approx(list(expected))
+    assert interval.separable == (expected.low > 0)
+    assert paired_interval([0.3, 0.3], looked_at) is None, "two seeds tell nothing apart"
+
+
+def test_who_is_better_is_said_where_all_pairs_together_show_it():
+    values = {"a": [0.50, 0.51, 0.49], "b": [0.40, 0.41, 0.39], "c": [0.45, 0.50, 0.48]}
+    runs = [{"method": m, "seed": s, "value": v} for m, row in values.items() for s, v in enumerate(row)]
+    assert better_than(runs, higher_is_better=True) == {"a": ["b"], "b": [], "c": []}
+    assert better_than(runs, higher_is_better=False) == {"a": [], "b": ["a"], "c": []}
+    two = [run for run in runs if run["seed"] < 2]
+    assert not any(better_than(two, higher_is_better=True).values())
 
 
 def test_unfinished_runs_are_not_collected(copy):

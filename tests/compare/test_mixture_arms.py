@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "local": {"method.experts.by": None, "federation.client_experts": [0, 1, 2, 3]},
             },
             "learning_rates": {"default": [0.02], "routed": [0.02, 0.06]},
+            "tuning_budget": 2,
             "validation": 12,
         },
     )

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from test_report import EVIL, Outline
 
 from fedsb.compare.page import comparison_page
+from fedsb.compare.page.equal import equal_limits
 from fedsb.compare.page.front import log_ticks
 from fedsb.compare.page.labels import Box, Spot, place
+from fedsb.compare.page.load import load_comparison
 from fedsb.compare.page.tables import change, value
 from fedsb.errors import InputError
+from fedsb.report import facts
 
 pytestmark = pytest.mark.plots
 
@@ -57,8 +60,36 @@ def test_one_line_per_method_in_the_table(tmp_path: Path) -> None:
     apart = row["difference"]
     said = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} %"
     differs = f"{100 * apart['mean']:+.2f} ± {100 * apart['std']:.2f} points".replace("-", "−")
-    assert f"fedit {said} {differs} 1.48 MB 35.4 MB 59 MB 0.005 3" in words(folder)
+    assert f"fedit {said} {differs} ≈ 1.48 MB 35.4 MB 59 MB 0.005 3" in words(folder)
     assert "0.00167 (edge) 3 ●" in words(folder)
+
+
+def test_a_method_dominates_only_where_the_seeds_show_it(tmp_path: Path) -> None:
+    folder = edit(write_comparison(tmp_path / "c"), pareto=["fed-sb"], better_than={"fed-sb": ["fedit"]})
+    said = "fed-sb has the best mean and the least traffic, and over these seeds cannot be told apart from"
+    assert f"{said} ffa-lora in accuracy." in words(folder)
+    edit(folder, better_than={"fed-sb": ["fedit", "ffa-lora"]})
+    assert "fed-sb dominates: no other method is better or cheaper, beyond the spread" in words(folder)
+
+
+def test_scores_at_equal_bytes_and_rounds(tmp_path: Path) -> None:
+    """The second method sends twice as much a round, and does two rounds less."""
+    folder = write_comparison(tmp_path / "c", methods=2, seeds=1, rounds=5)
+    file = folder / "runs/fedit/seed-0/metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()][:4]
+    for line in lines:
+        line["upload_bytes"] *= 2
+        line["download_bytes"] *= 2
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = (load_comparison(folder).folders(name)[0] for name in ("fed-sb", "fedit"))
+    bytes_, rounds = equal_limits(load_comparison(folder))
+    most = min(facts.total_bytes(first), facts.total_bytes(second))
+    spent = facts.running_total(second)
+    reached = max(at for at in spent if spent[at] <= most)
+    assert reached > 0
+    assert bytes_.mean_of(load_comparison(folder), "fedit") == dict(facts.curve(second, "accuracy"))[reached]
+    assert rounds.title == "after 3 rounds"
+    assert rounds.mean_of(load_comparison(folder), "fed-sb") == dict(facts.curve(first, "accuracy"))[3]
 
 
 def test_one_seed_and_one_method_still_make_a_page(tmp_path: Path) -> None:

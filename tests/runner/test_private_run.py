@@ -324,7 +324,10 @@ REFUSALS = {
         {"privacy__unit": "client", "method__name": "flora", "federation__weighting": "uniform"},
         "averages",
     ),
-    "weights by examples per client": ({"privacy__unit": "client"}, "uniform"),
+    "weights by examples per client": (
+        {"privacy__unit": "client", "federation__weighting": "examples"},
+        "uniform",
+    ),
     "failures that nobody was charged for": ({"federation__upload_dtype": "float16"}, "take bfloat16"),
 }
 

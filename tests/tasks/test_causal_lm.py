@@ -372,7 +372,9 @@ def test_a_marked_column_is_empty_where_a_row_has_no_value_in_every_format(tmp_p
     rows = read_rows(str(path))
     prompts = [fill(parse_template("{q} <{x:optional}>"), row, name, 0) for row in rows]
     assert prompts == ["a <>", "c <>", f"c <{rows[2]['x']}>"]
-    with pytest.raises(InputError, match=rf"{name}: row 1 has no value in column 'x'; .*\{{x:optional\}}"):
+    with pytest.raises(
+        InputError, match=rf"{name}: row 1( .line 2.)? has no value in column 'x'; .*\{{x:optional\}}"
+    ):
         fill(parse_template("{q} {x}"), rows[0], name, 0)
 
 

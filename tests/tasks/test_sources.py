@@ -11,7 +11,7 @@ from fedsb.config import RunConfig
 from fedsb.config.sections import BenchmarkConfig
 from fedsb.errors import InputError
 from fedsb.tasks.rows import cell_text, read_rows
-from fedsb.tasks.sources import benchmark_rows, train_name, train_rows
+from fedsb.tasks.sources import asked_rows, benchmark_rows, train_name, train_rows
 from fedsb.tasks.sources import test_rows as held_out_rows
 
 
@@ -104,7 +104,7 @@ def test_rows_without_a_label_are_dropped_in_every_format_and_the_rest_keep_thei
     (tmp_path / name).write_text(content)
     rows = train_rows(labelled_config(train=str(tmp_path / name), drop_unlabelled=True))
     assert [(row["text"], row.number) for row in rows] == [("x", 1), ("z", 3)]
-    with pytest.raises(InputError, match=rf"{name}: row 3 has no value in column 'missing'"):
+    with pytest.raises(InputError, match=rf"{name}: row 3( .line 4.)? has no value in column 'missing'"):
         cell_text(rows[1], "missing", source="all of them", number=2)
 
 
@@ -160,5 +160,13 @@ def test_a_prepared_row_keeps_its_place_and_takes_text_for_truth(tmp_path):
     rows = train_rows(found)
     assert [(row["answer"], row.number) for row in rows] == [("false", 1), ("true", 2)]
     whole = config(train=str(tmp_path / "a.csv"), prepare={"train": "boolq"})
-    with pytest.raises(InputError, match=r"a\.csv: row 3 is not one of boolq: it has no 'answer'"):
+    with pytest.raises(InputError, match=r"a\.csv: row 3 .line 4. is not one of boolq: it has no 'answer'"):
         train_rows(whole)
+
+
+@pytest.mark.parametrize("test", ["test.jsonl", 0.2])
+def test_rows_to_be_answered_are_read_as_the_test_rows_are_also_where_these_are_a_share(tmp_path, test):
+    asked = write(tmp_path / "a.jsonl", [{"question": "q"}])
+    side = "test" if test == "test.jsonl" else "train"
+    found = config(train="t.jsonl", test=test, columns={side: {"query": "question"}})
+    assert asked_rows(found, asked) == [{"question": "q", "query": "q"}]

@@ -19,7 +19,8 @@ from fedsb.cli.terminal import default_folder
 from fedsb.compare.arms import number
 from fedsb.compare.comparison import Comparison, compare
 from fedsb.compare.config import settings_from_yaml
-from fedsb.compare.page.tables import change, value
+from fedsb.compare.intervals import CONFIDENCE, FEWEST_SEEDS
+from fedsb.compare.page.tables import APART, change, value
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.report.metrics import describe, show
@@ -212,6 +213,7 @@ def _table(document: dict[str, Any]) -> Table:
 def _cells(document: dict[str, Any], name: str, row: dict[str, Any]) -> list[str]:
     metric, difference = document["metric"], row["difference"]
     apart = change(metric, difference["mean"], difference["std"]).removesuffix(f"{THIN}points")
+    apart += "" if difference["separable"] else f" {APART}"
     return [
         value(metric, row["mean"], row["std"]).removesuffix(f"{THIN}%"),
         "" if name == document["baseline"] else apart,
@@ -236,6 +238,8 @@ def _routing(metric: str, name: str, routing: dict[str, Any]) -> str:
 def _remarks(document: dict[str, Any]) -> list[str]:
     remarks = [
         f"mean ± sample sd over seeds; differences are paired, to {document['baseline']}",
+        f"{APART} the seeds do not tell the two apart: zero lies in the paired t interval "
+        f"({percent(CONFIDENCE, 0)}, corrected for all; none with fewer than {FEWEST_SEEDS} seeds)",
         "bytes up and down together: per round for each client; total of all, one-time traffic included",
         "● not dominated: no other method is both better and cheaper",
     ]

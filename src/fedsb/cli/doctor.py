@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.method import method_of
+from fedsb.config.private_defaults import notes_on_defaults
 from fedsb.errors import FedsbError
 from fedsb.methods import Counts
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest
 from fedsb.models.limits import embedding_rows, positions_of
-from fedsb.report.cuts import cut_notes
+from fedsb.report.cuts import cut_notes, length_lines
 from fedsb.report.tracking import check_tracking
 from fedsb.report.units import human_bytes, plural
 from fedsb.runner.arguments import local_training
@@ -27,6 +29,7 @@ from fedsb.runner.earlier_run import check_starts_from, earlier_run
 from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
+from fedsb.runner.privacy_forecast import forecast
 from fedsb.runner.started_on import versions
 from fedsb.runner.trial import try_rows
 from fedsb.tasks.scoring.benchmark import check_benchmarks
@@ -72,7 +75,8 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
             yield Finding(stage.what, None, f"not checked, since it needs {missing[0]}")
             continue
         try:
-            results[stage.what], lines = stage.look(config, *(results[name] for name in stage.needs))
+            settled = results["data"].settled(config) if "data" in results else config
+            results[stage.what], lines = stage.look(settled, *(results[name] for name in stage.needs))
         except Exception as error:
             show_if_debugging(error)
             yield Finding(stage.what, False, _said(error))
@@ -99,7 +103,7 @@ def _tracking(config: RunConfig) -> tuple[None, Lines]:
 def _data(config: RunConfig, method: None) -> tuple[Data, Lines]:
     data = prepare_data(config)
     tokens = [("tokens", text) for text in _describe_tokens(config, data)]
-    notes = [("task", note) for note in data.task.notes]
+    notes = [("task", note) for note in data.task.notes] + [("data", note) for note in data.notes]
     return data, [("data", _describe_data(data)), *notes, *tokens]
 
 
@@ -131,6 +135,14 @@ def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lin
     return None, [("training", f"a step on {plural(try_rows(config, data, base), 'row')} works")]
 
 
+def _privacy(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
+    if config.privacy is None:
+        return None, []
+    numbers = _numbers_of_a_round(config, base, len(data.parts)).up
+    lines = forecast(config, [len(part) for part in data.parts], numbers).lines()
+    return None, [("privacy", line) for line in (*notes_on_defaults(config), *lines)]
+
+
 def _traffic(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
     return None, list(_estimates(config, data, base))
 
@@ -145,6 +157,7 @@ STAGES = (
     Stage("start", ("data", "model"), _start),
     Stage("training", ("data", "model"), _two_rows),
     Stage("traffic", ("data", "model"), _traffic),
+    Stage("privacy", ("data", "model"), _privacy),
 )
 """In the order of a run."""
 
@@ -167,7 +180,9 @@ def _describe_method(config: RunConfig) -> str:
 
 def _describe_data(data: Data) -> str:
     sizes = [len(part) for part in data.parts]
-    labels = f", labels {', '.join(data.task.label_names[:6])}" if data.task.label_names else ""
+    held = Counter(data.labels or ())
+    names = [f"{name} {held[name]:,}" if held else name for name in (data.task.label_names or ())[:6]]
+    labels = f", labels {', '.join(names)}" if names else ""
     return (
         f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
         f"{min(sizes)} to {max(sizes)} each{labels}"
@@ -176,9 +191,7 @@ def _describe_data(data: Data) -> str:
 
 def _describe_tokens(config: RunConfig, data: Data) -> Iterator[str]:
     record = cut_record(config, data, shown=False)
-    for split, counts in record.items():
-        lengths = ", ".join(f"{name} {length:,}" for name, length in counts["length"].items())
-        yield f"in {split} examples: {lengths}"
+    yield from length_lines(record)
     yield from cut_notes(record)
 
 

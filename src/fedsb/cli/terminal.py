@@ -147,6 +147,7 @@ def evaluate_in_terminal(
     """Resolve what `fedsb evaluate` was asked for, and score it: a run on its own config into its folder."""
     from fedsb.runner.chosen_lora import model_folder
     from fedsb.runner.evaluate import evaluate, evaluate_run
+    from fedsb.runner.split_record import kept_split
 
     if (run is None) == (model is None):
         raise InputError("evaluate: give either --run DIR or --model ID_OR_DIR")
@@ -162,8 +163,9 @@ def evaluate_in_terminal(
     loaded = evaluation_config(run, config, overrides)
     if run is not None:
         model, adapter = loaded.model.path, model_folder(run)
+    kept = kept_split(run, loaded) if run is not None else None
     with watching(console) as progress:
-        return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress)
+        return evaluate(loaded, model=str(model), adapter=adapter, out=out, progress=progress, kept=kept)
 
 
 def show_merged(merged: Merged, console: Console) -> None:

@@ -17,6 +17,7 @@ from fedsb.config.sections import ColumnsConfig, LimitConfig, PrepareConfig
 from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
 from fedsb.methods import ALL, METHODS, by_name
+from fedsb.runner.continued import as_chosen
 from fedsb.runner.folder import finished_summary
 
 
@@ -116,7 +117,8 @@ class Job:
         file = self.folder / "config.yaml"
         if not file.is_file():
             return False
-        if changed := differences(RunConfig.from_yaml(file), self.config):
+        before = RunConfig.from_yaml(file)
+        if changed := differences(before, as_chosen(before, self.config)):
             raise InputError(
                 f"--out: {self.folder} holds a run of another config; remove it to do it again, or name "
                 "another folder for all:\n  " + "\n  ".join(changed)
@@ -162,6 +164,8 @@ def _tuning_config(arm: Arm, rate: float, folder: Path, seed: int, rounds: int |
     files = {
         "train": str(folder / TRAIN),
         "test": str(folder / VALIDATION),
+        "group": None,
+        "encoding": None,
         "limit": LimitConfig(),
         "prepare": PrepareConfig(),
         "columns": ColumnsConfig(),

@@ -16,7 +16,14 @@ from fedsb.compare.folder import check_folder, write_config
 from fedsb.compare.inputs import INPUTS, check_inputs, check_same_inputs
 from fedsb.compare.page import comparison_page
 from fedsb.compare.progress import Progress, Silent
-from fedsb.compare.results import collect, pareto, privacy_sentence, privacy_together, summarize
+from fedsb.compare.results import (
+    better_than,
+    collect,
+    pareto,
+    privacy_sentence,
+    privacy_together,
+    summarize,
+)
 from fedsb.compare.split import recorded_seed, recorded_split, write_split
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
@@ -66,7 +73,7 @@ def compare(
         if _something_left(root, arms, seeds):
             progress.stage("checking data, partitions and model")
             _prepare(root, config, kept, arms, seeds, tuning_seed)
-        choices, hopeless = tuning.tune(root, arms, tuning_seed, settings.tuning_rounds, jobs, progress)
+        choices, hopeless = tuning.tune(root, arms, tuning_seed, settings, jobs, progress)
         rates = {arm: choice.learning_rate for arm, choice in choices.items()}
         problems = execute(final_jobs(root, arms, rates, seeds), jobs, progress)
         document = _document(root, methods, settings.metric, {**hopeless, **problems})
@@ -119,6 +126,7 @@ def _document(root: Path, methods: Sequence[str], metric: str | None, problems: 
         "runs": runs,
         "summary": summary,
         "pareto": pareto(summary, higher_is_better=better),
+        "better_than": better_than(runs, higher_is_better=better),
         "split": recorded_split(root / "tuning"),
         "tuning": [line for m, choice in choices.items() if choice for line in tuning.as_json(m, choice)],
         "privacy": privacy_sentence(runs, together),

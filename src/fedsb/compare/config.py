@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator
 
+from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 
 FACTORS = (1 / 3, 1.0, 3.0)
 """Multiples of training.learning_rate: the rates that are tried where none are given."""
+USUAL_BUDGET = 6
+"""Rates tried for an arm at most, where nothing is said."""
 SHARED = ("seed", "data", "task", "model", "evaluation", "compare")
 """Sections that no arm may change: all arms answer the same question."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -29,6 +32,9 @@ class CompareConfig(Section):
     """Rates to try, by arm or `default`; none: 1/3, 1 and 3 times training.learning_rate."""
     validation: Positive = 0.1
     """Share of the training rows, or from 1 on their number, held out to choose the rate."""
+    tuning_budget: PositiveInt | None = None
+    """Most rates tried for an arm: while its best one is the smallest or largest of its grid, the next beyond
+    is tried too; a larger grid is tried whole. null: 6; a private arm, as each run costs, its grid."""
     tuning_rounds: PositiveInt | None = None
     """Rounds of a tuning run; null: as the run."""
     metric: str | None = None
@@ -75,6 +81,12 @@ class CompareConfig(Section):
         if value >= 1 and value != int(value):
             raise ValueError("expected a share below 1 or a whole number of rows")
         return value
+
+    def may_grow(self, arm: RunConfig, tried: int) -> bool:
+        """Whether one more rate than these may be tried."""
+        if self.tuning_budget is None:
+            return arm.privacy is None and tried < USUAL_BUDGET
+        return tried < self.tuning_budget
 
     def rates(self, arm: str, learning_rate: float) -> tuple[float, ...]:
         """The arm's grid, ascending, to four digits where it is derived; one rate: nothing is tuned."""

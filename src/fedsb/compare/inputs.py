@@ -23,7 +23,7 @@ from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.prepare_privacy import check_budget
 from fedsb.runner.started_on import NAMES
 from fedsb.tasks import Row
-from fedsb.tasks.sources import test_rows, train_rows
+from fedsb.tasks.sources import run_rows
 
 OF_THE_DATA = ("federation", "training.max_length")
 OF_THE_MODEL = ("method", "training", "privacy")
@@ -48,8 +48,8 @@ def check_inputs(
     check_metric(settings.metric, shared)
     if shared.evaluation.benchmarks:
         check_evaluation(shared)
-    rows = train_rows(shared)
-    digests = {"train": examples_digest(rows), "test": examples_digest(test_rows(shared))}
+    rows, test, _ = run_rows(shared)
+    digests = {"train": examples_digest(rows), "test": examples_digest(test)}
     for alike in _grouped(arms, OF_THE_DATA):
         data = prepare_data(alike[0].config)
         _check_partitions(alike, rows, data.labels, seeds)

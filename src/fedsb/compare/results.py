@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from fedsb.compare.intervals import paired_interval
 from fedsb.compare.scored import headline, is_scored, scores_of
 from fedsb.config import RunConfig
 from fedsb.privacy.accounting import Mechanism
@@ -107,14 +108,19 @@ def _privacy(stated: Mapping[str, Any] | None) -> Record | None:
 def summarize(runs: Sequence[Record]) -> dict[str, Record]:
     """By method, in order of appearance: mean, sample deviation (None of one seed), bytes, and the paired
     difference to the first method over the seeds that both have. Bytes are means over the seeds."""
+    groups = _by_method(runs)
+    first, others = next(iter(groups.values()), []), len(groups) - 1
+    return {method: _summary(held, first, others) for method, held in groups.items()}
+
+
+def _by_method(runs: Sequence[Record]) -> dict[str, list[Record]]:
     groups: dict[str, list[Record]] = {}
     for run in runs:
         groups.setdefault(run["method"], []).append(run)
-    first = next(iter(groups.values()), [])
-    return {method: _summary(held, first) for method, held in groups.items()}
+    return groups
 
 
-def _summary(held: Sequence[Record], first: Sequence[Record]) -> Record:
+def _summary(held: Sequence[Record], first: Sequence[Record], others: int) -> Record:
     values = [run["value"] for run in held]
     return {
         "mean": middle(values),
@@ -124,7 +130,7 @@ def _summary(held: Sequence[Record], first: Sequence[Record]) -> Record:
         "learning_rate": held[0]["learning_rate"],
         "init_bytes": mean(run["init_bytes"] for run in held),
         "bytes_per_round": mean(run["bytes_per_round"] for run in held),
-        "difference": difference(_by_seed(held), _by_seed(first)),
+        "difference": difference(_by_seed(held), _by_seed(first), others),
         "routing": _mean_routing([run["routing"] for run in held]),
     }
 
@@ -139,11 +145,37 @@ def _by_seed(runs: Sequence[Record]) -> dict[int, float | None]:
     return {run["seed"]: run["value"] for run in runs}
 
 
-def difference(mine: Mapping[int, float | None], first: Mapping[int, float | None]) -> Record:
-    """Mean and sample deviation of mine minus first, seed by seed."""
+def difference(mine: Mapping[int, float | None], first: Mapping[int, float | None], looked_at: int) -> Record:
+    """Mine minus first, seed by seed: mean, sample deviation, and the `paired_interval` of so many; whether
+    they are separable is None where no interval is known."""
+    values = _differences(mine, first)
+    known = [value for value in values if value is not None]
+    interval = paired_interval(known, looked_at) if len(known) == len(values) else None
+    return {
+        "mean": middle(values),
+        "std": spread(values),
+        "seeds": len(values),
+        "interval": None if interval is None else list(interval),
+        "separable": None if interval is None else interval.separable,
+    }
+
+
+def _differences(mine: Mapping[int, float | None], first: Mapping[int, float | None]) -> list[float | None]:
     pairs = [(mine[seed], first[seed]) for seed in mine if seed in first]
-    values = [None if a is None or b is None else a - b for a, b in pairs]
-    return {"mean": middle(values), "std": spread(values), "seeds": len(values)}
+    return [None if a is None or b is None else a - b for a, b in pairs]
+
+
+def better_than(runs: Sequence[Record], *, higher_is_better: bool) -> dict[str, list[str]]:
+    """By method, the others that it is better than by an interval of all pairs together."""
+    groups = {method: _by_seed(held) for method, held in _by_method(runs).items()}
+    pairs = len(groups) * (len(groups) - 1) // 2
+    sign = 1 if higher_is_better else -1
+
+    def is_better(mine: str, other: str) -> bool:
+        apart = difference(groups[mine], groups[other], pairs)
+        return bool(apart["separable"]) and sign * apart["mean"] > 0
+
+    return {mine: [other for other in groups if other != mine and is_better(mine, other)] for mine in groups}
 
 
 def middle(values: Sequence[float | None]) -> float | None:

@@ -64,6 +64,11 @@ def _training(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
             "method.refresh_every: each refresh would look at private rows again; leave it out, or take "
             "method.init.kind: orthonormal"
         )
+    if config.training.class_weights == "balanced":
+        yield (
+            "training.class_weights: balanced is made of counts of private labels, which no noise covers; "
+            "give numbers that are known without them, e.g. {negative: 1, positive: 4}"
+        )
     if privacy.unit == "example" and config.training.grad_clip is not None:
         yield "training.grad_clip: privacy.clip_norm clips every example already; leave grad_clip out"
 
@@ -71,8 +76,6 @@ def _training(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
 def _by_unit(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Iterator[str]:
     federation = config.federation
     if privacy.unit == "example":
-        if privacy.quantile is not None:
-            yield "privacy.quantile: the clip norm follows a quantile with privacy.unit: client alone"
         if federation.upload_dtype == "float16":
             yield (
                 "federation.upload_dtype: a number too large for float16 would fail, and tell of private "

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
+from fedsb.config.private_defaults import with_private_defaults
 from fedsb.config.sections import (
     AnswerSection,
     ChatConfig,
@@ -52,16 +53,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_warmup_on_private_rows(cls, values: Any) -> Any:
-        """The default warm-up is off with privacy, unless there are public rows for it; one that is asked for
-        is refused by `check_settings`, with the reason."""
-        if not isinstance(values, Mapping) or values.get("privacy") is None:
-            return values
-        method = values.get("method", {})
-        init = method.get("init", {}) if isinstance(method, Mapping) else None
-        if not isinstance(init, Mapping) or init.get("public") or "head_warmup" in init:
-            return values
-        return {**values, "method": {**method, "init": {**init, "head_warmup": None}}}
+    def _private_defaults(cls, values: Any) -> Any:
+        return with_private_defaults(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _benchmarks_are_written(self) -> RunConfig:
@@ -129,6 +122,8 @@ def _absolute(source: Any) -> Any:
         return {name: _absolute(path) for name, path in source.items()}
     if isinstance(source, list):
         return [_absolute(path) for path in source]
+    if not isinstance(source, str):
+        return source
     if source and os.path.exists(source):  # False also of a name too long for any file
         return str(Path(source).resolve())
     fits = source and not Path(source).is_absolute() and glob.glob(source, recursive=True)

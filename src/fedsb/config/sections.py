@@ -217,18 +217,60 @@ Source = str | list[str]
 Sources = Annotated[Source | dict[str, Source], BeforeValidator(_names_sources)]
 
 
+Encoding = Literal[
+    "utf-8", "utf-16", "windows-1250", "windows-1251", "windows-1252", "windows-1253", "windows-1254",
+    "windows-1257", "iso-8859-1", "iso-8859-2", "iso-8859-15", "koi8-r", "mac-roman", "cp437", "cp850",
+    "shift_jis", "euc-jp", "gb18030", "big5", "euc-kr",
+]  # fmt: skip
+DEFAULT_SHARE = 0.1
+"""Of the training rows, held out as test rows where the config names none."""
+
+
 class DataConfig(Section):
     train: Sources
     """Hub id, file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), folder or pattern such as `site-*/*.csv`; a
     list of such; or several with a name each, which their rows then have in the column `source`."""
-    test: Annotated[Source, BeforeValidator(_names_sources)]
-    """As `train`, without names; never used to choose anything."""
+    test: Annotated[float, Field(gt=0, le=0.5)] | Annotated[Source, BeforeValidator(_names_sources)] = (
+        DEFAULT_SHARE
+    )
+    """As `train`, without names; or the share of the training rows to hold out, of each class alike. Never
+    used to choose anything."""
+    group: str | None = None
+    """Column whose rows stay together on one side of the share, such as a patient's id."""
+    split_seed: int = 0
+    """Draws the rows held out: the same for all seeds, methods and commands."""
+    encoding: Encoding | None = None
+    """Of CSV and TSV files without a byte order mark; null: UTF-8, or Windows-1252 where that is certain."""
     limit: LimitConfig = LimitConfig()
     prepare: PrepareConfig = PrepareConfig()
     """Bring the rows of known data sets into the form that a recipe's prompt is made for."""
     columns: ColumnsConfig = ColumnsConfig()
     drop_unlabelled: bool = False
     """Leave out rows without a label (SNLI and GLUE have some) instead of refusing them."""
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _share_or_files(cls, value: Any) -> Any:
+        if value is None:
+            return DEFAULT_SHARE
+        if isinstance(value, bool) or (isinstance(value, int | float) and not 0 < value <= 0.5):
+            raise ValueError(f"expected a file, or a share above 0 and at most 0.5, found {value!r}")
+        return value if isinstance(value, float) else _names_sources(value)
+
+    @model_validator(mode="after")
+    def _keys_of_a_share(self) -> DataConfig:
+        if isinstance(self.test, float):
+            if self.prepare.test or self.columns.test:
+                raise ValueError(
+                    f"test is the share {self.test:g} of the training rows, which prepare.train and "
+                    "columns.train are for; leave prepare.test and columns.test out, or name a test file"
+                )
+        elif self.group is not None:
+            raise ValueError(
+                "group keeps rows together where test is a share, e.g. test: 0.1; leave group out, or take a "
+                "share"
+            )
+        return self
 
 
 class HeadWarmupConfig(Section):
@@ -241,7 +283,8 @@ class HeadWarmupConfig(Section):
 
 class InitConfig(Section):
     kind: Literal["gradient", "weights", "orthonormal"] = "gradient"
-    """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS). orthonormal: a seed."""
+    """gradient: SVD of the first update (LoRA-SB). weights: SVD of W0 (LoRA-XS), the default with privacy.
+    orthonormal: a seed."""
     from_run: str | None = None
     """Folder of a finished run of the same method, rank, targets and base: start with its factors and head as
     they ended; the other keys here are then for `refresh_every` alone."""
@@ -264,7 +307,7 @@ class InitConfig(Section):
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()
-    """Train a fresh classification head on cached features first; null switches it off."""
+    """Train a fresh classification head on cached features first; null, the default with privacy: do not."""
 
 
 class ExpertsConfig(Section):
@@ -396,7 +439,7 @@ class FederationConfig(Section):
     padding: Literal["all", "owners"] = "all"
     """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
     weighting: Literal["examples", "uniform"] = "examples"
-    """Weight of a client's update in the mean."""
+    """Weight of a client's update in the mean; with privacy.unit: client the default is uniform."""
     processes: PositiveInt = 1
     """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
     of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
@@ -422,8 +465,9 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 32
     accumulation: PositiveInt = 1
     """Batches per optimizer step."""
-    max_length: PositiveInt = 128
-    """Tokens per example; longer ones are cut."""
+    max_length: PositiveInt | Literal["auto"] = "auto"
+    """Tokens per example; longer ones are cut. auto: enough for 99 of 100 training examples, and for all if
+    128 will do; 128 where rows must not choose it, with privacy and over the network."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Over the whole run, not again each round."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -433,11 +477,41 @@ class TrainingConfig(Section):
     """Largest gradient norm over all trained numbers."""
     autocast: Literal["bfloat16"] | None = None
     gradient_checkpointing: bool = False
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
+    """Weight of an example's loss by its class: a number for each class, or balanced: one over how often the
+    class occurs in all training rows (simulated runs without privacy)."""
     group_by_length: bool = False
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
     packing: bool = False
     """causal-lm, chat: put a batch's short examples into one row, where each sees itself alone. The same
     losses and steps, faster; a model that would not keep them apart is refused before the start."""
+
+    @property
+    def tokens(self) -> int:
+        """max_length as a number, which `auto` has become once the rows are read."""
+        assert self.max_length != "auto"
+        return self.max_length
+
+    @field_validator("max_length", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"expected a whole number above 0, or auto, found {value!r:.200}")
+        return value
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights_by_name(cls, value: Any) -> Any:
+        """Classes by the names that rows have for them: 1 and true are "1" and "true"."""
+        if value in (None, "balanced"):
+            return value
+        numbers = value.values() if isinstance(value, dict) else [None]
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers):
+            raise ValueError(
+                f"expected balanced, or a number above 0 for each class, e.g. {{yes: 4, no: 1}}, found "
+                f"{value!r:.200}"
+            )
+        return {label_name(name): number for name, number in value.items()}
 
 
 class PrivacyConfig(Section):
@@ -450,15 +524,25 @@ class PrivacyConfig(Section):
     """Noise over sensitivity; null: calibrated to epsilon."""
     delta: Positive | None = None
     """null: 1e-5, or a tenth of one over the number of units if that is less."""
-    clip_norm: Positive = 0.1
-    """Largest L2 norm of one example's gradient, or of one client's update."""
+    clip_norm: Positive = 1.0
+    """Largest L2 norm of one example's gradient, or of one client's update. auto: begins at 1 and follows the
+    median, as `quantile: 0.5` does."""
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """client: let the clip norm follow this quantile of the updates' norms; null: fixed."""
+    """Let the clip norm follow this quantile of the gradients' norms in a round's steps, or of the updates'
+    norms over rounds; a noised count pays for it out of the same budget. null: fixed."""
     insecure_seed: int | None = None
     """For tests alone: noise that repeats. The run is then marked as not private."""
     ledger: str | None = None
     """Simulated runs: a .jsonl file that all private runs on these rows share; each is charged there too, and
     `fedsb privacy --ledger FILE` says what they cost together. null: the run's own ledger alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_the_median(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("clip_norm") != "auto":
+            return values
+        begins = {key: value for key, value in values.items() if key != "clip_norm"}
+        return {**begins, "quantile": values.get("quantile") or 0.5}
 
     @model_validator(mode="after")
     def _some_noise(self) -> PrivacyConfig:

@@ -92,6 +92,7 @@ class Node:
         check_can_deploy(config)
         self.config = localized(config, node_config)
         self.data = read_data(self.config, node_config)
+        self.config = self.data.settled(self.config)
         check_steps(config, self.registered)
 
     @property

@@ -43,7 +43,7 @@ def check_bounds(config: RunConfig) -> None:
     """
     settings = flat_settings(config)
     for key, most in MOST.items():
-        _check(key, settings.get(key), most)
+        _check(key, None if settings.get(key) == "auto" else settings.get(key), most)
     federation, task = config.federation, config.task
     _check("federation.rounds x clients", federation.rounds * federation.clients, MOST_CLIENT_ROUNDS)
     if isinstance(task, CausalLmConfig):

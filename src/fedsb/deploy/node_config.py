@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
-from fedsb.config.sections import CausalLmConfig, ChatConfig, ClassificationConfig, PrivacyConfig
+from fedsb.config.sections import CausalLmConfig, ChatConfig, ClassificationConfig, Encoding, PrivacyConfig
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.tasks.prompts import parse_template
@@ -34,6 +34,8 @@ class NodeDataConfig(Section):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
     """Names these rows in the privacy ledger, `state/ledgers/ID.jsonl`, which all runs on them share. Keep it
     when rows are added or the file is moved. null: made of the file's name and place."""
+    encoding: Encoding | None = None
+    """Of this party's CSV or TSV file, if it is not UTF-8 and fedsb cannot tell it; null: by its bytes."""
     expert: str | None = None
     """The expert that all of these rows are of, in runs that train several; null: as the run's config
     has it, by a column of the rows (which `columns` must then list) or by this party's number."""
@@ -162,6 +164,12 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
     if largest is not None and (delta is None or not delta <= largest):
         raise Refused(_refusal("delta", f"at most {largest:g}", "largest_delta", delta))
     clip, smallest = privacy.clip_norm, limits.smallest_clip_norm
+    if smallest is not None and privacy.quantile is not None:
+        raise Refused(
+            "limits.smallest_clip_norm: this party allows a clip norm that stays above it, and the run's "
+            "follows its gradients; leave privacy.quantile out at the server (and clip_norm: auto), or the "
+            "limit here"
+        )
     if smallest is not None and not clip >= smallest:
         raise Refused(_refusal("clip_norm", f"at least {smallest:g}", "smallest_clip_norm", clip))
 
@@ -246,8 +254,8 @@ def task_columns_of(config: RunConfig) -> list[str]:
 # Approval
 
 
-ELSEWHERE: dict[str, Any] = {"data": {"train", "test"}}
-"""Left out of a config's digest: files of the server's, which no node reads."""
+ELSEWHERE: dict[str, Any] = {"data": {"train", "test", "group", "split_seed", "encoding"}}
+"""Left out of a config's digest: what is about the server's files, which no node reads."""
 
 
 def config_digest(config: RunConfig) -> str:

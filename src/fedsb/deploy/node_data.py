@@ -8,6 +8,7 @@ from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
 from fedsb.models import load_tokenizer
+from fedsb.runner.lengths import fixed_length
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
 from fedsb.tasks import Example, Row
@@ -43,7 +44,8 @@ def read_data(config: RunConfig, node: NodeConfig) -> Data:
 def _encoded(config: RunConfig, node: NodeConfig) -> Data:
     rows = _rows(node.data.train, node)
     tokenizer = load_tokenizer(config.model.path)
-    task = task_of(config, tokenizer, rows)
+    length = fixed_length(config)
+    task = task_of(config, tokenizer, rows, length.tokens)
     examples = task.encode(rows, node.data.train)
     public = None
     if config.method.init.public is not None and node.data.public is not None:
@@ -53,7 +55,7 @@ def _encoded(config: RunConfig, node: NodeConfig) -> Data:
     names = expert_names(config, [], node.data.train)
     examples = _of_experts(config, node, names, rows, examples)
     counts = counts_of(examples, parts)
-    return Data(task, tokenizer, examples, [], parts, None, public, names, counts)
+    return Data(task, tokenizer, examples, [], parts, None, public, names, counts, max_length=length.tokens)
 
 
 def _of_experts(
@@ -81,7 +83,7 @@ def _of_experts(
 
 def _rows(file: str, node: NodeConfig) -> list[Row]:
     """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
-    rows, columns = read_rows(file), node.data.columns
+    rows, columns = read_rows(file, encoding=node.data.encoding), node.data.columns
     if {row.source for row in rows} != {str(Path(file))}:
         raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
     if not columns:

@@ -35,7 +35,7 @@ from fedsb.federation.training import (
     to_device,
 )
 from fedsb.privacy.keystream import Keystream
-from fedsb.privacy.noise import NoiseSource, add_noise
+from fedsb.privacy.noise import NoiseSource, add_noise, standard_normals
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
 
@@ -58,7 +58,8 @@ def train_privately(
     """Train the parameters in place by the plan's steps of one round.
 
     Guarantees: one example, present or blanked, moves each step's sum of gradients by at most
-    `plan.sensitivity` in L2, and the sum gets noise of `plan.noise_std` from a stream of its own.
+    `plan.sensitivity` in L2, and the sum gets noise of `plan.noise_std` from a stream of its own. Where the
+    clip norm follows a quantile, both follow it, and a noised count is released besides.
 
     Args:
         coins: of the Poisson batches; of this call alone, since what is composed as independent samples must
@@ -98,13 +99,23 @@ def clipping_optimizer(
     from opacus.optimizers import DPOptimizer
 
     class NoisedByUs(DPOptimizer):
-        steps = 0
+        max_grad_norm: float
+        steps, within = 0, 0.0  # of this step's examples, those within the clip norm, less half of all
+
+        def clip_and_accumulate(self) -> None:
+            if plan.quantile is not None:
+                self.within += within_less_half(self.grad_samples, self.max_grad_norm)
+            super().clip_and_accumulate()
 
         def add_noise(self) -> None:
             stream = noise.stream(*path, self.steps)
             self.steps += 1
+            std = plan.sum_noise_multiplier * self.max_grad_norm if plan.noise_multiplier else 0.0
             for parameter in self.params:
-                parameter.grad = add_noise(parameter.summed_grad, plan.noise_std, stream).view_as(parameter)
+                parameter.grad = add_noise(parameter.summed_grad, std, stream).view_as(parameter)
+            if plan.quantile is not None:
+                noised = self.within + plan.count_noise_std * standard_normals(1, stream).item()
+                self.max_grad_norm, self.within = plan.next_clip_norm(self.max_grad_norm, noised), 0.0
 
     return NoisedByUs(
         make_optimizer(parameters.values(), training),
@@ -112,6 +123,15 @@ def clipping_optimizer(
         max_grad_norm=plan.clip_norm,
         expected_batch_size=plan.expected_batch_size,
     )
+
+
+def within_less_half(gradients: Sequence[Tensor], clip_norm: float) -> float:
+    """How many examples' gradients are no longer than the clip norm, less half of all: an example that is
+    blanked moves it by 1/2. gradients: of each parameter, examples first."""
+    if not len(gradients[0]):
+        return 0.0
+    norms = torch.stack([g.reshape(len(g), -1).norm(2, dim=-1) for g in gradients], dim=1).norm(2, dim=1)
+    return float((norms <= clip_norm).sum()) - len(norms) / 2
 
 
 def private_step(

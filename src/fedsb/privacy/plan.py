@@ -16,10 +16,38 @@ from fedsb.privacy.calibration import calibrate
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.sampling import poisson_batches, poisson_sample
 
+FARTHEST = 1000.0
+"""Factor by which a clip norm that follows the gradients may leave the one it began with."""
+
+
+def count_noise_std(expected: int, noise_multiplier: float) -> float:
+    """Standard deviation of the noise on the number of units within the clip norm: a twentieth of the units
+    expected, as the rule's authors advise, but never less than the release's noise multiplier."""
+    return max(expected / 20, noise_multiplier)
+
+
+def multiplier_beside_count(noise_multiplier: float, count_std: float) -> float:
+    """Noise multiplier of the sum, where a count is released with it as one mechanism of `noise_multiplier`.
+
+    Both are one Gaussian mechanism of multiplier z: z^-2 = sum^-2 + (2 count)^-2, since one unit moves the
+    centred count by 1/2 (Andrew et al. 2021, arXiv 1905.03871, theorem 1).
+    """
+    if noise_multiplier == 0:
+        return 0.0
+    return float((noise_multiplier**-2 - (2 * count_std) ** -2) ** -0.5)
+
+
+def followed(clip_norm: float, quantile: float, rate: float, noised_share_within: float) -> float:
+    """The clip norm after a release in which about this share of the units was within it."""
+    return clip_norm * math.exp(-rate * (noised_share_within - quantile))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplePlan:
     """DP-SGD of one client (Abadi et al. 2016, arXiv 1607.00133) over its own examples.
+
+    With a quantile, the clip norm follows that quantile of the gradients' norms from step to step of a round
+    (Andrew et al. 2021, arXiv 1905.03871), and begins each round at `clip_norm`: clients keep no state.
 
     Attributes:
         num_examples: of this client; taken as public.
@@ -37,6 +65,8 @@ class ExamplePlan:
     clip_norm: float
     noise_multiplier: float = 0.0
     rows: int | None = None
+    quantile: float | None = None
+    clip_norm_rate: float = 0.5
 
     @property
     def sampling_probability(self) -> float:
@@ -44,13 +74,35 @@ class ExamplePlan:
 
     @property
     def sensitivity(self) -> float:
-        """The largest L2 change of the sum of clipped gradients if one example is blanked."""
+        """The largest L2 change of the sum of clipped gradients if one example is blanked, at `clip_norm`."""
         return self.clip_norm
 
     @property
+    def count_noise_std(self) -> float:
+        """As `count_noise_std`, of a step's batch; 0 without a quantile."""
+        if self.quantile is None:
+            return 0.0
+        return count_noise_std(self.expected_batch_size, self.noise_multiplier)
+
+    @property
+    def sum_noise_multiplier(self) -> float:
+        """Noise multiplier of a step's sum: more than the step's, if the count takes its share."""
+        if self.quantile is None:
+            return self.noise_multiplier
+        return multiplier_beside_count(self.noise_multiplier, self.count_noise_std)
+
+    @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on the sum of clipped gradients."""
-        return self.noise_multiplier * self.sensitivity if self.noise_multiplier else 0.0
+        """Standard deviation of the noise on the sum of clipped gradients, at `clip_norm`."""
+        return self.sum_noise_multiplier * self.sensitivity if self.noise_multiplier else 0.0
+
+    def next_clip_norm(self, clip_norm: float, noised_count: float) -> float:
+        """The clip norm of the next step; `noised_count`: examples within this one, less half of all."""
+        if self.quantile is None:
+            return clip_norm
+        share = noised_count / self.expected_batch_size + 0.5
+        moved = followed(clip_norm, self.quantile, self.clip_norm_rate, share)
+        return min(max(moved, self.clip_norm / FARTHEST), self.clip_norm * FARTHEST)
 
     @property
     def round(self) -> Mechanism:
@@ -109,21 +161,15 @@ class ClientPlan:
 
     @property
     def count_noise_std(self) -> float:
-        """Standard deviation of the noise on the number of clients within the clip norm: a twentieth of the
-        expected cohort, as the rule's authors advise, but never less than the round's noise multiplier."""
-        return max(self.expected_cohort / 20, self.noise_multiplier) if self.quantile is not None else 0.0
+        """As `count_noise_std`, of a round's cohort; 0 without a quantile."""
+        return 0.0 if self.quantile is None else count_noise_std(self.expected_cohort, self.noise_multiplier)
 
     @property
     def update_noise_multiplier(self) -> float:
-        """Noise multiplier of the sum of updates: more than the round's, if the count takes its share.
-
-        Both releases are one Gaussian mechanism of multiplier z: z^-2 = update^-2 + (2 count)^-2, since one
-        client moves the centred count by 1/2.
-        """
-        z = self.noise_multiplier
-        if self.quantile is None or z == 0:
-            return z
-        return (z**-2 - (2 * self.count_noise_std) ** -2) ** -0.5
+        """Noise multiplier of the sum of updates: more than the round's, if the count takes its share."""
+        if self.quantile is None:
+            return self.noise_multiplier
+        return multiplier_beside_count(self.noise_multiplier, self.count_noise_std)
 
     def cohort(self, coins: Keystream) -> list[int]:
         """Clients of one round; may be none."""
@@ -133,7 +179,7 @@ class ClientPlan:
         """The clip norm after a round in which about this share of the cohort was within it."""
         if self.quantile is None:
             return clip_norm
-        return clip_norm * math.exp(-self.clip_norm_rate * (noised_share_within - self.quantile))
+        return followed(clip_norm, self.quantile, self.clip_norm_rate, noised_share_within)
 
     def calibrated(self, epsilon: float, delta: float) -> ClientPlan:
         """With the least noise that keeps all rounds within epsilon at delta."""

@@ -68,12 +68,26 @@ def _of_examples(facts: Mapping[str, Any]) -> list[str]:
         f"delta)-differentially private with at most {_bound(facts)}, for data sets that differ in one "
         "training example of that client, which is present or blanked.",
         "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
-        f"gradient was clipped to the L2 norm {facts['clip_norm']:g}, and the client added Gaussian noise of "
-        f"{_noise(facts)} times that norm to each step's sum, {_source(facts)}.",
+        f"gradient was clipped to the L2 norm {facts['clip_norm']:g}{_followed(facts)}, and the client added "
+        f"{_example_noise(facts)}, {_source(facts)}.",
         f"Taken as public: how many examples each client has{_by_expert(facts)}, and the set of labels. Not "
         "covered: "
         f"{OBSERVABLE}; {OTHER_DATA}",
     ]
+
+
+def _followed(facts: Mapping[str, Any]) -> str:
+    return " at first in each round" if facts["quantile"] else ""
+
+
+def _example_noise(facts: Mapping[str, Any]) -> str:
+    """The noise of one step's whole release."""
+    if not facts["quantile"]:
+        return f"Gaussian noise of {_noise(facts)} times that norm to each step's sum"
+    return (
+        "Gaussian noise to each step's sum and to the number of gradients within the norm, which the next "
+        f"step's norm follows: together one release of noise multiplier {_noise(facts)}"
+    )
 
 
 def _by_expert(facts: Mapping[str, Any]) -> str:

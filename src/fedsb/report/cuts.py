@@ -36,14 +36,24 @@ def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
     examples, cut = f"{_number(counts, 'examples'):,} {name} examples", _number(counts, "cut")
     if cut:
         lost = ", ".join(plural(_number(counts, k), part) for k, part in LOST.items() if _number(counts, k))
-        longest = plural(_number(mapping(counts.get("length")), "max"), "token")
+        longest = _number(mapping(counts.get("length")), "max")
+        share = cut / max(_number(counts, "examples"), 1)
         yield (
-            f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); "
-            f"the longest has {longest}: raise it, or shorten the texts"
+            f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); that "
+            f"is {share:.1%}, and the longest has {longest:,} tokens: {-(-longest // 8) * 8} would hold all, "
+            "or shorten the texts"
         )
     for key, what in HAD.items():
         if held := _number(counts, key):
             yield f"{held:,} of {examples} {what}"
+
+
+def length_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Percentiles of the lengths of each split's examples; record: as `cut_notes` takes it."""
+    for name, counts in record.items():
+        lengths = mapping(mapping(counts).get("length"))
+        shown = ", ".join(f"{percentile} {whole(lengths.get(percentile)) or 0:,}" for percentile in LENGTHS)
+        yield f"in {name} examples: {shown}"
 
 
 def cut_table(record: Mapping[str, Any]) -> str:

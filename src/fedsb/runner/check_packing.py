@@ -31,7 +31,8 @@ def check_packing(config: RunConfig, data: Data, model: Any) -> None:
     if not config.training.packing or not (data.train or data.test):
         return
     longest = nlargest(2, data.train or data.test, key=lambda example: len(example["input_ids"]))
-    first, second = (_cut(example, config.training.max_length // 2) for example in (longest[0], longest[-1]))
+    half = max(len(longest[0]["input_ids"]) // 2, 8)
+    first, second = (_cut(example, half) for example in (longest[0], longest[-1]))
     other = first | {"input_ids": [first["input_ids"][-1]] * len(first["input_ids"])}
     with stage("training.packing", "a pass over two examples in one row", CURE), evaluating(model):
         alone, behind, elsewhere = (
@@ -47,7 +48,7 @@ def check_packing(config: RunConfig, data: Data, model: Any) -> None:
 
 def _cut(example: Example, length: int) -> Example:
     """Its first tokens, so that two of them are a row that training has room for."""
-    return {name: example[name][: max(length, 1)] for name in ("input_ids", "labels")}
+    return {name: example[name][:length] for name in ("input_ids", "labels")}
 
 
 def _last_logits(data: Data, model: Any, examples: Sequence[Example]) -> Tensor:

@@ -23,6 +23,7 @@ def check_continues(before: RunConfig, now: RunConfig, problem: str, *, deployed
         InputError: with every key that differs, or why this run takes no more rounds.
     """
     same = {"tracking": now.tracking, "federation": _rounds_of(before, now)}
+    now = as_chosen(before, now)
     allowed = before.model_copy(
         update=same | {"model": before.model.model_copy(update={"path": now.model.path})}
     )
@@ -36,6 +37,14 @@ def check_continues(before: RunConfig, now: RunConfig, problem: str, *, deployed
         )
     if asked > begun and (fault := next(_faults(now, deployed=deployed), None)):
         raise InputError(f"--resume: federation.rounds: {begun} -> {asked}: {fault}")
+
+
+def as_chosen(before: RunConfig, now: RunConfig) -> RunConfig:
+    """The config with the length that the run's rows chose, where it leaves that to them."""
+    if now.training.max_length != "auto":
+        return now
+    training = now.training.model_copy(update={"max_length": before.training.max_length})
+    return now.model_copy(update={"training": training})
 
 
 def _rounds_of(before: RunConfig, now: RunConfig) -> object:

@@ -26,15 +26,18 @@ from fedsb.report.cuts import cut_notes
 from fedsb.report.progress import Progress, Silent, counted
 from fedsb.runner.chosen_lora import model_folder
 from fedsb.runner.finished_model import load_with_adapter
+from fedsb.runner.lengths import with_length
 from fedsb.runner.moved_base import with_base
-from fedsb.runner.prepare_data import encode, read_splits, task_of
+from fedsb.runner.prepare_data import encode, sized_task
 from fedsb.runner.prepare_experts import with_known_experts
 from fedsb.runner.prepare_model import check_limits, head_notes, largest_id
 from fedsb.runner.routing_record import other_routings
+from fedsb.runner.split_record import kept_split
 from fedsb.runner.vllm import check_vllm, vllm_engines
 from fedsb.tasks import Row, Task
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.generate import Engine, transformers_engine
+from fedsb.tasks.held_out import Split
 from fedsb.tasks.intervals import Score, mean_of_shares, scores
 from fedsb.tasks.scoring.benchmark import (
     Questions,
@@ -46,7 +49,7 @@ from fedsb.tasks.scoring.benchmark import (
     share_of,
 )
 from fedsb.tasks.scoring.outputs import answered, key_of
-from fedsb.tasks.sources import source_name
+from fedsb.tasks.sources import run_rows, test_name
 from fedsb.tasks.task import Example, Measurement
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -71,6 +74,7 @@ def evaluate(
     adapter: Path | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
+    kept: Split | None = None,
 ) -> dict[str, Any]:
     """Metrics of `model` (hub id or folder), with an adapter if given: {"metrics": name -> number,
     "examples": test examples, "scores": name -> value, low, high, count, interval}.
@@ -82,18 +86,20 @@ def evaluate(
         adapter: a PEFT folder, or that of a mixture, which is scored as it routes.
         out: folder for outputs (NAME.jsonl) and scores.json; what lies there of the same model and questions
             is used, so that an evaluation that was stopped resumes.
+        kept: the split of the run that is scored, where its test rows are a share of its rows.
 
     Raises:
         InputError: model, adapter, data or columns are wrong.
     """
     progress = progress or Silent()
     progress.stage("reading data")
-    rows, test = read_splits(config)
+    rows, test, _ = run_rows(config, progress.stage, kept)
     tokenizer = load_tokenizer(model)
-    task = task_of(config, tokenizer, rows)
-    examples = encode(task, test, source_name(config.data.test))
+    length, task, _ = sized_task(config, tokenizer, rows)
+    config = with_length(config, length.tokens)
+    examples = encode(task, test, test_name(config))
     routes = adapter is not None and is_mixture(adapter)
-    cut = cut_notes({"test": cut_counts(examples, config.training.max_length)})
+    cut = cut_notes({"test": cut_counts(examples, length.tokens)})
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
@@ -142,8 +148,9 @@ def check_evaluation(config: RunConfig) -> list[str]:
     Raises:
         InputError: as `evaluate`.
     """
-    rows, _ = read_splits(config)
-    task = task_of(config, load_tokenizer(config.model.path), rows)
+    rows = run_rows(config).train
+    length, task, _ = sized_task(config, load_tokenizer(config.model.path), rows)
+    config = with_length(config, length.tokens)
     return _check_answers(config, task, routes=config.method.experts is not None)
 
 
@@ -170,7 +177,8 @@ def evaluate_run(folder: Path, progress: Progress | None = None) -> dict[str, An
         raise InputError(f"--run: {folder} holds no finished run (no summary.json)")
     config = with_base(RunConfig.from_yaml(folder / "config.yaml"), None, "-s model.path=PATH")
     adapter, out = model_folder(folder), folder / FOLDER
-    result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress)
+    kept = kept_split(folder, config)
+    result = evaluate(config, model=config.model.path, adapter=adapter, out=out, progress=progress, kept=kept)
     write_report([folder], folder / "report.html")
     return result
 

@@ -72,6 +72,7 @@ def _plan(training: LocalTraining, settings: PrivacyConfig, size: int, rounds: i
         steps_per_round=training.steps_per_round(size),
         rounds=rounds,
         clip_norm=settings.clip_norm,
+        quantile=settings.quantile,
         noise_multiplier=settings.noise_multiplier or 0.0,
     )
 

@@ -27,12 +27,13 @@ from fedsb.methods import Method
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
-from fedsb.runner.continued import check_continues
+from fedsb.runner.continued import as_chosen, check_continues
 from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
+from fedsb.runner.split_record import write_split
 from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
 
@@ -90,6 +91,11 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool, deployed: bool 
         check_new(folder)
 
 
+def as_begun(folder: Path, config: RunConfig) -> RunConfig:
+    """The config of a run that is resumed, with the length that its rows chose."""
+    return as_chosen(RunConfig.from_yaml(folder / "config.yaml"), config)
+
+
 def check_new(folder: Path) -> None:
     """Refuse a place where no new run can begin.
 
@@ -123,6 +129,7 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     for inner in (folder, folder / "checkpoint", folder / "adapter"):
         remove_parts(inner)
     write_text(folder / "config.yaml", config.to_yaml())
+    write_split(folder, config, data.split)
     write_json(folder / "partition.json", partition_record(config, data))
     if config.privacy is not None and data.train:
         whole = json.dumps({"clients": dict(enumerate(data.parts))})

@@ -73,6 +73,7 @@ def run(
     check_tracking(config.tracking)
     with run_folder.held(folder):
         run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
+        config = run_folder.as_begun(folder, config) if resume else config
         saved = load_checkpoint(folder / "checkpoint") if resume else None
         return _run(prepare(config, folder, progress or Silent(), remote, saved), saved)
 

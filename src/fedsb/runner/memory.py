@@ -238,7 +238,7 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     training, init = config.training, config.method.init
     estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"
     examples = max(training.batch_size, init.batch_size if estimates else 0)
-    tokens = min(longest.tokens, training.max_length)
+    tokens = min(longest.tokens, training.tokens)
     blocks = len({_block(name) for name in group(model, "all-linear")})
     kept = _kept(config, model, method, examples, tokens, experts)
     if training.gradient_checkpointing:

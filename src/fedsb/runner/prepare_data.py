@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_tokenizer
+from fedsb.runner.lengths import Length, chosen_length, fixed_length, limit_of, with_length
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -30,9 +31,12 @@ from fedsb.runner.prepare_experts import (
     with_own_experts,
 )
 from fedsb.tasks import Row, Task, make_task
+from fedsb.tasks.class_weights import counts as class_counts
+from fedsb.tasks.class_weights import uneven, with_class_weights
 from fedsb.tasks.cuts import cut_counts
+from fedsb.tasks.held_out import Split, num_repeated, told
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
-from fedsb.tasks.sources import source_name, test_rows, train_name, train_rows
+from fedsb.tasks.sources import run_rows, test_name, test_rows, train_name
 
 
 @dataclass(frozen=True)
@@ -52,33 +56,84 @@ class Data:
     """Names of a mixture's experts."""
     counts: Mapping[int, Counts] = field(default_factory=dict)
     """Client -> its experts and its examples of each, where they are known before training."""
+    max_length: int = 0
+    """Tokens that an example may have."""
+    split: Split | None = None
+    """Which of the rows are test rows, where the config names a share of them."""
+    notes: tuple[str, ...] = ()
+    """What to say of how files were read and of what was chosen by the rows."""
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """The config with the length that was chosen."""
+        return with_length(config, self.max_length)
 
 
-def prepare_data(config: RunConfig) -> Data:
-    """Read, label, encode and partition.
+def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
+    """Read, split, label, encode and partition.
+
+    Args:
+        kept: the split of a run that is resumed.
 
     Raises:
-        InputError: whatever is wrong with a file, a column, a label or the partition, or a delta too large
-            for its clients.
+        InputError: whatever is wrong with a file, a column, a label, the split or the partition, or a delta
+            too large for its clients.
     """
     check_settings(config)
+    notes: list[str] = []
     with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
-        rows, held_out = read_splits(config)
+        rows, held_out, split = run_rows(config, notes.append, kept)
     tokenizer = load_tokenizer(config.model.path)
-    task = task_of(config, tokenizer, rows)
+    length, task, encoded = sized_task(config, tokenizer, rows)
+    train = encoded or encode(task, rows, train_name(config))
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
-    train, test = (
-        encode(task, rows, train_name(config)),
-        encode(task, held_out, source_name(config.data.test)),
-    )
+    test = encode(task, held_out, test_name(config))
+    notes += [*(told(split, config) if split else ()), *_looked_at(task, rows, train, test), length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
-    return Data(task, tokenizer, train, test, parts, labels, public, names, counts)
+    return Data(
+        task, tokenizer, train, test, parts, labels, public, names, counts,
+        max_length=length.tokens, split=split, notes=tuple(filter(None, notes)),
+    )  # fmt: skip
+
+
+def sized_task(
+    config: RunConfig, tokenizer: Any, rows: Sequence[Row]
+) -> tuple[Length, Task, list[Example] | None]:
+    """The length of examples, the task, and the training examples where the length was chosen by them.
+
+    Raises:
+        InputError: as `task_of` and `encode`.
+    """
+    if config.training.max_length != "auto" or config.privacy is not None:
+        length = fixed_length(config)
+        return length, task_of(config, tokenizer, rows, length.tokens), None
+    source, limit = train_name(config), limit_of(config)
+    task = task_of(config, tokenizer, rows, limit)
+    examples = encode(task, rows, source)
+    length = chosen_length(examples, limit)
+    if length.tokens != limit:
+        task = task_of(config, tokenizer, rows, length.tokens)
+    fits = all("tokens" in example and example["tokens"][0] <= length.tokens for example in examples)
+    return length, task, examples if fits else None
+
+
+def _looked_at(
+    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example]
+) -> Iterator[str]:
+    """Warnings about rows that are in both splits, and about classes of very different sizes."""
+    repeated = num_repeated(train, test)
+    if repeated:
+        yield (
+            f"warning: {repeated:,} of {len(test):,} test examples are training examples, too, token by "
+            "token; take them out of one of the two"
+        )
+    if task.label_names is not None and task.partition_label is not None:
+        yield from (f"warning: {note}" for note in uneven(class_counts(task, rows)))
 
 
 def prepare_server_data(
@@ -95,14 +150,20 @@ def prepare_server_data(
     """
     check_settings(config)
     check_can_deploy(config)
-    rows = None if config.evaluation.every is None else test_rows(config)
+    notes: list[str] = []
+    rows = None if config.evaluation.every is None else test_rows(config, notes.append)
     tokenizer = load_tokenizer(config.model.path)
-    task = task_of(config, tokenizer, [])
-    test = [] if rows is None else encode(task, rows, source_name(config.data.test))
+    length = fixed_length(config)
+    task = task_of(config, tokenizer, [], length.tokens)
+    test = [] if rows is None else encode(task, rows, test_name(config))
     names = expert_names(config, [], train_name(config))
     test = with_known_experts(config, names, rows or [], test)
     public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
-    return Data(task, tokenizer, [], test, parts, None, public, names, counts)
+    notes.append(length.said)
+    return Data(
+        task, tokenizer, [], test, parts, None, public, names, counts,
+        max_length=length.tokens, notes=tuple(filter(None, notes)),
+    )  # fmt: skip
 
 
 def check_can_deploy(config: RunConfig) -> None:
@@ -119,6 +180,7 @@ def check_can_deploy(config: RunConfig) -> None:
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
             "labels: [negative, positive], or say task.regression: true if labels are numbers"
         )
+    _check_needs_no_rows(config)
     init, experts = config.method.init, config.method.experts
     if experts is not None and experts.by is not None and experts.names is None:
         raise InputError(
@@ -140,6 +202,20 @@ def check_can_deploy(config: RunConfig) -> None:
         raise InputError("privacy.ledger: for simulated runs, and each node keeps its own; leave it out")
 
 
+def _check_needs_no_rows(config: RunConfig) -> None:
+    """Refuse what the training rows of all parties would have to be counted or drawn for."""
+    if config.training.class_weights == "balanced":
+        raise InputError(
+            "training.class_weights: balanced would need each party's counts of labels, which nobody sends; "
+            "agree on numbers, e.g. class_weights: {negative: 1, positive: 4}"
+        )
+    if isinstance(config.data.test, float) and config.evaluation.every is not None:
+        raise InputError(
+            "data.test: parties keep their rows, so the server can hold none of them out; name a file of "
+            "test rows that it may have, or say evaluation.every: null (then nothing is scored here)"
+        )
+
+
 def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> list[Example] | None:
     """The rows that bases may be made of, where the config names any.
 
@@ -149,7 +225,7 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
     source = config.method.init.public
     if source is None:
         return None
-    rows = list(read_rows(source, limit=config.method.init.samples))
+    rows = list(read_rows(source, limit=config.method.init.samples, encoding=config.data.encoding))
     public = encode(task, rows, source)
     if config.privacy is not None:
         check_apart(public, train, source)
@@ -168,15 +244,14 @@ def check_apart(public: Sequence[Example], train: Sequence[Example], source: str
         )
 
 
-def read_splits(config: RunConfig) -> tuple[list[Row], list[Row]]:
-    """Train and test rows as the config's data section wants them."""
-    return train_rows(config), test_rows(config)
+def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row], max_length: int | None = None) -> Task:
+    """The task value of this config; classes, and their weights, are those of the training rows.
 
-
-def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> Task:
-    """The task value of this config; classes are those of the training rows."""
-    source, max_length = train_name(config), config.training.max_length
-    return make_task(config.task, tokenizer, rows, source=source, max_length=max_length)
+    max_length: None: as the config fixes it.
+    """
+    tokens = max_length or fixed_length(config).tokens
+    task = make_task(config.task, tokenizer, rows, source=train_name(config), max_length=tokens)
+    return with_class_weights(task, config.training.class_weights, rows)
 
 
 def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
@@ -251,7 +326,7 @@ def cut_record(config: RunConfig, data: Data, *, shown: bool) -> dict[str, dict[
     """
     private = shown and config.privacy is not None
     splits = {"train": [] if private else data.train, "test": data.test}
-    counts = {name: cut_counts(examples, config.training.max_length) for name, examples in splits.items()}
+    counts = {name: cut_counts(examples, data.max_length) for name, examples in splits.items()}
     return {name: of_split for name, of_split in counts.items() if of_split}
 
 

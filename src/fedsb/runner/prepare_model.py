@@ -62,6 +62,7 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
         InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory,
             or a model that packs no rows where it should.
     """
+    config = data.settled(config)
     check_expert_folders(config)
     check_memory(memory_of(config, data), free_memory(config), config)
     model = load_model(config, config.model.path, data.tokenizer, data.task)
@@ -97,6 +98,7 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
     Raises:
         InputError: no config, no such layer, a rank that does not fit.
     """
+    config = data.settled(config)
     model = load_shapes(
         config.model.path,
         num_labels=data.task.num_labels,
@@ -144,7 +146,7 @@ def check_limits(
     Raises:
         InputError: with the numbers of both sides.
     """
-    check_length(model, config.training.max_length)
+    check_length(model, config.training.tokens)
     if isinstance(config.task, AnswerSection) and config.evaluation.generate:
         check_room_for_answers(model, config.task.max_new_tokens)
     check_token_ids(model, tokenizer, largest_id(examples), path)
@@ -163,8 +165,8 @@ def memory_of(config: RunConfig, data: Data) -> Memory | None:
     longest = Longest.of([*data.train, *data.test])
     in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
     if config.privacy and config.privacy.unit == "example" and in_16_bits:
-        longest = replace(longest, tokens=config.training.max_length)  # every batch has this shape
-    return estimate_memory(config, data.task.num_labels, longest, len(data.experts))
+        longest = replace(longest, tokens=data.max_length)  # every batch has this shape
+    return estimate_memory(data.settled(config), data.task.num_labels, longest, len(data.experts))
 
 
 def free_memory(config: RunConfig) -> int:

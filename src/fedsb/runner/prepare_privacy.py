@@ -62,7 +62,7 @@ def prepare_privacy(
         plans={client: replace(plan, rows=rows) for client, plan in plans.items()},
         starts={client: replace(plan, rows=rows) for client, plan in starts.items()},
         server_plan=server_plan,
-        max_length=config.training.max_length,
+        max_length=config.training.tokens,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.config import RunConfig
+from fedsb.config.private_defaults import notes_on_defaults
 from fedsb.errors import InputError
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import draw_calibration, needs_data
@@ -15,7 +16,7 @@ from fedsb.federation.start.settings import Start
 from fedsb.methods import Method
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest, layer_digest
-from fedsb.report.cuts import cut_notes
+from fedsb.report.cuts import cut_notes, length_lines
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
 from fedsb.runner.checkpoint import RunState
@@ -33,6 +34,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.split_record import kept_split
 from fedsb.runner.started_on import check_same, first_config, started_on
 from fedsb.runner.trial import try_rows
 
@@ -82,13 +84,12 @@ def prepare(
     method, rules = method_of(config), round_rules(config)
     earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
-    data = (
-        prepare_data(config) if remote is None else prepare_server_data(config, remote.parts, remote.experts)
-    )
-    for note in data.task.notes:
-        progress.stage(note)
-    for note in cut_notes(cut_record(config, data, shown=False)):
-        progress.stage(f"warning: {note}")
+    if remote is None:
+        data = prepare_data(config, kept_split(folder, config) if saved is not None else None)
+    else:
+        data = prepare_server_data(config, remote.parts, remote.experts)
+    config = data.settled(config)
+    _say(config, data, progress)
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:
         progress.stage(slow)
@@ -123,6 +124,17 @@ def prepare(
         earlier=earlier,
         layers_digest=layers,
     )
+
+
+def _say(config: RunConfig, data: Data, progress: Progress) -> None:
+    """How the rows were read and split, how long they are, and what is cut from them."""
+    for note in (*notes_on_defaults(config), *data.task.notes, *data.notes):
+        progress.stage(note)
+    lengths = cut_record(config, data, shown=False)
+    for line in length_lines(lengths):
+        progress.stage(f"tokens {line}")
+    for note in cut_notes(lengths):
+        progress.stage(f"warning: {note}")
 
 
 def _resumed(saved: RunState, inputs: Mapping[str, Any], config: RunConfig) -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from fedsb.config import RunConfig
 from fedsb.config.sections import AnswerSection, BenchmarkConfig, ClassificationConfig, Source
+from fedsb.errors import InputError
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare
+from fedsb.tasks.held_out import Split, hold_out
 from fedsb.tasks.labels import has_label
 from fedsb.tasks.rows import like, read_rows, require_columns
 from fedsb.tasks.rows.cells import ClassId
@@ -16,14 +19,51 @@ SOURCE = "source"
 """The column that says which of several sources a row is from."""
 
 
-def train_rows(config: RunConfig) -> list[Row]:
-    """Training rows as the config's data section has them."""
+Told = Callable[[str], None]
+"""Takes a line about how files are read."""
+
+
+def _silent(note: str) -> None:
+    pass
+
+
+class Rows(NamedTuple):
+    """A run's rows. split: where the test rows were held out from the training rows, which they were."""
+
+    train: list[Row]
+    test: list[Row]
+    split: Split | None = None
+
+
+def run_rows(config: RunConfig, told: Told = _silent, kept: Split | None = None) -> Rows:
+    """Train and test rows as the config's data section wants them.
+
+    kept: the split that a run began with, to use again.
+
+    Raises:
+        InputError: they cannot be read, or not be split.
+    """
+    rows = train_rows(config, told)
+    if not isinstance(config.data.test, float):
+        return Rows(rows, test_rows(config, told))
+    split = kept or hold_out(config, rows, train_name(config))
+    if kept and len(kept.train) + len(kept.test) != len(rows):
+        raise InputError(
+            f"{train_name(config)}: the run held out test rows of {len(kept.train) + len(kept.test):,} rows, "
+            f"and now there are {len(rows):,}; bring back what was there, or start a new run"
+        )
+    held = [rows[i] for i in split.test][: config.data.limit.test]
+    return Rows([rows[i] for i in split.train], held, split)
+
+
+def train_rows(config: RunConfig, told: Told = _silent) -> list[Row]:
+    """Training rows as the config's data section has them, those to be held out included."""
     data = config.data
     sources = data.train if isinstance(data.train, dict) else {None: data.train}
     rows: list[Row] = []
     for name, source in sources.items():
         of_source = shaped(
-            read_rows(source, limit=data.limit.train),
+            read_rows(source, limit=data.limit.train, encoding=data.encoding, told=told),
             source_name(source),
             preparation=data.prepare.train,
             columns=data.columns.train,
@@ -44,11 +84,18 @@ def source_name(source: Source) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
-def test_rows(config: RunConfig) -> list[Row]:
-    """Test rows as the config's data section has them."""
+def test_name(config: RunConfig) -> str:
+    """The test data's name, for errors."""
+    test = config.data.test
+    return train_name(config) if isinstance(test, float) else source_name(test)
+
+
+def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT028
+    """The rows of the test files that the config names."""
     data = config.data
+    assert not isinstance(data.test, float)
     rows = shaped(
-        read_rows(data.test, limit=data.limit.test, split="test"),
+        read_rows(data.test, limit=data.limit.test, split="test", encoding=data.encoding, told=told),
         source_name(data.test),
         preparation=data.prepare.test,
         columns=data.columns.test,
@@ -60,10 +107,11 @@ def test_rows(config: RunConfig) -> list[Row]:
 def asked_rows(config: RunConfig, file: str) -> list[Row]:
     """The rows of a file to be labelled or answered, as the config's test rows are read; what it renames they
     may lack."""
-    data, rows = config.data, list[Row](read_rows(file, split="test"))
-    if data.prepare.test is not None:
-        rows = prepare(data.prepare.test, rows, file)
-    return [_named(renamed(row, data.columns.test), None) for row in rows]
+    data, side = config.data, "train" if isinstance(config.data.test, float) else "test"
+    rows: list[Row] = list(read_rows(file, split="test", encoding=data.encoding))
+    if (preparation := getattr(data.prepare, side)) is not None:
+        rows = prepare(preparation, rows, file)
+    return [_named(renamed(row, getattr(data.columns, side)), None) for row in rows]
 
 
 def benchmark_rows(benchmark: BenchmarkConfig, name: str) -> list[Row]:

@@ -109,8 +109,17 @@ FILES_WITH_FAULTS = [
     ("a.tsv", "t\tl\nx\t1\nzzz\n", r"line 3: expected 2 cells, .*found 1 \(between tabs\)"),
     ("a.tsv", 't\tl\nx\t1\n"zzz\ty\t1\n', r"line 3: expected 2 cells, .*found 3"),
     ("a.csv", "t;l\nzzz;1\n" + "x;2\n" * 60 + "x;1;2\n", r"line 63: .*found 3 \(between semicolons\)"),
+    ("a.csv", "t;l\nx, y;1\nx;2\nzzz;1;2\n", r"line 4: .*found 3 \(between semicolons\)"),
+    ("a.csv", 't;l\n"x;1\nx;2\n', r"a quote is never closed"),
     ("a.csv", "t,l,\n1,2,3\n,,zzz,4\n", r"line 3: expected 3 cells, .*found 4"),
-    ("a.csv", b"t,l\nx,1\nzzz \xe9t\xe9,2\n", r"line 3: expected UTF-8 .*iconv -f WINDOWS-1252 -t UTF-8"),
+    ("a.csv", b"t,l\nx,1\nzzz \xe8,2\n", r"line 3: neither UTF-8 .*data.encoding.*iconv"),
+    ("a.csv", "t,l\nx \xe4,1\n".encode() + b"zzz \xe4,2\n", r"line 3: neither UTF-8"),
+    ("a.csv", b"t,l\nzzz \xe4\nx," + "\xe4\n".encode(), r"line 3: neither UTF-8"),
+    ("a.csv", "t,l\nzzz sch\xf6n,1\n".encode("cp850"), r"line 2: neither UTF-8"),
+    ("a.csv", "t,l\nzzz \u0434\u0430,1\n".encode("cp1251"), r"line 2: neither UTF-8"),
+    ("a.csv", "t,l\nzzz \u65e5,1\n".encode("shift_jis"), r"line 2: neither UTF-8"),
+    ("a.csv", "sep=:\nt:l\nzzz:1\n", r"line 1: sep= names another separator"),
+    ("a.csv", "sep=;\nt;l\nzzz;1;2\n", r"line 3: expected 2 cells"),
     ("a.jsonl", b'{"t": "x"}\n{"t": "zzz\xe9"}\n', r"line 2: expected UTF-8 .*iconv"),
     ("a.csv", codecs.BOM_UTF16_LE + "t,l\nzzz,1\n".encode("utf-16-le")[:-1], r"line 2: expected UTF-16"),
     ("a.csv", b"PK\x03\x04zzz\xff", r"expected text, found an Excel workbook or zip archive"),
@@ -126,6 +135,17 @@ def test_a_fault_is_named_with_its_line_and_shows_no_cell(tmp_path, name, conten
         read_rows(source)
     assert str(caught.value).startswith(f"{source}: ")
     assert "zzz" not in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_absurdly_much_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsb.tasks.rows.text.ANY_EXPANSION", 1 << 16)
+    letters = b"t,l\n" + b"zzz,1\n" * 60_000
+    source = saved(tmp_path, "a.csv.gz", gzip.compress(letters))
+    with pytest.raises(InputError, match=r"more than 200 times as long when unpacked") as caught:
+        read_rows(source)
+    assert "zzz" not in str(caught.value)
+    plain = saved(tmp_path, "b.csv.gz", gzip.compress(b"t,l\n" + letters[4:58]))
+    assert len(read_rows(plain)) == 9
 
 
 def test_rows_swallowed_by_a_quote_between_commas_are_an_error(tmp_path):
@@ -179,6 +199,10 @@ def test_the_separator_is_that_which_makes_a_table(tmp_path, separator, name):
         ),
         ('text;label\n"a; b";1\n', [{"text": "a; b", "label": "1"}]),
         ("text\nno; tables\nin; here\n", [{"text": "no; tables"}, {"text": "in; here"}]),
+        (
+            "text;more\nno; tables\nhere\nat\nall\n",
+            [{"text;more": t} for t in ("no; tables", "here", "at", "all")],
+        ),
         ("text,label\na;b;c,1\n", [{"text": "a;b;c", "label": "1"}]),
         ("q|a,b|label\nx|y,z|1\n", [{"q|a": "x|y", "b|label": "z|1"}]),  # the extension's own comes first
     ],
@@ -198,6 +222,46 @@ def test_line_ends_and_unicode_encodings(tmp_path, name, encoding, end):
     encoded = content.encode(encoding)
     source = saved(tmp_path, name, gzip.compress(encoded) if name.endswith(".gz") else encoded)
     assert read_rows(source) == [{"text": "日本 é", "label": "1"}, {"text": None, "label": "0"}]
+
+
+HOSPITAL = (
+    "Befund;Pr\u00fcfung;Ergebnis\r\n"
+    '"Gr\u00f6\u00dfe 5 \u00b5m, Patient\r\nsagt ""gut"" \u2013 \u00c4rztin";A1;gut\r\n'
+    "\u00dcbel;B2;schlecht\r\n"
+)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "windows-1252", "utf-16"])
+def test_a_hospitals_csv_is_read_without_any_option_and_said(tmp_path, encoding, declared):
+    content = f"sep=;\r\n{HOSPITAL}" if declared else HOSPITAL
+    told: list[str] = []
+    rows = read_rows(saved(tmp_path, "a.csv", content.encode(encoding)), told=told.append)
+    assert [list(row.values()) for row in rows] == [
+        ['Gr\u00f6\u00dfe 5 \u00b5m, Patient\r\nsagt "gut" \u2013 \u00c4rztin', "A1", "gut"],
+        ["\u00dcbel", "B2", "schlecht"],
+    ]
+    assert [(row.number, row.line) for row in rows] == [(1, 2 + declared), (2, 4 + declared)]
+    name = encoding.removesuffix("-sig").upper()
+    assert told == [f"a.csv: read as {name} text with semicolons between cells"]
+
+
+def test_an_encoding_that_is_said_is_taken_where_the_file_has_no_mark_of_its_own(tmp_path):
+    polish = saved(tmp_path, "a.csv", "t,l\nza\u017c\u00f3\u0142\u0107,1\n".encode("windows-1250"))
+    with pytest.raises(InputError, match=r"line 2: neither"):
+        read_rows(polish)
+    assert read_rows(polish, encoding="windows-1250")[0]["t"] == "za\u017c\u00f3\u0142\u0107"
+    marked = saved(tmp_path, "b.csv", "t,l\n\u0142,1\n".encode("utf-8-sig"))
+    assert read_rows(marked, encoding="windows-1250")[0]["t"] == "\u0142"
+    with pytest.raises(InputError, match=r"a\.csv: line 2: expected UTF-8 text"):
+        read_rows(polish, encoding="utf-8")
+
+
+def test_usual_files_are_not_worth_a_word(tmp_path):
+    told: list[str] = []
+    for name, content in (("a.csv", "t,l\n\u00e9,1\n"), ("a.tsv", "t\tl\nx\t1\n"), ("a.jsonl", '{"t": 1}')):
+        read_rows(saved(tmp_path, name, content), told=told.append)
+    assert told == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -46,6 +46,18 @@ def test_a_row_knows_its_own_file_and_number(files):
     ]
 
 
+def test_tables_of_one_source_have_the_same_columns(files):
+    (files / "site-a/notes.csv").write_text("text,name\nx,y\n")
+    (files / "site-b/notes.csv").write_text("name;text\ny;x\n")
+    assert [dict(row) for row in read_rows("site-*/notes.csv")] == [{"text": "x", "name": "y"}] * 2
+    for one, other in (("a", "b"), ("b", "a")):
+        (files / f"site-{one}/notes.csv").write_text("text,name\nx,y\n")
+        (files / f"site-{other}/notes.csv").write_text("name\ny\n")
+        message = rf"site-{other}/notes.csv: has no column 'text', which site-{one}/notes.csv has"
+        with pytest.raises(InputError, match=message):
+            read_rows("site-*/notes.csv")
+
+
 def test_a_file_with_a_patterns_marks_in_its_name_is_that_file(files):
     (files / "data[1].csv").write_text("name\nmarked\n")
     assert names("data[1].csv") == ["marked"]

@@ -371,7 +371,7 @@ def compared(world, tmp_path, says, monkeypatch):
     folder = tmp_path / "compared"
 
     def call(**section):
-        section = {"learning_rates": [1e-3, 3e-3], "validation": 0.25} | section
+        section = {"learning_rates": [1e-3, 3e-3], "tuning_budget": 2, "validation": 0.25} | section
         path = write_config(tmp_path / "c.yaml", config(world) | {"compare": section})
         command = ("compare", path, "--methods", "fed-sb,fedit", "--seeds", "0", "--out", folder)
         return main_status(monkeypatch, *command), folder

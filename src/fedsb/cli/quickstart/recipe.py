@@ -36,6 +36,8 @@ def quickstart_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
         write_jsonl(data / "train.jsonl", train)
         write_jsonl(data / "test.jsonl", test)
     values = yaml.safe_load(CONFIG)
+    if "privacy" in override({}, overrides):  # which clips by itself
+        del values["training"]["grad_clip"]
     values["model"] = {"path": str(MODEL_DIR)}
     values["data"] = {"train": str(data / "train.jsonl"), "test": str(data / "test.jsonl")}
     return RunConfig.from_dict(override(values, overrides), source="quickstart")

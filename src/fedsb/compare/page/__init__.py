@@ -48,8 +48,10 @@ def lead(comparison: Compared) -> str:
     privacy = str(comparison.content.get("privacy") or "")  # private runs draw batches from their own secrets
     better = "" if comparison.content.get("higher_is_better", True) else ", where less is better"
     names = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
+    share = at(comparison.config, "data.test")
+    test = f"{share:g} of its rows, held out" if isinstance(share, float) else names["data.test"]
     what_was_done = (
-        f"{title} of {plural(len(comparison.summary), 'method')} on {names['data.test']}{better}, with "
+        f"{title} of {plural(len(comparison.summary), 'method')} on {test}{better}, with "
         f"{names['model.path']} fine-tuned on {names['data.train']}: "
         f"{_plural_of(comparison, 'federation.rounds', 'round')}, "
         f"{_plural_of(comparison, 'federation.clients', 'client')}, {plural(len(seeds), 'seed')} "
@@ -82,8 +84,20 @@ def _who_is_best(comparison: Compared) -> str:
     if len(comparison.summary) < 2 or not comparison.best:
         return ""
     if len(comparison.best) == 1:
-        return f"{comparison.best[0]} dominates: no other method is better or cheaper."
+        return _of_one(comparison, comparison.best[0])
     return f"Not dominated, no other method being both better and cheaper: {listed(comparison.best)}."
+
+
+def _of_one(comparison: Compared, best: str) -> str:
+    """It dominates only where the seeds show that it is better than every other."""
+    beaten = {str(name) for name in sequence(mapping(comparison.content.get("better_than")).get(best))}
+    level = [name for name in comparison.summary if name != best and name not in beaten]
+    if not level:
+        return f"{best} dominates: no other method is better or cheaper, beyond the spread of the seeds."
+    return (
+        f"{best} has the best mean and the least traffic, and over these seeds cannot be told apart from "
+        f"{listed(level)} in {describe(comparison.metric).title.lower()}."
+    )
 
 
 def _setup(comparison: Compared) -> list[tuple[str, str]]:

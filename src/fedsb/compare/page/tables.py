@@ -5,6 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fedsb.compare.intervals import CONFIDENCE, FEWEST_SEEDS
+from fedsb.compare.page.equal import Limit, equal_limits
 from fedsb.compare.page.load import Compared, settings_apart
 from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import details, link, numbers, paragraph, table, texts, trial, yaml
@@ -12,6 +14,8 @@ from fedsb.report.metrics import describe, show
 from fedsb.report.units import DASH, MINUS, THIN, count, decimal, duration, human_bytes, percent, plural
 
 MOST_SEEDS = 8
+APART = "≈"
+"""Beside a difference that the seeds do not show to be one."""
 
 
 def result(comparison: Compared) -> str:
@@ -20,10 +24,13 @@ def result(comparison: Compared) -> str:
     routes = any(row.get("routing") for row in comparison.summary.values())
     columns += numbers("oracle†", "mean of experts†", "right expert†") if routes else []
     columns += numbers("per round and client*", "sent once", "total", "learning rate", "seeds")
+    limits = equal_limits(comparison)
+    columns += numbers(*(limit.title for limit in limits))
     columns += texts("not dominated")
-    rows = [_row(comparison, name, row, routes) for name, row in comparison.summary.items()]
+    rows = [_row(comparison, name, row, routes, limits) for name, row in comparison.summary.items()]
     note = (
-        "sd: sample standard deviation over the seeds. Differences are paired: seed by seed, then mean ± sd. "
+        "sd: sample standard deviation over the seeds. Differences are paired: seed by seed, then mean ± sd; "
+        f"{APART} where the seeds do not tell the two apart. "
         "* up and down together, for each client that takes part. Total: all clients and rounds, and once."
     )
     routed = (
@@ -33,7 +40,9 @@ def result(comparison: Compared) -> str:
     return table("Result", columns, rows) + paragraph(note + (routed if routes else ""), "note")
 
 
-def _row(comparison: Compared, name: str, row: dict[str, Any], routes: bool) -> list[str]:
+def _row(
+    comparison: Compared, name: str, row: dict[str, Any], routes: bool, limits: Sequence[Limit]
+) -> list[str]:
     sizes = [human_bytes(number(row.get(key))) for key in ("bytes_per_round", "init_bytes", "total_bytes")]
     rate = f"{decimal(number(row.get('learning_rate')))}{' (edge)' if row.get('edge') else ''}"
     return [
@@ -44,6 +53,7 @@ def _row(comparison: Compared, name: str, row: dict[str, Any], routes: bool) -> 
         *sizes,
         rate,
         count(whole(row.get("seeds"))),
+        *(value(comparison.round_metric, limit.mean_of(comparison, name), None) for limit in limits),
         "●" if name in comparison.best else "",
     ]
 
@@ -55,7 +65,17 @@ def _routing(metric: str, routing: dict[str, Any]) -> list[str]:
 
 def _difference(comparison: Compared, row: dict[str, Any]) -> str:
     apart = mapping(row.get("difference"))
-    return change(comparison.metric, number(apart.get("mean")), number(apart.get("std")))
+    text = change(comparison.metric, number(apart.get("mean")), number(apart.get("std")))
+    return text if apart.get("separable") or text == DASH else f"{text} {APART}"
+
+
+def _interval(comparison: Compared, row: dict[str, Any]) -> str:
+    """`−0.12 to +0.74 points`."""
+    ends = [number(end) for end in sequence(mapping(row.get("difference")).get("interval"))]
+    if len(ends) != 2:
+        return DASH
+    low, high = (change(comparison.metric, end, None) for end in ends)
+    return f"{low.removesuffix(f'{THIN}points')} to {high}"
 
 
 def _unbroken(name: str) -> str:
@@ -91,15 +111,20 @@ def differences(comparison: Compared) -> str:
     if not others or not first:
         return ""
     seeds = sorted(first)[:MOST_SEEDS]
-    columns = texts("method") + numbers(*(f"seed {seed}" for seed in seeds), "mean ± sd")
+    columns = texts("method") + numbers(*(f"seed {seed}" for seed in seeds), "mean ± sd", "interval")
     rows = []
     for name in others:
         values = {run["seed"]: number(run.get("value")) for run in comparison.of(name)}
         each = [change(comparison.metric, _minus(values.get(seed), first[seed]), None) for seed in seeds]
-        rows.append([name, *each, _difference(comparison, comparison.summary[name])])
+        row = comparison.summary[name]
+        rows.append([name, *each, _difference(comparison, row), _interval(comparison, row)])
     hidden = len(first) - len(seeds)
-    note = f"{plural(hidden, 'more seed')} in the mean, not shown." if hidden else ""
-    return table("Paired differences", columns, rows) + (paragraph(note, "note") if note else "")
+    note = f"{plural(hidden, 'more seed')} in the mean, not shown. " if hidden else ""
+    note += (
+        f"Intervals: paired t, {percent(CONFIDENCE, 0)} for all of them together (Bonferroni), from "
+        f"{FEWEST_SEEDS} seeds on. {APART} zero lies in it, or there is none."
+    )
+    return table("Paired differences", columns, rows) + paragraph(note, "note")
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

@@ -14,13 +14,14 @@ Row = Mapping[str, object]
 
 
 class PlacedRow(dict[str, object]):
-    """A row with the name of its source and its number there, from 1, for errors."""
+    """A row with the name of its source, its number there, from 1, and in a CSV the line on which it begins,
+    for errors."""
 
-    __slots__ = ("number", "source")
+    __slots__ = ("line", "number", "source")
 
-    def __init__(self, values: Row, source: str, number: int) -> None:
+    def __init__(self, values: Row, source: str, number: int, line: int | None = None) -> None:
         super().__init__(values)
-        self.source, self.number = source, number
+        self.source, self.number, self.line = source, number, line
 
 
 class ClassId(int):
@@ -42,14 +43,15 @@ class ClassId(int):
 
 def like(row: Row, values: Row) -> Row:
     """The values as a row from the same place as `row`."""
-    return PlacedRow(values, row.source, row.number) if isinstance(row, PlacedRow) else values
+    return PlacedRow(values, row.source, row.number, row.line) if isinstance(row, PlacedRow) else values
 
 
 def place(row: Row, source: str, number: int) -> str:
     """Where a row is from, for errors; source, number: of a row that does not know it."""
-    if isinstance(row, PlacedRow):
-        source, number = row.source, row.number
-    return f"{source}: row {number}"
+    if not isinstance(row, PlacedRow):
+        return f"{source}: row {number}"
+    line = "" if row.line is None else f" (line {row.line})"
+    return f"{row.source}: row {row.number}{line}"
 
 
 def require_columns(rows: Sequence[Row], columns: Iterable[str], *, source: str, key: str = "task") -> None:

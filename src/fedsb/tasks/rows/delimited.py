@@ -1,8 +1,8 @@
 """CSV and TSV: a header line, and cells that are the text as it is written. An empty cell is a missing value.
 
 Delimiter: the extension's own if it splits the header and the first records into equally many cells, two or
-more; else the one other of , ; tab | that does so. `csv.Sniffer` guesses from frequencies instead and takes
-letters for delimiters.
+more; else the one other of , ; tab | that does so. A first line `sep=;`, as Excel writes it, says it and is
+no record. `csv.Sniffer` guesses from frequencies instead and takes letters for delimiters.
 
 Quotes: as RFC 4180 has them, strictly. With tabs they are text, as in GLUE's files, unless the file as a
 whole was written with quoting: its header is in quotes, or a cell with doubled quotes is, or rows have
@@ -16,57 +16,77 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fedsb.errors import InputError
-from fedsb.tasks.rows.cells import require_distinct
+from fedsb.tasks.rows.cells import PlacedRow, require_distinct
+from fedsb.tasks.rows.encodings import encoding_of
 from fedsb.tasks.rows.text import LINE_END, LONGEST_LINE, open_text
 
 DELIMITERS = (",", ";", "\t", "|")
-_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD = 50
 """Records by which a delimiter is judged."""
+MOSTLY = 0.5
+"""Share of these records that must have the header's cells, where none has them all."""
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
+_DECLARED = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+
+
+class Form(NamedTuple):
+    """How a file is written: what stands between cells, and its encoding."""
+
+    delimiter: str
+    encoding: str
 
 
 class _Malformed(Exception):
     """Quotes that break the rules; the text says how, and on which line."""
 
 
-def read_delimited(path: Path, source: str, standard: str) -> Iterator[dict[str, object]]:
-    """The rows, of which each has the header's columns.
+def form_of(path: Path, source: str, standard: str, encoding: str | None = None) -> Form:
+    """The form of a file.
 
     Args:
         standard: the delimiter that the extension stands for.
+        encoding: what a person says it is; None: by its bytes.
+
+    Raises:
+        InputError: it is not clear.
+    """
+    known = encoding_of(path, source, encoding)
+    with _long_cells():
+        return Form(_declared(path, source, known) or _delimiter(path, standard, known), known)
+
+
+def read_delimited(path: Path, source: str, form: Form) -> Iterator[PlacedRow]:
+    """The rows, of which each has the header's columns.
 
     Raises:
         InputError: with the line on which a row begins.
     """
+    delimiter, encoding = form
     with _long_cells():
-        delimiter = _delimiter(path, standard)
-        records = _records(path, delimiter, quoted=delimiter != "\t" or _has_quoting(path))
+        records = _records(path, form, quoted=delimiter != "\t" or _has_quoting(path, encoding))
         try:
             _, names = next(records, (1, []))
             require_distinct(names, source)
-            for line, cells in records:
+            for number, (line, cells) in enumerate(records, start=1):
                 _check_record(cells, len(names), delimiter, f"{source}: line {line}")
-                yield {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                row = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                yield PlacedRow(row, source, number, line)
         except _Malformed as error:
             raise InputError(f"{source}: {error}") from None
-
-
-read_csv, read_tsv = partial(read_delimited, standard=","), partial(read_delimited, standard="\t")
 
 
 def _check_record(cells: list[str], width: int, delimiter: str, where: str) -> None:
     if len(cells) != width:
         raise InputError(
             f"{where}: expected {width} cells, as in the header, found {len(cells)} (between "
-            f"{_NAMES[delimiter]}); fix the row, or put cells that hold delimiters or line breaks in quotes"
+            f"{NAMES[delimiter]}); fix the row, or put cells that hold delimiters or line breaks in quotes"
         )
     fewest = 3 if delimiter == "\t" else 20  # a text may have as many commas in each line as a row has
     for cell in cells:
@@ -82,18 +102,43 @@ def _check_record(cells: list[str], width: int, delimiter: str, where: str) -> N
             )
 
 
-def _delimiter(path: Path, standard: str) -> str:
-    if _fits(path, standard):
+def _declared(path: Path, source: str, encoding: str) -> str | None:
+    """The delimiter that the first line says, if it says one."""
+    with open_text(path, newline="", encoding=encoding) as file:
+        match = _DECLARED.fullmatch(file.readline(10))
+    if match and match[1] not in DELIMITERS:
+        raise InputError(
+            f"{source}: line 1: sep= names another separator than , ; tab |; save it with one of these"
+        )
+    return match[1] if match else None
+
+
+def _delimiter(path: Path, standard: str, encoding: str) -> str:
+    if _fits(path, Form(standard, encoding)):
         return standard
-    others = [other for other in DELIMITERS if other != standard and _fits(path, other)]
-    return others[0] if len(others) == 1 else standard
+    others = [other for other in DELIMITERS if other != standard]
+    fitting = [other for other in others if _fits(path, Form(other, encoding))]
+    if fitting:
+        return fitting[0] if len(fitting) == 1 else standard
+    shares = {delimiter: _share(path, Form(delimiter, encoding)) for delimiter in (standard, *others)}
+    best = max(shares, key=lambda delimiter: shares[delimiter])
+    return best if shares[best] >= MOSTLY else standard
 
 
-def _fits(path: Path, delimiter: str) -> bool:
+def _share(path: Path, form: Form) -> float:
+    """The share of the head's records with the header's cells, of which there are two or more: where a broken
+    row keeps the file from being a table, it is to be named by the separator of the others."""
+    widths: list[int] = []
+    with suppress(_Malformed):
+        widths.extend(len(cells) for _, cells in islice(_records(path, form, quoted=True), HEAD))
+    return widths[1:].count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0
+
+
+def _fits(path: Path, form: Form) -> bool:
     """Whether it splits the head of the file into a table of two columns or more."""
-    for quoted in (True, False) if delimiter == "\t" else (True,):
+    for quoted in (True, False) if form.delimiter == "\t" else (True,):
         try:
-            widths = {len(cells) for _, cells in islice(_records(path, delimiter, quoted=quoted), HEAD)}
+            widths = {len(cells) for _, cells in islice(_records(path, form, quoted=quoted), HEAD)}
         except _Malformed:
             continue
         if len(widths) == 1 and widths != {1}:
@@ -101,14 +146,15 @@ def _fits(path: Path, delimiter: str) -> bool:
     return False
 
 
-def _has_quoting(path: Path) -> bool:
+def _has_quoting(path: Path, encoding: str) -> bool:
     """Whether quotes in a file of tabs are the writer's, see the module."""
-    as_text = Counter(len(cells) for _, cells in _records(path, "\t", quoted=False))
+    form = Form("\t", encoding)
+    as_text = Counter(len(cells) for _, cells in _records(path, form, quoted=False))
     try:
-        as_quotes = Counter(len(cells) for _, cells in _records(path, "\t", quoted=True))
+        as_quotes = Counter(len(cells) for _, cells in _records(path, form, quoted=True))
     except _Malformed:
         return False
-    records = (cells for _, cells in _records(path, "\t", quoted=False))
+    records = (cells for _, cells in _records(path, form, quoted=False))
     if len(as_quotes) != 1 or all(map(_IN_QUOTES.fullmatch, next(records))):
         return len(as_quotes) == 1
     if as_text != as_quotes:
@@ -116,16 +162,20 @@ def _has_quoting(path: Path) -> bool:
     return any('""' in cell[1:-1] and _IN_QUOTES.fullmatch(cell) for cell in chain.from_iterable(records))
 
 
-def _records(path: Path, delimiter: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, form: Form, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """(the line on which it begins, its cells) of each record; blank lines are left out."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with open_text(path, newline="") as file:
-        reader, line = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=quoted), 1
+    with open_text(path, newline="", encoding=form.encoding) as file:
+        first = file.readline()
+        before = 1 if _DECLARED.fullmatch(first) else 0
+        lines = file if before else chain([first] if first else [], file)
+        reader = csv.reader(lines, delimiter=form.delimiter, quoting=quoting, strict=quoted)
+        line = 1 + before
         try:
             for cells in reader:
                 if cells:
                     yield line, cells
-                line = reader.line_num + 1
+                line = reader.line_num + 1 + before
         except csv.Error as error:
             raise _Malformed(f"line {line}: {_fault(str(error))}") from None
 

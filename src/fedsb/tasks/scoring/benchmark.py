@@ -188,5 +188,5 @@ def check_benchmarks(config: RunConfig, task: Task) -> tuple[int, list[str]]:
     """
     with contextlib.ExitStack() as stack:
         asked = [questions_of(name, config, task, stack) for name in config.evaluation.benchmarks]
-    warnings = [questions.warning(config.training.max_length) for questions in asked]
+    warnings = [questions.warning(config.training.tokens) for questions in asked]
     return sum(len(questions.examples) for questions in asked), [text for text in warnings if text]

@@ -1,0 +1,38 @@
+"""Paired t intervals of differences over seeds, corrected for how many are looked at together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import mean, stdev
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+"""Of all intervals of a comparison together."""
+FEWEST_SEEDS = 3
+"""With fewer there is no interval: the deviation of two differences says next to nothing."""
+
+
+class Interval(NamedTuple):
+    """Where the true difference lies, in the metric's own unit."""
+
+    low: float
+    high: float
+
+    @property
+    def separable(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_interval(differences: Sequence[float], looked_at: int) -> Interval | None:
+    """Student's t interval of the mean difference, by Bonferroni so wide that all `looked_at` intervals hold
+    together with CONFIDENCE; None with fewer than FEWEST_SEEDS differences."""
+    from scipy.stats import t
+
+    if len(differences) < FEWEST_SEEDS:
+        return None
+    tail = (1 - CONFIDENCE) / 2 / max(1, looked_at)
+    reach = float(t.isf(tail, len(differences) - 1)) * stdev(differences) / sqrt(len(differences))
+    middle = mean(differences)
+    return Interval(middle - reach, middle + reach)

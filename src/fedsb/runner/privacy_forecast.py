@@ -1,0 +1,97 @@
+"""What a private run will add as noise, and whether anything will be left to learn, before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedsb.config import RunConfig
+from fedsb.config.privacy_checks import check_delta
+from fedsb.privacy.accounting import epsilon
+from fedsb.privacy.plan import ClientPlan, ExamplePlan
+from fedsb.runner.client_privacy import client_plan
+from fedsb.runner.example_privacy import example_plans
+
+DROWNS = 4.0
+"""Signal over noise below which runs on SST-2 and SNLI learned little or nothing (docs/guides/privacy.md):
+LoRA over three clients at epsilon 1 had 3 and stayed with the larger class, FFA-LoRA had 4.2 and did not."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run's noise; of the client with the fewest examples where each adds its own.
+
+    Attributes:
+        batch: examples of a step, or clients of a round, on average.
+        steps: noisy steps of one client over the run, or noisy rounds.
+        parties: clients of a round whose noise averages out.
+        num_trained: numbers that are noised.
+    """
+
+    unit: str
+    noise_multiplier: float
+    steps: int
+    batch: int
+    parties: int
+    num_trained: int
+    epsilon: float
+    delta: float
+
+    @property
+    def signal_to_noise(self) -> float:
+        """The length of all steps together, if each has the clip norm and all go one way, over the length of
+        their noise: B sqrt(T K) / (z sqrt(d))."""
+        if not self.noise_multiplier:
+            return math.inf
+        noise = self.noise_multiplier * math.sqrt(self.num_trained)
+        return self.batch * math.sqrt(self.steps * self.parties) / noise
+
+    def lines(self) -> Iterator[str]:
+        """What to say of it, with a warning where the noise is larger than what can be learned."""
+        of = "steps of {} examples" if self.unit == "example" else "rounds of {} clients"
+        yield (
+            f"noise multiplier {self.noise_multiplier:.3g} in {self.steps:,} {of.format(self.batch)} on "
+            f"average: epsilon {self.epsilon:.3g} at delta {self.delta:.2g}, for each {self.unit}"
+        )
+        if self.signal_to_noise < DROWNS:
+            yield (
+                f"warning: the noise on {self.num_trained:,} trained numbers will drown what is learned "
+                f"(signal to noise at most {self.signal_to_noise:.2g}; below {DROWNS:g} our runs learned "
+                f"little). {self._cures()} would help"
+            )
+
+    def _cures(self) -> str:
+        if self.unit == "client":
+            return "More clients in a round, more rounds, a smaller method.rank or a larger privacy.epsilon"
+        return (
+            "More rows, larger batches (training.accumulation), more epochs, a smaller method.rank, public "
+            "rows to start from (method.init.public) or a larger privacy.epsilon"
+        )
+
+
+def forecast(config: RunConfig, sizes: Sequence[int], num_trained: int) -> Forecast:
+    """The forecast of a config with privacy.
+
+    Args:
+        sizes: examples of each client.
+        num_trained: numbers that one client trains, head included.
+
+    Raises:
+        InputError: delta is too large, or epsilon cannot be reached.
+    """
+    settings, federation = config.privacy, config.federation
+    assert settings is not None
+    delta = check_delta(config, sizes)
+    plan: ExamplePlan | ClientPlan
+    if settings.unit == "client":
+        plan, start = client_plan(config, settings, delta), []
+        noise, steps, batch, parties = plan.update_noise_multiplier, plan.rounds, plan.expected_cohort, 1
+    else:
+        smallest = min(range(len(sizes)), key=lambda client: sizes[client])
+        plans, starts = example_plans(config, settings, {smallest: sizes[smallest]}, delta)
+        plan, start = plans[smallest], [each.release for each in starts.values()]
+        noise, steps = plan.sum_noise_multiplier, plan.rounds * plan.steps_per_round
+        batch, parties = plan.expected_batch_size, federation.clients_per_round or federation.clients
+    spent = epsilon([*start, *[plan.round] * plan.rounds], delta)
+    return Forecast(settings.unit, noise, steps, batch, parties, num_trained, spent, delta)
