@@ -628,6 +628,9 @@ class TrainingConfig(Section):
     class occurs in all training rows (simulated runs without privacy)."""
     group_by_length: bool = False
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
+    packing: bool = False
+    """causal-lm, chat: put a batch's short examples into one row, where each sees itself alone. The same
+    losses and steps, faster; a model that would not keep them apart is refused before the start."""
 
     @property
     def tokens(self) -> int:
