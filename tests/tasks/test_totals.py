@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from fedsb.tasks.classification import _class_scores
+from fedsb.tasks.classification import class_scores
 from fedsb.tasks.totals import class_sums, number_sums, of_classes, of_numbers, of_responses
 
 RNG = np.random.default_rng(3)
@@ -22,7 +22,7 @@ def test_counts_of_classes_give_the_scores_of_the_examples():
     sums, totals = class_sums(LOGITS, LABELS, losses), of_classes(3)
     assert {name: value.shape for name, value in sums.items()} == dict(totals.shapes)
     found = totals.metrics(as_sent(sums), 40)
-    assert found == pytest.approx({**_class_scores(LOGITS, LABELS), "loss": losses.mean()}, rel=1e-6)
+    assert found == pytest.approx({**class_scores(LOGITS, LABELS), "loss": losses.mean()}, rel=1e-6)
     assert totals.fault(as_sent(sums), 40) is None
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
-from fedsb.config.sections import CausalLmConfig, ChatConfig, ClassificationConfig, Encoding, PrivacyConfig
+from fedsb.config.sections import CausalLmConfig, Encoding, PrivacyConfig
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.tasks.prompts import parse_template
@@ -250,14 +250,12 @@ def columns_of(config: RunConfig) -> list[str]:
 def task_columns_of(config: RunConfig) -> list[str]:
     """Those that its task names; a chat's names none, and takes a conversation's from what there is."""
     task = config.task
-    if isinstance(task, ClassificationConfig):
-        return [*task.text, task.label]
-    if isinstance(task, ChatConfig):
-        return []
-    if not isinstance(task, CausalLmConfig):
+    if isinstance(task, CausalLmConfig):
+        pieces = parse_template(task.prompt)
+        return [*(piece.column for piece in pieces if piece.column is not None), task.response]
+    if task.columns is None:
         raise Refused(f"task.kind: {task.kind} does not say which columns it reads; it is for simulated runs")
-    pieces = parse_template(task.prompt)
-    return [*(piece.column for piece in pieces if piece.column is not None), task.response]
+    return task.columns
 
 
 # Approval

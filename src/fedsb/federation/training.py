@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedsb.common.seeding import numpy_generator, scoped_global_seed
 from fedsb.federation.local_model import Batch, Example, LocalModel
+from fedsb.tasks.task import length_of
 
 Schedule = Literal["constant", "linear", "cosine"]
 OnStep = Callable[[int], None]
@@ -111,7 +112,7 @@ def train(
     """
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
     rng = numpy_generator(seed, "batches", round_number, client)
-    batches = list(batch_indices([len(e["input_ids"]) for e in examples], training, rng))
+    batches = list(batch_indices([length_of(e) for e in examples], training, rng))
     steps = [batches[i : i + training.accumulation] for i in range(0, len(batches), training.accumulation)]
     optimizer = make_optimizer(
         _groups(parameters, local_model.exchange.stays(round_number), training), training

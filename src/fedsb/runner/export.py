@@ -17,7 +17,8 @@ from fedsb.common.files import read_json, write_bytes, write_json, write_text
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.models import load_base, load_tokenizer
+from fedsb.models import load_base, load_preprocessor
+from fedsb.models.blank import blank_inputs
 from fedsb.models.limits import text_config
 from fedsb.models.load import quiet_loading
 from fedsb.models.mixture_folder import is_mixture, read_mixture
@@ -122,7 +123,7 @@ def _write_checked(
         folder,
         {name: at_rank(pair, rank) for name, pair in lora.pairs.items()},
         base_model=public_name(lora.peft_config["base_model_name_or_path"]),
-        causal=lora.peft_config["task_type"] == "CAUSAL_LM",
+        task_type=lora.peft_config["task_type"],
         base_weights=lora.base_weights,
         fan_in_fan_out=lora.peft_config["fan_in_fan_out"],
         head=lora.head,
@@ -174,7 +175,8 @@ def export_merged(
         lost = lost_share(adapted, getattr(torch, dtype))
         merged: Any = merge(adapted)
         longest, ends = getattr(config.task, "max_new_tokens", None), with_template(config, tokenizer)
-        describe(merged, tokenizer, getattr(torch, dtype), longest=longest, ends=ends)
+        several = config.task.multi_label
+        describe(merged, tokenizer, getattr(torch, dtype), longest=longest, ends=ends, multi_label=several)
         with quiet_loading():
             merged.save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -211,12 +213,14 @@ def _base(run: Path, config: RunConfig) -> tuple[nn.Module, Any]:
         InputError: it is another model now.
     """
     summary = read_json(run / "summary.json")
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     model = load_base(
         config.model.path,
         tokenizer=tokenizer,
         num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
+        model_class=config.task.model_class,
+        multi_label=config.task.multi_label,
         dtype=config.model.dtype,
         seed=config.seed,
     )
@@ -244,11 +248,17 @@ def _num_labels(run: Path, config: RunConfig) -> int | None:
 
 
 def _logits(model: nn.Module) -> Tensor:
-    """The model's logits for four texts of 16 made-up tokens."""
-    vocabulary = int(text_config(model.config).vocab_size)
-    ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
+    """The model's logits for four texts of 16 made-up tokens, or four made-up images."""
+    inputs = blank_inputs(model, 4, 16, "cpu")
+    if (pixels := inputs.get("pixel_values")) is not None:
+        filled = {"pixel_values": torch.linspace(-1, 1, pixels.numel()).reshape(pixels.shape).to(pixels)}
+    else:
+        vocabulary = int(text_config(model.config).vocab_size)
+        ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
+        filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        logits: Tensor = model(**filled).logits
+    return logits.float()
 
 
 def _config_of(run: Path, base: str | None = None) -> RunConfig:

@@ -24,6 +24,7 @@ from fedsb.config.sections import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.methods import Method
+from fedsb.models.head import TASK_TYPES
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
@@ -191,7 +192,7 @@ def write_model(
         fold(attached),
         base_model=public_name(config.model.path),
         base_weights=base_weights,
-        causal=not config.task.classifies,
+        task_type=TASK_TYPES[config.task.model_class],
         fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
         head=base.task_head,
     )

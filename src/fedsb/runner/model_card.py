@@ -16,9 +16,6 @@ from fedsb.report.units import human_bytes, plural
 from fedsb.runner.client_lora import client_number
 from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
-LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassification"}
-"""By whether the model classifies."""
-
 
 def model_card(
     run: Path,
@@ -177,7 +174,7 @@ def _privacy(summary: dict[str, Any]) -> str:
 
 def _use(config: RunConfig, summary: dict[str, Any], rank: int | None, folders: Collection[str] = ()) -> str:
     """Code that loads what was written; `folders`: of several adapters."""
-    loader, base = LOADERS[config.task.classifies], public_name(config.model.path)
+    loader, base = f"AutoModelFor{config.task.model_class}", public_name(config.model.path)
     names = summary["label_names"]
     labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
     if rank is None:

@@ -15,14 +15,22 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import AnswerSection, ClassificationConfig
+from fedsb.config.sections import OWN_SECTIONS, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
-from fedsb.models import load_tokenizer
-from fedsb.runner.lengths import Length, chosen_length, fixed_length, limit_of, with_length
+from fedsb.models import load_preprocessor
+from fedsb.runner.lengths import (
+    LOOKED_AT,
+    Length,
+    chosen_length,
+    fixed_length,
+    has_lengths,
+    limit_of,
+    with_length,
+)
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -38,6 +46,7 @@ from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.held_out import Split, num_repeated, told
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
 from fedsb.tasks.sources import run_rows, test_name, test_rows, train_name
+from fedsb.tasks.task import content_of, length_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
     notes: list[str] = []
     with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
         rows, held_out, split = run_rows(config, notes.append, kept)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length, task, encoded = sized_task(config, tokenizer, rows)
     train = encoded or encode(task, rows, train_name(config))
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
@@ -98,7 +107,8 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
     test = [] if config.scored_at_clients_alone else encode(task, held_out, test_name(config))
-    notes += [*(told(split, config) if split else ()), *_looked_at(task, rows, train, test), length.said]
+    looked_at = _looked_at(task, rows, train, test, shared=split is not None)
+    notes += [*(told(split, config) if split else ()), *looked_at, length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
@@ -117,28 +127,31 @@ def sized_task(
     Raises:
         InputError: as `task_of` and `encode`.
     """
-    if config.training.max_length != "auto" or config.privacy is not None:
+    if config.training.max_length != "auto" or config.privacy is not None or not has_lengths(config):
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
-    source, limit = train_name(config), limit_of(config)
-    task = task_of(config, tokenizer, rows, limit)
-    examples = encode(task, rows, source)
+    limit = limit_of(config)
+    kept = min(limit, LOOKED_AT)
+    examples = encode(task_of(config, tokenizer, rows, kept), rows, train_name(config))
     length = chosen_length(examples, limit)
-    if length.tokens != limit:
-        task = task_of(config, tokenizer, rows, length.tokens)
-    fits = all("tokens" in example and example["tokens"][0] <= length.tokens for example in examples)
-    return length, task, examples if fits else None
+    whole = min(length.tokens, kept)
+    fits = all("tokens" in example and example["tokens"][0] <= whole for example in examples)
+    return length, task_of(config, tokenizer, rows, length.tokens), examples if fits else None
 
 
 def _looked_at(
-    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example]
+    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example], *, shared: bool
 ) -> Iterator[str]:
-    """Warnings about rows that are in both splits, and about classes of very different sizes."""
+    """Warnings about rows that are in both splits, and about classes of very different sizes.
+
+    shared: the test rows are a share of the training rows.
+    """
     repeated = num_repeated(train, test)
     if repeated:
+        cure = "remove repeated rows" if shared else "take them out of one of the two"
         yield (
             f"warning: {repeated:,} of {len(test):,} test examples are training examples, too, token by "
-            "token; take them out of one of the two"
+            f"token; {cure}"
         )
     if task.label_names is not None and task.partition_label is not None:
         yield from (f"warning: {note}" for note in uneven(class_counts(task, rows)))
@@ -164,7 +177,7 @@ def prepare_server_data(
     check_can_deploy(config)
     notes: list[str] = []
     rows = test_rows(config, notes.append) if config.scores_test_rows else None
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, [], length.tokens)
     test = [] if rows is None else encode(task, rows, test_name(config))
@@ -185,13 +198,14 @@ def check_can_deploy(config: RunConfig) -> None:
     Raises:
         InputError: with the key that can fix it.
     """
-    if not isinstance(config.task, ClassificationConfig | AnswerSection):
-        raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
     task = config.task
-    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
+    if not isinstance(task, OWN_SECTIONS):
+        raise InputError(f"task.kind: {task.kind} of another package is for simulated runs")
+    if task.classes_are_of_rows:
+        numbers = ", or say task.regression: true if labels are numbers"
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive], or say task.regression: true if labels are numbers"
+            f"labels: [negative, positive]{numbers if isinstance(task, ClassificationConfig) else ''}"
         )
     _check_needs_no_rows(config)
     init, experts = config.method.init, config.method.experts
@@ -252,8 +266,8 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
 
 def check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
     """Refuse public rows that are private ones too: bases would show what privacy is said to hide."""
-    shown = {tuple(example["input_ids"]) for example in public}
-    both = shown.intersection(tuple(example["input_ids"]) for example in train)
+    shown = {content_of(example) for example in public}
+    both = shown.intersection(content_of(example) for example in train)
     if both:
         raise InputError(
             f"method.init.public: {len(both)} of the {len(shown)} different inputs of {source} are training "
@@ -287,7 +301,7 @@ def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
         InputError: a row is wrong, or the tokenizer cannot take it.
     """
     cure = "fix the row that it stops at (data.limit finds it), or take another tokenizer"
-    with stage("model.path", f"tokenizing {source}", cure, quotes=False):
+    with stage("model.path", f"encoding {source}", cure, quotes=False):
         return task.encode(rows, source)
 
 
@@ -330,7 +344,7 @@ def batches_of(data: Data, device: torch.device) -> Any:
     """(examples, batch size) -> batches of examples of like length, on the device."""
 
     def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        ordered = sorted(examples, key=length_of)
         groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
         return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
 

@@ -3,7 +3,7 @@
 A task is a value: a frozen record of functions. To add a family, write a function that returns one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from fedsb.tasks.totals import Totals
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
+Collate = Callable[[Sequence[Example]], Batch]
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
 RELATIVE_SEGMENTS = ("funnel", "xlnet")
 """Families that ask only whether two tokens are of one segment."""
@@ -64,6 +65,8 @@ class Task:
     totals: the sums that scores can be made of far from the examples; None where there are none.
     questions(rows, source): as encode, of rows that need no label and no response: what a model is given to
         find them. None: this task cannot.
+    said(logits, example): what `fedsb predict` says of one of `questions`, from its logits. None: the
+        likeliest class with all probabilities, or the number.
     ends: tokens that end a generated answer, besides the tokenizer's end token.
     notes: how the rows are read, in sentences for people.
     """
@@ -79,6 +82,7 @@ class Task:
     partition_label: Callable[[Row], str] | None
     totals: Totals | None = None
     questions: Callable[[Sequence[Row], str], list[Example]] | None = None
+    said: Callable[[Tensor, Example], dict[str, Any]] | None = None
     ends: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -86,6 +90,22 @@ class Task:
         """The metrics over all examples; arguments as of `measure`."""
         measurements = self.measure(model, examples, **arguments)
         return {name: value for measured in measurements for name, value in measured.all().items()}
+
+
+def token_ids(example: Example) -> Sequence[int]:
+    """An example's token ids; none of an image."""
+    ids: Sequence[int] = example.get("input_ids", ())
+    return ids
+
+
+def length_of(example: Example) -> int:
+    """An example's length in tokens, by which batches are sorted; 0 of an image, which are all alike."""
+    return len(token_ids(example))
+
+
+def content_of(example: Example) -> Hashable:
+    """What two examples of the same input have alike."""
+    return tuple(token_ids(example)) or example.get("content")
 
 
 def pad(

@@ -43,7 +43,7 @@ def class_sums(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> di
     return {name: value.astype(np.float64) for name, value in named.items()} | {"loss": np.sum(losses)}
 
 
-def class_scores(sums: Sums) -> dict[str, float]:
+def scores_of_counts(sums: Sums) -> dict[str, float]:
     """macro_f1 is over the classes that occur as label or prediction, f1 that of the second of two classes;
     0 where undefined."""
     right, of_label, predicted = (sums[name] for name in ("right", "labelled", "predicted"))
@@ -65,7 +65,7 @@ def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.nd
 
 
 def _class_metrics(sums: Sums, count: int) -> dict[str, float]:
-    return {**class_scores(sums), "loss": float(sums["loss"]) / count}
+    return {**scores_of_counts(sums), "loss": float(sums["loss"]) / count}
 
 
 def _class_fault(sums: Sums, count: int) -> str | None:
