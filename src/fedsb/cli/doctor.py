@@ -140,7 +140,8 @@ def _privacy(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Line
     if config.privacy is None:
         return None, []
     numbers = _numbers_of_a_round(config, base, len(data.parts)).up
-    lines = forecast(config, [len(part) for part in data.parts], numbers).lines()
+    sizes, tests = [*map(len, data.parts)], [*map(len, data.client_tests)]
+    lines = forecast(config, sizes, numbers, tests).lines()
     return None, [("privacy", line) for line in (*notes_on_defaults(config), *lines)]
 
 

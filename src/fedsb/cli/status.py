@@ -25,7 +25,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: holds no run (no config.yaml)")
     config, lines = RunConfig.from_yaml(folder / "config.yaml"), read_jsonl(folder / "metrics.jsonl")
     newest, spends = lines[-1] if lines else {}, read_spends(folder / LEDGER)  # in this order: none is missed
-    ahead = paid_after(spends, newest.get("round", -1))
+    ahead = paid_after(spends, lines)
     scores: list[dict[str, float]] = [line["eval"] for line in lines if line["eval"]]
     return {
         "method": config.method.name,

@@ -23,6 +23,7 @@ from fedsb.runner.evaluate import check_evaluation
 from fedsb.runner.prepare_data import make_partition, prepare_data, public_examples
 from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.prepare_privacy import check_budget
+from fedsb.runner.site_data import hold_out as hold_out_of_clients
 from fedsb.runner.started_on import NAMES
 from fedsb.tasks import Row
 from fedsb.tasks.held_out import hold_out
@@ -91,7 +92,8 @@ def _check_partitions(
         parts = make_partition(arms[0].config.model_copy(update={"seed": seed}), rows, labels)
         for arm in arms:
             with _named(arm):
-                check_budget(arm.config, [len(part) for part in parts])
+                trained, tests = hold_out_of_clients(arm.config, parts, labels)
+                check_budget(arm.config, [*map(len, trained)], [*map(len, tests)])
 
 
 def _check_arm(arm: Arm) -> None:

@@ -47,8 +47,8 @@ def _set_aside(folder: Path) -> Path | None:
     With what is left of its budget it would train less than the runs it is compared with, so it is to begin
     again. What it was charged stays written in the folder set aside.
     """
-    rounds = [line["round"] for line in read_jsonl(folder / "metrics.jsonl")]
-    if not paid_after(read_spends(folder / LEDGER), max(rounds, default=-1)):
+    lines = read_jsonl(folder / "metrics.jsonl")
+    if not paid_after(read_spends(folder / LEDGER), lines):
         return None
     places = (folder.with_name(f"stopped-{n}-{folder.name}") for n in count(1))
     place = next(place for place in places if not place.exists())

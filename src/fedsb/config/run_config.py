@@ -91,6 +91,16 @@ class RunConfig(Section):
         asked, share = self.evaluation.at_clients, self.data.client_test
         return bool(share) if asked is None else asked
 
+    def scored_after(self, number: int) -> bool:
+        """Whether the model is scored after this round; 0 is before the first."""
+        every = self.evaluation.every
+        return every is not None and (number % every == 0 or number == self.federation.rounds)
+
+    @property
+    def times_scored(self) -> int:
+        """How often the model is scored in the whole run."""
+        return sum(self.scored_after(number) for number in range(self.federation.rounds + 1))
+
     @property
     def scored_at_clients_alone(self) -> bool:
         """Whether there are no test rows in one place."""

@@ -702,6 +702,9 @@ class PrivacyConfig(Section):
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Let the clip norm follow this quantile of the gradients' norms in a round's steps, or of the updates'
     norms over rounds; a noised count pays for it out of the same budget. null: fixed."""
+    score_noise_multiplier: Positive | None = None
+    """evaluation.at_clients: noise on the counts that a client gives, over their sensitivity (the square root
+    of 3); each score is one more release of the same budget. null: no client is scored."""
     insecure_seed: int | None = None
     """For tests alone: noise that repeats. The run is then marked as not private."""
     ledger: str | None = None
@@ -771,7 +774,7 @@ class EvaluationConfig(Section):
     """causal-lm, chat: score exact match of greedy answers on the first so many test rows."""
     at_clients: bool | None = None
     """Score the model at each client, too, on rows of its own; the server gets counts alone. null: where
-    data.client_test sets rows aside. Not with privacy."""
+    data.client_test sets rows aside. With privacy see privacy.score_noise_multiplier."""
     baselines: list[Literal["local", "pooled"]] = Field(default_factory=list)
     """at_clients: models to compare with on the same rows. local: what each client trains alone, for as many
     rounds; pooled: what all training rows train in one place (simulated runs)."""

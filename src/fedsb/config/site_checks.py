@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from fedsb.config.method import able_names, method_of
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections import ClassificationConfig
 from fedsb.methods import Method
+
+SUGGESTED_NOISE = 10.0
+"""Of scores at clients, over the counts' sensitivity."""
 
 
 def site_faults(config: RunConfig) -> Iterator[str]:
@@ -23,13 +27,37 @@ def site_faults(config: RunConfig) -> Iterator[str]:
 
 
 def _private(config: RunConfig) -> Iterator[str]:
-    evaluation, data = config.evaluation, config.data
-    if config.privacy is None or not (evaluation.at_clients or data.client_test):
+    privacy, evaluation = config.privacy, config.evaluation
+    if privacy is None:
+        return
+    if not config.scores_at_clients:
+        if privacy.score_noise_multiplier is not None:
+            yield (
+                "privacy.score_noise_multiplier: no client is scored; set evaluation.at_clients: true, or "
+                "leave the noise out"
+            )
         return
     key = "evaluation.at_clients" if evaluation.at_clients else "data.client_test"
-    yield (
-        f"{key}: with privacy a client's counts of right answers would leave without noise, uncharged, and "
-        "tell of single rows; leave it out and score on data.test"
+    if privacy.unit == "client":
+        yield (
+            f"{key}: with privacy.unit: client nobody may learn whether a client is there, and its score "
+            "tells; leave it out and score on data.test"
+        )
+    elif privacy.score_noise_multiplier is None:
+        yield f"{key}: {_price(config.times_scored, privacy.delta or 1e-5)}"
+    if evaluation.baselines:
+        yield "evaluation.baselines: they train on private rows once more; leave them out with privacy"
+
+
+def _price(releases: int, delta: float) -> str:
+    """What to set, and what that costs at most by zero-concentrated privacy (Bun and Steinke 2016, arXiv
+    1605.02065)."""
+    rho = releases / (2 * SUGGESTED_NOISE**2)
+    return (
+        "with privacy a client's counts of right answers leave with noise alone, which privacy.epsilon pays "
+        f"for; set privacy.score_noise_multiplier, e.g. {SUGGESTED_NOISE:g}: {releases} scores would "
+        f"then cost epsilon {rho + 2 * math.sqrt(rho * -math.log(delta)):.2g} or less; or leave it out and "
+        "score on data.test"
     )
 
 

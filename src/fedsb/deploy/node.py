@@ -118,6 +118,11 @@ class Node:
         """The rows that it trains on."""
         return len(self.data.parts[self.client])
 
+    @property
+    def _test_rows(self) -> int:
+        """The rows that it is scored on."""
+        return len(self.data.client_tests[self.client])
+
     def _told(self, count: int) -> int:
         return rounded(count) if self.node_config.limited or self.config.privacy is not None else count
 
@@ -140,8 +145,8 @@ class Node:
         if privacy is not None and privacy.unit == "example":
             secret = privacy.insecure_seed is None
             account = node_account(self.node_config, self.folder.name, secret_noise=secret)
-        sizes, rows = {self.client: self.registered}, self._rows
-        return prepare_privacy(self.config, sizes, self.folder, account, rows)
+        sizes, rows, tests = {self.client: self.registered}, self._rows, {self.client: self._test_rows}
+        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests)
 
     @cached_property
     def door(self) -> Door:
@@ -191,7 +196,7 @@ class Node:
         """`NodeFacts` as JSON."""
         assert self.private is None or self.private.epsilon() >= 0
         digest = base_digest(self.base.model, self.base.task_head)
-        tests = len(self.data.client_tests[self.client]) if self.config.scores_at_clients else None
+        tests = self._test_rows if self.config.scores_at_clients else None
         facts = NodeFacts(self.client, self.registered, digest, self.expert_counts, tests)
         return PublicFacts(json.dumps(facts.said()).encode())
 
@@ -203,11 +208,17 @@ class Node:
         return UnprotectedUpdate(partial(self.local_client.statistics, question))
 
     def score(self, broadcast: bytes) -> Disclosure:
-        """This party's counts for a score of the model in a round's broadcast, on rows it never trains on."""
-        self._check_number(wire.unpack(broadcast)[0].round, self.config.federation.rounds + 1)
-        return UnprotectedUpdate(
-            partial(self._answered_and_kept, self.local_client, broadcast, LocalClient.score)
-        )
+        """This party's counts for a score of the model in a round's broadcast, on rows it never trains on.
+        Of no rows they are zeros."""
+        number, private = wire.unpack(broadcast)[0].round, self.private
+        self._check_number(number, self.config.federation.rounds + 1)
+        make = partial(self._answered_and_kept, self.local_client, broadcast, LocalClient.score)
+        if not self._test_rows:
+            return PublicFacts(make())
+        mechanism = private.charge_of(self.client, "score") if private else None
+        if mechanism is None:
+            return UnprotectedUpdate(make)
+        return NoisedRelease(make, Spend(self.client, "score", number - 1, mechanism))
 
     def alone(self, broadcast: bytes) -> Disclosure:
         """The same of a model that this party trains alone, from the run's first broadcast."""

@@ -1,7 +1,8 @@
 """Scores at the clients: the shared model, asked with a round's broadcast, on rows that no client trains on.
 
 question:  the broadcast of the round that follows, as if the client were to train
-answer:    sums over the client's own test rows that scores are made of (`tasks.totals`), and their number
+answer:    sums over the client's own test rows that scores are made of (`tasks.totals`), and their number;
+           under privacy with noise
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from fedsb.tasks.task import Measurement
 from fedsb.tasks.totals import Totals
 
 Measure = Callable[[nn.Module, Sequence[Example]], Sequence[Measurement]]
+AddNoise = Callable[[Tensor], Tensor]
+"""Sums -> the same with the noise that their sensitivity asks for."""
 
 
 def answer_layout(totals: Totals) -> Layout:
@@ -39,11 +42,13 @@ def client_scores(
     seed: int,
     part: Part,
     kept: Kept | None = None,
+    noise: AddNoise | None = None,
 ) -> bytes:
     """A client's sums over these examples; zeros of none.
 
     Args:
         kept: what stays with this client, in methods where something does.
+        noise: needed for totals that are to be noised; `measure` must then look at each example alone.
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
@@ -52,10 +57,14 @@ def client_scores(
     sums = {name: torch.zeros(shape) for name, shape in totals.shapes.items()}
     if examples:
         for measured in measure(local_model.model, examples):
-            sums |= {name: torch.as_tensor(value) for name, value in measured.sums.items()}
+            sums |= {name: torch.as_tensor(measured.sums[name]) for name in sums if name in measured.sums}
     layout = answer_layout(totals)
+    vector = layout.flatten(sums)
+    if examples and (noise is not None or totals.sensitivity is not None):
+        assert noise is not None, "counts that are to be noised stay here without noise"
+        vector = noise(vector)
     answer = wire.Header(header.method, header.round, layout.digest, client, len(examples))
-    return wire.pack(answer, layout.flatten(sums))
+    return wire.pack(answer, vector)
 
 
 def accepted_scores(

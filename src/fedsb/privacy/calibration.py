@@ -34,7 +34,10 @@ def calibrate(
     mechanisms_at: Callable[[float], Iterable[Mechanism]],
     *,
     setting: str = "privacy.epsilon",
-    cure: str = "raise it, or, with bases that are charged too, lower method.init.budget_share",
+    cure: str = (
+        "raise it, or what else is charged to it must cost less: bases by a lower method.init.budget_share, "
+        "scores at clients by a higher privacy.score_noise_multiplier or evaluation.every"
+    ),
 ) -> float:
     """The smallest noise multiplier z, to NOISE_TOLERANCE, at which `mechanisms_at(z)` keep to the target.
 

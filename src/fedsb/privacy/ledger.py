@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.lines import GrowingLines, locked, whole_lines
 
-Phase = Literal["start", "round"]
+Phase = Literal["start", "round", "score"]
 LEDGER = "privacy.jsonl"
 """Its name in a run folder."""
 
@@ -29,7 +29,7 @@ class Spend:
 
     Attributes:
         client: whose examples it is about; None if it is about the clients themselves.
-        round: 0 for the start.
+        round: 0 for the start; of a score the round that the scored model is the end of.
     """
 
     client: int | None
@@ -91,13 +91,20 @@ def read_spends(path: Path) -> list[Spend]:
     return _readable(GrowingLines(path, _spend))
 
 
-def paid_after(spends: Iterable[Spend], last_round: int) -> list[Spend]:
+def paid_after(spends: Iterable[Spend], lines: Sequence[Mapping[str, Any]]) -> list[Spend]:
     """The releases of a round that is under way or was cut off, which is not among the whole ones.
 
     Args:
-        last_round: the last whole round, 0 being the start; -1 if there is none.
+        lines: of metrics.jsonl, one for each whole round, 0 being the start; the start's has no scores at the
+            clients until these are whole, too.
     """
-    return [spend for spend in spends if spend.round > last_round]
+    last = lines[-1] if lines else {}
+    number, scored = last.get("round", -1), "sites" in last
+
+    def ahead(spend: Spend) -> bool:
+        return spend.round > number or (spend.round == number and spend.phase == "score" and not scored)
+
+    return list(filter(ahead, spends))
 
 
 def _readable(lines: GrowingLines[Spend], *, every_byte: bool = False) -> list[Spend]:

@@ -191,6 +191,32 @@ class ClientPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """Noised counts over rows that a client is scored on, each time all of them.
+
+    They are other rows than those it trains on. What any one row pays is the larger of the two costs;
+    accounting adds them up, which is simpler and never too little.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise over the counts' sensitivity.
+        releases: of the whole run.
+    """
+
+    noise_multiplier: float
+    releases: int
+
+    @property
+    def release(self) -> Mechanism:
+        """What one score releases."""
+        return Mechanism(self.noise_multiplier, 1.0, 1)
+
+    @property
+    def all(self) -> Mechanism:
+        """What all scores of the run release."""
+        return self.release._replace(steps=self.releases)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartPlan:
     """One noisy sum of clipped per-example gradients over a Poisson sample, for private bases.
 

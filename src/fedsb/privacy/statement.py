@@ -64,15 +64,42 @@ def _cohorts(facts: Mapping[str, Any]) -> str:
 def _of_examples(facts: Mapping[str, Any]) -> list[str]:
     start = " and the initialization" if _has_start(facts) else ""
     return [
-        f"All that left any one client in this run, over {_rounds(facts)}{start}, is together (epsilon, "
-        f"delta)-differentially private with at most {_bound(facts)}, for data sets that differ in one "
-        "training example of that client, which is present or blanked.",
+        f"All that left any one client in this run, over {_rounds(facts)}{start}{_with_scores(facts)}, is "
+        f"together (epsilon, delta)-differentially private with at most {_bound(facts)}, for data sets that "
+        f"differ in one {_examples(facts)} of that client, which is present or blanked.",
         "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
         f"gradient was clipped to the L2 norm {facts['clip_norm']:g}{_followed(facts)}, and the client added "
         f"{_example_noise(facts)}, {_source(facts)}.",
+        *_score_noise(facts),
         f"Taken as public: how many examples each client has{_by_expert(facts)}, and the set of labels. Not "
         "covered: "
         f"{OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _scores(facts: Mapping[str, Any]) -> int:
+    """The most scores of any one client."""
+    return max(client.get("scores", 0) for client in facts["per_client"].values())
+
+
+def _with_scores(facts: Mapping[str, Any]) -> str:
+    return " and its scores" if _scores(facts) else ""
+
+
+def _examples(facts: Mapping[str, Any]) -> str:
+    return "example, to train or to be scored on," if _scores(facts) else "training example"
+
+
+def _score_noise(facts: Mapping[str, Any]) -> list[str]:
+    """Of the counts at the clients, where there were any."""
+    if not (times := _scores(facts)):
+        return []
+    noise = facts["score_noise_multiplier"]
+    return [
+        f"Each client was scored at most {_times(times)} on examples that it never trains on, by counts of "
+        "each class (of it, taken for it, both). One example moves all of them together by at most the root "
+        f"of 3 in L2, and the client added Gaussian noise of {noise:.4g} times that. Epsilon adds this up "
+        "with the training, though no example is in both."
     ]
 
 

@@ -247,6 +247,17 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def _noise_said(sites: dict[str, Any], metric: str) -> str | None:
+    """What privacy's noise does to the sites' scores; None without."""
+    if (noise := sites.get("noise")) is None:
+        return None
+    errors = [each[metric] for each in noise["standard_errors"].values() if metric in each]
+    if not errors:
+        return "made of counts with noise, for privacy"
+    mean = noise["standard_error_of_mean"][metric]
+    return f"noised, for privacy: standard error up to {max(errors):.2g} at a site, {mean:.2g} in their mean"
+
+
 def sites_table(summary: dict[str, Any], names: Sequence[str]) -> Table | None:
     """The primary metric at every site, beside what it is compared with; None of a run without such scores.
 
@@ -256,7 +267,8 @@ def sites_table(summary: dict[str, Any], names: Sequence[str]) -> Table | None:
     if not sites:
         return None
     kinds = {"this run": sites["scores"], **{BESIDE[kind]: of for kind, of in sites["baselines"].items()}}
-    table = Table(title=f"{shown(metric.replace('_', ' '))} at each site", title_justify="left")
+    title, caption = f"{shown(metric.replace('_', ' '))} at each site", _noise_said(sites, metric)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("")
     for column in ("test rows", *kinds):
         table.add_column(column, justify="right")

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from fedsb.report import facts
 from fedsb.report.canvas import Plot
-from fedsb.report.load import Run
+from fedsb.report.load import Run, mapping, number
 from fedsb.report.markup import numbers, paragraph, table, texts
 from fedsb.report.metrics import describe, show, show_change, show_tick
 from fedsb.report.plots import Curve, Span, curves
@@ -73,7 +73,23 @@ def _said(run: Run, name: str, order: list[str], last: Values, beside: Mapping[s
         gain = sum(last[s] != alone[s] and better(last[s], alone[s]) == last[s] for s in both)
         lose = sum(last[s] != alone[s] and better(last[s], alone[s]) == alone[s] for s in both)
         text += f"Against training alone, {gain} of {plural(len(both), 'site')} gained and {lose} lost. "
-    return text + "Each site counts once in the mean; scores of few rows are uncertain."
+    return text + _noise(run, name) + "Each site counts once in the mean; scores of few rows are uncertain."
+
+
+def _noise(run: Run, name: str) -> str:
+    """What privacy's noise does to these scores; empty without."""
+    noise = mapping(facts.stated(run, "sites").get("noise"))
+    if not noise:
+        return ""
+    each = [number(mapping(of_site).get(name)) for of_site in mapping(noise.get("standard_errors")).values()]
+    errors, of_mean = (
+        [e for e in each if e is not None],
+        mapping(noise.get("standard_error_of_mean")).get(name),
+    )
+    if not errors:
+        return "Made of counts with noise, for privacy. "
+    most, mean = show(name, max(errors)), show(name, number(of_mean))
+    return f"Noised, for privacy: its standard error is up to {most} at a site, {mean} in their mean. "
 
 
 def plots_of(run: Run, anchor: str) -> list[Plot]:

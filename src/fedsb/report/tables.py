@@ -188,6 +188,7 @@ NAMES = {
     "epsilon_rdp": "ε by Renyi accounting",
     "epsilon_start": "ε of the start alone",
     "epsilon_rounds": "ε of the rounds alone",
+    "epsilon_scores": "ε of the scores alone",
 }
 
 

@@ -28,7 +28,7 @@ class RoundRules:
     Attributes:
         aggregation: the method's, over the average that federation.robust asks for.
         norm_bound: how far an update may lie from the broadcast; None: anywhere.
-        evaluate_every, refresh_every: rounds between them; None: never.
+        refresh_every: rounds between new bases; None: never.
     """
 
     rounds: int
@@ -36,7 +36,6 @@ class RoundRules:
     aggregation: Aggregation
     norm_bound: NormBound | None
     min_updates: int
-    evaluate_every: int | None
     refresh_every: int | None
 
 
@@ -51,7 +50,6 @@ def round_rules(config: RunConfig) -> RoundRules:
         aggregation=aggregation,
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
-        evaluate_every=config.evaluation.every,
         refresh_every=config.method.refresh_every,
     )
 

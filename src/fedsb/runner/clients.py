@@ -20,10 +20,11 @@ from fedsb.federation.client import Kept, client_update
 from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
-from fedsb.federation.scores import Measure, client_scores
+from fedsb.federation.scores import AddNoise, Measure, client_scores
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
+from fedsb.privacy.ledger import Phase
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import heads_of, local_training
 from fedsb.runner.prepare_data import Data
@@ -86,23 +87,37 @@ class LocalClient:
         )
 
     def score(self, broadcast: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
-        """The sums over its test rows that scores of the model in this broadcast are made of.
+        """The sums over its test rows that scores of the model in this broadcast are made of; under privacy
+        noised and charged.
 
         Raises:
             UpdateRejected: the broadcast is no message for this client, or this run asks for no scores.
+            ClientFailed: the privacy budget has no room for it.
         """
-        if self.measure is None or self.totals is None:
+        if self.totals is None:
             raise UpdateRejected("this run asks for no scores at clients")
+        if self.private is None or not self.tests:
+            return self._sums(broadcast, self.totals)
+        after = wire.unpack(broadcast)[0].round - 1
+        sensitivity = self.totals.sensitivity
+        if sensitivity is None or self.client not in self.private.scores:
+            raise UpdateRejected("this run has no noise for scores at clients")
+        noise, totals = self.private.score_noise(self.client, after, sensitivity), self.totals
+        return self.private.release(self.client, after, lambda: self._sums(broadcast, totals, noise), "score")
+
+    def _sums(self, broadcast: bytes, totals: Totals, noise: AddNoise | None = None) -> bytes:
+        assert self.measure is not None
         return client_scores(
             broadcast,
             self.local_model,
             self.tests,
             self.measure,
-            self.totals,
+            totals,
             client=self.client,
             seed=self.seed,
             part=self.part_of(wire.unpack(broadcast)[0].round),
             kept=self.kept,
+            noise=noise,
         )
 
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
@@ -148,10 +163,14 @@ def local_clients(
 ) -> Callable[[int], LocalClient]:
     """The config's client of each number, with its part of the data.
 
+    Where scores are noised each row is a batch of its own, so that it moves no other row's prediction, not by
+    rounding either: what the noise covers is what one row can do.
+
     kept: client -> what stays with it; entries come as clients are made.
     """
     training, seed, kept = local_training(config), config.seed, {} if kept is None else kept
     size, generate = config.evaluation.batch_size, config.evaluation.generate
+    size = size if private is None else 1
     measure = partial(data.task.measure, batch_size=size, generate=generate)
 
     def local_client(client: int) -> LocalClient:
@@ -216,11 +235,13 @@ class RemoteClients:
         return [list(range(size)) for size in self.tests or [0] * len(self.sizes)]
 
 
-def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskClients:
+def expecting(
+    private: PrivateRun, ask_clients: AskClients, number: int, phase: Phase = "round"
+) -> AskClients:
     """Clients elsewhere of a private run: asked only while the server's account of them has room."""
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
-        able = [client for client in cohort if private.expect(client, number)]
+        able = [client for client in cohort if private.expect(client, number, phase)]
         yield from (Failed(client, private.used_up) for client in cohort if client not in able)
         yield from ask_clients(able, broadcast)
 

@@ -10,7 +10,8 @@ from fedsb.config.sections import PrivacyConfig
 from fedsb.federation.cohort import cohort
 from fedsb.federation.start.settings import PrivateStart
 from fedsb.federation.training import LocalTraining
-from fedsb.privacy.plan import ExamplePlan, StartPlan
+from fedsb.privacy.accounting import Mechanism
+from fedsb.privacy.plan import ExamplePlan, ScorePlan, StartPlan
 from fedsb.runner.arguments import local_training
 from fedsb.runner.private_run import PrivateRun
 
@@ -35,9 +36,14 @@ def private_start(private: PrivateRun, *, elsewhere: bool = False) -> PrivateSta
 
 
 def example_plans(
-    config: RunConfig, settings: PrivacyConfig, sizes: Mapping[int, int], delta: float
+    config: RunConfig,
+    settings: PrivacyConfig,
+    sizes: Mapping[int, int],
+    delta: float,
+    scores: Mapping[int, ScorePlan],
 ) -> tuple[dict[int, ExamplePlan], dict[int, StartPlan]]:
-    """Each client's plan of its rounds, and of its part in private bases; their noise calibrated.
+    """Each client's plan of its rounds, and of its part in private bases; their noise calibrated, so that the
+    scores have room in the budget, too.
 
     Raises:
         InputError: epsilon cannot be reached.
@@ -48,10 +54,26 @@ def example_plans(
             starts[client] = _start_plan(config, settings, size, delta)
         plan = _plan(local_training(config), settings, size, _times_chosen(config, client))
         if settings.epsilon is not None and not settings.noise_multiplier:
-            before = [starts[client].release] if client in starts else []
-            plan = plan.calibrated(settings.epsilon, delta, before=before)
+            plan = plan.calibrated(settings.epsilon, delta, before=beside_rounds(client, starts, scores))
         plans[client] = plan
     return plans, starts
+
+
+def beside_rounds(
+    client: int, starts: Mapping[int, StartPlan], scores: Mapping[int, ScorePlan]
+) -> list[Mechanism]:
+    """What this client releases in the run beside its rounds."""
+    start = [starts[client].release] if client in starts else []
+    return start + ([scores[client].all] if client in scores else [])
+
+
+def score_plans(config: RunConfig, tests: Mapping[int, int]) -> dict[int, ScorePlan]:
+    """The plan of each client that has rows to be scored on. tests: how many, by client."""
+    noise = config.privacy.score_noise_multiplier if config.privacy else None
+    if noise is None or not config.scores_at_clients:
+        return {}
+    plan = ScorePlan(noise_multiplier=noise, releases=config.times_scored)
+    return {client: plan for client, count in tests.items() if count}
 
 
 def _start_plan(config: RunConfig, settings: PrivacyConfig, size: int, delta: float) -> StartPlan:

@@ -135,7 +135,9 @@ def open_folder(folder: Path, config: RunConfig, data: Data) -> None:
     write_split(folder, config, data.split)
     write_json(folder / "partition.json", partition_record(config, data))
     if config.privacy is not None and data.train:
-        whole = json.dumps({"clients": dict(enumerate(data.parts))})
+        whole = json.dumps(
+            {"clients": dict(enumerate(data.parts)), "tests": dict(enumerate(data.client_tests))}
+        )
         write_privately(folder / PRIVATE / "partition.json", whole.encode())
 
 

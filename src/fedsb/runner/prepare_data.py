@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -282,7 +282,7 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row], max_length: 
     max_length: None: as the config fixes it.
 
     Raises:
-        InputError: clients are to be scored, and the task cannot do that.
+        InputError: clients are to be scored, and the task cannot do that, or not with noise.
     """
     tokens = max_length or fixed_length(config).tokens
     task = make_task(config.task, tokenizer, rows, source=train_name(config), max_length=tokens)
@@ -291,7 +291,19 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row], max_length: 
             f"evaluation.at_clients: task.kind {config.task.kind} has no sums that clients could be scored "
             "by; leave at_clients and data.client_test out"
         )
+    if config.scores_at_clients and config.privacy is not None:
+        task = _with_noised_totals(config, task)
     return with_class_weights(task, config.training.class_weights, rows)
+
+
+def _with_noised_totals(config: RunConfig, task: Task) -> Task:
+    if task.totals is None or task.totals.noised is None:
+        raise InputError(
+            "evaluation.at_clients: with privacy clients give counts of classes with noise, and what "
+            f"task.kind {config.task.kind} is scored by here has no bound that noise could cover; leave "
+            "at_clients and data.client_test out, and score on data.test"
+        )
+    return replace(task, totals=task.totals.noised)
 
 
 def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
@@ -381,7 +393,9 @@ def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
     if data.sites:
         record["names"] = {str(client): name for client, name in enumerate(data.sites)}
     if any(data.client_tests):
-        record["tests"] = {str(client): part for client, part in enumerate(data.client_tests)}
+        record["tests"] = {
+            str(client): len(part) if private else part for client, part in enumerate(data.client_tests)
+        }
     if data.labels is not None and not private:  # counts of labels are a statistic of private rows
         counts = [Counter(data.labels[i] for i in part) for part in data.parts]
         record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}

@@ -15,7 +15,7 @@ from fedsb.privacy.ledger import LEDGER, PrivacyLedger
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ExamplePlan, StartPlan
 from fedsb.runner.client_privacy import client_plan
-from fedsb.runner.example_privacy import example_plans
+from fedsb.runner.example_privacy import beside_rounds, example_plans, score_plans
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.private_state import SampleSecret
 
@@ -26,6 +26,7 @@ def prepare_privacy(
     folder: Path,
     account: Account | None = None,
     rows: int | None = None,
+    tests: Mapping[int, int] | None = None,
 ) -> PrivateRun | None:
     """Plans with their noise calibrated, and the ledgers as far as they were written; None without privacy.
 
@@ -34,6 +35,7 @@ def prepare_privacy(
             simulated run, of itself on a node.
         account: a node's, of its rows over all runs.
         rows: how many a node samples from, where its size is a rounded count.
+        tests: how many rows each of them is scored on, where clients are scored.
 
     Raises:
         InputError: delta is too large, epsilon cannot be reached, a ledger is not what it was.
@@ -46,13 +48,13 @@ def prepare_privacy(
     account = account or _account(settings, folder)
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, settings.epsilon, account)
     plans, starts, server_plan = dict[int, ExamplePlan](), dict[int, StartPlan](), None
+    scores = score_plans(config, tests or {})
     if settings.unit == "client":
         server_plan = client_plan(config, settings, delta)
     else:
-        plans, starts = example_plans(config, settings, sizes, delta)
+        plans, starts = example_plans(config, settings, sizes, delta, scores)
     for client, plan in plans.items():
-        before = [starts[client].release] if client in starts else []
-        guard.check_plan([*before, *[plan.round] * plan.rounds])
+        guard.check_plan([*beside_rounds(client, starts, scores), *[plan.round] * plan.rounds])
     return PrivateRun(
         settings=settings,
         guard=guard,
@@ -61,6 +63,7 @@ def prepare_privacy(
         samples=SampleSecret(folder, settings.insecure_seed),
         plans={client: replace(plan, rows=rows) for client, plan in plans.items()},
         starts={client: replace(plan, rows=rows) for client, plan in starts.items()},
+        scores=scores,
         server_plan=server_plan,
         max_length=config.training.tokens,
     )
@@ -77,10 +80,13 @@ def _account(settings: PrivacyConfig, folder: Path) -> Account | None:
     return account
 
 
-def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:
+def check_budget(config: RunConfig, sizes: Sequence[int], tests: Sequence[int]) -> None:
     """Refuse early what `prepare_privacy` would refuse once the run begins.
 
-    `sizes`: examples of each client. Noise is sought for the smallest alone: one calibration takes seconds.
+    Noise is sought for the smallest client alone: one calibration takes seconds.
+
+    Args:
+        sizes: examples that each client trains on. tests: those it is scored on.
 
     Raises:
         InputError: delta is too large, or epsilon cannot be reached.
@@ -93,4 +99,5 @@ def check_budget(config: RunConfig, sizes: Sequence[int]) -> None:
         client_plan(config, settings, delta)
     else:
         smallest = min(range(len(sizes)), key=lambda client: sizes[client])
-        example_plans(config, settings, {smallest: sizes[smallest]}, delta)
+        scores = score_plans(config, dict(enumerate(tests)))
+        example_plans(config, settings, {smallest: sizes[smallest]}, delta, scores)

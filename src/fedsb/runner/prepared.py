@@ -110,7 +110,8 @@ def prepare(
         progress.stage(line)
     if config.privacy is not None:
         progress.stage("calibrating noise")
-    privacy = prepare_privacy(config, {c: len(part) for c, part in enumerate(data.parts)}, folder)
+    sizes, tests = (dict(enumerate(map(len, parts))) for parts in (data.parts, data.client_tests))
+    privacy = prepare_privacy(config, sizes, folder, tests=tests)
     if privacy is not None:
         privacy.check_ledger(saved.metrics[-1].get("epsilon") if saved else None)
     return Prepared(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from fedsb.config import RunConfig
 from fedsb.config.privacy_checks import check_delta
 from fedsb.privacy.accounting import epsilon
-from fedsb.privacy.plan import ClientPlan, ExamplePlan
+from fedsb.privacy.plan import ClientPlan, ExamplePlan, ScorePlan
 from fedsb.runner.client_privacy import client_plan
-from fedsb.runner.example_privacy import example_plans
+from fedsb.runner.example_privacy import beside_rounds, example_plans, score_plans
 
 DROWNS = 4.0
 """Signal over noise below which runs on SST-2 and SNLI learned little or nothing (docs/guides/privacy.md):
@@ -37,6 +37,8 @@ class Forecast:
     num_trained: int
     epsilon: float
     delta: float
+    scores: ScorePlan | None = None
+    """Of that client at its own test rows."""
 
     @property
     def signal_to_noise(self) -> float:
@@ -54,6 +56,12 @@ class Forecast:
             f"noise multiplier {self.noise_multiplier:.3g} in {self.steps:,} {of.format(self.batch)} on "
             f"average: epsilon {self.epsilon:.3g} at delta {self.delta:.2g}, for each {self.unit}"
         )
+        if self.scores is not None:
+            alone = epsilon([self.scores.all], self.delta)
+            yield (
+                f"in it {self.scores.releases} scores at the clients, noise multiplier "
+                f"{self.scores.noise_multiplier:.3g}: epsilon {alone:.3g} alone"
+            )
         if self.signal_to_noise < DROWNS:
             yield (
                 f"warning: the noise on {self.num_trained:,} trained numbers will drown what is learned "
@@ -70,11 +78,14 @@ class Forecast:
         )
 
 
-def forecast(config: RunConfig, sizes: Sequence[int], num_trained: int) -> Forecast:
+def forecast(
+    config: RunConfig, sizes: Sequence[int], num_trained: int, tests: Sequence[int] = ()
+) -> Forecast:
     """The forecast of a config with privacy.
 
     Args:
         sizes: examples of each client.
+        tests: those that each is scored on, where clients are scored.
         num_trained: numbers that one client trains, head included.
 
     Raises:
@@ -84,14 +95,16 @@ def forecast(config: RunConfig, sizes: Sequence[int], num_trained: int) -> Forec
     assert settings is not None
     delta = check_delta(config, sizes)
     plan: ExamplePlan | ClientPlan
+    scores = score_plans(config, dict(enumerate(tests)))
     if settings.unit == "client":
-        plan, start = client_plan(config, settings, delta), []
+        plan, beside, scored = client_plan(config, settings, delta), [], None
         noise, steps, batch, parties = plan.update_noise_multiplier, plan.rounds, plan.expected_cohort, 1
     else:
         smallest = min(range(len(sizes)), key=lambda client: sizes[client])
-        plans, starts = example_plans(config, settings, {smallest: sizes[smallest]}, delta)
-        plan, start = plans[smallest], [each.release for each in starts.values()]
+        plans, starts = example_plans(config, settings, {smallest: sizes[smallest]}, delta, scores)
+        plan, beside = plans[smallest], beside_rounds(smallest, starts, scores)
+        scored = scores.get(smallest)
         noise, steps = plan.sum_noise_multiplier, plan.rounds * plan.steps_per_round
         batch, parties = plan.expected_batch_size, federation.clients_per_round or federation.clients
-    spent = epsilon([*start, *[plan.round] * plan.rounds], delta)
-    return Forecast(settings.unit, noise, steps, batch, parties, num_trained, spent, delta)
+    spent = epsilon([*beside, *[plan.round] * plan.rounds], delta)
+    return Forecast(settings.unit, noise, steps, batch, parties, num_trained, spent, delta, scored)

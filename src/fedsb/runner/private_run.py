@@ -14,11 +14,13 @@ from typing import Any
 from fedsb.config.sections import PrivacyConfig
 from fedsb.errors import InputError
 from fedsb.federation.private_training import train_privately
+from fedsb.federation.scores import AddNoise
 from fedsb.federation.training import ClientFailed, Train, train
 from fedsb.privacy.account import BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism
-from fedsb.privacy.noise import NoiseSource
-from fedsb.privacy.plan import ClientPlan, ExamplePlan, StartPlan
+from fedsb.privacy.ledger import Phase
+from fedsb.privacy.noise import NoiseSource, add_noise
+from fedsb.privacy.plan import ClientPlan, ExamplePlan, ScorePlan, StartPlan
 from fedsb.runner.private_state import SampleSecret
 
 
@@ -30,6 +32,7 @@ class PrivateRun:
         samples: the secret behind Poisson batches and cohorts.
         plans: client -> the plan of its rounds; empty where the unit is a whole client.
         starts: client -> the plan of its part in private bases.
+        scores: client -> the plan of its scores, of those that have rows for them.
         server_plan: of rounds in which the server protects whole clients; None where the unit is an example.
         max_length: tokens that an example may have.
     """
@@ -41,6 +44,7 @@ class PrivateRun:
     samples: SampleSecret
     plans: Mapping[int, ExamplePlan]
     starts: Mapping[int, StartPlan]
+    scores: Mapping[int, ScorePlan]
     server_plan: ClientPlan | None
     max_length: int
 
@@ -59,33 +63,43 @@ class PrivateRun:
         coins = self.samples.stream("poisson", number, client, repeat)
         return partial(train_privately, plan=self.plans[client], noise=self.noise, coins=coins)
 
-    def charge_of(self, client: int) -> Mechanism | None:
-        """What a round costs this client; None where it costs the server."""
+    def score_noise(self, client: int, number: int, sensitivity: float) -> AddNoise:
+        """What noises the counts of this client's score after this round.
+
+        sensitivity: of all counts together to one row that is blanked, in L2.
+        """
+        std = self.scores[client].noise_multiplier * sensitivity
+        return lambda counts: add_noise(counts, std, self.noise.stream("score", client, number))
+
+    def charge_of(self, client: int, phase: Phase = "round") -> Mechanism | None:
+        """What a round, or a score, costs this client; None where it costs the server, or nothing."""
+        if phase == "score":
+            return self.scores[client].release if client in self.scores else None
         return self.plans[client].round if client in self.plans else None
 
-    def release(self, client: int, number: int, make: Callable[[], bytes]) -> bytes:
-        """A client's answer of this round, charged before it leaves.
+    def release(self, client: int, number: int, make: Callable[[], bytes], phase: Phase = "round") -> bytes:
+        """A client's answer in this round, or its score after it, charged before it leaves.
 
         Raises:
             ClientFailed: the budget has no room, found before training if it can be; nothing leaves.
         """
-        mechanism = self.charge_of(client)
+        mechanism = self.charge_of(client, phase)
         if mechanism is None:
             return make()
         try:
             self.guard.check(client, mechanism)
             answer = make()
-            self.guard.charge(client, "round", number, mechanism)
+            self.guard.charge(client, phase, number, mechanism)
         except BudgetSpent as spent:
             raise ClientFailed(str(spent)) from None
         return answer
 
-    def expect(self, client: int, number: int) -> bool:
+    def expect(self, client: int, number: int, phase: Phase = "round") -> bool:
         """Charge, in the server's account of a client elsewhere, a question as answered; False: no room."""
-        mechanism = self.charge_of(client)
+        mechanism = self.charge_of(client, phase)
         try:
             if mechanism is not None:
-                self.guard.charge(client, "round", number, mechanism)
+                self.guard.charge(client, phase, number, mechanism)
         except BudgetSpent:
             return False
         return True

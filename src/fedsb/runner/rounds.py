@@ -90,8 +90,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     if mixes:
         make_gate(session, saved)
     put_state(session, saved)
-    every = rules.evaluate_every
-    scored = every is not None and (number % every == 0 or number == rules.rounds)
+    scored = prepared.config.scored_after(number)
     record = record_of(number, score(prepared) if scored else {}, report, sent["bytes"])
     if scored:
         score_sites(session, saved, record)
@@ -152,8 +151,12 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
     def message_to(client: int) -> bytes:
         return message_for(client, held[client])
 
-    number = state.round + 1
-    record["sites"] = ask(session.ask_scores, message_to, what="scores", round_number=number)
+    number, ask_scores, privacy = state.round + 1, session.ask_scores, prepared.privacy
+    if prepared.remote is not None and privacy is not None:
+        ask_scores = expecting(privacy, ask_scores, state.round, "score")
+    record["sites"] = ask(ask_scores, message_to, what="scores", round_number=number)
+    if privacy is not None:
+        record["epsilon"] = privacy.epsilon()
     if not config.scores_test_rows:
         record["eval"] = mean_scores(record["sites"])
     if state.round == 0 and config.evaluation.baselines:

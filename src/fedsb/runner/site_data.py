@@ -55,7 +55,8 @@ def hold_out(
     scored.
 
     A client's draw depends on the seed, its number and its own rows alone, in their order. Of each label
-    about the same share is drawn.
+    about the same share is drawn. With privacy it depends on how many rows there are and on nothing in them,
+    or one row would decide which others train; and their number has two digits, since it is told.
 
     Args:
         labels: class of each row, where there are classes.
@@ -63,6 +64,7 @@ def hold_out(
     """
     if not config.scores_at_clients:
         return parts, [[] for _ in parts]
+    labels = labels if config.privacy is None else None
     held = [_drawn(config, number, part, labels) for number, part in enumerate(parts, first)]
     kept = [sorted(set(part) - set(test)) for part, test in zip(parts, held, strict=True)]
     return kept, held
@@ -70,6 +72,9 @@ def hold_out(
 
 def _drawn(config: RunConfig, client: int, part: Sequence[int], labels: Sequence[str] | None) -> list[int]:
     size = round((config.data.client_test or SHARE) * len(part))
+    if config.privacy is not None:
+        unit = 10 ** max(len(str(size)) - 2, 0)
+        size = size // unit * unit
     if size < FEWEST:
         return []
     rng = numpy_generator(config.seed, "client test", client)

@@ -6,6 +6,7 @@ without test rows have none, and neither have those whose answer was of no use; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import fmean
@@ -111,6 +112,7 @@ def sites_summary(prepared: Prepared, saved: RunState) -> dict[str, Any] | None:
     name = task.primary_metric
     values = {c: value for c, of_site in scores.items() if (value := of_site.get(name)) is not None}
     worst = (min if task.higher_is_better else max)(values, key=values.__getitem__, default=None)
+    noise = {"noise": _noise(prepared, scores)} if prepared.privacy is not None else {}
     return {
         "round": lines[-1]["round"],
         "rows": {str(client): len(rows) for client, rows in enumerate(prepared.data.client_tests)},
@@ -119,4 +121,20 @@ def sites_summary(prepared: Prepared, saved: RunState) -> dict[str, Any] | None:
         "worst": worst,
         "spread": max(values.values()) - min(values.values()) if values else None,
         "baselines": saved.metrics[0].get("baselines", {}),
-    }
+    } | noise
+
+
+def _noise(prepared: Prepared, scores: Scores) -> dict[str, Any]:
+    """What noise is in the scores: its standard deviation on each count, and the standard errors that it
+    gives to the sites' scores and to their mean, of those scores of which that can be said."""
+    private, totals = prepared.privacy, prepared.data.task.totals
+    assert private is not None
+    assert totals is not None
+    assert totals.sensitivity is not None
+    assert totals.errors is not None
+    multiplier = private.settings.score_noise_multiplier or 0.0
+    std, tests = multiplier * totals.sensitivity, prepared.data.client_tests
+    errors = {client: totals.errors(std, len(tests[int(client)])) for client in scores}
+    names = next(iter(errors.values()), {})
+    of_mean = {n: math.hypot(*(error[n] for error in errors.values())) / len(errors) for n in names}
+    return {"count_std": std, "standard_errors": errors, "standard_error_of_mean": of_mean}

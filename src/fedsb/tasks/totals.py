@@ -11,6 +11,8 @@ import numpy as np
 Sums = Mapping[str, np.ndarray]
 SLACK = 1e-3
 """Relative, of numbers that travelled as fp32."""
+FARTHEST = 1e9
+"""Beyond it no noise of any use brings a count."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +24,36 @@ class Totals:
         metrics: (sums, how many examples they are over) -> scores.
         fault: (sums, how many examples) -> what cannot be so of any examples; None where all is well. The
             numbers are finite.
+        sensitivity: the largest L2 change of all sums together if one example is blanked; None: unbounded, so
+            that no noise covers them.
+        noised: what leaves in place of these sums under privacy, with noise; None where nothing may.
+        errors: (standard deviation of the noise on each sum, how many examples) -> the standard error that it
+            gives to the scores of which that can be said.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     metrics: Callable[[Sums, int], dict[str, float]]
     fault: Callable[[Sums, int], str | None]
+    sensitivity: float | None = None
+    noised: Totals | None = None
+    errors: Callable[[float, int], dict[str, float]] | None = None
 
 
 def of_classes(size: int) -> Totals:
-    """By class: how many examples are of it, were taken for it, and both; and the sum of the losses."""
+    """By class: how many examples are of it, were taken for it, and both; and the sum of the losses.
+
+    With noise the counts alone: an example is one of its label, one of its prediction, and one right answer
+    or none, so it moves all of them together by at most the square root of 3.
+    """
     counts = dict.fromkeys(("labelled", "predicted", "right"), (size,))
-    return Totals(counts | {"loss": ()}, _class_metrics, _class_fault)
+    noised = Totals(
+        counts,
+        _noised_class_metrics,
+        _noised_class_fault,
+        sensitivity=math.sqrt(3),
+        errors=lambda std, count: {"accuracy": std * math.sqrt(size) / count},
+    )
+    return Totals(counts | {"loss": ()}, _class_metrics, _class_fault, noised=noised)
 
 
 def class_sums(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,6 +99,29 @@ def _class_fault(sums: Sums, count: int) -> str | None:
     if (right > np.minimum(labelled, predicted)).any():
         return "it counts more right answers of a class than there can be"
     return _loss_fault(sums)
+
+
+def _noised_class_metrics(sums: Sums, count: int) -> dict[str, float]:
+    """Accuracy is the noised sum over the count; the others are of the nearest counts that can be."""
+    labelled, predicted = (_possible(sums[name], count) for name in ("labelled", "predicted"))
+    right = np.clip(sums["right"], 0, np.minimum(labelled, predicted))
+    scores = scores_of_counts({"labelled": labelled, "predicted": predicted, "right": right})
+    accuracy = float(np.clip(sums["right"].sum() / count, 0, 1))
+    return scores | {"accuracy": accuracy, "matthews": float(np.clip(scores["matthews"], -1, 1))}
+
+
+def _possible(noised: np.ndarray, count: int) -> np.ndarray:
+    """Counts from 0 on that add up to `count`, near the noised ones."""
+    moved = noised + (count - noised.sum()) / len(noised)
+    within = np.clip(moved, 0, count)
+    return np.asarray(within * (count / within.sum()))
+
+
+def _noised_class_fault(sums: Sums, count: int) -> str | None:
+    """Noised counts may be negative and need not be whole numbers."""
+    if any((np.abs(each) > FARTHEST).any() for each in sums.values()):
+        return f"it has a count beyond {FARTHEST:.0e}, which is none of {count} rows with noise"
+    return None
 
 
 def _loss_fault(sums: Sums) -> str | None:
