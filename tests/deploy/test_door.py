@@ -21,6 +21,7 @@ from fedsb.errors import FedsbError, InputError, RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.start.messages import pack_start
 from fedsb.federation.training import ClientFailed
+from fedsb.privacy.account import BudgetSpent
 from fedsb.privacy.ledger import Spend, read_spends
 from fedsb.runner.clients import Kind
 
@@ -88,7 +89,7 @@ def question(node, kind):
     if kind == "bases":
         template = {n: torch.ones(t.shape, dtype=torch.bfloat16) for n, t in node.start._bases_like().items()}
         return pack_start({"kind": kind, "round": 0}, template)
-    if kind == "train":
+    if kind in ("train", "score"):
         exchange = node.local_client.local_model.exchange
         down = exchange.message(1, exchange.whole, None)
         return wire.pack(wire.Header(exchange.method.name, 1, down.digest), torch.zeros(down.size))
@@ -140,6 +141,29 @@ def test_a_fair_run_is_answered_and_every_look_at_rows_is_charged(world, tmp_pat
         "train": {("round", 1): 1},
     }
     assert uncharged(world, config_of(world), tmp_path / "compared") == set()
+
+
+SCORED = {"data__client_test": 0.5, "data__test": ..., "evaluation": {"at_clients": True}}
+
+
+def test_scores_leave_noised_and_charged_where_the_owner_gives_them(world, tmp_path):
+    config = config_of(world, **SCORED, privacy=PRIVACY | {"score_noise_multiplier": 40.0})
+    for gives, spent in ((True, {("score", 0): 1}), (None, {})):
+        answer, charge = answers(world, config, tmp_path / str(gives), give_scores=gives)["score"]
+        header, counts = wire.unpack(answer)
+        assert (dict(charge), header.num_examples, bool(counts.any())) == (
+            spent,
+            6 if gives else 0,
+            bool(gives),
+        )
+    assert uncharged(world, config, tmp_path / "compared", give_scores=True) == set()
+
+
+def test_a_limit_is_on_rounds_and_scores_together(world, tmp_path):
+    config = config_of(world, **SCORED, privacy=PRIVACY | {"score_noise_multiplier": 4.0})
+    assert node_of(world, config, tmp_path / "without").private.epsilon() == 0
+    with pytest.raises(BudgetSpent, match="no room for this run"):
+        node_of(world, config, tmp_path / "with", give_scores=True).private  # noqa: B018
 
 
 TRICKS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,6 @@ import torch
 from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_data
 
 from fedsb import RunConfig, run
-from fedsb.config.checks import check_settings
 from fedsb.deploy.answers import node_facts
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig, config_digest
@@ -21,6 +20,7 @@ from fedsb.federation import wire
 from fedsb.federation.scores import accepted_scores
 from fedsb.federation.server import Arrived, broadcast
 from fedsb.models.peft_folder import read_adapter
+from fedsb.privacy.ledger import LEDGER, read_spends
 from fedsb.report.progress import Silent
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.clients import RemoteClients, simulate_cohort
@@ -236,11 +236,27 @@ def test_a_hello_with_a_wrong_count_of_test_rows_is_refused(tests):
         node_facts(facts, 2)
 
 
-def test_a_private_run_is_asked_for_no_scores(world, tmp_path):
-    """Neither by its config, which is refused, nor by a question."""
-    private = {"unit": "example", "epsilon": 3.0}
-    with pytest.raises(InputError, match=r"evaluation\.at_clients: with privacy"):
-        check_settings(RunConfig.from_dict(config_of(world, privacy=private)))
+def test_noised_scores_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path):
+    """Each node charges its own, and the server keeps the same account of it."""
+    fixed = {"noise_multiplier": 2.0, "score_noise_multiplier": 3.0, "delta": 1e-3, "insecure_seed": 3}
+    config = config_of(world, evaluation={"at_clients": True}, privacy=fixed)
+    run(RunConfig.from_dict(config), tmp_path / "simulated")
+    nodes = node_configs(config, tmp_path)
+    run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote_of(config, nodes))
+    lines = [metrics_of(tmp_path / kind) for kind in ("simulated", "deployed")]
+    for a, b in zip(*lines, strict=True):
+        assert set(a["sites"]) == {"0", "1"}
+        assert a | {"seconds": 0} == b | {"seconds": 0}
+    own, servers = (
+        read_spends(folder / LEDGER) for folder in (tmp_path / "state-1" / RUN, tmp_path / "deployed")
+    )
+    assert [(spend.phase, spend.round) for spend in own] == [
+        ("score", 0), ("round", 1), ("score", 1), ("round", 2), ("score", 2),
+    ]  # fmt: skip
+    assert own == [spend for spend in servers if spend.client == 1]
+
+
+def test_a_run_that_asks_for_no_scores_gets_none(world, tmp_path):
     config = config_of(world, evaluation={"every": None}, data__client_test=None)
     config["data"]["test"] = config["data"]["train"]
     (tmp_path / "0.jsonl").write_text(Path(config["data"]["train"]).read_text())

@@ -239,7 +239,6 @@ def test_the_page_shows_every_site_beside_its_baselines(whole):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"privacy": {"unit": "client", "noise_multiplier": 1.0}}, "evaluation.at_clients: with privacy"),
         ({"evaluation": {}, "privacy": {"noise_multiplier": 1.0}}, "data.client_test: with privacy"),
         ({"evaluation": {"at_clients": False}}, "data.client_test: with evaluation.at_clients: false"),
         ({"evaluation": {"at_clients": True, "every": None}}, "evaluation.every"),

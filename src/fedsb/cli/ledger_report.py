@@ -77,6 +77,7 @@ def _facts(
         "ledger": str(ledger),
         "unit": charges[0].unit if charges else "example",
         "releases": len(charges),
+        "scores": sum(charge.phase == "score" for charge in charges),
         "epsilon": spent,
         "delta": delta,
         "largest_epsilon": limit,
@@ -101,9 +102,10 @@ def _sentences(facts: dict[str, Any]) -> Iterable[str]:
     if not runs:
         yield "Nothing was released from these rows."
     else:
+        scores = f", of them {plural(facts['scores'], 'score')}" if facts["scores"] else ""
         yield (
-            f"{plural(runs, 'run')} made {plural(facts['releases'], 'release')} from these rows. Together "
-            f"they cost {_epsilon(spent)} at delta {facts['delta']:.3g} for any one {facts['unit']}."
+            f"{plural(runs, 'run')} made {plural(facts['releases'], 'release')} from these rows{scores}. "
+            f"Together they cost {_epsilon(spent)} at delta {facts['delta']:.3g} for any one {facts['unit']}."
         )
     if limit is None:
         yield "No limit over all runs is set."

@@ -255,7 +255,7 @@ def _noise_said(sites: dict[str, Any], metric: str) -> str | None:
     if not errors:
         return "made of counts with noise, for privacy"
     mean = noise["standard_error_of_mean"][metric]
-    return f"noised, for privacy: standard error up to {max(errors):.2g} at a site, {mean:.2g} in their mean"
+    return f"by noise ± {max(errors):.2g} at a site, ± {mean:.2g} in the mean"
 
 
 def sites_table(summary: dict[str, Any], names: Sequence[str]) -> Table | None:

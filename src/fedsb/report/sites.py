@@ -81,14 +81,11 @@ def _noise(run: Run, name: str) -> str:
     noise = mapping(facts.stated(run, "sites").get("noise"))
     if not noise:
         return ""
-    each = [number(mapping(of_site).get(name)) for of_site in mapping(noise.get("standard_errors")).values()]
-    errors, of_mean = (
-        [e for e in each if e is not None],
-        mapping(noise.get("standard_error_of_mean")).get(name),
-    )
+    by_site, of_mean = (mapping(noise.get(k)) for k in ("standard_errors", "standard_error_of_mean"))
+    errors = [e for each in by_site.values() if (e := number(mapping(each).get(name))) is not None]
     if not errors:
         return "Made of counts with noise, for privacy. "
-    most, mean = show(name, max(errors)), show(name, number(of_mean))
+    most, mean = show(name, max(errors)), show(name, number(of_mean.get(name)))
     return f"Noised, for privacy: its standard error is up to {most} at a site, {mean} in their mean. "
 
 
