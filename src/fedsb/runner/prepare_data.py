@@ -297,13 +297,14 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row], max_length: 
 
 
 def _with_noised_totals(config: RunConfig, task: Task) -> Task:
-    if task.totals is None or task.totals.noised is None:
+    noised = task.totals.noised if task.totals else None
+    if noised is None or noised.sensitivity is None:
         raise InputError(
             "evaluation.at_clients: with privacy clients give counts of classes with noise, and what "
             f"task.kind {config.task.kind} is scored by here has no bound that noise could cover; leave "
             "at_clients and data.client_test out, and score on data.test"
         )
-    return replace(task, totals=task.totals.noised)
+    return replace(task, totals=noised)
 
 
 def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:

@@ -130,11 +130,9 @@ def _noise(prepared: Prepared, scores: Scores) -> dict[str, Any]:
     private, totals = prepared.privacy, prepared.data.task.totals
     assert private is not None
     assert totals is not None
-    assert totals.sensitivity is not None
-    assert totals.errors is not None
-    multiplier = private.settings.score_noise_multiplier or 0.0
-    std, tests = multiplier * totals.sensitivity, prepared.data.client_tests
-    errors = {client: totals.errors(std, len(tests[int(client)])) for client in scores}
+    std = (private.settings.score_noise_multiplier or 0.0) * (totals.sensitivity or 0.0)
+    errors_of, tests = totals.errors or (lambda std, count: {}), prepared.data.client_tests
+    errors = {client: errors_of(std, len(tests[int(client)])) for client in scores}
     names = next(iter(errors.values()), {})
     of_mean = {n: math.hypot(*(error[n] for error in errors.values())) / len(errors) for n in names}
     return {"count_std": std, "standard_errors": errors, "standard_error_of_mean": of_mean}
