@@ -181,12 +181,14 @@ def _describe_method(config: RunConfig) -> str:
 
 def _describe_data(data: Data) -> str:
     sizes = [len(part) for part in data.parts]
+    spare = sum(map(len, data.client_tests))
+    spared = f", {spare} more held out to score clients on" if spare else ""
     held = Counter(data.labels or ())
     names = [f"{name} {held[name]:,}" if held else name for name in (data.task.label_names or ())[:6]]
     labels = f", labels {', '.join(names)}" if names else ""
     return (
-        f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
-        f"{min(sizes)} to {max(sizes)} each{labels}"
+        f"{len(data.train) - spare} train and {len(data.test)} test examples, {len(sizes)} clients with "
+        f"{min(sizes)} to {max(sizes)} each{spared}{labels}"
     )
 
 

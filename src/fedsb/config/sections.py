@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fedsb.common.printable import LONGEST_SITE, is_site_name, printable
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 from fedsb.config.labels import label_name
@@ -264,6 +265,10 @@ class ChatConfig(AnswerSection):
     max_new_tokens: PositiveInt = 256
     """Longest answer generated in evaluation."""
 
+    @property
+    def columns(self) -> list[str]:
+        return []
+
 
 class TaskFamily(NamedTuple):
     """The tasks of one kind.
@@ -372,11 +377,15 @@ class DataConfig(Section):
     train: Sources
     """Hub id, file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), folder or pattern such as `site-*/*.csv`; a
     list of such; or several with a name each, which their rows then have in the column `source`."""
-    test: Annotated[float, Field(gt=0, le=0.5)] | Annotated[Source, BeforeValidator(_names_sources)] = (
-        DEFAULT_SHARE
-    )
+    test: (
+        Annotated[float, Field(gt=0, le=0.5)] | Annotated[Source, BeforeValidator(_names_sources)] | None
+    ) = DEFAULT_SHARE
     """As `train`, without names; or the share of the training rows to hold out, of each class alike. Never
-    used to choose anything."""
+    used to choose anything. null: 0.1; with evaluation.at_clients: true none, and the scores are those at the
+    clients."""
+    client_test: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of its own rows that each client never trains on and is scored on; null: 0.1 where
+    evaluation.at_clients is true. A client for whom it is under 5 rows trains on all and has no score."""
     group: str | None = None
     """Column whose rows stay together on one side of the share, such as a patient's id."""
     split_seed: int = 0
@@ -394,7 +403,7 @@ class DataConfig(Section):
     @classmethod
     def _share_or_files(cls, value: Any) -> Any:
         if value is None:
-            return DEFAULT_SHARE
+            return None
         if isinstance(value, bool) or (isinstance(value, int | float) and not 0 < value <= 0.5):
             raise ValueError(f"expected a file, or a share above 0 and at most 0.5, found {value!r}")
         return value if isinstance(value, float) else _names_sources(value)
@@ -512,6 +521,9 @@ class MethodConfig(Section):
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
+    personal: bool = False
+    """Give each client a core of its own besides the shared one: it trains in the same steps, never leaves
+    the client, and goes on there in its next round. Of methods that train one core."""
     experts: ExpertsConfig | None = None
     """Several cores and what chooses between them; null: one core."""
     init: InitConfig = InitConfig()
@@ -568,6 +580,9 @@ class RobustConfig(Section):
 
 class FederationConfig(Section):
     clients: PositiveInt = 3
+    sites: list[str] | None = None
+    """A name for each client, for people to read; null: the column's values where kind: by-column deals the
+    rows of a run without privacy, else their numbers."""
     clients_per_round: PositiveInt | None = None
     """How many take part in a round; null: all."""
     rounds: PositiveInt = 3
@@ -598,6 +613,19 @@ class FederationConfig(Section):
     min_updates: PositiveInt = 1
     """With fewer usable updates in a round the run stops, and can be resumed."""
 
+    @field_validator("sites")
+    @classmethod
+    def _sites_can_be_read(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        if wrong := next((name for name in value if not is_site_name(name)), None):
+            raise ValueError(
+                f"expected names of 1 to {LONGEST_SITE} printable characters, found {printable(wrong, 80)!r}"
+            )
+        if len({name.lower() for name in value}) < len(value) or "" in value:
+            raise ValueError("expected a name of its own for each client, no two alike and none empty")
+        return value
+
 
 class TrainingConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -614,6 +642,8 @@ class TrainingConfig(Section):
     """Over the whole run, not again each round."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the whole run in which the rate rises from zero."""
+    personal_rate: Positive = 1.0
+    """Learning rate of what stays with a client (method.personal, or of its method), over learning_rate."""
     weight_decay: NonNegative = 0.0
     grad_clip: Positive | None = None
     """Largest gradient norm over all trained numbers."""
@@ -624,6 +654,9 @@ class TrainingConfig(Section):
     class occurs in all training rows (simulated runs without privacy)."""
     group_by_length: bool = False
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
+    packing: bool = False
+    """causal-lm, chat: put a batch's short examples into one row, where each sees itself alone. The same
+    losses and steps, faster; a model that would not keep them apart is refused before the start."""
 
     @property
     def tokens(self) -> int:
@@ -736,6 +769,12 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
     """causal-lm, chat: score exact match of greedy answers on the first so many test rows."""
+    at_clients: bool | None = None
+    """Score the model at each client, too, on rows of its own; the server gets counts alone. null: where
+    data.client_test sets rows aside. Not with privacy."""
+    baselines: list[Literal["local", "pooled"]] = Field(default_factory=list)
+    """at_clients: models to compare with on the same rows. local: what each client trains alone, for as many
+    rounds; pooled: what all training rows train in one place (simulated runs)."""
     benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
     """causal-lm, chat: what `fedsb evaluate --run` scores the finished run on, by name."""
     generation: GenerationConfig = GenerationConfig()

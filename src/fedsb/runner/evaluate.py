@@ -93,6 +93,11 @@ def evaluate(
     """
     progress = progress or Silent()
     progress.stage("reading data")
+    if config.scored_at_clients_alone:
+        raise InputError(
+            "data.test: there are no test rows in one place, and the clients' own are not here; name a file, "
+            "e.g. -s data.test=test.jsonl"
+        )
     rows, test, _ = run_rows(config, progress.stage, kept)
     tokenizer = load_preprocessor(model, config.task.model_class)
     length, task, _ = sized_task(config, tokenizer, rows)

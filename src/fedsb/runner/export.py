@@ -26,6 +26,7 @@ from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
 from fedsb.models.peft_weights import safetensors_bytes
 from fedsb.models.public_name import public_name
 from fedsb.runner.chosen_lora import ADAPTER, MEAN, MIXTURE, ChosenLora, chosen_lora, folder_names
+from fedsb.runner.client_lora import client_lora
 from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share, with_template
 from fedsb.runner.folder import check_place
 from fedsb.runner.model_card import experts_card, model_card
@@ -49,6 +50,7 @@ def export_lora(
     rank: int | None = None,
     server: Server | None = None,
     expert: str | None = None,
+    client: str | None = None,
     base: str | None = None,
 ) -> int:
     """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
@@ -59,6 +61,7 @@ def export_lora(
         rank: any that holds the whole update; default the run's, or with `server` the next it accepts.
         server: "vllm": refuse what vLLM would.
         expert: of a mixture which, or their mean; see `chosen_lora`.
+        client: whose model, of a run in which something stays with each; see `client_lora`.
         base: where the base model is now, if it was moved.
 
     Raises:
@@ -67,12 +70,12 @@ def export_lora(
         RunFailed: what was written differs from what was meant.
     """
     config = _config_of(run, base)
-    lora = chosen_lora(run, expert)
+    lora = _lora(run, config, expert, client)
     rank = _rank_for(server, lora.peft_config, rank)
     with _new_folder(out) as part:
         model, _ = _base(run, config)
         _write_checked(part, lora, rank, model, config)
-        write_text(part / "README.md", model_card(run, rank=rank, expert=expert))
+        write_text(part / "README.md", model_card(run, rank=rank, expert=expert, client=client))
     return rank
 
 
@@ -102,6 +105,11 @@ def export_experts(
             write_bytes(part / GATE, safetensors_bytes({"gate": mixture.gate}, {"format": "pt"}))
         write_text(part / "README.md", experts_card(run, names, rank=rank))
     return names
+
+
+def _lora(run: Path, config: RunConfig, expert: str | None, client: str | None) -> ChosenLora:
+    lora = chosen_lora(run, expert)
+    return lora if client is None else client_lora(run, config, client, lora)
 
 
 def _write_checked(
@@ -136,13 +144,20 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
 
 @stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_merged(
-    run: Path, out: Path, *, expert: str | None = None, base: str | None = None, dtype: str | None = None
+    run: Path,
+    out: Path,
+    *,
+    expert: str | None = None,
+    client: str | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
 ) -> Merged:
     """Write base model + adapter as one model folder with tokenizer and model card. Loaded as its own config
     says it has the weights that were written, and the run's logits; the card says what rounding cost.
 
     Args:
         expert: of a mixture which, or their mean; see `chosen_lora`.
+        client: whose model, of a run in which something stays with each; see `client_lora`.
         base: where the base model is now, if it was moved.
         dtype: of the written weights; default the run's.
 
@@ -152,7 +167,7 @@ def export_merged(
         RunFailed: what was written differs from what was meant.
     """
     config = _config_of(run, base)
-    lora, dtype = chosen_lora(run, expert), dtype or config.model.dtype
+    lora, dtype = _lora(run, config, expert, client), dtype or config.model.dtype
     with _new_folder(out) as part:
         model, tokenizer = _base(run, config)
         adapted = _put_on(model.float() if dtype != config.model.dtype else model, lora)
@@ -167,7 +182,8 @@ def export_merged(
         tokenizer.save_pretrained(part)
         difference = _check(_logits(load_as_written(part, merged)), expected, dtype)
         result = Merged(dtype, lost, difference)
-        write_text(part / "README.md", model_card(run, rank=None, merged=str(result), expert=expert))
+        card = model_card(run, rank=None, merged=str(result), expert=expert, client=client)
+        write_text(part / "README.md", card)
     return result
 
 

@@ -22,7 +22,15 @@ from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
 from fedsb.models import load_preprocessor
-from fedsb.runner.lengths import Length, chosen_length, fixed_length, has_lengths, limit_of, with_length
+from fedsb.runner.lengths import (
+    LOOKED_AT,
+    Length,
+    chosen_length,
+    fixed_length,
+    has_lengths,
+    limit_of,
+    with_length,
+)
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -30,6 +38,7 @@ from fedsb.runner.prepare_experts import (
     with_known_experts,
     with_own_experts,
 )
+from fedsb.runner.site_data import hold_out, site_names
 from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.class_weights import counts as class_counts
 from fedsb.tasks.class_weights import uneven, with_class_weights
@@ -63,6 +72,10 @@ class Data:
     """Which of the rows are test rows, where the config names a share of them."""
     notes: tuple[str, ...] = ()
     """What to say of how files were read and of what was chosen by the rows."""
+    client_tests: partition.Parts = field(default_factory=list)
+    """By client, the examples that it is scored on and never trains on; indices as in `parts`."""
+    sites: tuple[str, ...] = ()
+    """What clients are called; empty where they have numbers alone."""
 
     def settled(self, config: RunConfig) -> RunConfig:
         """The config with the length that was chosen."""
@@ -88,17 +101,21 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
     train = encoded or encode(task, rows, train_name(config))
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
+    sites = site_names(config, parts, rows)
+    parts, client_tests = hold_out(config, parts, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
-    test = encode(task, held_out, test_name(config))
-    notes += [*(told(split, config) if split else ()), *_looked_at(task, rows, train, test), length.said]
+    test = [] if config.scored_at_clients_alone else encode(task, held_out, test_name(config))
+    looked_at = _looked_at(task, rows, train, test, shared=split is not None)
+    notes += [*(told(split, config) if split else ()), *looked_at, length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
     public, counts = public_examples(config, task, train), counts_of(train, parts)
     return Data(
         task, tokenizer, train, test, parts, labels, public, names, counts,
         max_length=length.tokens, split=split, notes=tuple(filter(None, notes)),
+        client_tests=client_tests, sites=sites,
     )  # fmt: skip
 
 
@@ -113,38 +130,45 @@ def sized_task(
     if config.training.max_length != "auto" or config.privacy is not None or not has_lengths(config):
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
-    source, limit = train_name(config), limit_of(config)
-    task = task_of(config, tokenizer, rows, limit)
-    examples = encode(task, rows, source)
+    limit = limit_of(config)
+    kept = min(limit, LOOKED_AT)
+    examples = encode(task_of(config, tokenizer, rows, kept), rows, train_name(config))
     length = chosen_length(examples, limit)
-    if length.tokens != limit:
-        task = task_of(config, tokenizer, rows, length.tokens)
-    fits = all("tokens" in example and example["tokens"][0] <= length.tokens for example in examples)
-    return length, task, examples if fits else None
+    whole = min(length.tokens, kept)
+    fits = all("tokens" in example and example["tokens"][0] <= whole for example in examples)
+    return length, task_of(config, tokenizer, rows, length.tokens), examples if fits else None
 
 
 def _looked_at(
-    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example]
+    task: Task, rows: Sequence[Row], train: Sequence[Example], test: Sequence[Example], *, shared: bool
 ) -> Iterator[str]:
-    """Warnings about rows that are in both splits, and about classes of very different sizes."""
+    """Warnings about rows that are in both splits, and about classes of very different sizes.
+
+    shared: the test rows are a share of the training rows.
+    """
     repeated = num_repeated(train, test)
     if repeated:
+        cure = "remove repeated rows" if shared else "take them out of one of the two"
         yield (
             f"warning: {repeated:,} of {len(test):,} test examples are training examples, too, token by "
-            "token; take them out of one of the two"
+            f"token; {cure}"
         )
     if task.label_names is not None and task.partition_label is not None:
         yield from (f"warning: {note}" for note in uneven(class_counts(task, rows)))
 
 
 def prepare_server_data(
-    config: RunConfig, parts: partition.Parts, experts: Sequence[Sequence[int]] = ()
+    config: RunConfig,
+    parts: partition.Parts,
+    experts: Sequence[Sequence[int]] = (),
+    client_tests: Sequence[Sequence[int]] = (),
 ) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
         parts: indices that stand for each client's examples.
         experts: by client, how many examples of each expert it says it has, in their order.
+        client_tests: indices that stand for those each client is scored on.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
@@ -152,7 +176,7 @@ def prepare_server_data(
     check_settings(config)
     check_can_deploy(config)
     notes: list[str] = []
-    rows = None if config.evaluation.every is None else test_rows(config, notes.append)
+    rows = test_rows(config, notes.append) if config.scores_test_rows else None
     tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, [], length.tokens)
@@ -164,6 +188,7 @@ def prepare_server_data(
     return Data(
         task, tokenizer, [], test, parts, None, public, names, counts,
         max_length=length.tokens, notes=tuple(filter(None, notes)),
+        client_tests=[list(rows) for rows in client_tests], sites=site_names(config, parts, []),
     )  # fmt: skip
 
 
@@ -198,6 +223,10 @@ def check_can_deploy(config: RunConfig) -> None:
             "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
             "export the earlier run merged and let model.path be that"
         )
+    if "pooled" in config.evaluation.baselines:
+        raise InputError(
+            "evaluation.baselines: pooled is for simulated runs, which have all rows; take [local]"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
@@ -214,7 +243,8 @@ def _check_needs_no_rows(config: RunConfig) -> None:
     if isinstance(config.data.test, float) and config.evaluation.every is not None:
         raise InputError(
             "data.test: parties keep their rows, so the server can hold none of them out; name a file of "
-            "test rows that it may have, or say evaluation.every: null (then nothing is scored here)"
+            "test rows that it may have, or set evaluation.at_clients: true (each party holds out rows of "
+            "its own), or evaluation.every: null (then nothing is scored here)"
         )
 
 
@@ -250,9 +280,17 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row], max_length: 
     """The task value of this config; classes, and their weights, are those of the training rows.
 
     max_length: None: as the config fixes it.
+
+    Raises:
+        InputError: clients are to be scored, and the task cannot do that.
     """
     tokens = max_length or fixed_length(config).tokens
     task = make_task(config.task, tokenizer, rows, source=train_name(config), max_length=tokens)
+    if config.scores_at_clients and task.totals is None:
+        raise InputError(
+            f"evaluation.at_clients: task.kind {config.task.kind} has no sums that clients could be scored "
+            "by; leave at_clients and data.client_test out"
+        )
     return with_class_weights(task, config.training.class_weights, rows)
 
 
@@ -340,6 +378,10 @@ def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
         "kind": config.federation.partition.kind if data.train else "nodes",
         "clients": {str(client): len(part) if private else part for client, part in enumerate(data.parts)},
     }
+    if data.sites:
+        record["names"] = {str(client): name for client, name in enumerate(data.sites)}
+    if any(data.client_tests):
+        record["tests"] = {str(client): part for client, part in enumerate(data.client_tests)}
     if data.labels is not None and not private:  # counts of labels are a statistic of private rows
         counts = [Counter(data.labels[i] for i in part) for part in data.parts]
         record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}

@@ -33,11 +33,13 @@ from fedsb.models.shapes import load_shapes
 from fedsb.models.targets import notes_on
 from fedsb.privacy.per_example import batch_norms
 from fedsb.runner.arguments import heads_of
+from fedsb.runner.check_packing import check_packing
 from fedsb.runner.external_experts import check_expert_folders, target_layers
 from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.prepare_experts import plan_of, routing_for, start_experts
 from fedsb.tasks import Task
+from fedsb.tasks.packing import packed
 from fedsb.tasks.task import token_ids
 
 
@@ -60,7 +62,8 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     """Load the base model, find its target layers, check the rank.
 
     Raises:
-        InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
+        InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory,
+            or a model that packs no rows where it should.
     """
     config = data.settled(config)
     check_expert_folders(config)
@@ -68,7 +71,9 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     model = load_model(config, config.model.path, data.tokenizer, data.task)
     if config.training.gradient_checkpointing:
         _checkpoint(model)
-    return _base(config, data, model)
+    base = _base(config, data, model)
+    check_packing(config, data, model)
+    return base
 
 
 def load_model(config: RunConfig, path: str, tokenizer: Any, task: Task) -> nn.Module:
@@ -223,7 +228,12 @@ def local_model_of(
 ) -> LocalModel:
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
     exchange, task = exchange_of(config, base, data.experts), data.task
+    task = packed(task, data.tokenizer) if config.training.packing else task
     factors = start_experts(config, data.experts, factors)
+    if "P" in exchange.method.stays:
+        factors = {
+            n: f._replace(P=None if f.R is None else torch.zeros_like(f.R)) for n, f in factors.items()
+        }
     routing = routing_for(config, data.experts, data.counts)
     with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
         attached = attach(

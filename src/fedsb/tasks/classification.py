@@ -34,6 +34,7 @@ from fedsb.tasks.task import (
     pad,
     pad_token_id,
 )
+from fedsb.tasks.totals import class_sums, number_sums, of_classes, of_numbers, scores_of_counts
 
 
 def classification(
@@ -60,6 +61,7 @@ def classification(
     encode = partial(encode_texts, tokenizer, columns=columns, max_length=max_length)
     label_type = torch.float32 if regression else torch.long
     collate = partial(collate_texts, tokenizer, label_type=label_type)
+    scoring = (_correlations, _numbers_summed) if regression else (class_scores, class_sums)
     return Task(
         primary_metric=checked_metric(metric, names),
         higher_is_better=True,
@@ -68,8 +70,9 @@ def classification(
         encode=partial(encode, labels_of=labels_of),
         collate=collate,
         losses=losses,
-        measure=partial(measure, collate, _correlations if regression else class_scores),
+        measure=partial(measure, collate, *scoring),
         partition_label=partial(row_name, label=label) if names else None,
+        totals=of_classes(len(names)) if names else of_numbers(),
         questions=partial(encode, labels_of=no_labels),
     )
 
@@ -232,6 +235,7 @@ def losses_of_logits(logits: Float[Tensor, "batch labels"], labels: Tensor) -> F
 def measure(
     collate: Collate,
     scored: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    summed: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]] | None,
     model: nn.Module,
     examples: Sequence[Example],
     *,
@@ -241,7 +245,7 @@ def measure(
     shares: frozenset[str] = frozenset({"accuracy"}),
 ) -> list[Measurement]:
     """What a task that has one row of logits for each example measures: the loss, and `scored` of logits and
-    labels."""
+    labels; `summed` gives the sums of its totals, where it has any, of these and the losses."""
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
     logits, labels = _logits_and_labels(collate, model, examples, batch_size, progress)
@@ -251,7 +255,9 @@ def measure(
         scores = scored(logits.numpy()[indices], labels.numpy()[indices])
         return {**scores, "loss": float(each[indices].mean())}
 
-    return [Measurement(len(examples), metrics, shares)]
+    given = logits.numpy(), labels.numpy()
+    sums = {} if summed is None else summed(*given, each)
+    return [Measurement(len(examples), metrics, shares, sums)]
 
 
 def _logits_and_labels(
@@ -277,26 +283,12 @@ def _logits_and_labels(
 
 
 def class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """macro_f1 is over the classes that occur as label or prediction, f1 that of the second of two classes;
-    0 where undefined. From the confusion matrix: the bootstrap asks a thousand times."""
-    size = logits.shape[1]
-    counts = np.bincount(labels * size + logits.argmax(axis=-1), minlength=size * size)
-    confusion = counts.reshape(size, size).astype(np.float64)  # (label, prediction)
-    right, of_label, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    occurs = of_label + predicted > 0
-    f1 = np.divide(2 * right, of_label + predicted, out=np.zeros(size), where=occurs)
-    scores = {
-        "accuracy": float(right.sum() / confusion.sum()),
-        "macro_f1": float(f1[occurs].mean()),
-        "matthews": _matthews(right.sum(), confusion.sum(), of_label, predicted),
-    }
-    return scores | ({"f1": float(f1[1])} if size == 2 else {})
+    """As `scores_of_counts`, of predictions and labels."""
+    return scores_of_counts(class_sums(logits, labels, np.zeros(0)))
 
 
-def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.ndarray) -> float:
-    """Matthews correlation of any number of classes (Gorodkin 2004)."""
-    spread = (total**2 - (of_label**2).sum()) * (total**2 - (predicted**2).sum())
-    return float((right * total - (of_label * predicted).sum()) / math.sqrt(spread)) if spread > 0 else 0.0
+def _numbers_summed(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> dict[str, np.ndarray]:
+    return number_sums(logits[:, 0], labels)
 
 
 def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

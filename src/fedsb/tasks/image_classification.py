@@ -17,6 +17,7 @@ from fedsb.tasks.labels import class_ids, label_set, row_name
 from fedsb.tasks.pictures import picture_of, rgb_of
 from fedsb.tasks.rows import place, require_columns
 from fedsb.tasks.task import Batch, Example, Row, Task
+from fedsb.tasks.totals import class_sums, of_classes
 
 
 def image_classification_of(
@@ -39,8 +40,9 @@ def image_classification_of(
         questions=partial(_questions, section.image),
         collate=collate,
         losses=losses,
-        measure=partial(measure, collate, class_scores),
+        measure=partial(measure, collate, class_scores, class_sums),
         partition_label=partial(row_name, label=section.label),
+        totals=of_classes(len(names)),
     )
 
 

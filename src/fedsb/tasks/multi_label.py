@@ -45,7 +45,7 @@ def multi_label_of(
         said=partial(_said, names),
         collate=collate,
         losses=losses,
-        measure=partial(measure, collate, scores, shares=frozenset({"exact_match"})),
+        measure=partial(measure, collate, scores, None, shares=frozenset({"exact_match"})),
         partition_label=None,
     )
 

@@ -51,6 +51,8 @@ def run_rows(config: RunConfig, told: Told = _silent, kept: Split | None = None)
         InputError: they cannot be read, or not be split.
     """
     rows = train_rows(config, told)
+    if config.data.test is None:
+        return Rows(rows, [])
     if not isinstance(config.data.test, float):
         return Rows(rows, test_rows(config, told))
     split = kept or hold_out(config, rows, train_name(config))
@@ -94,12 +96,13 @@ def source_name(source: Source) -> str:
 def test_name(config: RunConfig) -> str:
     """The test data's name, for errors."""
     test = config.data.test
-    return train_name(config) if isinstance(test, float) else source_name(test)
+    return train_name(config) if isinstance(test, float) else source_name(test or [])
 
 
 def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT028
     """The rows of the test files that the config names."""
     data = config.data
+    assert data.test is not None
     assert not isinstance(data.test, float)
     rows = shaped(
         read_rows(data.test, limit=data.limit.test, split="test", encoding=data.encoding, told=told),

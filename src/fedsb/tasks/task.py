@@ -5,7 +5,7 @@ A task is a value: a frozen record of functions. To add a family, write a functi
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
+from fedsb.tasks.totals import Totals
 
 Row = Mapping[str, object]
 Example = dict[str, Any]
@@ -30,11 +31,13 @@ class Measurement:
 
     metrics(indices): the metrics over the examples with these indices, repeats allowed.
     shares: the metrics that are means of noughts and ones.
+    sums: over all examples, by the names of `Task.totals`.
     """
 
     count: int
     metrics: Callable[[np.ndarray], dict[str, float]]
     shares: frozenset[str] = frozenset()
+    sums: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def all(self) -> dict[str, float]:
         """The metrics over all examples, each once."""
@@ -59,6 +62,7 @@ class Task:
         examples to answer by greedy generation (causal-lm; classification ignores it). progress is called
         after each batch.
     partition_label(row): the label as text, for partitions by label; None where there are no classes.
+    totals: the sums that scores can be made of far from the examples; None where there are none.
     questions(rows, source): as encode, of rows that need no label and no response: what a model is given to
         find them. None: this task cannot.
     said(logits, example): what `fedsb predict` says of one of `questions`, from its logits. None: the
@@ -76,6 +80,7 @@ class Task:
     losses: Callable[[nn.Module, Batch], Tensor]
     measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
+    totals: Totals | None = None
     questions: Callable[[Sequence[Row], str], list[Example]] | None = None
     said: Callable[[Tensor, Example], dict[str, Any]] | None = None
     ends: tuple[int, ...] = ()
