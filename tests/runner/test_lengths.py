@@ -69,6 +69,15 @@ def test_the_examples_are_those_of_the_number_that_was_chosen(world):
         assert not any("max_length" in note for note in said.notes)
 
 
+def test_long_examples_are_looked_at_in_part_and_kept_as_the_length_chosen_has_them(world, monkeypatch):
+    monkeypatch.setattr("fedsb.runner.prepare_data.LOOKED_AT", 6)
+    config = RunConfig.from_dict(classification_config(world / "bert", world, training__max_length="auto"))
+    chosen = prepare_data(config)
+    assert chosen.max_length == 64
+    assert chosen.train == prepare_data(chosen.settled(config)).train
+    assert max(len(example["input_ids"]) for example in chosen.train) == 64
+
+
 def test_rows_of_a_private_run_choose_nothing(world):
     pytest.importorskip("opacus", reason="needs the extra: pip install 'fedsb[dp]'")
     privacy = {"unit": "example", "epsilon": 8.0, "delta": 0.01}

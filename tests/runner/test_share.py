@@ -99,6 +99,20 @@ def test_a_comparison_tunes_on_no_row_that_is_held_out(world, done):
     assert not texts & {json.loads(lines[i])["text"] for i in held}
 
 
+def test_a_comparison_s_own_split_keeps_groups_whole_too(world):
+    settings = settings_from_dict({"learning_rates": [0.01, 0.02], "validation": 0.25})
+    by_key = config(world, data__group="group", data__train=str(world / "grouped.jsonl"))
+    lines = (world / "train.jsonl").read_text().splitlines()
+    grouped = [json.loads(line) | {"group": f"g{i // 5}"} for i, line in enumerate(lines)]
+    write_rows(world / "grouped.jsonl", grouped)
+    arms = make_arms(RunConfig.from_dict(by_key), settings, ["fed-sb"])
+    (train, validation), _ = check_inputs(arms, settings, [1], tuning_seed=1)
+    groups = [{row["group"] for row in side} for side in (train, validation)]
+    assert groups[0]
+    assert groups[1]
+    assert not groups[0] & groups[1]
+
+
 def test_a_private_run_keeps_who_is_held_out_to_its_owner_and_trains_on_none(world, tmp_path):
     pytest.importorskip("opacus", reason="needs the extra: pip install 'fedsb[dp]'")
     private = {"privacy": {"unit": "example", "epsilon": 8.0, "delta": 1e-3}}

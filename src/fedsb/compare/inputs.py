@@ -14,7 +14,9 @@ from fedsb.compare.arms import Arm
 from fedsb.compare.config import CompareConfig
 from fedsb.compare.scored import check_metric
 from fedsb.compare.split import split
+from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.models.digest import base_digest, examples_digest
 from fedsb.runner.evaluate import check_evaluation
@@ -23,6 +25,7 @@ from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.prepare_privacy import check_budget
 from fedsb.runner.started_on import NAMES
 from fedsb.tasks import Row
+from fedsb.tasks.held_out import hold_out
 from fedsb.tasks.sources import run_rows
 
 OF_THE_DATA = ("federation", "training.max_length")
@@ -96,6 +99,22 @@ def _check_arm(arm: Arm) -> None:
         check_settings(arm.config)
         if arm.config.evaluation.every is None:
             raise InputError("evaluation.every: a comparison needs scores; set it to 1 or more")
+        _check_scored_rows(arm)
+
+
+def _check_scored_rows(arm: Arm) -> None:
+    """Refuse to choose rates on rows that are scored later, and to compare what no score sees."""
+    config, method = arm.config, method_of(arm.config)
+    if config.scored_at_clients_alone and len(arm.rates) > 1:
+        raise InputError(
+            "compare.learning_rates: without data.test the rows that would choose a rate are among those "
+            "that clients are scored on; give one rate"
+        )
+    if method.stays and not config.scored_at_clients_alone:
+        raise InputError(
+            f"method.name: {method.name}: data.test does not score what stays with clients; leave it out, "
+            "and set evaluation.at_clients: true"
+        )
 
 
 @contextmanager
@@ -110,11 +129,24 @@ def _named(arm: Arm) -> Iterator[None]:
 def _held_out(
     arms: Sequence[Arm], rows: Sequence[Row], labels: Sequence[str] | None, settings: CompareConfig, seed: int
 ) -> HeldOut:
-    clients = arms[0].config.federation.clients
-    train, held = split(len(rows), labels, settings.validation, clients, seed)
+    train, held = _drawn(arms[0].config, rows, labels, settings.validation, seed)
     left, kept = [rows[i] for i in train], None if labels is None else [labels[i] for i in train]
     _check_partitions(arms, left, kept, [seed])
     return left, [rows[i] for i in held]
+
+
+def _drawn(
+    config: RunConfig, rows: Sequence[Row], labels: Sequence[str] | None, validation: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """(training, validation) indices: of whole groups where the config names their column."""
+    if config.data.group is None:
+        return split(len(rows), labels, validation, config.federation.clients, seed)
+    share = validation if validation < 1 else validation / len(rows)
+    data = config.data.model_copy(update={"test": min(share, 0.5)})
+    try:
+        return hold_out(config.model_copy(update={"data": data}), rows, "the training rows")
+    except InputError as error:
+        raise InputError(f"compare.validation: {str(error).removeprefix('data.test: ')}") from None
 
 
 def _grouped(arms: Sequence[Arm], keys: Sequence[str]) -> Iterator[list[Arm]]:

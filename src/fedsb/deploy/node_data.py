@@ -7,10 +7,11 @@ from pathlib import Path
 from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.runner.lengths import fixed_length
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
+from fedsb.runner.site_data import hold_out
 from fedsb.tasks import Example, Row
 from fedsb.tasks.rows import read_rows
 
@@ -42,20 +43,29 @@ def read_data(config: RunConfig, node: NodeConfig) -> Data:
 
 
 def _encoded(config: RunConfig, node: NodeConfig) -> Data:
-    rows = _rows(node.data.train, node)
-    tokenizer = load_tokenizer(config.model.path)
+    notes: list[str] = []
+    rows = _rows(node.data.train, node, notes)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, rows, length.tokens)
     examples = task.encode(rows, node.data.train)
     public = None
     if config.method.init.public is not None and node.data.public is not None:
-        public = task.encode(_rows(node.data.public, node)[: config.method.init.samples], node.data.public)
+        public = task.encode(
+            _rows(node.data.public, node, notes)[: config.method.init.samples], node.data.public
+        )
         check_apart(public, examples, node.data.public)
     parts = [[] if c != node.client else list(range(len(examples))) for c in range(config.federation.clients)]
+    labels = [task.partition_label(row) for row in rows] if task.partition_label else None
+    parts, tests = hold_out(config, parts, labels) if node.gives_scores else (parts, [[] for _ in parts])
     names = expert_names(config, [], node.data.train)
     examples = _of_experts(config, node, names, rows, examples)
     counts = counts_of(examples, parts)
-    return Data(task, tokenizer, examples, [], parts, None, public, names, counts, max_length=length.tokens)
+    return Data(
+        task, tokenizer, examples, [], parts, None, public, names, counts,
+        max_length=length.tokens, notes=(*notes, *filter(None, [length.said])),
+        client_tests=tests, sites=tuple(config.federation.sites or ()),
+    )  # fmt: skip
 
 
 def _of_experts(
@@ -81,11 +91,15 @@ def _of_experts(
     return [example | {"expert": number} for example, number in zip(examples, numbers, strict=True)]
 
 
-def _rows(file: str, node: NodeConfig) -> list[Row]:
-    """The file's rows with the columns that this party gives, under the run's names; all if it lists none."""
-    rows, columns = read_rows(file, encoding=node.data.encoding), node.data.columns
-    if {row.source for row in rows} != {str(Path(file))}:
-        raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
+def _rows(file: str, node: NodeConfig, notes: list[str]) -> list[Row]:
+    """The file's rows with the columns that this party gives, under the run's names; all if it lists none.
+    notes: takes what its owner should know of how the file was read."""
+    rows, columns = read_rows(file, encoding=node.data.encoding, told=notes.append), node.data.columns
+    if Path(file).is_dir() or {row.source for row in rows} != {str(Path(file))}:
+        raise InputError(
+            f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows (of images: "
+            "their bytes, or their paths below its folder)"
+        )
     if not columns:
         return list(rows)
     return [{ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in rows]

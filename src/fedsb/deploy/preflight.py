@@ -40,6 +40,7 @@ def checked_node(config: RunConfig, node_config: NodeConfig, file: Path) -> tupl
         warnings.append(f"not approved yet: once the config is read, add {digest} to approved: in {file}")
     as_if_approved = node_config.model_copy(update={"approved": [digest], "audit": False})
     node = Node(config, as_if_approved, secrets.token_hex(16))
+    warnings += node.data.notes
     warnings += cut_notes(cut_record(node.config, node.data, shown=False))
     facts = node.facts().said()
     return facts | {"config_digest": digest, "approved": approved}, [text for text in warnings if text]

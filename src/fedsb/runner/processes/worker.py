@@ -22,6 +22,7 @@ from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.clients import LocalClient, local_clients, simulate_cohort
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base
+from fedsb.runner.split_record import kept_split
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def open_run(request: dict[str, Any]) -> Callable[[int], LocalClient]:
     """Client -> its party, over one model with the run's start factors. Base weights are those of its last
     finished round, for a process that takes another's place."""
     config = placed(RunConfig.from_dict(request["config"]), int(request["number"]), len(visible_gpus()))
-    data = prepare_data(config)
+    data = prepare_data(config, kept_split(Path(request["folder"]), config))
     saved = load_checkpoint(Path(request["folder"]) / "checkpoint")
     if saved is None:
         raise RunFailed(f"found no checkpoint of the run in {request['folder']}")
