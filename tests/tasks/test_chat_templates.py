@@ -144,7 +144,8 @@ def test_what_is_learnt_is_what_a_template_s_own_mask_marks():
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>"
-        "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
+        "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}"
+        "<|im_start|>assistant{{ '\n' }}{% endif %}"
     )
     (example,) = task("", tokenizer=tokenizer).encode([{"messages": TALK}], "x.jsonl")
     marked = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
