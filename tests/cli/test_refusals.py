@@ -37,7 +37,10 @@ WRONG = {
     "zero clients": ({"federation__clients": 0}, ["federation.clients", "greater than 0", "found 0"]),
     "no model": ({"model": ...}, ["model: this key is needed and missing"]),
     "two faults": ({"seed": "x", "method__rank": 0}, ["2 wrong", "seed", "method.rank"]),
-    "privacy": ({"privacy": {"epsilon": 3}}, ["raw gradients", "method.init.kind"]),
+    "privacy": (
+        {"privacy": {"epsilon": 3}, "method__init": {"kind": "gradient"}},
+        ["raw gradients", "method.init.kind"],
+    ),
     "missing text column": (
         {"task__text": ["txt"]},
         ["train.jsonl", "task.text", "'txt'", "did you mean 'text'"],
