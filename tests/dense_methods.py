@@ -69,6 +69,7 @@ class Oracle:
             "ravan": self._mean_cores,
             "fedit": self._mean_both,
             "ffa-lora": self._mean_B,
+            "fedsa-lora": self._mean_A,
             "fedsvd": self._mean_B_then_svd,
             "rolora": self._mean_B if number % 2 else self._mean_A,
             "flora": self._stack,

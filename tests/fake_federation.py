@@ -58,6 +58,7 @@ def start_of(method: Method, layers: Mapping[str, Shape], rank: int, heads: int)
             A=torch.linalg.qr(torch.randn(n_in, k, generator=draw)).Q.T.contiguous(),
             R=torch.randn(heads, rank, rank, generator=draw),
             s=torch.ones(heads) if "s" in method.trains(1) else None,
+            P=torch.zeros(heads, rank, rank) if "P" in method.stays else None,
         )
     return made
 
@@ -71,6 +72,7 @@ class Federation:
         messages: each client's message down and up in the last round.
         base_before: what had been added to base weights before the last round, by layer.
         client_models: whole dense update of each client that answered in the last round, by layer.
+        kept: what stays with each client, in methods where something does.
     """
 
     method: Method
@@ -90,7 +92,7 @@ class Federation:
             self.method, self.layers, self.rank, self.heads, head, scale, self.padding, self.residual_rank
         )
         self.start = start_of(self.method, self.layers, self.rank, self.heads)
-        self.globally, self.clients = self._party(), {}
+        self.globally, self.clients, self.kept = self._party(), {}, {}
         self.draw = torch.Generator().manual_seed(self.seed)
         sent = {f"{n}.{f}": getattr(part, f) for n, part in self.start.items() for f in self.method.sends}
         head_start = {"out.weight": self.globally.model.out.weight.detach()}
@@ -166,6 +168,13 @@ class Federation:
 
     def _client_round(self, client: int, part: Part, weight: int) -> bytes:
         message = broadcast(self.state, self.exchange, client, part)
+        answer = self.answer_to(message, client, part, weight)
+        self.messages[client] = (message, answer)
+        return answer
+
+    def answer_to(self, message: bytes, client: int, part: Part | None = None, weight: int = 1) -> bytes:
+        """A client's answer after training that draws its factors."""
+        part = part or self.exchange.whole
         party = self.party(client)
 
         def random_training(local_model, parameters, *args, **kwargs) -> float:
@@ -173,7 +182,7 @@ class Federation:
             for name, parameter in parameters.items():
                 fresh = torch.randn(parameter.shape, generator=self.draw)
                 with torch.no_grad():
-                    if part.heads is not None and name.endswith((".R", ".s")):
+                    if part.heads is not None and name.endswith((".R", ".s", ".P")):
                         parameter[list(part.heads)] = fresh[list(part.heads)]
                     else:
                         parameter.copy_(fresh)
@@ -183,9 +192,15 @@ class Federation:
             patch.setattr(client_module, "train", random_training)
             examples = [{}] * weight
             answer = client_update(
-                message, party, examples, LocalTraining(), client=client, seed=SEED, part=part
+                message,
+                party,
+                examples,
+                LocalTraining(),
+                client=client,
+                seed=SEED,
+                part=part,
+                kept=self.kept.setdefault(client, {}) if self.method.stays else None,
             )
-        self.messages[client] = (message, answer)
         return answer
 
     def _answer(self, number: int, part: Part, weight: int, message: bytes) -> Answer:
@@ -201,6 +216,8 @@ class Federation:
             core = np.eye(k)
             if layer.R is not None:
                 blocks = [numbers(R) for R in layer.R]
+                if layer.P is not None:
+                    blocks = [R + numbers(P) for R, P in zip(blocks, layer.P, strict=True)]
                 scales = [1.0] * len(blocks) if layer.s is None else layer.s.tolist()
                 r, core = len(blocks[0]), np.zeros((k, k))
                 for h, block in enumerate(blocks):

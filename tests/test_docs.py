@@ -39,6 +39,7 @@ PAGES = [
 PAGES += [
     "guides/serving",
     "guides/mixtures",
+    "guides/sites",
     "guides/adding-a-method",
     "guides/adding-a-task",
     "reference/commands",

@@ -43,7 +43,7 @@ def room(name: str) -> str:
 
 PURE = {name for name in FILES if room(name) in ("adapter", "methods", "privacy")} - EDGE
 PURE |= {"errors", "common.printable", "common.seeding", "common.strict_json"}
-PURE |= {"models.limits", "tasks.choices", "tasks.intervals", "tasks.task"}
+PURE |= {"models.head", "models.limits", "tasks.choices", "tasks.intervals", "tasks.task", "tasks.totals"}
 PURE |= {f"tasks.scoring.{name}" for name in ("answer_text", "gsm8k", "mathematics", "multiple_choice")}
 PURE |= {"tasks.chat", "tasks.chat.refusal", "tasks.cuts", "tasks.scoring.texts"}
 COMPOSE = {name for name in FILES if room(name) == "federation"}

@@ -97,7 +97,7 @@ def installed(world, monkeypatch):
         ("method.options={damping: [1]}", "method.options.damping"),
         ("task.wrods=[a, b]", "task.wrods: unknown key."),
         ("task.words=[a]", "task.words: List should have at least 2 items"),
-        ("task.kind=keywords", "task.kind: expected one of classification, causal-lm, chat, keyword, found"),
+        ("task.kind=keywords", "causal-lm, chat, keyword, found"),
         ("method.name=fedit", "method.options: fedit has none; leave them out"),
         ("method.name=dumped", "Did you mean damped"),
     ],

@@ -500,8 +500,14 @@ def test_peft_alone_loads_the_folder_and_computes_the_same(request, name, token_
     attached = attach_random(make(), targets, generator, heads=2)
     causal = name == "gpt2"
     head = {} if causal else head_parameters(attached.model)
+    task_type = "CAUSAL_LM" if causal else "SEQ_CLS"
     write_adapter(
-        tmp_path / "a", fold(attached), base_model="tiny", causal=causal, fan_in_fan_out=causal, head=head
+        tmp_path / "a",
+        fold(attached),
+        base_model="tiny",
+        task_type=task_type,
+        fan_in_fan_out=causal,
+        head=head,
     )
     with torch.no_grad():
         ours = attached.model(**token_batch).logits
@@ -514,7 +520,7 @@ def test_an_adapter_folder_reads_back_equal_with_its_head(generator, tmp_path):
         "a.query": LoraPair(torch.randn(4, 2, generator=generator), torch.randn(2, 5, generator=generator))
     }
     head = {"classifier.weight": torch.randn(3, 4, generator=generator)}
-    write_adapter(tmp_path, pairs, base_model="tiny", causal=False, head=head)
+    write_adapter(tmp_path, pairs, base_model="tiny", task_type="SEQ_CLS", head=head)
     config, read, read_head = read_adapter(tmp_path)
     assert config["modules_to_save"] == ["classifier"]
     assert config["r"] == config["lora_alpha"] == 2
@@ -528,7 +534,9 @@ def test_the_same_adapter_gives_the_same_bytes_and_names_its_base(generator, tmp
     files = []
     for number in range(20):  # safetensors writes two metadata in any order, file by file
         folder = tmp_path / str(number)
-        write_adapter(folder, pairs, base_model="tiny", causal=False, base_weights="float32:0123456789abcdef")
+        write_adapter(
+            folder, pairs, base_model="tiny", task_type="SEQ_CLS", base_weights="float32:0123456789abcdef"
+        )
         files.append((folder / "adapter_model.safetensors").read_bytes())
         assert base_weights_of(folder) == "float32:0123456789abcdef"
     assert len(set(files)) == 1
@@ -538,7 +546,7 @@ def test_the_same_adapter_gives_the_same_bytes_and_names_its_base(generator, tmp
 
 def test_reading_an_adapter_folds_its_scale_into_B(generator, tmp_path):
     pair = LoraPair(torch.randn(4, 2, generator=generator), torch.randn(2, 5, generator=generator))
-    write_adapter(tmp_path, {"q": pair}, base_model="tiny", causal=False)
+    write_adapter(tmp_path, {"q": pair}, base_model="tiny", task_type="SEQ_CLS")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 6}))
     _, read, _ = read_adapter(tmp_path)
@@ -548,7 +556,7 @@ def test_reading_an_adapter_folds_its_scale_into_B(generator, tmp_path):
 @pytest.mark.parametrize("break_it", ["weights", "config", "garbage"])
 def test_an_adapter_folder_that_cannot_be_read_is_an_input_error(generator, tmp_path, break_it):
     pairs = {"q": LoraPair(torch.zeros(4, 2), torch.zeros(2, 5))}
-    write_adapter(tmp_path, pairs, base_model="tiny", causal=False)
+    write_adapter(tmp_path, pairs, base_model="tiny", task_type="SEQ_CLS")
     files = {"weights": "adapter_model.safetensors", "config": "adapter_config.json"}
     if break_it == "garbage":
         (tmp_path / files["weights"]).write_bytes(b"not safetensors")

@@ -185,6 +185,7 @@ def by_hand(method, out, n_in, rank, clients):
         "ffa-lora": (B, B, B),
         "fedsvd": (B, B, both),
         "rolora": (B, B, both),
+        "fedsa-lora": (both, n_in * rank, n_in * rank),
         "flora": (both, both, min(clients * both, out * n_in)),
         "fedex-lora": (both, both, both + min((clients - 1) * both, out * n_in)),
     }[method]

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from comparison_helpers import TWO, assert_refused
 from run_helpers import (
+    changed,
     snapshot,
     write_config,
 )
@@ -184,3 +185,15 @@ def test_settings_come_with_overrides_and_go_into_the_folder(world, whole):
     assert (settings.validation, settings.arms["a"]) == (7, {"method.rank": 2})
     kept = yaml.safe_load((whole / "config.yaml").read_text())["compare"]
     assert settings_from_dict(kept) == settings_from_yaml(world / "good.yaml")
+
+
+def test_scores_that_would_say_the_wrong_thing_are_refused(config, fedsb, tmp_path):
+    """Rates chosen on rows that clients are scored on, and a part of a model in place of the whole."""
+    at_clients = changed(config, data__test=None, evaluation__at_clients=True)
+    file = write_config(tmp_path / "at-clients.yaml", at_clients)
+    answer = fedsb("compare", file, *TWO, "--out", tmp_path / "a")
+    assert_refused(answer, ["compare.learning_rates", "clients are scored on", "give one rate"])
+    kept = changed(config, method__name="fedsa-lora", method__rank=2)
+    file = write_config(tmp_path / "kept.yaml", kept)
+    answer = fedsb("compare", file, "--methods", "fedsa-lora", "--out", tmp_path / "b")
+    assert_refused(answer, ["method.name: fedsa-lora", "data.test", "evaluation.at_clients: true"])

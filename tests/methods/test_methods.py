@@ -141,6 +141,7 @@ def test_each_method_states_its_source_and_whether_it_is_exact(method):
     for number in (1, 2, 3):
         assert method.trains(number)
         assert set(method.trains(number)) <= {"A", "R", "B", "s"}
+    assert set(method.stays) <= set(method.trains(1)) - set(method.sends)
     assert set(method.sends) <= {"A", "R", "B"} | ({"G"} if method.experts else set())
     assert by_name(method.name) is method
     assert method.scale(8, None) == 1.0
@@ -162,9 +163,13 @@ def test_what_each_method_trains_and_how_it_scales():
         "ravan": (("R", "s"),) * 2,
         "fedsvd": (("B",),) * 2,
         "rolora": (("B",), ("A",)),
+        "fedsa-lora": (("A", "B"),) * 2,
         "fed-mixer": (("R",),) * 2,
     }
-    assert [m.name for m in ALL if not m.exact] == ["fedit", "flexlora", "hetlora", "fed-mixer"]
+    inexact = ["fedit", "flexlora", "hetlora", "fedsa-lora", "fed-mixer"]
+    assert [m.name for m in ALL if not m.exact] == inexact
+    assert [m.name for m in ALL if m.stays] == ["fedsa-lora"]
+    assert [m.name for m in ALL if m.personal] == ["fed-sb", "lora-xs"]
     with_core = {"fed-sb", "lora-xs", "ravan", "fed-mixer"}
     assert (
         {m.name for m in ALL if m.scale(8, 16.0) == 1.0} == {m.name for m in ALL if m.has_core} == with_core

@@ -44,9 +44,9 @@ def with_hooks(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
     asked: list[Any] = []
     real = models._from_pretrained
 
-    def load(path: str, *, causal: bool, options: dict[str, Any]) -> Any:
+    def load(path: str, model_class: str, options: dict[str, Any]) -> Any:
         asked.append(options.pop("device_map"))
-        return place(real(path, causal=causal, options=options), BLOCKS[name])
+        return place(real(path, model_class, options), BLOCKS[name])
 
     monkeypatch.setattr(models, "_from_pretrained", load)
     return asked

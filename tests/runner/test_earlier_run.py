@@ -32,7 +32,7 @@ from fedsb.runner.prepare_data import check_can_deploy
 START = {"samples": 24, "head_warmup": {"rounds": 1, "steps": 5}}
 STILL = {"training__optimizer": "sgd", "training__learning_rate": 1e-30}
 """Rounds that change nothing."""
-NAMES = [m.name for m in METHODS.all() if not m.changes_base and m.experts is None]
+NAMES = [m.name for m in METHODS.all() if not (m.changes_base or m.experts or m.stays)]
 
 Play = Callable[..., Path]
 

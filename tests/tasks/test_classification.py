@@ -19,7 +19,7 @@ from transformers import (
 
 from fedsb.errors import InputError
 from fedsb.tasks import classification, label_set
-from fedsb.tasks.classification import _class_scores
+from fedsb.tasks.classification import class_scores
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 ROWS = [
@@ -283,7 +283,7 @@ def test_scores_of_the_confusion_matrix_equal_sklearn(size):
     draw = np.random.default_rng(size)
     for examples in (1, 2, 40):
         labels, logits = draw.integers(size, size=examples), draw.normal(size=(examples, size))
-        found, predicted = _class_scores(logits, labels), logits.argmax(1)
+        found, predicted = class_scores(logits, labels), logits.argmax(1)
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
         f1 = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
         assert found["macro_f1"] == pytest.approx(f1)

@@ -9,6 +9,8 @@ R is block-diagonal: head h maps rows h*r..(h+1)*r of A x to the same columns of
 (Hu et al. 2021, arXiv 2106.09685). s scales the heads one by one (RAVAN). Factors are fp32 whatever the base
 layer's dtype.
 
+P, where there is one, is a core of one client's own, shaped as R: the core is then R + P.
+
 With a routing, R holds experts instead: (E, r, r) over bases of rank r, mixed by the gate G (E, r + 1) as
 `routing` says.
 """
@@ -27,18 +29,19 @@ from fedsb.adapter.linear import dense_weight, features, is_quantized, like_base
 from fedsb.adapter.routing import Gate, Routing
 from fedsb.errors import InputError
 
-FACTOR_NAMES = ("A", "R", "B", "s", "G")
+FACTOR_NAMES = ("A", "R", "B", "s", "G", "P")
 
 
 class Factors(NamedTuple):
     """The factors of one layer; `R` is None for plain LoRA, `s` where heads have no scale of their own, `G`
-    where there is one core or one gate for all layers."""
+    where there is one core or one gate for all layers, `P` where clients have no cores of their own."""
 
     B: Float[Tensor, "out k"]
     A: Float[Tensor, "k in"]
     R: Float[Tensor, "heads r r"] | None
     s: Float[Tensor, "heads"] | None = None
     G: Float[Tensor, "experts r1"] | None = None
+    P: Float[Tensor, "heads r r"] | None = None
 
 
 class LoraPair(NamedTuple):
@@ -54,7 +57,7 @@ class LowRankLinear(nn.Module):
     Args:
         base: nn.Linear, GPT-2's Conv1D, or any layer with `in_features` and `out_features` (4-bit ones).
         factors: start values, copied to fp32 parameters on the base's device.
-        trains: which of "A", "R", "B", "s", "G" get gradients.
+        trains: which of "A", "R", "B", "s", "G", "P" get gradients.
         scale: s, a plain number (LoRA's alpha / r; 1 for Fed-SB).
         routing: what chooses between experts; None: R's blocks are heads of one core.
     """
@@ -63,6 +66,7 @@ class LowRankLinear(nn.Module):
     B: nn.Parameter
     R: nn.Parameter | None
     s: nn.Parameter | None
+    P: nn.Parameter | None
 
     def __init__(
         self,
@@ -115,17 +119,18 @@ class LowRankLinear(nn.Module):
         if self.routing is not None:
             z = self.routing.through(self, z)
         elif (core := self.core()) is not None:
-            z = _through_core(z, core.to(z.dtype))
+            z = through_core(z, core.to(z.dtype))
         update = F.linear(z, self.B.to(z.dtype))
         if self._beside is not None:
             return y + torch.add(F.linear(x, self._beside), update, alpha=self.scale)
         return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
 
     def core(self) -> Float[Tensor, "heads r r"] | None:
-        """R, each head times its s; of experts their static mean, (1, r, r)."""
+        """R and P, each head times its s; of experts their static mean, (1, r, r)."""
         if self.routing is not None and self.R is not None and len(self.R) > 1:
             return torch.einsum("e,eoi->oi", self.routing.shares().to(self.R), self.R)[None]
-        return self.R if self.R is None or self.s is None else self.s[:, None, None] * self.R
+        R: Tensor | None = self.R if self.R is None or self.P is None else self.R + self.P
+        return R if R is None or self.s is None else self.s[:, None, None] * R
 
     def factors(self) -> dict[str, nn.Parameter]:
         """The factors this layer has, by name."""
@@ -182,7 +187,7 @@ class LowRankLinear(nn.Module):
     def _own_pair(self) -> LoraPair:
         B, A = self.B.detach(), self.A.detach()
         if (core := self.core()) is not None:
-            B = _through_core(B, core.detach().transpose(1, 2))
+            B = through_core(B, core.detach().transpose(1, 2))
         return LoraPair(self.scale * B, A.clone())
 
     def update(self) -> Float[Tensor, "out in"]:
@@ -192,7 +197,7 @@ class LowRankLinear(nn.Module):
         return product if self.base_update is None else product + self.base_update.to(product.device)
 
 
-def _through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
+def through_core(z: Float[Tensor, "*batch k"], R: Float[Tensor, "heads r r"]) -> Float[Tensor, "*batch k"]:
     """z R^T, block by block."""
     heads, r, _ = R.shape
     if heads == 1:
@@ -224,6 +229,8 @@ def _check_factors(base: nn.Module, factors: Factors, *, mixes: bool) -> None:
         expected["A"], expected["B"] = (heads * r, n_in), (out, heads * r)
         if factors.s is not None:
             expected["s"] = (heads,)
+        if factors.P is not None:
+            expected["P"] = (heads, r, r)
     for name, shape in expected.items():
         actual = tuple(getattr(factors, name).shape)
         if actual != shape:
@@ -239,4 +246,5 @@ def leading(factors: Factors, rank: int) -> Factors:
         return factors
     A = factors.A.unflatten(0, (heads, full))[:, :rank].flatten(0, 1)
     B = factors.B.unflatten(1, (heads, full))[:, :, :rank].flatten(1, 2)
-    return Factors(B, A, None if factors.R is None else factors.R[:, :rank, :rank], factors.s)
+    R, P = (core if core is None else core[:, :rank, :rank] for core in (factors.R, factors.P))
+    return Factors(B, A, R, factors.s, P=P)

@@ -191,6 +191,10 @@ def export(
     expert: Annotated[
         str | None, typer.Option(help="lora, merged: of a mixture this one, or `mean`, which has no router.")
     ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(help="lora, merged: this site's own model, where something stays with each client."),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Where the base model is now, if it was moved: folder or hub id.")
     ] = None,
@@ -208,19 +212,21 @@ def export(
     Examples: `fedsb export runs/quickstart --format lora --rank 64 --out lora64` ·
     `fedsb export runs/e2e --format lora --for vllm --out served` ·
     `fedsb export runs/quickstart --format merged --out merged` ·
-    `fedsb export runs/mixture --format experts --for vllm --out experts`
+    `fedsb export runs/mixture --format experts --for vllm --out experts` ·
+    `fedsb export runs/personal --client north --out north`
     """
     from fedsb.cli import terminal
     from fedsb.cli.options import check_export
     from fedsb.runner.export import export_experts, export_lora, export_merged
 
-    check_export(format_, rank=rank, server=server, dtype=dtype, expert=expert)
+    check_export(format_, rank=rank, server=server, dtype=dtype, expert=expert, client=client)
     if format_ == "lora":
-        export_lora(run_folder, out, rank=rank, server=server, expert=expert, base=base)  # type: ignore[arg-type]
+        choice = {"expert": expert, "client": client, "base": base}
+        export_lora(run_folder, out, rank=rank, server=server, **choice)  # type: ignore[arg-type]
     elif format_ == "experts":
         export_experts(run_folder, out, rank=rank, server=server, base=base)  # type: ignore[arg-type]
     else:
-        merged = export_merged(run_folder, out, expert=expert, base=base, dtype=dtype)
+        merged = export_merged(run_folder, out, expert=expert, client=client, base=base, dtype=dtype)
         terminal.show_merged(merged, out_console)
     out_console.print(f"wrote {out} and checked it", highlight=False, markup=False)
 

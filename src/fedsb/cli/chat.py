@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +93,8 @@ def chat_in_terminal(run: Path, system: str | None, overrides: Sequence[str], co
     begin = [] if system is None else [{"role": "system", "content": system}]
     talk = Talk(load_finished(run, config), console, begin)
     console.print("/new begins again, /quit or Ctrl-D ends", highlight=False, markup=False)
+    with suppress(ImportError):
+        import readline  # noqa: F401  # lines can be edited and called back then
     talk.again()
     while (line := _line()) is not None:
         if line == "/new":

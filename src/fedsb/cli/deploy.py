@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,18 +24,25 @@ def deploy_init(
     config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     host: Annotated[str, typer.Option(help="Name or address by which nodes reach the server.")],
     port: Annotated[int, typer.Option(help="Port of the server.")] = 9092,
+    names: Annotated[
+        str | None,
+        typer.Option(help="Names of the sites, by commas, client 0 first: federation.sites."),
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Write scripts for certificates, keys, starting and letting in, node configs, and a guide.
 
-    Example: `fedsb deploy init hospitals run.yaml --host fl.example.org`, then follow hospitals/README.md
+    Examples: `fedsb deploy init hospitals run.yaml --host fl.example.org`, then follow hospitals/README.md ·
+    `fedsb deploy init hospitals run.yaml --host fl.example.org --names north,south,west`
     """
     from fedsb.cli.options import check_run_overrides
     from fedsb.config import RunConfig
     from fedsb.deploy.write import write_deployment
 
     check_run_overrides(set_ or [])
-    written = write_deployment(folder, RunConfig.from_yaml(config, set_ or []), host=host, port=port)
+    sites = [f"federation.sites={json.dumps([name.strip() for name in names.split(',')])}"] if names else []
+    run = RunConfig.from_yaml(config, [*(set_ or []), *sites])
+    written = write_deployment(folder, run, host=host, port=port)
     out_console.print(
         f"{len(written)} files in {folder}; continue with {folder / 'README.md'}",
         highlight=False,

@@ -18,6 +18,7 @@ from fedsb.config.method import method_of
 from fedsb.config.private_defaults import notes_on_defaults
 from fedsb.errors import FedsbError
 from fedsb.methods import Counts
+from fedsb.models.blank import takes_images, vision_config
 from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest
 from fedsb.models.limits import embedding_rows, positions_of
@@ -183,12 +184,14 @@ def _describe_method(config: RunConfig) -> str:
 
 def _describe_data(data: Data) -> str:
     sizes = [len(part) for part in data.parts]
+    spare = sum(map(len, data.client_tests))
+    spared = f", {spare} more held out to score clients on" if spare else ""
     held = Counter(data.labels or ())
     names = [f"{name} {held[name]:,}" if held else name for name in (data.task.label_names or ())[:6]]
     labels = f", labels {', '.join(names)}" if names else ""
     return (
-        f"{len(data.train)} train and {len(data.test)} test examples, {len(sizes)} clients with "
-        f"{min(sizes)} to {max(sizes)} each{labels}"
+        f"{len(data.train) - spare} train and {len(data.test)} test examples, {len(sizes)} clients with "
+        f"{min(sizes)} to {max(sizes)} each{spared}{labels}"
     )
 
 
@@ -208,6 +211,9 @@ def _describe_memory(config: RunConfig, data: Data) -> str:
 
 
 def _describe_limits(base: BaseModel, data: Data) -> str:
+    if takes_images(base.model):
+        config = vision_config(base.model.config)
+        return f"images of {config.image_size} pixels in patches of {config.patch_size}"
     positions, rows = positions_of(base.model), embedding_rows(base.model)
     trained = " that it was trained on" if positions and positions.trained else ""
     length = f"{positions.usable:,} positions{trained}" if positions else "no limit on positions"

@@ -23,7 +23,13 @@ NOT_SCORED = ("model.check_memory", "evaluation.every")
 
 
 def check_export(
-    form: str, *, rank: int | None, server: str | None, dtype: str | None, expert: str | None
+    form: str,
+    *,
+    rank: int | None,
+    server: str | None,
+    dtype: str | None,
+    expert: str | None,
+    client: str | None,
 ) -> None:
     """Refuse what `fedsb export` cannot do.
 
@@ -37,7 +43,7 @@ def check_export(
     else:
         refuse_unused({"--dtype": dtype}, "an adapter is float32; it is about --format merged")
     if form == "experts":
-        refuse_unused({"--expert": expert}, "--format experts writes all of them")
+        refuse_unused({"--expert": expert, "--client": client}, "--format experts writes all experts")
     if server not in (None, "vllm"):
         raise InputError(f"--for: expected vllm, found {server!r}; leave it out for any other")
     if dtype not in (None, *DTYPES):

@@ -40,6 +40,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "download_bytes": sum(line["download_bytes"] for line in lines),
         "clients": newest.get("clients", []),
         "rejected": newest.get("rejected", []),
+        "sites": site_names(folder),
         "seconds_since": _age(folder / "metrics.jsonl"),
     }
 
@@ -66,6 +67,13 @@ def _delta(folder: Path, config: RunConfig) -> float:
             f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"
         ) from None
     return check_delta(config, sizes)
+
+
+def site_names(folder: Path) -> list[str]:
+    """What clients are called, by their numbers; none where they have no names."""
+    file = folder / "partition.json"
+    names = read_json(file).get("names", {}) if file.is_file() else {}
+    return list(names.values()) if isinstance(names, dict) else []
 
 
 def _age(file: Path) -> float | None:

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from fedsb.cli.common import refuse_unused
 from fedsb.cli.options import check_run_overrides, evaluation_config
+from fedsb.cli.status import site_names
+from fedsb.common.printable import site_name
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.report.console import LiveBars, PlainLines, summary_table
+from fedsb.report.console import LiveBars, PlainLines, sites_table, summary_table
 from fedsb.report.progress import Progress, Silent
 from fedsb.report.screen import shown
 from fedsb.report.units import count, human_bytes, human_count, plural
@@ -94,6 +96,8 @@ def how_to_resume(folder: Path) -> str:
 def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """The final table, and what to do next."""
     console.print(summary_table(summary))
+    if (table := sites_table(summary, site_names(folder))) is not None:
+        console.print(table)
     if "scores" in summary:
         console.print(_scores_table(summary["scores"], "scores of the final model"))
     left = f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)", "merged"
@@ -121,7 +125,9 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in status["eval"].items()),
         "epsilon": _spent(status),
         "sent": f"up {human_bytes(status['upload_bytes'])}, down {human_bytes(status['download_bytes'])}",
-        "left out": "; ".join(f"client {r['client']}: {r['reason']}" for r in status["rejected"]),
+        "left out": "; ".join(
+            f"{site_name(status['sites'], r['client'])}: {r['reason']}" for r in status["rejected"]
+        ),
     }
     for name, text in rows.items():
         if text:

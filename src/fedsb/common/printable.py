@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 LONGEST = 300
 """Characters kept of a reason."""
@@ -32,3 +33,22 @@ def printable(text: object, limit: int | None = LONGEST, *, keep: str = "") -> s
     start = str(text)[: None if limit is None else limit + 1]
     escaped = UNSEEN.sub(lambda match: match[0] if match[0] in keep else json.dumps(match[0])[1:-1], start)
     return escaped if limit is None or len(escaped) <= limit else escaped[: limit - 1] + "…"
+
+
+LONGEST_SITE = 64
+"""Characters of a site's name."""
+
+
+def site_name(names: Sequence[str], client: int | str) -> str:
+    """What a client is called: its site's name, or `client 3` where sites have none.
+
+    >>> site_name(["north", "south"], 1), site_name([], 1)
+    ('south', 'client 1')
+    """
+    known = str(client).isdecimal() and int(client) < len(names)
+    return names[int(client)] if known else f"client {client}"
+
+
+def is_site_name(text: str) -> bool:
+    """Whether a text can name a site: short, not blank at its ends, and shown as it is."""
+    return 0 < len(text) <= LONGEST_SITE and text == text.strip() and printable(text) == text

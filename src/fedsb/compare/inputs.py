@@ -16,6 +16,7 @@ from fedsb.compare.scored import check_metric
 from fedsb.compare.split import split
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
+from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.models.digest import base_digest, examples_digest
 from fedsb.runner.evaluate import check_evaluation
@@ -98,6 +99,22 @@ def _check_arm(arm: Arm) -> None:
         check_settings(arm.config)
         if arm.config.evaluation.every is None:
             raise InputError("evaluation.every: a comparison needs scores; set it to 1 or more")
+        _check_scored_rows(arm)
+
+
+def _check_scored_rows(arm: Arm) -> None:
+    """Refuse to choose rates on rows that are scored later, and to compare what no score sees."""
+    config, method = arm.config, method_of(arm.config)
+    if config.scored_at_clients_alone and len(arm.rates) > 1:
+        raise InputError(
+            "compare.learning_rates: without data.test the rows that would choose a rate are among those "
+            "that clients are scored on; give one rate"
+        )
+    if method.stays and not config.scored_at_clients_alone:
+        raise InputError(
+            f"method.name: {method.name}: data.test does not score what stays with clients; leave it out, "
+            "and set evaluation.at_clients: true"
+        )
 
 
 @contextmanager

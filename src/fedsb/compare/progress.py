@@ -44,6 +44,8 @@ class OneRun:
         self._round, self._rounds, self._cohort, self._ended = 1, 1, 1, 0
         self._share = 0.0
 
+    def sites(self, names: Sequence[str]) -> None: ...
+
     def stage(self, text: str) -> None:
         self._tell(self._share, text)
 

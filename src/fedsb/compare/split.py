@@ -13,6 +13,7 @@ from fedsb.common.files import finite, read_json, write_json, write_text
 from fedsb.common.seeding import numpy_generator
 from fedsb.errors import InputError
 from fedsb.tasks import Row
+from fedsb.tasks.pictures import Picture
 
 TRAIN, VALIDATION, RECORD = "train.jsonl", "validation.jsonl", "split.json"
 
@@ -71,5 +72,9 @@ def write_split(folder: Path, train: Sequence[Row], validation: Sequence[Row], s
 
 
 def _lines(rows: Sequence[Row]) -> str:
-    """Dates and the like as the text that a task would see."""
-    return "".join(json.dumps(finite(dict(row)), default=str) + "\n" for row in rows)
+    """Dates and the like as the text that a task would see, images with their bytes."""
+    return "".join(json.dumps(finite(dict(row)), default=_text) + "\n" for row in rows)
+
+
+def _text(value: object) -> str:
+    return value.data_uri if isinstance(value, Picture) else str(value)

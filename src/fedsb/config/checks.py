@@ -9,7 +9,8 @@ from fedsb.config.expert_checks import expert_faults
 from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import FederationConfig
+from fedsb.config.sections import AnswerSection, FederationConfig
+from fedsb.config.site_checks import site_faults
 from fedsb.errors import InputError
 from fedsb.methods import Method
 from fedsb.methods.averaging.robust import FEWEST
@@ -22,7 +23,8 @@ def check_settings(config: RunConfig) -> None:
         InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, private data
             left unprotected, ...; one line per fault.
     """
-    faults = [*_cohort(config), *method_faults(config), *expert_faults(config), *privacy_faults(config)]
+    parts = (_cohort, _packing, site_faults, method_faults, expert_faults, privacy_faults)
+    faults = [fault for part in parts for fault in part(config)]
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:
@@ -36,6 +38,22 @@ def _cohort(config: RunConfig) -> Iterator[str]:
             f"federation.clients_per_round: expected at most {clients} (all clients), found {cohort}; "
             "null takes all of them"
         )
+    if (sites := config.federation.sites) is not None and len(sites) != clients:
+        expected = f"expected {clients} names, one for each of federation.clients"
+        yield f"federation.sites: {expected}, found {len(sites)}"
+
+
+def _packing(config: RunConfig) -> Iterator[str]:
+    if not config.training.packing:
+        return
+    reasons = {
+        "task.kind is none that answers (causal-lm, chat)": not isinstance(config.task, AnswerSection),
+        "privacy.unit example clips each row's gradient, and a row would be several examples": (
+            config.privacy is not None and config.privacy.unit == "example"
+        ),
+        "a mixture routes whole rows": config.method.experts is not None,
+    }
+    yield from (f"training.packing: {reason}; leave it out" for reason, holds in reasons.items() if holds)
 
 
 def robust_faults(config: RunConfig, method: Method) -> Iterator[str]:

@@ -26,6 +26,8 @@ def expert_faults(config: RunConfig) -> Iterator[str]:
             "or folders there, or federation.client_experts with experts: {}"
         )
     else:
+        if config.task.model_class == "ImageClassification":
+            yield "method.experts: a gate chooses by tokens, of which images have none; take another method"
         for faults in (_sources, _of_clients, _names, _stages, _request, _losses, _not_with, _privacy):
             yield from faults(config, experts)
 

@@ -22,6 +22,8 @@ def method_of(config: RunConfig) -> Method:
         InputError: the method, or an option of it, is unknown, or an option has a wrong value.
     """
     method, options = by_name(config.method.name), config.method.options
+    if config.method.personal and method.personal:  # else `check_settings` refuses it
+        method = method.with_personal_cores()
     if method.experts is not None and (experts := config.method.experts) is not None:
         method = method.experts(hard_rounds(config), experts.train, gated=experts.route != "request")
     if not options:

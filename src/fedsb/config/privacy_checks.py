@@ -85,7 +85,7 @@ def _by_unit(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Itera
     if not method.averages:
         yield (
             f"privacy.unit: client needs a method that averages factors, found {method.name}; take one of "
-            f"{able_names(lambda m: m.averages)}"
+            f"{able_names(lambda m: m.averages and not m.stays)}"
         )
     if federation.weighting != "uniform":
         yield (

@@ -15,6 +15,7 @@ from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
 from fedsb.config.private_defaults import with_private_defaults
 from fedsb.config.sections import (
+    DEFAULT_SHARE,
     AnswerSection,
     ChatConfig,
     DataConfig,
@@ -53,6 +54,18 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _where_scored(cls, values: Any) -> Any:
+        """Where no test rows are named: a share of the training rows, or none in one place if clients are
+        scored."""
+        data = values.get("data") if isinstance(values, Mapping) else None
+        if not isinstance(data, Mapping) or data.get("test") is not None:
+            return values
+        evaluation = values.get("evaluation")
+        alone = isinstance(evaluation, Mapping) and evaluation.get("at_clients") is True
+        return {**values, "data": {**data, "test": None if alone else DEFAULT_SHARE}}
+
+    @model_validator(mode="before")
+    @classmethod
     def _private_defaults(cls, values: Any) -> Any:
         return with_private_defaults(values) if isinstance(values, Mapping) else values
 
@@ -71,6 +84,22 @@ class RunConfig(Section):
                 "take choice"
             )
         return self
+
+    @property
+    def scores_at_clients(self) -> bool:
+        """Whether each client is scored on rows of its own."""
+        asked, share = self.evaluation.at_clients, self.data.client_test
+        return bool(share) if asked is None else asked
+
+    @property
+    def scored_at_clients_alone(self) -> bool:
+        """Whether there are no test rows in one place."""
+        return self.data.test is None
+
+    @property
+    def scores_test_rows(self) -> bool:
+        """Whether there are test rows in one place, and the model is scored on them in the rounds."""
+        return self.evaluation.every is not None and not self.scored_at_clients_alone
 
     @staticmethod
     def from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

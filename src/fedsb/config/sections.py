@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fedsb.common.printable import LONGEST_SITE, is_site_name, printable
 from fedsb.common.registry import Registry
 from fedsb.config.base import NonNegative, Positive, Section
 from fedsb.config.labels import label_name
@@ -49,20 +50,61 @@ class ModelConfig(Section):
 class TaskSection(Section):
     """A task's keys. Those of another package's task are a class of its own with a `kind` of its own."""
 
-    classifies: ClassVar[bool] = False
-    """Whether the model gets a classification head; else it is a causal language model."""
+    model_class: ClassVar[str] = "CausalLM"
+    """What follows AutoModelFor in the name of transformers' class for its models."""
+    multi_label: ClassVar[bool] = False
+    """Whether an example may have several labels or none."""
     kind: str
     """Or that of an installed package's task, with its keys."""
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the model gets a classification head; else it is a causal language model."""
+        return self.model_class != "CausalLM"
+
+    @property
+    def columns(self) -> list[str] | None:
+        """The columns that it reads of a row; None: it does not say, and is for simulated runs alone."""
+        return None
+
+    @property
+    def classes_are_of_rows(self) -> bool:
+        """Whether only the training rows say which classes there are."""
+        return self.classifies and getattr(self, "labels", None) is None
+
+    def found(self, names: list[str] | None) -> dict[str, Any]:
+        """The keys that say what training rows said: the names of the model's outputs, None of a number."""
+        return {"labels": names}
+
+
+def _class_names(value: Any) -> Any:
+    """Classes as `label_name` has them, each once."""
+    if not isinstance(value, list):
+        return value
+    if any(name is None or isinstance(name, list | dict) for name in value):
+        raise ValueError(f"expected names of classes, found {value}; put names in quotes")
+    names = [label_name(name) for name in value]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected every class once, found {value}")
+    return names
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Classes = Annotated[list[str], Field(min_length=2), BeforeValidator(_class_names)]
+OneOrTwoTexts = Annotated[list[str], Field(min_length=1, max_length=2), BeforeValidator(_as_list)]
+
 
 class ClassificationConfig(TaskSection):
-    classifies = True
+    model_class = "SequenceClassification"
     kind: Literal["classification"] = "classification"
-    text: Annotated[list[str], Field(min_length=1, max_length=2)]
+    text: OneOrTwoTexts
     """One or two text columns."""
     label: str = "label"
     """Label column: classes, or numbers."""
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    labels: Classes | None = None
     """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
     themselves must agree on them here. Put "no", "yes", "010" in quotes: YAML reads false, true, 8."""
     regression: bool | None = None
@@ -80,17 +122,16 @@ class ClassificationConfig(TaskSection):
         correlates = True if self.metric in ("pearson", "spearman") else None
         return correlates if self.regression is None else self.regression
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _labels_are_names(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        if any(name is None or isinstance(name, list | dict) for name in value):
-            raise ValueError(f"expected names of classes, found {value}; put names in quotes")
-        names = [label_name(name) for name in value]
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected every class once, found {value}")
-        return names
+    @property
+    def columns(self) -> list[str]:
+        return [*self.text, self.label]
+
+    @property
+    def classes_are_of_rows(self) -> bool:
+        return self.labels is None and not self.regresses
+
+    def found(self, names: list[str] | None) -> dict[str, Any]:
+        return {"regression": True} if names is None else {"labels": names}
 
     @model_validator(mode="after")
     def _classes_or_numbers(self) -> ClassificationConfig:
@@ -98,10 +139,100 @@ class ClassificationConfig(TaskSection):
             raise ValueError("labels lists classes, and regression: true says numbers; leave one of them out")
         return self
 
-    @field_validator("text", mode="before")
-    @classmethod
-    def _one_name_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+
+class MultiLabelConfig(TaskSection):
+    """Texts to any number of classes each."""
+
+    model_class = "SequenceClassification"
+    multi_label = True
+    kind: Literal["multi-label"]
+    text: OneOrTwoTexts
+    """One or two text columns."""
+    label: str | Annotated[list[str], Field(min_length=2)] = "label"
+    """A column with a list of classes; or, with `label_separator`, with their names in one text; or a list of
+    columns, one for each class, of 0 and 1 or false and true."""
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
+    """What stands between the classes of a text such as `fever;cough`; an empty cell has none."""
+    labels: Classes | None = None
+    """Classes in the order of their ids; null: those of the training rows, or the columns of `label`."""
+    metric: Literal["micro_f1", "macro_f1", "exact_match"] | None = None
+    """The one to lead with and to tune by, at a threshold of 0.5; null: micro_f1."""
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.text, *(self.label if isinstance(self.label, list) else [self.label])]
+
+    @property
+    def classes_are_of_rows(self) -> bool:
+        return self.labels is None and not isinstance(self.label, list)
+
+    @model_validator(mode="after")
+    def _columns_are_the_classes(self) -> MultiLabelConfig:
+        if not isinstance(self.label, list):
+            return self
+        if self.labels is not None or self.label_separator is not None:
+            raise ValueError("label lists a column for each class; leave labels and label_separator out")
+        if len(set(self.label)) < len(self.label):
+            raise ValueError(f"expected every column once, found {self.label}")
+        return self
+
+
+class TokenClassificationConfig(TaskSection):
+    """Spans of a text to entity types: words with BIO tags, or a text with spans of characters."""
+
+    model_class = "TokenClassification"
+    kind: Literal["token-classification"]
+    tokens: str | None = None
+    """Column with a list of words; then `tags` has as many."""
+    tags: str = "tags"
+    """With `tokens`: O, B-TYPE and I-TYPE as text, or class labels of a Parquet file or the hub."""
+    text: str | None = None
+    """Column with a text, in place of `tokens`; then `spans` says where its entities are."""
+    spans: str = "spans"
+    """With `text`: a list of {start, end, label}; characters from 0, `end` is the first one behind."""
+    labels: Annotated[list[str], Field(min_length=1), BeforeValidator(_class_names)] | None = None
+    """Entity types, without B- and I-, in the order of their ids; null: those of the training rows. Parties
+    that keep their rows to themselves must agree on them here."""
+    metric: Literal["entity_f1", "token_accuracy"] | None = None
+    """The one to lead with and to tune by; null: entity_f1."""
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.tokens, self.tags] if self.tokens is not None else [str(self.text), self.spans]
+
+    def found(self, names: list[str] | None) -> dict[str, Any]:
+        return {"labels": [name[2:] for name in names or () if name.startswith("B-")]}
+
+    @model_validator(mode="after")
+    def _words_or_text(self) -> TokenClassificationConfig:
+        if (self.tokens is None) == (self.text is None):
+            raise ValueError("expected tokens (a column of lists of words) or text (a column of texts)")
+        if self.tokens is None and self.tags != "tags":
+            raise ValueError("tags goes with tokens; with text name spans")
+        if self.text is None and self.spans != "spans":
+            raise ValueError("spans goes with text; with tokens name tags")
+        return self
+
+
+class ImageClassificationConfig(TaskSection):
+    """Images to classes."""
+
+    model_class = "ImageClassification"
+    kind: Literal["image-classification"]
+    image: str = "image"
+    """Column of the image: a path within the folder of the rows' file, or the file's bytes. A folder with a
+    subfolder for each label has the columns `image` and `label`."""
+    label: str = "label"
+    """Label column."""
+    labels: Classes | None = None
+    """Classes in the order of their ids; null: those of the training rows. Parties that keep their rows to
+    themselves must agree on them here."""
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews"] | None = None
+    """The one to lead with and to tune by; null: accuracy. f1: of the second of two classes."""
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.image, self.label]
 
 
 class AnswerSection(TaskSection):
@@ -134,6 +265,10 @@ class ChatConfig(AnswerSection):
     max_new_tokens: PositiveInt = 256
     """Longest answer generated in evaluation."""
 
+    @property
+    def columns(self) -> list[str]:
+        return []
+
 
 class TaskFamily(NamedTuple):
     """The tasks of one kind.
@@ -153,11 +288,15 @@ class TaskFamily(NamedTuple):
         return str(get_args(self.section.model_fields["kind"].annotation)[0])
 
 
-FAMILIES = Registry(
-    "fedsb.tasks",
-    TaskFamily,
-    [TaskFamily(ClassificationConfig), TaskFamily(CausalLmConfig), TaskFamily(ChatConfig)],
+OWN_SECTIONS = (
+    ClassificationConfig,
+    MultiLabelConfig,
+    TokenClassificationConfig,
+    ImageClassificationConfig,
+    CausalLmConfig,
+    ChatConfig,
 )
+FAMILIES = Registry("fedsb.tasks", TaskFamily, [TaskFamily(section) for section in OWN_SECTIONS])
 
 
 def _of_its_kind(values: Any) -> Any:
@@ -175,7 +314,15 @@ def _of_its_kind(values: Any) -> Any:
 
 
 TaskConfig = Annotated[
-    SerializeAsAny[ClassificationConfig | CausalLmConfig | ChatConfig | TaskSection],
+    SerializeAsAny[
+        ClassificationConfig
+        | MultiLabelConfig
+        | TokenClassificationConfig
+        | ImageClassificationConfig
+        | CausalLmConfig
+        | ChatConfig
+        | TaskSection
+    ],
     BeforeValidator(_of_its_kind),
 ]
 
@@ -230,11 +377,15 @@ class DataConfig(Section):
     train: Sources
     """Hub id, file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), folder or pattern such as `site-*/*.csv`; a
     list of such; or several with a name each, which their rows then have in the column `source`."""
-    test: Annotated[float, Field(gt=0, le=0.5)] | Annotated[Source, BeforeValidator(_names_sources)] = (
-        DEFAULT_SHARE
-    )
+    test: (
+        Annotated[float, Field(gt=0, le=0.5)] | Annotated[Source, BeforeValidator(_names_sources)] | None
+    ) = DEFAULT_SHARE
     """As `train`, without names; or the share of the training rows to hold out, of each class alike. Never
-    used to choose anything."""
+    used to choose anything. null: 0.1; with evaluation.at_clients: true none, and the scores are those at the
+    clients."""
+    client_test: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of its own rows that each client never trains on and is scored on; null: 0.1 where
+    evaluation.at_clients is true. A client for whom it is under 5 rows trains on all and has no score."""
     group: str | None = None
     """Column whose rows stay together on one side of the share, such as a patient's id."""
     split_seed: int = 0
@@ -252,7 +403,7 @@ class DataConfig(Section):
     @classmethod
     def _share_or_files(cls, value: Any) -> Any:
         if value is None:
-            return DEFAULT_SHARE
+            return None
         if isinstance(value, bool) or (isinstance(value, int | float) and not 0 < value <= 0.5):
             raise ValueError(f"expected a file, or a share above 0 and at most 0.5, found {value!r}")
         return value if isinstance(value, float) else _names_sources(value)
@@ -370,6 +521,9 @@ class MethodConfig(Section):
     layer of the repeated blocks; attention, mlp: those of one kind."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Keys that this method alone has, where it has any."""
+    personal: bool = False
+    """Give each client a core of its own besides the shared one: it trains in the same steps, never leaves
+    the client, and goes on there in its next round. Of methods that train one core."""
     experts: ExpertsConfig | None = None
     """Several cores and what chooses between them; null: one core."""
     init: InitConfig = InitConfig()
@@ -426,6 +580,9 @@ class RobustConfig(Section):
 
 class FederationConfig(Section):
     clients: PositiveInt = 3
+    sites: list[str] | None = None
+    """A name for each client, for people to read; null: the column's values where kind: by-column deals the
+    rows of a run without privacy, else their numbers."""
     clients_per_round: PositiveInt | None = None
     """How many take part in a round; null: all."""
     rounds: PositiveInt = 3
@@ -456,6 +613,19 @@ class FederationConfig(Section):
     min_updates: PositiveInt = 1
     """With fewer usable updates in a round the run stops, and can be resumed."""
 
+    @field_validator("sites")
+    @classmethod
+    def _sites_can_be_read(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        if wrong := next((name for name in value if not is_site_name(name)), None):
+            raise ValueError(
+                f"expected names of 1 to {LONGEST_SITE} printable characters, found {printable(wrong, 80)!r}"
+            )
+        if len({name.lower() for name in value}) < len(value) or "" in value:
+            raise ValueError("expected a name of its own for each client, no two alike and none empty")
+        return value
+
 
 class TrainingConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -472,6 +642,8 @@ class TrainingConfig(Section):
     """Over the whole run, not again each round."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the whole run in which the rate rises from zero."""
+    personal_rate: Positive = 1.0
+    """Learning rate of what stays with a client (method.personal, or of its method), over learning_rate."""
     weight_decay: NonNegative = 0.0
     grad_clip: Positive | None = None
     """Largest gradient norm over all trained numbers."""
@@ -482,6 +654,9 @@ class TrainingConfig(Section):
     class occurs in all training rows (simulated runs without privacy)."""
     group_by_length: bool = False
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
+    packing: bool = False
+    """causal-lm, chat: put a batch's short examples into one row, where each sees itself alone. The same
+    losses and steps, faster; a model that would not keep them apart is refused before the start."""
 
     @property
     def tokens(self) -> int:
@@ -594,6 +769,12 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = 64
     generate: PositiveInt | None = None
     """causal-lm, chat: score exact match of greedy answers on the first so many test rows."""
+    at_clients: bool | None = None
+    """Score the model at each client, too, on rows of its own; the server gets counts alone. null: where
+    data.client_test sets rows aside. Not with privacy."""
+    baselines: list[Literal["local", "pooled"]] = Field(default_factory=list)
+    """at_clients: models to compare with on the same rows. local: what each client trains alone, for as many
+    rounds; pooled: what all training rows train in one place (simulated runs)."""
     benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
     """causal-lm, chat: what `fedsb evaluate --run` scores the finished run on, by name."""
     generation: GenerationConfig = GenerationConfig()

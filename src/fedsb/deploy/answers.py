@@ -47,8 +47,8 @@ def node_facts(facts: Mapping[str, object], clients: int) -> NodeFacts:
     Raises:
         UpdateRejected: a fact is missing, of another kind, or too large.
     """
-    names = ("client", "num_examples", "base_digest", "experts")
-    client, count, digest, experts = (facts.get(name) for name in names)
+    names = ("client", "num_examples", "base_digest", "experts", "test_examples")
+    client, count, digest, experts, tests = (facts.get(name) for name in names)
     if set(names[:3]) - set(facts) or set(facts) - set(names) or not _fits(digest, "[0-9a-f]{16}"):
         raise UpdateRejected("its hello is not client, num_examples and a base_digest of 16 hex digits")
     if "experts" in facts and not _fits(experts, r"\d{1,8}(,\d{1,8})+"):
@@ -58,6 +58,7 @@ def node_facts(facts: Mapping[str, object], clients: int) -> NodeFacts:
         _count("num_examples", count, 1, MOST_EXAMPLES),
         str(digest),
         str(experts or ""),
+        _count("test_examples", tests, 0, MOST_EXAMPLES) if "test_examples" in facts else None,
     )
 
 

@@ -27,17 +27,27 @@ from fedsb.config.checks import check_settings
 from fedsb.deploy.door import Disclosure, Door, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.deploy.node_account import node_account
 from fedsb.deploy.node_bounds import check_bounds, check_steps
-from fedsb.deploy.node_config import NodeConfig, check_run, protects_examples, unprotected_refusal
+from fedsb.deploy.node_config import (
+    NodeConfig,
+    check_run,
+    config_digest,
+    protects_examples,
+    unprotected_refusal,
+)
 from fedsb.deploy.node_data import localized, read_data
 from fedsb.deploy.node_folder import make_private, run_folder
 from fedsb.deploy.node_start import NodeStart
+from fedsb.deploy.own_part import OwnPart
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.start.messages import unpack_start
-from fedsb.models.digest import base_digest
+from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.ledger import Spend
+from fedsb.runner.baselines import score_alone
+from fedsb.runner.chosen_lora import ADAPTER
 from fedsb.runner.clients import LocalClient, local_clients
 from fedsb.runner.example_privacy import private_start
+from fedsb.runner.folder import write_model
 from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
@@ -56,16 +66,19 @@ class NodeFacts:
         base_digest: of the base model's weights; all parties must have the same.
         experts: of a run whose rows name their experts, how many of its rows are of each, as "12,0,3";
             rounded as num_examples is.
+        test_examples: of a run that scores clients, how many rows this one is scored on; they are no part of
+            num_examples.
     """
 
     client: int
     num_examples: int
     base_digest: str
     experts: str = ""
+    test_examples: int | None = None
 
     def said(self) -> dict[str, Any]:
         """As it travels."""
-        return {name: value for name, value in asdict(self).items() if value != ""}
+        return {name: value for name, value in asdict(self).items() if value not in ("", None)}
 
     @property
     def expert_counts(self) -> list[int]:
@@ -90,7 +103,7 @@ class Node:
         self.folder = run_folder(node_config.state, run)
         check_settings(config)
         check_can_deploy(config)
-        self.config = localized(config, node_config)
+        self.config, self.digest = localized(config, node_config), config_digest(config)
         self.data = read_data(self.config, node_config)
         self.config = self.data.settled(self.config)
         check_steps(config, self.registered)
@@ -98,7 +111,12 @@ class Node:
     @property
     def registered(self) -> int:
         """How many examples this party says it has, in every message and in its plans."""
-        return self._told(len(self.data.train))
+        return self._told(self._rows)
+
+    @property
+    def _rows(self) -> int:
+        """The rows that it trains on."""
+        return len(self.data.parts[self.client])
 
     def _told(self, count: int) -> int:
         return rounded(count) if self.node_config.limited or self.config.privacy is not None else count
@@ -122,7 +140,7 @@ class Node:
         if privacy is not None and privacy.unit == "example":
             secret = privacy.insecure_seed is None
             account = node_account(self.node_config, self.folder.name, secret_noise=secret)
-        sizes, rows = {self.client: self.registered}, len(self.data.train)
+        sizes, rows = {self.client: self.registered}, self._rows
         return prepare_privacy(self.config, sizes, self.folder, account, rows)
 
     @cached_property
@@ -173,7 +191,8 @@ class Node:
         """`NodeFacts` as JSON."""
         assert self.private is None or self.private.epsilon() >= 0
         digest = base_digest(self.base.model, self.base.task_head)
-        facts = NodeFacts(self.client, self.registered, digest, self.expert_counts)
+        tests = len(self.data.client_tests[self.client]) if self.config.scores_at_clients else None
+        facts = NodeFacts(self.client, self.registered, digest, self.expert_counts, tests)
         return PublicFacts(json.dumps(facts.said()).encode())
 
     def statistics(self, question: bytes) -> Disclosure:
@@ -183,24 +202,54 @@ class Node:
             raise UpdateRejected("this run's config makes no gate from statistics")
         return UnprotectedUpdate(partial(self.local_client.statistics, question))
 
+    def score(self, broadcast: bytes) -> Disclosure:
+        """This party's counts for a score of the model in a round's broadcast, on rows it never trains on."""
+        self._check_number(wire.unpack(broadcast)[0].round, self.config.federation.rounds + 1)
+        return UnprotectedUpdate(
+            partial(self._answered_and_kept, self.local_client, broadcast, LocalClient.score)
+        )
+
+    def alone(self, broadcast: bytes) -> Disclosure:
+        """The same of a model that this party trains alone, from the run's first broadcast."""
+        if "local" not in self.config.evaluation.baselines:
+            raise UpdateRejected("this run's config asks for no local baseline")
+        self._check_number(wire.unpack(broadcast)[0].round, 1)
+        rounds = self.config.federation.rounds
+        return UnprotectedUpdate(partial(score_alone, self.local_client, rounds, broadcast))
+
+    def _check_number(self, number: int, last: int) -> None:
+        if not 1 <= number <= last:
+            raise UpdateRejected(f"wrong round: expected one from 1 to {last}, found {number}")
+
     def train(self, broadcast: bytes) -> Disclosure:
         """This party's update of a round of the plan."""
-        number, rounds = wire.unpack(broadcast)[0].round, self.config.federation.rounds
-        if not 1 <= number <= rounds:
-            raise UpdateRejected(f"wrong round: expected one from 1 to {rounds}, found {number}")
+        number = wire.unpack(broadcast)[0].round
+        self._check_number(number, self.config.federation.rounds)
         this_client = replace(self.local_client, private=self._with_secret_batches())
-        make = partial(self._update, this_client, broadcast)
+        make = partial(self._answered_and_kept, this_client, broadcast, LocalClient.answer)
         mechanism = this_client.private.charge_of(self.client) if this_client.private else None
         if mechanism is None:
             return UnprotectedUpdate(make)
         return NoisedRelease(make, Spend(self.client, "round", number, mechanism))
 
-    def _update(self, this_client: LocalClient, broadcast: bytes) -> bytes:
-        local_model = this_client.local_model
+    def _answered_and_kept(
+        self, this_client: LocalClient, broadcast: bytes, answers: Callable[[LocalClient, bytes], bytes]
+    ) -> bytes:
+        """The answer, given with what this node keeps of the run, which is kept as the answer left it."""
+        local_model, number = this_client.local_model, wire.unpack(broadcast)[0].round
         if local_model.base_round == 0:
             self._restore_base()
         before, cores = local_model.base_round, self._restored_cores()
-        answer = this_client.answer(broadcast)
+        own = OwnPart(self.folder, self.digest)
+        stays = local_model.exchange.method.stays
+        if stays:
+            this_client = replace(this_client, kept=own.before(number))
+        answer = answers(this_client, broadcast)
+        if stays and answers is LocalClient.answer:
+            own.keep(number, this_client.kept)
+        elif stays and number > self.config.federation.rounds:  # the end of the run: this party's own model
+            digest = layer_digest({name: layer.base for name, layer in local_model.attached.layers.items()})
+            write_model(self.folder / ADAPTER, self.config, self.base, local_model.attached, digest)
         if local_model.base_round != before:
             self._keep_base()
         if (routing := routing_of(local_model.model)) is not None and routing.cores is not cores:
@@ -253,6 +302,8 @@ QUESTIONS: Mapping[str, Callable[[Node, bytes], Disclosure]] = {
     "bases": lambda node, question: node.start.take_bases(question),
     "statistics": Node.statistics,
     "train": Node.train,
+    "score": Node.score,
+    "alone": Node.alone,
 }
 """Every question there is (`clients.Kind`), and what is disclosed in answer. Nothing else is answered."""
 
@@ -261,7 +312,7 @@ def _said(kind: str, answer: bytes) -> dict[str, object]:
     """What an answer says of itself."""
     if kind == "hello":
         return dict(json.loads(answer))
-    header = kind in ("train", "statistics")
+    header = kind in ("train", "statistics", "score", "alone")
     return asdict(wire.header_of(answer)) if header else dict(unpack_start(answer)[0])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsb.config.run_config import RunConfig, flat_settings
-from fedsb.config.sections import CausalLmConfig, ClassificationConfig
+from fedsb.config.sections import CausalLmConfig
 from fedsb.deploy.node_config import Refused
 from fedsb.runner.arguments import local_training
 
@@ -48,8 +48,8 @@ def check_bounds(config: RunConfig) -> None:
     _check("federation.rounds x clients", federation.rounds * federation.clients, MOST_CLIENT_ROUNDS)
     if isinstance(task, CausalLmConfig):
         _check("task.prompt (characters)", len(task.prompt), LONGEST_PROMPT)
-    if isinstance(task, ClassificationConfig):
-        _check("task.labels (classes)", len(task.labels or []), MOST_LABELS)
+    _check("task.labels (classes)", len(getattr(task, "labels", None) or []), MOST_LABELS)
+    _check("task.label (columns)", len(task.columns or []), MOST_LABELS)
     experts = config.method.experts
     _check("method.experts.names", len(experts.names or []) if experts else 0, MOST_EXPERTS)
     _check("federation.client_experts", max(federation.client_experts or [0]), MOST_EXPERTS)

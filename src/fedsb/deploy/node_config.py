@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
-from fedsb.config.sections import CausalLmConfig, ChatConfig, ClassificationConfig, Encoding, PrivacyConfig
+from fedsb.config.sections import CausalLmConfig, Encoding, PrivacyConfig
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.tasks.prompts import parse_template
@@ -90,6 +90,10 @@ class NodeConfig(Section):
     allow_unprotected: bool | None = None
     """Whether updates may leave that this party adds no noise to: of runs without privacy, or with
     privacy.unit: client, which trusts the server. null: only if there is no limit."""
+    give_scores: bool | None = None
+    """Whether runs with evaluation.at_clients are scored on held-out rows of this party, of which counts
+    leave (rows, predictions and right answers of each class; the sum of losses). null: only if there is no
+    limit. false: it trains on all of its rows, and has no score."""
     approved: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = None
     """Digests of the run configs that this party takes part in; `fedsb deploy check` prints a config's. null:
     any, if there is no limit; with a limit, none."""
@@ -120,6 +124,11 @@ class NodeConfig(Section):
     def gives_unprotected(self) -> bool:
         """Whether updates without noise of this party's own may leave."""
         return not self.limited if self.allow_unprotected is None else self.allow_unprotected
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether counts over held-out rows may leave."""
+        return not self.limited if self.give_scores is None else self.give_scores
 
 
 class Refused(InputError):
@@ -241,14 +250,12 @@ def columns_of(config: RunConfig) -> list[str]:
 def task_columns_of(config: RunConfig) -> list[str]:
     """Those that its task names; a chat's names none, and takes a conversation's from what there is."""
     task = config.task
-    if isinstance(task, ClassificationConfig):
-        return [*task.text, task.label]
-    if isinstance(task, ChatConfig):
-        return []
-    if not isinstance(task, CausalLmConfig):
+    if isinstance(task, CausalLmConfig):
+        pieces = parse_template(task.prompt)
+        return [*(piece.column for piece in pieces if piece.column is not None), task.response]
+    if task.columns is None:
         raise Refused(f"task.kind: {task.kind} does not say which columns it reads; it is for simulated runs")
-    pieces = parse_template(task.prompt)
-    return [*(piece.column for piece in pieces if piece.column is not None), task.response]
+    return task.columns
 
 
 # Approval

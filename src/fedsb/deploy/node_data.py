@@ -7,10 +7,11 @@ from pathlib import Path
 from fedsb.config import RunConfig
 from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.runner.lengths import fixed_length
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
+from fedsb.runner.site_data import hold_out
 from fedsb.tasks import Example, Row
 from fedsb.tasks.rows import read_rows
 
@@ -44,7 +45,7 @@ def read_data(config: RunConfig, node: NodeConfig) -> Data:
 def _encoded(config: RunConfig, node: NodeConfig) -> Data:
     notes: list[str] = []
     rows = _rows(node.data.train, node, notes)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, rows, length.tokens)
     examples = task.encode(rows, node.data.train)
@@ -55,12 +56,15 @@ def _encoded(config: RunConfig, node: NodeConfig) -> Data:
         )
         check_apart(public, examples, node.data.public)
     parts = [[] if c != node.client else list(range(len(examples))) for c in range(config.federation.clients)]
+    labels = [task.partition_label(row) for row in rows] if task.partition_label else None
+    parts, tests = hold_out(config, parts, labels) if node.gives_scores else (parts, [[] for _ in parts])
     names = expert_names(config, [], node.data.train)
     examples = _of_experts(config, node, names, rows, examples)
     counts = counts_of(examples, parts)
     return Data(
         task, tokenizer, examples, [], parts, None, public, names, counts,
         max_length=length.tokens, notes=(*notes, *filter(None, [length.said])),
+        client_tests=tests, sites=tuple(config.federation.sites or ()),
     )  # fmt: skip
 
 
@@ -91,8 +95,11 @@ def _rows(file: str, node: NodeConfig, notes: list[str]) -> list[Row]:
     """The file's rows with the columns that this party gives, under the run's names; all if it lists none.
     notes: takes what its owner should know of how the file was read."""
     rows, columns = read_rows(file, encoding=node.data.encoding, told=notes.append), node.data.columns
-    if {row.source for row in rows} != {str(Path(file))}:
-        raise InputError(f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows")
+    if Path(file).is_dir() or {row.source for row in rows} != {str(Path(file))}:
+        raise InputError(
+            f"{file}: a folder or pattern; a node's rows are one file, which its ledger knows (of images: "
+            "their bytes, or their paths below its folder)"
+        )
     if not columns:
         return list(rows)
     return [{ours: row[theirs] for ours, theirs in columns.items() if theirs in row} for row in rows]

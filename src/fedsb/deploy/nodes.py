@@ -23,6 +23,7 @@ from typing import Literal
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsb.common.printable import site_name
 from fedsb.config import RunConfig
 from fedsb.deploy import asking
 from fedsb.deploy.answers import Said, node_facts, read_answer
@@ -32,7 +33,7 @@ from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.records import Facts, pack
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.server import Arrived, Failed, Outcome
-from fedsb.runner.clients import Kind, MessageTo
+from fedsb.runner.clients import ADAPTED, Kind, MessageTo
 
 AGAIN_SECONDS = 20.0
 """Until a node that said no, or nothing, is asked again: somebody may have fixed it."""
@@ -101,7 +102,7 @@ class Nodes:
         while missing := clients - set(self.nodes):
             if time.monotonic() > deadline:
                 raise RunFailed(
-                    f"no node for client {', '.join(map(str, sorted(missing)))} within {seconds:g} s: start "
+                    f"no node for {', '.join(map(self._name, sorted(missing)))} within {seconds:g} s: start "
                     "their SuperNodes, look at their logs, and check `client` in their node configs"
                 )
             time.sleep(asking.POLL_SECONDS)
@@ -131,7 +132,7 @@ class Nodes:
         for client in [c for c in self.nodes if self.registered.get(c) != before.get(c)]:
             node = self.nodes.pop(client)
             self.hello_at[node] = 0.0
-            self.say(f"client {client}: its key was revoked or replaced; node {node} is left out")
+            self.say(f"{self._name(client)}: its key was revoked or replaced; node {node} is left out")
 
     def _not_yet(self, node: int, why: str) -> None:
         """A node that cannot take part, or was gone before it answered, is asked again later."""
@@ -153,7 +154,15 @@ class Nodes:
             raise UpdateRejected(f"says it is client {client}, which is node {former}: left out")
         self.hello_at[node] = math.inf
         self.nodes[client], self.facts[client] = node, facts
-        self.say(f"client {client} is node {node}, with {facts.num_examples} examples")
+        self.say(f"{self._named(client)} is node {node}, with {facts.num_examples} examples")
+
+    def _name(self, client: int) -> str:
+        return site_name(self.config.federation.sites or (), client)
+
+    def _named(self, client: int) -> str:
+        """Its number too, by which its owner knows its key."""
+        named = self.config.federation.sites is not None
+        return f"{self._name(client)} (client {client})" if named else f"client {client}"
 
     def _check_signed(self, kind: str, nonce: str, node: int, client: int, said: Said) -> None:
         """Refuse an answer that the holder of this client's key did not sign as it came."""
@@ -186,9 +195,9 @@ class Nodes:
             yield from self._ask(kind, late, message_to)
 
     def _ask(self, kind: Kind, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
-        if kind in ("train", "statistics") and self.bases:
+        if kind in ADAPTED and self.bases:
             lacking = [client for client in clients if self.nodes.get(client) not in self.holding]
-            _log_failures(self._each("bases", lacking, lambda client: self.bases), self.say)
+            self._log_failures(self._each("bases", lacking, lambda client: self.bases))
         yield from self._each(kind, clients, message_to)
 
     def _each(self, kind: Kind, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
@@ -233,10 +242,16 @@ class Nodes:
                 nonces[name] = nonce
                 yield name, message.metadata.dst_node_id
 
+    def _log_failures(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                self.say(f"{self._name(outcome.client)}: {outcome.reason}")
+
     def _check_same_base(self) -> None:
         digests = {facts.base_digest for facts in self.facts.values()}
         if len(digests) > 1:
-            named = ", ".join(f"client {c}: {facts.base_digest}" for c, facts in sorted(self.facts.items()))
+            each = sorted(self.facts.items())
+            named = ", ".join(f"{self._name(client)}: {facts.base_digest}" for client, facts in each)
             raise RunFailed(f"the nodes' base models are not the same weights ({named})")
 
 
@@ -249,9 +264,3 @@ def _heard(answer: Answer, nonces: Nonces) -> tuple[Said, str]:
     if isinstance(answer, str):
         raise UpdateRejected(answer)
     return read_answer(answer), nonces.pop(answer.metadata.reply_to_message_id, "")
-
-
-def _log_failures(outcomes: Iterable[Outcome], say: Callable[[str], None]) -> None:
-    for outcome in outcomes:
-        if isinstance(outcome, Failed):
-            say(f"client {outcome.client}: {outcome.reason}")

@@ -17,9 +17,7 @@ import torch
 from fedsb.config import RunConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig
-
-ADAPTED = ("statistics", "train")
-"""Questions that put the adapter into the model, which the others must not meet."""
+from fedsb.runner.clients import ADAPTED
 
 
 @dataclass

@@ -15,6 +15,7 @@ from fedsb.config import RunConfig
 from fedsb.config.sections import ChatConfig
 from fedsb.deploy.node_config import columns_of
 from fedsb.errors import InputError
+from fedsb.runner.chosen_lora import folder_names
 from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.tasks.chat.messages import CHAT_COLUMNS
 
@@ -32,6 +33,12 @@ def write_deployment(folder: Path, config: RunConfig, *, host: str, port: int) -
         InputError: the folder holds something, the host is none, or the config needs all rows in one place.
     """
     check_can_deploy(config)
+    sites, clients = config.federation.sites, config.federation.clients
+    if sites is not None and len(sites) != clients:
+        raise InputError(
+            f"federation.sites (--names): expected {clients} names, one for each of federation.clients, "
+            f"found {len(sites)}"
+        )
     _check_host(host)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty; name a new folder")
@@ -39,15 +46,23 @@ def write_deployment(folder: Path, config: RunConfig, *, host: str, port: int) -
     values = _values(folder, config.with_absolute_paths(), host, port)
     written = [_write(folder / "run.yaml", config.with_absolute_paths().to_yaml())]
     written += _copy(TEMPLATE / "server", folder / "server", values)
-    for client in range(config.federation.clients):
+    for client, (name, node_folder) in enumerate(node_folders(config).items()):
         node_values = values | {"CLIENT": str(client), "NODE_PORT": str(FIRST_NODE_PORT + client)}
-        written += _copy(TEMPLATE / "node", folder / "nodes" / f"client-{client}", node_values)
+        node_values["SITE"] = f"   # {name}" if sites is not None else ""
+        written += _copy(TEMPLATE / "node", folder / "nodes" / node_folder, node_values)
     for name in ("README.md", "compose.yaml"):
         written.append(_fill(TEMPLATE / name, folder / name, values))
     return written
 
 
+def node_folders(config: RunConfig) -> dict[str, str]:
+    """Client by name -> its folder in `nodes/`: the name where it can be one, else `client-K`."""
+    numbered = [f"client-{client}" for client in range(config.federation.clients)]
+    return folder_names(config.federation.sites or numbered, "client")
+
+
 def _values(folder: Path, config: RunConfig, host: str, port: int) -> dict[str, str]:
+    folders = node_folders(config).values()
     return {
         "NAME": f"{config.method.name} with {config.federation.clients} clients",
         "FOLDER": str(folder),
@@ -57,7 +72,8 @@ def _values(folder: Path, config: RunConfig, host: str, port: int) -> dict[str, 
         "COLUMNS": ", ".join(f"{name}: {name}" for name in dict.fromkeys(_columns(config))),
         "EPSILON": _epsilon(config),
         "DP": ",dp" if config.privacy else "",
-        "NODE_SERVICES": "".join(_service(client) for client in range(config.federation.clients)).rstrip(),
+        "NODE_SERVICES": "".join(map(_service, range(config.federation.clients), folders)).rstrip(),
+        "NODE_FOLDERS": "`nodes/client-K/`" if config.federation.sites is None else "its folder in `nodes/`",
     }
 
 
@@ -71,9 +87,9 @@ def _epsilon(config: RunConfig) -> str:
     return f"{privacy.epsilon:g}" if privacy and privacy.unit == "example" and privacy.epsilon else "null"
 
 
-def _service(client: int) -> str:
+def _service(client: int, folder: str) -> str:
     return (
-        f"  client-{client}:\n    image: fedsb\n    working_dir: /deployment/nodes/client-{client}\n"
+        f"  client-{client}:\n    image: fedsb\n    working_dir: /deployment/nodes/{folder}\n"
         f'    command: ./start.sh\n    restart: always\n    volumes: [".:/deployment"]\n'
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsb.adapter import FACTOR_NAMES
 from fedsb.adapter.routing import routing_of
@@ -32,30 +32,24 @@ def client_update(
     registered: int | None = None,
     on_step: OnStep = lambda num_examples: None,
     train_with: Train | None = None,
+    kept: Kept | None = None,
 ) -> bytes:
     """The answer of one client in one round.
 
     Args:
         registered: the count of examples that the answer declares; None: of these.
         train_with: what trains in place of `train`; if it returns None, no loss is declared.
+        kept: what stays with this client, in methods where something does: read, and written once there is
+            an answer.
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
         ClientFailed: the loss is not finite, the time is up, or a number is too large for its upload.
     """
-    header, vector = wire.unpack(broadcast)
     if not examples:
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
-    layout = exchange.message(header.round, part, header.base, with_cores=bool(header.cores))
-    expected = wire.Header(exchange.method.name, header.round, layout.digest)
-    wire.check(header, vector, expected=expected, size=layout.size)
-    down = exchange.broadcast(header.round, part)
-    apply_base_change(local_model, header, vector[down.size :])
-    if exchange.experts is not None:
-        keep_cores(local_model, header, vector[down.size :])
-    shared = down.unflatten(vector[: down.size])
-    parameters = load_round(local_model, shared, part, round_number=header.round, seed=seed)
+    header, parameters = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
     mean_loss = (train_with or train)(
         local_model,
         parameters,
@@ -72,16 +66,47 @@ def client_update(
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
     vector = layout.flatten(_answer(exchange, parameters, part) | _usage(local_model, header.round))
     try:
-        return wire.pack(answer, vector, exchange.upload_dtype)
+        message = wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
         raise ClientFailed(str(reason)) from None
+    if kept is not None:
+        kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
+    return message
+
+
+Kept = dict[str, Tensor]
+"""What stays with one client from round to round, as `layer.FACTOR`; empty before its first round."""
+
+
+def open_broadcast(
+    broadcast: bytes, local_model: LocalModel, part: Part, *, seed: int, kept: Kept | None = None
+) -> tuple[wire.Header, dict[str, nn.Parameter]]:
+    """Put a broadcast into the model; its header, and the parameters that train in its round.
+
+    Raises:
+        UpdateRejected: the broadcast is no message for this part of this method.
+    """
+    header, vector = wire.unpack(broadcast)
+    exchange = local_model.exchange
+    layout = exchange.message(header.round, part, header.base, with_cores=bool(header.cores))
+    expected = wire.Header(exchange.method.name, header.round, layout.digest)
+    wire.check(header, vector, expected=expected, size=layout.size)
+    down = exchange.broadcast(header.round, part)
+    apply_base_change(local_model, header, vector[down.size :])
+    if exchange.experts is not None:
+        keep_cores(local_model, header, vector[down.size :])
+    shared = down.unflatten(vector[: down.size])
+    return header, load_round(
+        local_model, shared, part, round_number=header.round, seed=seed, kept=kept or {}
+    )
 
 
 def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
     """What goes up: trained factors as the method settles them (of heads that trained), and the task head."""
     answer = {name: parameters[name].detach() for name in exchange.task_head}
+    travel = [factor for factor in FACTOR_NAMES if factor not in exchange.method.stays]
     for layer in exchange.layers:
-        factors = {f: p.detach() for f in FACTOR_NAMES if (p := parameters.get(f"{layer}.{f}")) is not None}
+        factors = {f: p.detach() for f in travel if (p := parameters.get(f"{layer}.{f}")) is not None}
         settled = exchange.method.finish_upload(factors) if exchange.method.finish_upload else factors
         for name, value in settled.items():
             answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]

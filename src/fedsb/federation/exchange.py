@@ -157,9 +157,15 @@ class Exchange:
         return Part(self.rank)
 
     def up(self, round_number: int, part: Part) -> Layout:
-        """An upload's layout. Scales of heads never travel: they are folded into R first."""
-        names = tuple(name for name in self.method.trains(round_number) if name != "s")
+        """An upload's layout. Scales of heads never travel: they are folded into R first; nor what stays."""
+        trained = self.method.trains(round_number)
+        names = tuple(name for name in trained if name != "s" and name not in self.method.stays)
         return Layout((*self._factors(names, part.rank, part.blocks), *self._others(names)))
+
+    def stays(self, round_number: int) -> list[str]:
+        """What each client keeps of this round, as `layer.FACTOR`."""
+        kept = [name for name in self.method.trains(round_number) if name in self.method.stays]
+        return [f"{layer}.{name}" for layer in self.layers for name in kept]
 
     def down(self, rank: int) -> Layout:
         """All that the server shares, at this rank, without an update of the base."""

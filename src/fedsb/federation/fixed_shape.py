@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsb.federation.local_model import Batch, Collate, Example, Losses
 from fedsb.federation.training import to_device
+from fedsb.tasks.task import length_of
 
 HALVES = (torch.float16, torch.bfloat16)
 NUM_EXAMPLES = "number of examples"
@@ -50,7 +51,7 @@ def batches_of_one_shape(collate: Collate, losses: Losses, device: torch.device,
 
 def _stretched(example: Example, tokens: int) -> Example:
     """An example of this length, so that the others are padded to it."""
-    length = len(example["input_ids"])
+    length = length_of(example)
     return {
         key: ((value or [0]) * tokens)[:tokens] if isinstance(value, list) and len(value) == length else value
         for key, value in example.items()

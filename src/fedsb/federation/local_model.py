@@ -54,17 +54,26 @@ class LocalModel:
 
 
 def load_round(
-    local_model: LocalModel, shared: Mapping[str, Tensor], part: Part, *, round_number: int, seed: int
+    local_model: LocalModel,
+    shared: Mapping[str, Tensor],
+    part: Part,
+    *,
+    round_number: int,
+    seed: int,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, nn.Parameter]:
     """Put the round's values at this part's rank into the model; the parameters that train, by name.
 
-    Factors come from `shared` (the broadcast) where the method sends them, from a fresh draw of the shared
-    seed where they train and are not sent, and stay as they started otherwise.
+    Factors come from `shared` (the broadcast) where the method sends them, from `kept` (of one client) where
+    they stay with it, from a fresh draw of the shared seed where they train and do neither, and stay as they
+    started otherwise.
     """
     exchange, layers = local_model.exchange, local_model.start
     if exchange.experts is not None:
         _set_routing(local_model, shared, part)
     values = {name: _values(local_model, name, shared, part, round_number, seed) for name in layers}
+    for name in layers:
+        values[name] |= _kept(local_model, name, part, kept or {})
     set_factors(local_model.attached, values)
     local_model.rank = part.rank
     with torch.no_grad():
@@ -100,7 +109,7 @@ def _values(
     values = {f: shared[key] for f in method.sends if (key := f"{layer}.{f}") in shared}
     if local_model.exchange.experts is not None and "R" not in values:
         values["R"] = _routing(local_model).cores[layer]
-    restarted = set(method.trains(round_number)) - set(method.sends)
+    restarted = set(method.trains(round_number)) - set(method.sends) - set(method.stays)
     frozen = set() if local_model.rank == part.rank else set("AB") - set(method.sends)
     held = local_model.start[layer]
     if restarted and method.draw is not None:
@@ -109,6 +118,13 @@ def _values(
         held = method.draw(*shape, local_model.exchange.rank, generator=generator)
     held = leading(held, part.rank)
     return values | {f: getattr(held, f) for f in restarted | frozen}
+
+
+def _kept(local_model: LocalModel, layer: str, part: Part, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What stays with a client of one layer: as it left it, or as it starts."""
+    start = leading(local_model.start[layer], part.rank)
+    stays = local_model.exchange.method.stays
+    return {f: kept.get(f"{layer}.{f}", getattr(start, f)) for f in stays}
 
 
 def apply_base_change(local_model: LocalModel, header: wire.Header, numbers: Tensor) -> None:

@@ -38,6 +38,7 @@ from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource, add_noise, standard_normals
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
+from fedsb.tasks.task import length_of
 
 
 def train_privately(
@@ -146,11 +147,13 @@ def private_step(
     optimizer.zero_grad()
     optimizer.attach_step_hook(lambda _: _mask_gradients(parameters, masks))
     groups = physical_batches(batch, training.batch_size)
+    rows = training.batch_size if computes_in_16_bits(local_model.model, training.autocast) else None
     for number, group in enumerate(groups, start=1):
         if group:
             _losses(local_model, group, training).sum().backward()
         for name, parameter in parameters.items():
-            parameter.grad_sample = _usable(parameter, len(group), masks.get(name))  # type: ignore[attr-defined]
+            sample = _usable(parameter, len(group), rows or len(group), masks.get(name))
+            parameter.grad_sample = sample  # type: ignore[attr-defined]
         optimizer.signal_skip_step(do_skip=number < len(groups))
         optimizer.step()
         optimizer.zero_grad()
@@ -158,7 +161,7 @@ def private_step(
 
 def physical_batches(batch: Sequence[Example], most: int) -> list[list[Example]]:
     """The batch cut into runs of like length, of equal size as nearly as can be; one empty run if empty."""
-    ordered = sorted(batch, key=lambda example: len(example["input_ids"]))
+    ordered = sorted(batch, key=length_of)
     count = max(1, -(-len(ordered) // most))
     bounds = [len(ordered) * i // count for i in range(count + 1)]
     return [ordered[start:end] for start, end in pairwise(bounds)]
@@ -175,18 +178,21 @@ def _losses(local_model: LocalModel, group: Sequence[Example], training: LocalTr
         return local_model.losses(model, to_device(batch, local_model.device))[: len(group)]
 
 
-def _usable(parameter: Any, num_examples: int, mask: Tensor | None) -> Tensor:
+def _usable(parameter: Any, num_examples: int, rows: int, mask: Tensor | None) -> Tensor:
     """The parameter's gradients of so many examples in fp32; what is not finite in them counts as zero.
 
     A run must not fail over one example: that would tell of it.
+
+    Args:
+        rows: of the batch, those that fill it up included.
     """
     gradients = getattr(parameter, "grad_sample", None)
     if num_examples == 0:
         return parameter.new_zeros((0, *parameter.shape))
-    if gradients is None or len(gradients) < num_examples:
+    if gradients is None or len(gradients) != rows:
         shape = None if gradients is None else tuple(gradients.shape)
         raise RuntimeError(
-            f"expected {num_examples} per-example gradients of a parameter {tuple(parameter.shape)}, found "
+            f"expected {rows} per-example gradients of a parameter {tuple(parameter.shape)}, found "
             f"{shape}: the model uses a trained layer in a way that hides the examples"
         )
     sample = gradients[:num_examples].float()

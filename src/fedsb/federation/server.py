@@ -6,7 +6,7 @@ It needs neither data nor the base model, and takes updates as they come.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsb.common.printable import printable
+from fedsb.common.printable import printable, site_name
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
@@ -136,6 +136,7 @@ def aggregate(
     fewest: int = 1,
     bound: NormBound | None = None,
     registered: Mapping[int, int] | None = None,
+    sites: Sequence[str] = (),
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
@@ -148,6 +149,7 @@ def aggregate(
         bound: on how far an update may lie from the broadcast; the method must send all that it trains.
         registered: the examples of each client of the cohort, as they were before the run: nobody else is
             listened to, and an update that counts others is refused. None: anybody, and any count.
+        sites: what clients are called, for messages.
 
     Raises:
         RunFailed: no update could be used, or too few; the state given is still the current one.
@@ -173,7 +175,7 @@ def aggregate(
         accumulator = aggregation.add(accumulator, upload)
         _note(report, outcome.client, header)
     if len(report.clients) < fewest:
-        raise RunFailed(_too_few(state.round + 1, report, fewest))
+        raise RunFailed(_too_few(state.round + 1, report, fewest, sites))
     averaged = aggregation.finish(accumulator)
     report.deviation = averaged.deviation
     down = exchange.down(exchange.rank)
@@ -273,8 +275,9 @@ def _note(report: RoundReport, client: int, header: wire.Header) -> None:
         report.num_examples += header.num_examples
 
 
-def _too_few(number: int, report: RoundReport, fewest: int) -> str:
-    reasons = "; ".join(f"client {r['client']}: {r['reason']}" for r in report.rejected[:3])
+def _too_few(number: int, report: RoundReport, fewest: int, sites: Sequence[str]) -> str:
+    named = ((site_name(sites, r["client"]), r["reason"]) for r in report.rejected[:3])
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in named)
     reasons += f" and {len(report.rejected) - 3} more" if len(report.rejected) > 3 else ""
     if not report.clients:
         return f"round {number}: no client's update could be used ({reasons})"

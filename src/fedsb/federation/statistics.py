@@ -32,7 +32,7 @@ from fedsb.federation.server import Failed, Outcome
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Tally
 from fedsb.federation.training import LocalTraining, autocast, to_device
-from fedsb.tasks.task import batches_by_length, evaluating
+from fedsb.tasks.task import batches_by_length, evaluating, length_of
 
 POOLED = "base"
 """In place of a layer: the states that one gate for all layers looks at."""
@@ -114,7 +114,7 @@ def gathered(
     routing.hard, routing.held = True, (0,)
     sums = {name: Statistics.zero(len(experts), size) for name, size in _sizes(local_model.exchange).items()}
     with evaluating(model):
-        for at in batches_by_length([len(e["input_ids"]) for e in examples], training.batch_size):
+        for at in batches_by_length([length_of(e) for e in examples], training.batch_size):
             batch = to_device(local_model.collate([examples[i] for i in at]), local_model.device)
             with autocast(training, local_model.device):
                 for name, q in _looked_at(local_model, batch):

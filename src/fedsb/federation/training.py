@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedsb.common.seeding import numpy_generator, scoped_global_seed
 from fedsb.federation.local_model import Batch, Example, LocalModel
+from fedsb.tasks.task import length_of
 
 Schedule = Literal["constant", "linear", "cosine"]
 OnStep = Callable[[int], None]
@@ -60,6 +61,7 @@ class LocalTraining:
     max_length: int = 128
     schedule: Schedule = "constant"
     warmup_ratio: float = 0.0
+    personal_rate: float = 1.0
     weight_decay: float = 0.0
     grad_clip: float | None = None
     autocast: Literal["bfloat16"] | None = None
@@ -110,9 +112,11 @@ def train(
     """
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
     rng = numpy_generator(seed, "batches", round_number, client)
-    batches = list(batch_indices([len(e["input_ids"]) for e in examples], training, rng))
+    batches = list(batch_indices([length_of(e) for e in examples], training, rng))
     steps = [batches[i : i + training.accumulation] for i in range(0, len(batches), training.accumulation)]
-    optimizer = make_optimizer(parameters.values(), training)
+    optimizer = make_optimizer(
+        _groups(parameters, local_model.exchange.stays(round_number), training), training
+    )
     loss_sum = seen = 0.0
     local_model.model.train()
     with scoped_global_seed(seed, "dropout", round_number, client), _masked(parameters, masks or {}):
@@ -153,6 +157,16 @@ def _epoch_batches(
         group = sorted(order[start : start + LENGTH_GROUP * size], key=lambda i: lengths[i])
         batches = [group[i : i + size] for i in range(0, len(group), size)]
         yield from (batches[i] for i in rng.permutation(len(batches)))
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], stays: Sequence[str], training: LocalTraining
+) -> list[dict[str, Any]]:
+    """What is shared, and what stays with the client at a rate of its own."""
+    shared = [p for name, p in parameters.items() if name not in stays]
+    own = [p for name, p in parameters.items() if name in stays]
+    rates = ((shared, 1.0), (own, training.personal_rate))
+    return [{"params": of, "share": share} for of, share in rates if of]
 
 
 def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Optimizer:
@@ -204,4 +218,4 @@ def set_learning_rate(
 ) -> None:
     """Give the optimizer the schedule's rate at this step of the whole run."""
     for group in optimizer.param_groups:
-        group["lr"] = training.learning_rate_at(step, total)
+        group["lr"] = group.get("share", 1.0) * training.learning_rate_at(step, total)

@@ -11,6 +11,7 @@ from fedsb.methods.fed_mixer import fed_mixer as fed_mixer
 from fedsb.methods.fed_sb import fed_sb as fed_sb
 from fedsb.methods.fedex_lora import fedex_lora as fedex_lora
 from fedsb.methods.fedit import fedit as fedit
+from fedsb.methods.fedsa_lora import fedsa_lora as fedsa_lora
 from fedsb.methods.fedsvd import fedsvd as fedsvd
 from fedsb.methods.ffa_lora import ffa_lora as ffa_lora
 from fedsb.methods.flexlora import flexlora as flexlora
@@ -40,6 +41,7 @@ ALL: tuple[Method, ...] = (
     ravan,
     fedsvd,
     rolora,
+    fedsa_lora,
     fed_mixer,
 )
 """Those of this package."""

@@ -4,7 +4,8 @@ Source: Singhal, Ponkshe, Vartak, Varshney, Vepakomma 2025, arXiv 2502.15436. Tr
 heads * r * r numbers per layer (and the head). Sent once: B, A, R0, unless derived by each client.
 Exact for any weights and any cohort: mean(B R_i A) = B mean(R_i) A. No scale (s = 1). Several heads:
 block-diagonal R over bases of rank heads * r, the shape of RAVAN with Fed-SB's bases. A client of rank r_i
-owns the leading r_i x r_i block of each head.
+owns the leading r_i x r_i block of each head. With cores of the clients' own, client i trains R and P_i at
+R + P_i, sends R and keeps P_i: mean(B R_i A) = B mean(R_i) A as before, and its model is B (R + P_i) A.
 """
 
 from __future__ import annotations
@@ -29,4 +30,5 @@ fed_sb = Method(
     aggregation=weighted_mean(),
     cost=core_cost,
     mixed_ranks=True,
+    personal=True,
 )

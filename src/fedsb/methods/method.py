@@ -140,8 +140,10 @@ class Method(NamedTuple):
         name: as in `method.name`.
         source: author, year, arXiv number.
         exact: whether the averaged model equals the weighted mean of the clients' models.
-        trains: round -> the factors A, R, B, s, G that get gradients and go up.
-        sends: the factors a broadcast carries. What trains and is not sent starts again each round.
+        trains: round -> the factors A, R, B, s, G, P that get gradients and go up.
+        sends: the factors a broadcast carries. What trains and is not sent starts again each round, or
+            `stays`.
+        stays: of what trains, the factors that never leave their client and go on there from round to round.
         scale: (rank, alpha) -> s.
         aggregation: how updates become the next broadcast.
         cost: (layer, rank, heads, cohort size) -> numbers of a round.
@@ -154,6 +156,7 @@ class Method(NamedTuple):
         changes_base: whether rounds add to base weights.
         averages: whether the server needs nothing of the clients' factors but their mean.
         residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
+        personal: whether each client may have a core of its own, P, beside the shared one.
         options: keywords with types and defaults, as in `method.options` -> the method with these options.
         experts: of a mixture, whose R holds several cores: (hard rounds, what trains later, whether layers
             have gates) -> the method with these stages. None: one core.
@@ -177,6 +180,8 @@ class Method(NamedTuple):
     averages: bool = True
     residual: bool = False
     options: Callable[..., Method] | None = None
+    stays: tuple[str, ...] = ()
+    personal: bool = False
     experts: Callable[..., Method] | None = None
 
     @property
@@ -192,7 +197,11 @@ class Method(NamedTuple):
     @property
     def sends_what_it_trains(self) -> bool:
         """Whether a broadcast holds what an update can be measured from."""
-        return set(self.trains(1)) - {"s"} <= set(self.sends)
+        return set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)
+
+    def with_personal_cores(self) -> Method:
+        """The method with R + P for R, where P starts at zero, trains in the same steps and stays."""
+        return self._replace(trains=lambda number: (*self.trains(number), "P"), stays=(*self.stays, "P"))
 
     def heads_of(self, asked: int | None) -> int:
         """The heads asked for, where the method trains a core; else those of the method."""

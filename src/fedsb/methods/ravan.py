@@ -29,4 +29,5 @@ ravan = fed_sb._replace(
     bases="orthonormal",
     finish_upload=_fold_scales,
     heads=4,
+    personal=False,  # its heads' scales would scale P too, and are folded into R alone
 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedsb.adapter.attached import linear_layers
+from fedsb.models.blank import blank_inputs
 from fedsb.models.load import quiet_loading
 
 NUM_TEXTS, NUM_TOKENS = 2, 7
@@ -33,6 +34,7 @@ class LayerUses:
         compound: they give something else than one tensor.
         rank_experts: their outputs are what a top-k is taken of, as routers' are.
         pooled: they see one position of a text, not every token.
+        regrouped: they see other rows than the batch has, such as windows of images.
     """
 
     reached: set[str] = field(default_factory=set)
@@ -40,6 +42,7 @@ class LayerUses:
     compound: set[str] = field(default_factory=set)
     rank_experts: set[str] = field(default_factory=set)
     pooled: set[str] = field(default_factory=set)
+    regrouped: set[str] = field(default_factory=set)
 
 
 _seen: dict[tuple[type[nn.Module], str], LayerUses | None] = {}
@@ -86,9 +89,9 @@ def _without_weights(kind: Any, config: Any, device: str) -> nn.Module:
 
 def _observed(model: Any, device: str) -> LayerUses:
     uses = LayerUses()
-    ids = torch.zeros(NUM_TEXTS, NUM_TOKENS, dtype=torch.long, device=device)
+    inputs = blank_inputs(model, NUM_TEXTS, NUM_TOKENS, device)
     with torch.enable_grad(), _watched(linear_layers(model), uses):
-        model(input_ids=ids)[0].sum().backward()
+        model(**inputs)[0].sum().backward()
     return uses
 
 
@@ -136,6 +139,8 @@ class _Watch(TorchFunctionMode):
                 self.uses.compound.add(name)
             if not isinstance(output, Tensor) or not torch.is_grad_enabled():
                 return output
+            if len(inputs[0]) != NUM_TEXTS:
+                self.uses.regrouped.add(name)
             self._rows[name] = max(self._rows.get(name, 0), inputs[0].shape[:-1].numel())
             if not output.requires_grad:
                 output.requires_grad_(True)

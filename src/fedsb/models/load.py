@@ -15,12 +15,30 @@ from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import InputError
 from fedsb.models.config_json import check_config, stored_config
 from fedsb.models.devices import visible_gpus
-from fedsb.models.head import draw_head, head_options, keep_in_float32, keeps_head
+from fedsb.models.head import (
+    CAUSAL,
+    IMAGE,
+    SEQUENCE,
+    TOKEN,
+    base_name,
+    draw_head,
+    head_options,
+    keep_in_float32,
+    keeps_head,
+)
 from fedsb.models.kinds import FOUR_BIT, check_kind, quantization
 from fedsb.models.limits import pad_option, set_pad_token, text_config
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
+KINDS = {
+    CAUSAL: "language model",
+    SEQUENCE: "classifier of texts",
+    TOKEN: "classifier of tokens",
+    IMAGE: "classifier of images",
+}
+"""Model classes in words."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "tekken.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_tokenizer(path: str) -> Any:
@@ -42,19 +60,48 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def load_preprocessor(path: str, model_class: str) -> Any:
+    """What makes a model's inputs of rows: its image processor, or its tokenizer.
+
+    Raises:
+        InputError: none can be loaded from there.
+    """
+    return load_image_processor(path) if model_class == IMAGE else load_tokenizer(path)
+
+
+def load_image_processor(path: str) -> Any:
+    """The model's image processor, of the kind that needs Pillow alone.
+
+    Raises:
+        InputError: none can be loaded from there.
+    """
+    from transformers import AutoImageProcessor
+
+    check_folder(path, files=PROCESSOR_FILES, what="image processor")
+    try:
+        return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+    except Exception as error:
+        raise InputError(
+            f"model.path: no image processor could be loaded from {path!r}: {cause(error)}"
+        ) from error
+
+
 def load_base(
     path: str,
     *,
     tokenizer: Any,
     num_labels: int | None,
     label_names: Sequence[str] | None = None,
+    model_class: str = SEQUENCE,
+    multi_label: bool = False,
     dtype: str = "float32",
     load_in_4bit: bool = False,
     device: torch.device | None = None,
     device_map: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The frozen base model in eval mode, with a head if `num_labels` is given.
+    """The frozen base model in eval mode, with a head if `num_labels` is given: of a `model_class`, see
+    `fedsb.models.head`.
 
     The head is drawn from the seed, unless the checkpoint has one for the same labels; it is fp32 whatever
     `dtype`: it is trained. With `device_map` "auto" the blocks are spread over all visible GPUs and `device`
@@ -73,12 +120,13 @@ def load_base(
     if device_map is not None:
         options |= _spread(device_map)
     if num_labels is not None:
-        options |= head_options(num_labels, label_names)
+        options |= head_options(num_labels, label_names, multi_label=multi_label)
+    model_class = CAUSAL if num_labels is None else model_class
     with scoped_global_seed(seed, "head"), quiet_loading():
-        model = _from_pretrained(path, causal=num_labels is None, options=options)
-    if num_labels is not None and not keeps_head(stored, num_labels, label_names):
+        model = _from_pretrained(path, model_class, options)
+    if num_labels is not None and not keeps_head(stored, num_labels, label_names, model_class):
         draw_head(model, dtype=getattr(torch, dtype), seed=seed)
-    if tokenizer is not None:
+    if hasattr(tokenizer, "pad_token_id"):
         text_config(model.config).pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False)
     _cast_the_rest(model, getattr(torch, dtype))
@@ -98,8 +146,8 @@ def _check_stored_bits(path: str, config: Any, load_in_4bit: bool) -> None:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where token ids go in: the embeddings' device, which is the model's if it is on one."""
-    device: torch.device = model.get_input_embeddings().weight.device
+    """Where inputs go in: the device of the first weights, which is the model's if it is on one."""
+    device: torch.device = next(model.parameters()).device
     return device
 
 
@@ -138,13 +186,18 @@ def enable_checkpointing(model: Any) -> None:
     model.enable_input_require_grads()
 
 
-def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def auto_class(model_class: str) -> Any:
+    """transformers' class that loads such models."""
+    import transformers
 
-    loader: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    return getattr(transformers, f"AutoModelFor{model_class}")
+
+
+def _from_pretrained(path: str, model_class: str, options: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+
     try:
-        model, report = loader.from_pretrained(
+        model, report = auto_class(model_class).from_pretrained(
             path,
             output_loading_info=True,
             trust_remote_code=False,
@@ -158,14 +211,14 @@ def _from_pretrained(path: str, *, causal: bool, options: dict[str, Any]) -> Any
         ) from error
     except Exception as error:
         raise InputError(f"model.path: {path!r} could not be loaded: {cause(error)}") from error
-    _check_shapes(path, model, report["mismatched_keys"], whole=causal)
+    _check_shapes(path, model, report["mismatched_keys"], whole=model_class == CAUSAL)
     _check_belongs(path, model, report["missing_keys"])
     return model
 
 
 def _check_shapes(path: str, model: Any, differ: Iterable[tuple[str, Any, Any]], *, whole: bool) -> None:
     """Tensors of another shape than config.json says load as random numbers: refuse them outside a head."""
-    prefix = "" if whole else f"{model.base_model_prefix}."
+    prefix = "" if whole else f"{base_name(model)}."
     for name, stored, expected in sorted(differ):
         if name.startswith(prefix):
             raise InputError(
@@ -180,7 +233,7 @@ def _times(shape: Iterable[int]) -> str:
 
 def _check_belongs(path: str, model: Any, missing: Iterable[str]) -> None:
     """Weights of something else load as random numbers: refuse them. A few missing (a pooler) are usual."""
-    prefix = f"{model.base_model_prefix}."
+    prefix = f"{base_name(model)}."
     names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
     absent = sorted(name for name in missing if name.startswith(prefix))
     if 2 * len(absent) > len(names):
@@ -252,8 +305,7 @@ def cause(error: BaseException) -> str:
     """Why a library could not load something, in a line."""
     text = str(error)
     if unknown := re.search(r"configuration class <class '.*?(\w+)Config'> for .*AutoModelFor(\w+)", text):
-        kind = "language model" if unknown[2] == "CausalLM" else "classifier of texts"
-        return f"transformers has no {kind} of the family {unknown[1]}"
+        return f"transformers has no {KINDS.get(unknown[2], unknown[2])} of the family {unknown[1]}"
     if "trust_remote_code" in text:
         return (
             "it needs code of its own, and no code from a model's folder is run; take a model of a family "

@@ -35,6 +35,8 @@ NOT_READ = re.compile(
 START = re.compile(r"gaussian|orthogonal|eva|olora|pissa(_niter_\d\d?)?")
 NAME = re.compile(r"[\w.^$-]{0,200}")
 """A name, or a pattern that is as fast as one."""
+HAVE_HEADS = ("SEQ_CLS", "TOKEN_CLS")
+"""Kinds of tasks for which peft saves a head whole without being told."""
 IN_A_PAIR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.weight|\.bias)?$")
 
 
@@ -202,7 +204,7 @@ def _is_pair(B: Tensor, A: Tensor, rank: int) -> bool:
 def _check_others(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Tensors that belong to no pair and no listed module would overwrite the base's own."""
     listed = config.get("modules_to_save") or ()
-    modules = [*listed, *(("classifier", "score") if config.get("task_type") == "SEQ_CLS" else ())]
+    modules = [*listed, *(("classifier", "score") if config.get("task_type") in HAVE_HEADS else ())]
     biases = config.get("bias") in ("all", "lora_only")
     for name in tensors:
         saved = any(f".{module}." in f".{name}" for module in modules) or (biases and name.endswith(".bias"))

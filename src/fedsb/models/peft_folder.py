@@ -40,7 +40,7 @@ def write_adapter(
     pairs: Mapping[str, LoraPair],
     *,
     base_model: str,
-    causal: bool,
+    task_type: str | None,
     base_weights: str | None = None,
     fan_in_fan_out: bool = False,
     head: Mapping[str, Tensor] | None = None,
@@ -49,6 +49,7 @@ def write_adapter(
 
     Args:
         base_model: what `base_model_name_or_path` says.
+        task_type: of `TASK_TYPES`.
         base_weights: `layer_digest` of the adapted layers; None where nobody knows.
         fan_in_fan_out: True over GPT-2's Conv1D.
         head: trained parameters outside the base, by name in the model.
@@ -60,7 +61,7 @@ def write_adapter(
     for layer, pair in ((layer, at_rank(pair, rank)) for layer, pair in pairs.items()):
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = pair.A
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = pair.B
-    config = _lora_config(list(pairs), rank, base_model, causal, fan_in_fan_out, head)
+    config = _lora_config(list(pairs), rank, base_model, task_type, fan_in_fan_out, head)
     metadata = {"format": "pt"} | ({BASE_WEIGHTS: base_weights} if base_weights else {})
     write_bytes(folder / WEIGHTS, safetensors_bytes(tensors, metadata))
     write_json(folder / CONFIG, config)
@@ -206,13 +207,18 @@ def _refactored(pair: LoraPair, rank: int) -> LoraPair:
 
 
 def _lora_config(
-    layers: list[str], rank: int, base_model: str, causal: bool, fan_in_fan_out: bool, head: Iterable[str]
+    layers: list[str],
+    rank: int,
+    base_model: str,
+    task_type: str | None,
+    fan_in_fan_out: bool,
+    head: Iterable[str],
 ) -> dict[str, Any]:
     from peft import LoraConfig
 
     modules = sorted({name.split(".", 1)[0] for name in head})
     config = LoraConfig(
-        task_type="CAUSAL_LM" if causal else "SEQ_CLS",
+        task_type=task_type,
         base_model_name_or_path=base_model,
         r=rank,
         lora_alpha=rank,

@@ -15,7 +15,7 @@ from torch import nn
 from fedsb.adapter.attached import find_targets, linear_layers
 from fedsb.adapter.linear import features
 from fedsb.errors import InputError
-from fedsb.models.head import head_parameters, is_classifier
+from fedsb.models.head import base_of, head_parameters, is_classifier
 from fedsb.models.layer_uses import LayerUses, uses_of_layers
 
 ENCODER_TARGETS = {
@@ -32,6 +32,11 @@ ENCODER_TARGETS = {
     "xlm-roberta": ["query", "value"],
 }
 """Query and value, as LoRA's authors adapt encoders; other families: every attention and MLP projection."""
+
+VISION_TARGETS = {
+    family: ["q_proj", "v_proj"] for family in ("beit", "clip", "deit", "dinov2", "siglip", "swin", "vit")
+}
+"""The same of encoders of images."""
 
 GROUPS = ("all-linear", "attention", "mlp")
 """Words that stand for layers, as in `method.targets`: all in the repeated blocks, or those of one kind."""
@@ -52,9 +57,9 @@ def default_targets(model: nn.Module) -> list[str]:
     base model (the output layer and a classification head are not in it).
     """
     family = model.config.model_type  # type: ignore[union-attr]
-    if family in ENCODER_TARGETS:
-        return ENCODER_TARGETS[family]  # type: ignore[index]
-    base = {id(module) for module in model.base_model.modules()}  # type: ignore[union-attr]
+    if known := (ENCODER_TARGETS | VISION_TARGETS).get(str(family)):
+        return known
+    base = {id(module) for module in base_of(model).modules()}
     base.discard(id(model.get_output_embeddings()))  # type: ignore[operator]  # Llama 4's base is all of it
     return [name for name, layer in linear_layers(model).items() if id(layer) in base]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -19,11 +20,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fedsb.common.printable import site_name
 from fedsb.report.screen import shown
 from fedsb.report.units import human_bytes, plural
 
 LONGEST_STAGE = 1000
 """Characters of a line about what comes next."""
+BESIDE = {"local": "alone", "pooled": "all rows pooled"}
+MOST_SITES = 12
+"""In the table after a run."""
+LONGEST_BAR = 16
+"""Characters of a site's name beside its bar."""
 
 
 class PlainLines:
@@ -32,8 +39,12 @@ class PlainLines:
     def __init__(self, console: Console):
         self.console = console
         self.rounds = 0
+        self.names: Sequence[str] = ()
         self._seen = 0
         self._began = 0.0
+
+    def sites(self, names: Sequence[str]) -> None:
+        self.names = names
 
     def stage(self, text: str) -> None:
         self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
@@ -49,11 +60,11 @@ class PlainLines:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(_left_out(client, problem), highlight=False)
+            self.console.print(_left_out(self.names, client, problem), highlight=False)
             return
         speed = self._seen / max(time.monotonic() - self._began, 1e-9)
         seen = f"{self._seen} examples, {speed:.0f}/s" if self._seen else "done"
-        self.console.print(f"  client {client}: {seen}", highlight=False)
+        self.console.print(f"  {shown(site_name(self.names, client))}: {seen}", highlight=False)
 
     def evaluating(self, done: int, total: int) -> None: ...
 
@@ -87,6 +98,7 @@ class LiveBars:
     def __init__(self, console: Console):
         self.console = console
         self.rounds = 0
+        self.names: Sequence[str] = ()
         self._bars = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
@@ -107,6 +119,9 @@ class LiveBars:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
+    def sites(self, names: Sequence[str]) -> None:
+        self.names = names
+
     def stage(self, text: str) -> None:
         self._clear()
         self.console.print(f"[dim]·[/] {shown(text, LONGEST_STAGE)}", highlight=False)
@@ -119,7 +134,7 @@ class LiveBars:
 
     def client_begins(self, client: int, num_examples: int) -> None:
         self._examples = max(1, num_examples)
-        self._replace_work(f"  client {client}", num_examples)
+        self._replace_work(f"  {shown(site_name(self.names, client), LONGEST_BAR)}", num_examples)
 
     def step(self, num_examples: int) -> None:
         if self._work is not None:
@@ -130,7 +145,7 @@ class LiveBars:
 
     def client_ends(self, client: int, problem: str | None) -> None:
         if problem:
-            self.console.print(_left_out(client, problem), highlight=False)
+            self.console.print(_left_out(self.names, client, problem), highlight=False)
         self._ended += 1
         if self._round is not None:
             self._bars.update(self._round, completed=self._ended)
@@ -164,8 +179,8 @@ class LiveBars:
         self._work = self._round = None
 
 
-def _left_out(client: int, problem: str) -> str:
-    return f"[yellow]client {client} left out:[/] {shown(problem)}"
+def _left_out(names: Sequence[str], client: int, problem: str) -> str:
+    return f"[yellow]{shown(site_name(names, client))} left out:[/] {shown(problem)}"
 
 
 def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None) -> str:
@@ -229,4 +244,30 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(*_privacy_row(privacy))
     table.add_row("time", "", f"{summary['seconds']:.1f} s")
     table.add_row("peak memory", "", human_bytes(summary["peak_memory_bytes"]))
+    return table
+
+
+def sites_table(summary: dict[str, Any], names: Sequence[str]) -> Table | None:
+    """The primary metric at every site, beside what it is compared with; None of a run without such scores.
+
+    Of many sites the worst alone are shown.
+    """
+    sites, metric = summary.get("sites"), summary["primary_metric"]
+    if not sites:
+        return None
+    kinds = {"this run": sites["scores"], **{BESIDE[kind]: of for kind, of in sites["baselines"].items()}}
+    table = Table(title=f"{shown(metric.replace('_', ' '))} at each site", title_justify="left")
+    table.add_column("")
+    for column in ("test rows", *kinds):
+        table.add_column(column, justify="right")
+    values = {site: scores[metric] for site, scores in sites["scores"].items() if metric in scores}
+    order = sorted(values, key=values.__getitem__, reverse=not summary["higher_is_better"])
+    for site in order[:MOST_SITES]:
+        cells = [_number(of.get(site, {}).get(metric)) for of in kinds.values()]
+        table.add_row(shown(site_name(names, site), 40), str(sites["rows"][site]), *cells)
+    if len(order) > MOST_SITES:
+        table.add_row(f"{len(order) - MOST_SITES} more", "", *[""] * len(kinds))
+    table.add_section()
+    means = [[of[site][metric] for site in of if metric in of[site]] for of in kinds.values()]
+    table.add_row("mean", "", *(_number(fmean(of)) if of else "" for of in means), style="bold")
     return table

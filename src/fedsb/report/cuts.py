@@ -13,6 +13,7 @@ LOST = {
     "lost_prompts": "whole prompt",
     "cut_responses": "response",
     "lost_end_tokens": "end token",
+    "cut_entities": "row with entities",
 }
 HAD = {
     "begin_in_text": "begin with the begin token by themselves: no second one is added",

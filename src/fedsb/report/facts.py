@@ -90,6 +90,22 @@ def clients(run: Run) -> list[str]:
     return sorted(names, key=natural)
 
 
+def named(run: Run, client: str) -> str:
+    """What a client is called: its site's name, or its number."""
+    return str(mapping(run.partition.get("names")).get(client, client))
+
+
+def site_scores(run: Run) -> dict[str, dict[str, float]]:
+    """Client -> its scores in the last round that has any."""
+    return next((entry.sites for entry in reversed(run.rounds) if entry.sites), {})
+
+
+def test_rows(run: Run, client: str) -> int | None:
+    """How many rows a client is scored on."""
+    said = mapping(stated(run, "sites").get("rows")).get(client)
+    return whole(said) if said is not None else sizes(run.partition.get("tests")).get(client)
+
+
 def examples(run: Run) -> dict[str, int]:
     """Number of training examples per client."""
     return sizes(run.partition.get("clients"))

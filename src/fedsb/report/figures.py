@@ -86,7 +86,10 @@ def _participation(run: Run, name: str) -> Plot | None:
         for at, client in enumerate(rows):
             state = "out" if client in rejected else "in" if client in entry.clients else "idle"
             kinds[state].append(cell(entry.number, at))
-    return grid("Who took part", rows, [entry.number for entry in after], _states(kinds), name=f"{name}-grid")
+    names = [facts.named(run, client) for client in rows]
+    return grid(
+        "Who took part", names, [entry.number for entry in after], _states(kinds), name=f"{name}-grid"
+    )
 
 
 def _states(kinds: dict[str, list[Box]]) -> list[Layer]:
@@ -104,16 +107,17 @@ def _examples(run: Run, name: str) -> Plot | None:
     bars = sorted(set(sizes) | set(by_label), key=facts.natural)
     if not bars:
         return None
+    names = [facts.named(run, bar) for bar in bars]
     if not by_label:
         whole = [("examples", [sizes[bar] for bar in bars])]
-        return stacked("Examples per client", bars, whole, name=f"{name}-data")
+        return stacked("Examples per client", names, whole, name=f"{name}-data")
     counts = [by_label.get(bar, Counter()) for bar in bars]
     parts = [(label, [counter[label] for counter in counts]) for label in _leading(by_label)]
     unlisted = [counter.total() - sum(part[n] for _, part in parts) for n, counter in enumerate(counts)]
     if any(unlisted):
         number = len(set().union(*counts)) - len(parts)
         parts.append((plural(number, "other label"), unlisted))
-    return stacked("Examples per client, by label", bars, parts, name=f"{name}-data")
+    return stacked("Examples per client, by label", names, parts, name=f"{name}-data")
 
 
 def _leading(by_label: dict[str, Counter[str]]) -> list[str]:

@@ -10,6 +10,7 @@ from fedsb.common.strict_json import parse_json
 from fedsb.common.strict_yaml import parse_yaml
 from fedsb.errors import InputError
 
+Scores = dict[str, dict[str, float]]
 NEEDED = ("config.yaml", "metrics.jsonl")
 
 
@@ -28,6 +29,8 @@ class Round:
     seconds: float | None
     epsilon: float | None
     deviation: float | None = None  # of separate averages from the mean update, relative
+    sites: Scores = field(default_factory=dict)  # client -> its scores on rows of its own
+    baselines: dict[str, Scores] = field(default_factory=dict)  # kind -> the same, of another training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +158,11 @@ def _without_torn_end(lines: list[str]) -> list[str]:
 
 
 def _round(entry: dict[str, Any], position: int) -> Round:
-    scores = {name: number(value) for name, value in mapping(entry.get("eval")).items()}
     at = whole(entry.get("round"))
     return Round(
         number=position if at is None else at,
         train_loss=number(entry.get("train_loss")),
-        eval={name: value for name, value in scores.items() if value is not None},
+        eval=_metrics(entry.get("eval")),
         upload_bytes=whole(entry.get("upload_bytes")) or 0,
         download_bytes=whole(entry.get("download_bytes")) or 0,
         upload_parameters=whole(entry.get("upload_parameters")),
@@ -169,7 +171,18 @@ def _round(entry: dict[str, Any], position: int) -> Round:
         seconds=number(entry.get("seconds")),
         epsilon=number(entry.get("epsilon")),
         deviation=number(entry.get("deviation")),
+        sites=_sites(entry.get("sites")),
+        baselines={kind: _sites(part) for kind, part in mapping(entry.get("baselines")).items()},
     )
+
+
+def _metrics(values: object) -> dict[str, float]:
+    measured = {name: number(value) for name, value in mapping(values).items()}
+    return {name: value for name, value in measured.items() if value is not None}
+
+
+def _sites(values: object) -> Scores:
+    return {client: _metrics(scores) for client, scores in mapping(values).items()}
 
 
 def _rejection(item: object) -> tuple[str, str]:

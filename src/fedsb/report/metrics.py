@@ -23,6 +23,11 @@ KNOWN = {
     "matthews": Metric("Matthews correlation", "score"),
     "pearson": Metric("Pearson correlation", "score"),
     "spearman": Metric("Spearman correlation", "score"),
+    "entity_f1": Metric("F1 of entities", "share"),
+    "entity_precision": Metric("Precision of entities", "share"),
+    "entity_recall": Metric("Recall of entities", "share"),
+    "token_accuracy": Metric("Accuracy of tokens", "share"),
+    "micro_f1": Metric("Micro F1", "share"),
     "rouge_l": Metric("ROUGE-L", "share"),
     "meteor": Metric("METEOR", "share"),
     "bleu": Metric("BLEU", "value"),
@@ -32,7 +37,7 @@ KNOWN = {
     "perplexity": Metric("Perplexity", "value", min),
     "loss": Metric("Loss", "loss", min),
 }
-PREFERRED = ("accuracy", "pearson", "exact_match", "perplexity", "loss")
+PREFERRED = ("accuracy", "entity_f1", "micro_f1", "pearson", "exact_match", "perplexity", "loss")
 
 
 def describe(name: str) -> Metric:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fedsb.report import facts, figures, routing, tables
+from fedsb.report import facts, figures, routing, sites, tables
 from fedsb.report import side_by_side as compare
 from fedsb.report.cuts import cut_notes, cut_table
 from fedsb.report.load import Run, number, whole
@@ -41,6 +41,7 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Ma
     sections = [
         ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
         ("Scores", tables.scores(run)),
+        ("Sites", sites.scores(run), plots(sites.plots_of(run, anchor)) if facts.site_scores(run) else ""),
         ("Routing", routing.scores(run), plots(routed) if (routed := routing.plots_of(run, anchor)) else ""),
         ("Answers", tables.samples(run)),
         ("Traffic", plots(figures.traffic(run, anchor)), tables.ledger(run)),

@@ -121,7 +121,10 @@ def stacked(
         ticks(axes, lambda value: f"{value:,.0f}")
         _named(axes.xaxis, bars)
 
-    said = "; ".join(f"client {bar}: {size:,}" for bar, size in zip(bars[:20], below, strict=False))
+    said = "; ".join(
+        f"{f'client {bar}' if bar.isdecimal() else bar}: {size:,}"
+        for bar, size in zip(bars[:20], below, strict=False)
+    )
     plot = layers(title, items, name=name, alt=f"Bar plot, {title}. {said}.", frame=frame)
     return plot if len(parts) > 1 else plot._replace(keys=())
 

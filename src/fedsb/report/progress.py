@@ -9,6 +9,9 @@ from typing import Any, Protocol
 class Progress(Protocol):
     """Called from the run as things happen. Counts are of examples."""
 
+    def sites(self, names: Sequence[str]) -> None:
+        """What clients are called, by their numbers; none where they have no names."""
+
     def stage(self, text: str) -> None:
         """One line about what comes next."""
 
@@ -28,6 +31,8 @@ class Progress(Protocol):
 
 class Silent:
     """Ignores every event."""
+
+    def sites(self, names: Sequence[str]) -> None: ...
 
     def stage(self, text: str) -> None: ...
 

@@ -75,7 +75,7 @@ def ledger_doubt(run: Run) -> str | None:
 
 
 def rejected(run: Run) -> str:
-    rows = [[str(at), client, reason] for at, client, reason in facts.rejections(run)]
+    rows = [[str(at), facts.named(run, client), reason] for at, client, reason in facts.rejections(run)]
     if not rows:
         return paragraph("No client's update was left out.")
     text = paragraph("Updates that were left out of their round's average:")
@@ -115,7 +115,7 @@ def initialization(run: Run) -> str:
     used = facts.sizes(samples)
     if not rows and not used:
         return paragraph("Nothing is recorded about the initialization.")
-    return pairs(rows) + (_samples(used) if used else "")
+    return pairs(rows) + (_samples({facts.named(run, c): size for c, size in used.items()}) if used else "")
 
 
 def _samples(used: dict[str, int]) -> str:
@@ -143,7 +143,7 @@ def privacy(run: Run) -> str:
     per_client = stated.get("per_client")
     rows = {key: value for key, value in stated.items() if key not in ("statement", "per_client")}
     if isinstance(per_client, dict | list):
-        return text + _pairs(rows) + _per_client(per_client)
+        return text + _pairs(rows) + _per_client(run, per_client)
     return text + _pairs({**rows, "per client": per_client})
 
 
@@ -151,7 +151,7 @@ def _pairs(values: dict[str, Any]) -> Markup:
     return pairs((_name(name), _value(value)) for name, value in values.items())
 
 
-def _per_client(entries: dict[str, Any] | list[Any]) -> str:
+def _per_client(run: Run, entries: dict[str, Any] | list[Any]) -> str:
     clients = mapping(entries) or {str(at): entry for at, entry in enumerate(sequence(entries))}
     if not clients:
         return ""
@@ -160,7 +160,9 @@ def _per_client(entries: dict[str, Any] | list[Any]) -> str:
     }
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     columns = texts("client") + numbers(*map(_name, names))
-    body = [[client, *(_value(row.get(name)) for name in names)] for client, row in rows.items()]
+    body = [
+        [facts.named(run, client), *(_value(row.get(name)) for name in names)] for client, row in rows.items()
+    ]
     return details("Privacy of each client", table("Privacy of each client", columns, body))
 
 

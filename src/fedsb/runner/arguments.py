@@ -67,7 +67,7 @@ def robust_of(config: RunConfig) -> Robust | None:
 
 def local_training(config: RunConfig) -> LocalTraining:
     """The config's training section as the client's flat arguments."""
-    apart = {"gradient_checkpointing", "class_weights"}
+    apart = {"gradient_checkpointing", "class_weights", "packing"}
     if config.training.max_length == "auto":  # nothing that is asked before rows are read depends on it
         apart.add("max_length")
     return LocalTraining(
@@ -104,4 +104,4 @@ def needs_weights_at_server(config: RunConfig) -> bool:
     weights, to take bases from them, or to look at public examples through it."""
     method, init = method_of(config), config.method.init
     from_weights = method.draw is None and bases_kind(start_of(config, [[0]]), method) == "weights"
-    return config.evaluation.every is not None or method.changes_base or from_weights or bool(init.public)
+    return config.scores_test_rows or method.changes_base or from_weights or bool(init.public)

@@ -45,6 +45,8 @@ class RunState:
     factors_round: int = 0
     """The round after which the factors started."""
     hashes: dict[str, str] = field(default_factory=dict)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """What stays with each client of a simulated run, in methods where something does."""
     started_on: dict[str, Any] = field(default_factory=dict)
     """What `started_on` says of the config, rows, weights and versions of the start."""
 
@@ -55,7 +57,8 @@ def save_checkpoint(folder: Path, saved: RunState) -> None:
     start, name = _start_name(saved.factors_round), f"round-{saved.state.round:05d}.safetensors"
     if start not in saved.hashes:
         saved.hashes[start] = _write(folder / start, save(_flat(saved.factors)))
-    content = save(_state_tensors(saved.state))
+    own = {f"kept {c} {n}": t.contiguous() for c, of in saved.kept.items() for n, t in of.items()}
+    content = save(_state_tensors(saved.state) | own)
     saved.hashes = {start: saved.hashes[start], name: _write(folder / name, content)}
     base = saved.state.base
     record = {
@@ -140,7 +143,8 @@ def load_checkpoint(folder: Path) -> RunState | None:
             raise ValueError("it was changed or cut off")
         tensors = {name: _read(folder / name, digest) for name, digest in record["files"].items()}
         start = _start_name(record["factors_round"])
-        state = _state_of(next(t for name, t in tensors.items() if name != start), record)
+        of_round = next(t for name, t in tensors.items() if name != start)
+        state = _state_of(of_round, record)
         factors = _nested(tensors[start], record["layers"])
         traffic = [Traffic(**entry) for entry in record["ledger"]]
         draw = {int(client): indices for client, indices in record["draw"].items()}
@@ -153,6 +157,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
             record["seconds"],
             record["factors_round"],
             record["files"],
+            _kept(of_round),
             record["started_on"],
         )
     except InputError:
@@ -162,6 +167,14 @@ def load_checkpoint(folder: Path) -> RunState | None:
             f"{folder / STATE}: cannot read this checkpoint ({type(error).__name__}: {error}). Restore the "
             "folder from a copy, or start again with another --out."
         ) from error
+
+
+def _kept(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    kept: dict[int, dict[str, Tensor]] = {}
+    for name in (name for name in tensors if name.startswith("kept ")):
+        _, client, factor = name.split(" ", 2)
+        kept.setdefault(int(client), {})[factor] = tensors[name]
+    return kept
 
 
 def _digest(record: dict[str, Any]) -> str:

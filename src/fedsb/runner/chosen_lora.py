@@ -19,7 +19,7 @@ ADAPTER, MIXTURE = "adapter", "mixture"
 """Folders in that of a run."""
 MEAN = "mean"
 """Stands for the experts' mean, weighted by their training examples."""
-PLAIN = re.compile(r"(?!expert-\d+$)[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII)
+PLAIN = re.compile(r"(?!(expert|client)-\d+$)[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII)
 
 
 def model_folder(run: Path) -> Path:
@@ -80,11 +80,11 @@ def pairs_of(mixture: Mixture, expert: str) -> dict[str, LoraPair]:
     }
 
 
-def folder_names(experts: Iterable[str]) -> dict[str, str]:
-    """A folder for each expert: its own name where it can be one, else its number."""
+def folder_names(named: Iterable[str], kind: str = "expert") -> dict[str, str]:
+    """A folder for each expert or client: its own name where it can be one, else its number."""
     names: dict[str, str] = {}
-    for at, expert in enumerate(experts):
-        taken = {name.lower() for name in names.values()}
-        plain = PLAIN.fullmatch(expert) and expert.lower() not in taken
-        names[expert] = expert if plain else f"expert-{at}"
+    for at, name in enumerate(named):
+        taken = {folder.lower() for folder in names.values()}
+        plain = PLAIN.fullmatch(name) and name.lower() not in taken
+        names[name] = name if plain else f"{kind}-{at}"
     return names

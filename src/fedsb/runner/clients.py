@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -16,10 +16,11 @@ from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
-from fedsb.federation.client import client_update
+from fedsb.federation.client import Kept, client_update
 from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
+from fedsb.federation.scores import Measure, client_scores
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
@@ -27,6 +28,7 @@ from fedsb.report.progress import Progress
 from fedsb.runner.arguments import heads_of, local_training
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.private_run import PrivateRun
+from fedsb.tasks.totals import Totals
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class LocalClient:
         part_of: round -> this client's rank, and the heads it trains.
         private: its plan and its ledger; None without privacy.
         registered: how many examples it says it has, where that is a rounded count; None: as many as it has.
+        tests: its examples that it is scored on; `measure` and `totals` say how.
+        kept: what stays with it from round to round, in methods where something does; it changes with an
+            answer.
     """
 
     client: int
@@ -47,6 +52,10 @@ class LocalClient:
     part_of: Callable[[int], Part]
     private: PrivateRun | None = None
     registered: int | None = None
+    tests: Sequence[Example] = ()
+    measure: Measure | None = None
+    totals: Totals | None = None
+    kept: Kept = field(default_factory=dict)
 
     def answer(self, broadcast: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
         """Train as the broadcast asks; the update, charged where it costs privacy.
@@ -76,6 +85,26 @@ class LocalClient:
             registered=self.registered,
         )
 
+    def score(self, broadcast: bytes, on_step: OnStep = lambda num_examples: None) -> bytes:
+        """The sums over its test rows that scores of the model in this broadcast are made of.
+
+        Raises:
+            UpdateRejected: the broadcast is no message for this client, or this run asks for no scores.
+        """
+        if self.measure is None or self.totals is None:
+            raise UpdateRejected("this run asks for no scores at clients")
+        return client_scores(
+            broadcast,
+            self.local_model,
+            self.tests,
+            self.measure,
+            self.totals,
+            client=self.client,
+            seed=self.seed,
+            part=self.part_of(wire.unpack(broadcast)[0].round),
+            kept=self.kept,
+        )
+
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
         return client_update(
             broadcast,
@@ -88,6 +117,7 @@ class LocalClient:
             registered=self.registered,
             on_step=on_step,
             train_with=self.private.trainer(self.client, number) if self.private else None,
+            kept=self.kept,
         )
 
 
@@ -110,15 +140,30 @@ def part_of(config: RunConfig, client: int, experts: tuple[int, ...], round_numb
 
 
 def local_clients(
-    config: RunConfig, data: Data, local_model: LocalModel, private: PrivateRun | None
+    config: RunConfig,
+    data: Data,
+    local_model: LocalModel,
+    private: PrivateRun | None,
+    kept: dict[int, Kept] | None = None,
 ) -> Callable[[int], LocalClient]:
-    """The config's client of each number, with its part of the data."""
-    training, seed = local_training(config), config.seed
+    """The config's client of each number, with its part of the data.
+
+    kept: client -> what stays with it; entries come as clients are made.
+    """
+    training, seed, kept = local_training(config), config.seed, {} if kept is None else kept
+    size, generate = config.evaluation.batch_size, config.evaluation.generate
+    measure = partial(data.task.measure, batch_size=size, generate=generate)
 
     def local_client(client: int) -> LocalClient:
         examples = [data.train[i] for i in data.parts[client]]
         part = partial(part_of, config, client, own_experts(examples))
-        return LocalClient(client, local_model, examples, training, seed, part, private)
+        made = LocalClient(client, local_model, examples, training, seed, part, private)
+        if local_model.exchange.method.stays:
+            made = replace(made, kept=kept.setdefault(client, {}))
+        if not config.scores_at_clients:
+            return made
+        tests = [data.train[i] for i in data.client_tests[client]]
+        return replace(made, tests=tests, measure=measure, totals=data.task.totals)
 
     return local_client
 
@@ -132,8 +177,11 @@ MessageTo = Callable[[int], bytes]
 AskClients = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
 
-Kind = Literal["hello", "warm-up", "contribute", "bases", "statistics", "train"]
+Kind = Literal["hello", "warm-up", "contribute", "bases", "statistics", "train", "score", "alone"]
 """Every question that a node answers; `node.QUESTIONS` has the answer of each."""
+
+ADAPTED: tuple[Kind, Kind, Kind, Kind] = ("train", "statistics", "score", "alone")
+"""Questions that are answered with the adapter in the model, which the others must not meet."""
 
 Ask = Callable[[Kind, Sequence[int], MessageTo], Iterable[Outcome]]
 """As `AskClients`, for every kind of question."""
@@ -146,6 +194,7 @@ class RemoteClients:
     Attributes:
         sizes: training examples of each, by client.
         experts: of a mixture, how many of them are of each expert, where they say so.
+        tests: how many examples more each has to be scored on, where the run asks for that.
         base_digest: of the base model they have; None if they were not asked.
     """
 
@@ -153,12 +202,18 @@ class RemoteClients:
     ask: Ask
     base_digest: str | None = None
     experts: Sequence[Sequence[int]] = ()
+    tests: Sequence[int] = ()
 
     @property
     def parts(self) -> list[list[int]]:
         """Each client's examples, counted through."""
         ends = list(accumulate(self.sizes, initial=0))
         return [list(range(start, end)) for start, end in pairwise(ends)]
+
+    @property
+    def client_tests(self) -> list[list[int]]:
+        """Each client's test rows, counted from 0; none where they say nothing of them."""
+        return [list(range(size)) for size in self.tests or [0] * len(self.sizes)]
 
 
 def expecting(private: PrivateRun, ask_clients: AskClients, number: int) -> AskClients:
@@ -178,17 +233,25 @@ def clients_here(
     answer: Callable[[LocalClient, bytes, OnStep], bytes] = lambda client, *question: client.answer(
         *question
     ),
+    *,
+    silently: bool = False,
 ) -> AskClients:
-    """Clients in this process; `client_of(client)` is made when its turn comes, and answers so."""
+    """Clients in this process; `client_of(client)` is made when its turn comes, and answers so.
+
+    silently: without a bar or a line for each.
+    """
 
     def ask(cohort: Sequence[int], broadcast: MessageTo) -> Iterator[Outcome]:
         def update(client: int) -> bytes:
             local_client = client_of(client)
-            progress.client_begins(client, round(local_client.training.epochs * len(local_client.examples)))
+            if not silently:
+                trained = round(local_client.training.epochs * len(local_client.examples))
+                progress.client_begins(client, trained)
             return answer(local_client, broadcast(client), progress.step)
 
         for outcome in simulate_cohort(cohort, update):
-            progress.client_ends(outcome.client, getattr(outcome, "reason", None))
+            if not silently:
+                progress.client_ends(outcome.client, getattr(outcome, "reason", None))
             yield outcome
 
     return ask

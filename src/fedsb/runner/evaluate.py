@@ -19,7 +19,7 @@ from fedsb.common.seeding import numpy_generator
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.models.limits import check_token_ids
 from fedsb.models.mixture_folder import is_mixture
 from fedsb.report.cuts import cut_notes
@@ -93,8 +93,13 @@ def evaluate(
     """
     progress = progress or Silent()
     progress.stage("reading data")
+    if config.scored_at_clients_alone:
+        raise InputError(
+            "data.test: there are no test rows in one place, and the clients' own are not here; name a file, "
+            "e.g. -s data.test=test.jsonl"
+        )
     rows, test, _ = run_rows(config, progress.stage, kept)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_preprocessor(model, config.task.model_class)
     length, task, _ = sized_task(config, tokenizer, rows)
     config = with_length(config, length.tokens)
     examples = encode(task, test, test_name(config))
@@ -103,7 +108,7 @@ def evaluate(
     for warning in (*cut, *_check_answers(config, task, routes=routes)):
         progress.stage(f"warning: {warning}")
     progress.stage(f"loading {Path(model).name}")
-    for note in head_notes(model, task) if adapter is None else ():
+    for note in head_notes(config, model, task) if adapter is None else ():
         progress.stage(note)
     loaded, attached = load_with_adapter(config, model, tokenizer, task, adapter)
     check_limits(config, loaded, tokenizer, examples, path=model)
@@ -149,7 +154,8 @@ def check_evaluation(config: RunConfig) -> list[str]:
         InputError: as `evaluate`.
     """
     rows = run_rows(config).train
-    length, task, _ = sized_task(config, load_tokenizer(config.model.path), rows)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
+    length, task, _ = sized_task(config, tokenizer, rows)
     config = with_length(config, length.tokens)
     return _check_answers(config, task, routes=config.method.experts is not None)
 

@@ -17,7 +17,8 @@ from fedsb.common.files import read_json, write_bytes, write_json, write_text
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
-from fedsb.models import load_base, load_tokenizer
+from fedsb.models import load_base, load_preprocessor
+from fedsb.models.blank import blank_inputs
 from fedsb.models.limits import text_config
 from fedsb.models.load import quiet_loading
 from fedsb.models.mixture_folder import is_mixture, read_mixture
@@ -25,6 +26,7 @@ from fedsb.models.peft_folder import at_rank, check_fits, put_on, write_adapter
 from fedsb.models.peft_weights import safetensors_bytes
 from fedsb.models.public_name import public_name
 from fedsb.runner.chosen_lora import ADAPTER, MEAN, MIXTURE, ChosenLora, chosen_lora, folder_names
+from fedsb.runner.client_lora import client_lora
 from fedsb.runner.exported_config import Merged, describe, load_as_written, lost_share, with_template
 from fedsb.runner.folder import check_place
 from fedsb.runner.model_card import experts_card, model_card
@@ -48,6 +50,7 @@ def export_lora(
     rank: int | None = None,
     server: Server | None = None,
     expert: str | None = None,
+    client: str | None = None,
     base: str | None = None,
 ) -> int:
     """Write the run's adapter as a PEFT LoRA folder with a model card; its rank.
@@ -58,6 +61,7 @@ def export_lora(
         rank: any that holds the whole update; default the run's, or with `server` the next it accepts.
         server: "vllm": refuse what vLLM would.
         expert: of a mixture which, or their mean; see `chosen_lora`.
+        client: whose model, of a run in which something stays with each; see `client_lora`.
         base: where the base model is now, if it was moved.
 
     Raises:
@@ -66,12 +70,12 @@ def export_lora(
         RunFailed: what was written differs from what was meant.
     """
     config = _config_of(run, base)
-    lora = chosen_lora(run, expert)
+    lora = _lora(run, config, expert, client)
     rank = _rank_for(server, lora.peft_config, rank)
     with _new_folder(out) as part:
         model, _ = _base(run, config)
         _write_checked(part, lora, rank, model, config)
-        write_text(part / "README.md", model_card(run, rank=rank, expert=expert))
+        write_text(part / "README.md", model_card(run, rank=rank, expert=expert, client=client))
     return rank
 
 
@@ -103,6 +107,11 @@ def export_experts(
     return names
 
 
+def _lora(run: Path, config: RunConfig, expert: str | None, client: str | None) -> ChosenLora:
+    lora = chosen_lora(run, expert)
+    return lora if client is None else client_lora(run, config, client, lora)
+
+
 def _write_checked(
     folder: Path, lora: ChosenLora, rank: int, base: nn.Module, config: RunConfig
 ) -> nn.Module:
@@ -114,7 +123,7 @@ def _write_checked(
         folder,
         {name: at_rank(pair, rank) for name, pair in lora.pairs.items()},
         base_model=public_name(lora.peft_config["base_model_name_or_path"]),
-        causal=lora.peft_config["task_type"] == "CAUSAL_LM",
+        task_type=lora.peft_config["task_type"],
         base_weights=lora.base_weights,
         fan_in_fan_out=lora.peft_config["fan_in_fan_out"],
         head=lora.head,
@@ -135,13 +144,20 @@ def _rank_for(server: Server | None, peft_config: dict[str, Any], rank: int | No
 
 @stage("export", "writing or reading a folder", "check the run, its base model and the space on disk")
 def export_merged(
-    run: Path, out: Path, *, expert: str | None = None, base: str | None = None, dtype: str | None = None
+    run: Path,
+    out: Path,
+    *,
+    expert: str | None = None,
+    client: str | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
 ) -> Merged:
     """Write base model + adapter as one model folder with tokenizer and model card. Loaded as its own config
     says it has the weights that were written, and the run's logits; the card says what rounding cost.
 
     Args:
         expert: of a mixture which, or their mean; see `chosen_lora`.
+        client: whose model, of a run in which something stays with each; see `client_lora`.
         base: where the base model is now, if it was moved.
         dtype: of the written weights; default the run's.
 
@@ -151,7 +167,7 @@ def export_merged(
         RunFailed: what was written differs from what was meant.
     """
     config = _config_of(run, base)
-    lora, dtype = chosen_lora(run, expert), dtype or config.model.dtype
+    lora, dtype = _lora(run, config, expert, client), dtype or config.model.dtype
     with _new_folder(out) as part:
         model, tokenizer = _base(run, config)
         adapted = _put_on(model.float() if dtype != config.model.dtype else model, lora)
@@ -159,13 +175,15 @@ def export_merged(
         lost = lost_share(adapted, getattr(torch, dtype))
         merged: Any = merge(adapted)
         longest, ends = getattr(config.task, "max_new_tokens", None), with_template(config, tokenizer)
-        describe(merged, tokenizer, getattr(torch, dtype), longest=longest, ends=ends)
+        several = config.task.multi_label
+        describe(merged, tokenizer, getattr(torch, dtype), longest=longest, ends=ends, multi_label=several)
         with quiet_loading():
             merged.save_pretrained(part)
         tokenizer.save_pretrained(part)
         difference = _check(_logits(load_as_written(part, merged)), expected, dtype)
         result = Merged(dtype, lost, difference)
-        write_text(part / "README.md", model_card(run, rank=None, merged=str(result), expert=expert))
+        card = model_card(run, rank=None, merged=str(result), expert=expert, client=client)
+        write_text(part / "README.md", card)
     return result
 
 
@@ -195,12 +213,14 @@ def _base(run: Path, config: RunConfig) -> tuple[nn.Module, Any]:
         InputError: it is another model now.
     """
     summary = read_json(run / "summary.json")
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     model = load_base(
         config.model.path,
         tokenizer=tokenizer,
         num_labels=_num_labels(run, config),
         label_names=summary.get("label_names"),
+        model_class=config.task.model_class,
+        multi_label=config.task.multi_label,
         dtype=config.model.dtype,
         seed=config.seed,
     )
@@ -228,11 +248,17 @@ def _num_labels(run: Path, config: RunConfig) -> int | None:
 
 
 def _logits(model: nn.Module) -> Tensor:
-    """The model's logits for four texts of 16 made-up tokens."""
-    vocabulary = int(text_config(model.config).vocab_size)
-    ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
+    """The model's logits for four texts of 16 made-up tokens, or four made-up images."""
+    inputs = blank_inputs(model, 4, 16, "cpu")
+    if (pixels := inputs.get("pixel_values")) is not None:
+        filled = {"pixel_values": torch.linspace(-1, 1, pixels.numel()).reshape(pixels.shape).to(pixels)}
+    else:
+        vocabulary = int(text_config(model.config).vocab_size)
+        ids = torch.arange(4 * 16).reshape(4, 16) * 7919 % vocabulary
+        filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        logits: Tensor = model(**filled).logits
+    return logits.float()
 
 
 def _config_of(run: Path, base: str | None = None) -> RunConfig:

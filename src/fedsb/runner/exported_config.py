@@ -14,6 +14,7 @@ from fedsb.adapter.linear import dense_weight
 from fedsb.config import RunConfig
 from fedsb.config.sections import ChatConfig
 from fedsb.errors import RunFailed
+from fedsb.models.head import problem_type
 from fedsb.models.load import quiet_loading
 from fedsb.tasks.chat.template import chat_template
 
@@ -59,25 +60,33 @@ def with_template(config: RunConfig, tokenizer: Any) -> tuple[int, ...]:
 
 
 def describe(
-    model: Any, tokenizer: Any, dtype: torch.dtype, *, longest: int | None, ends: tuple[int, ...] = ()
+    model: Any,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    *,
+    longest: int | None,
+    ends: tuple[int, ...] = (),
+    multi_label: bool = False,
 ) -> None:
     """Cast the merged model to one dtype, and make its config true of it and of the run's task.
 
     Args:
         longest: tokens of an answer, of a model that gives answers. ends: what ends one, besides the
             tokenizer's end token.
+        multi_label: whether an example may have several labels.
     """
     _cast(model, dtype)
     config = model.config
     config.dtype = dtype
-    config.pad_token_id = tokenizer.pad_token_id
+    if hasattr(tokenizer, "pad_token_id"):
+        config.pad_token_id = tokenizer.pad_token_id
     if getattr(config, "task_specific_params", None):
         config.task_specific_params = None  # older pipelines follow them, and they are of the base's tasks
     _describe_ties(model)
     if model.can_generate():
         model.generation_config = _generation(model.generation_config, tokenizer, longest, ends)
     else:
-        config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
+        config.problem_type = problem_type(config.num_labels, multi_label)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

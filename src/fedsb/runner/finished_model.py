@@ -11,9 +11,9 @@ from torch import nn
 from fedsb.adapter.attached import Attached
 from fedsb.common.files import read_json
 from fedsb.config import RunConfig
-from fedsb.config.sections import AnswerSection, ClassificationConfig
+from fedsb.config.sections import OWN_SECTIONS, TaskSection
 from fedsb.errors import InputError
-from fedsb.models import load_tokenizer
+from fedsb.models import load_preprocessor
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on
 from fedsb.models.peft_folder import check_fits, put_on
 from fedsb.runner.chosen_lora import model_folder
@@ -45,7 +45,7 @@ def load_finished(run: Path, config: RunConfig) -> FinishedModel:
     check_finished(run)
     names = read_json(run / "summary.json").get("label_names")
     config = config.model_copy(update={"task": _known(config, names)})
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     task = task_of(config, tokenizer, [])
     model, _ = load_with_adapter(config, config.model.path, tokenizer, task, model_folder(run))
     return FinishedModel(config, tokenizer, task, model)
@@ -61,15 +61,12 @@ def check_finished(run: Path) -> None:
         raise InputError(f"{run} holds no finished run (no summary.json)")
 
 
-def _known(config: RunConfig, names: list[str] | None) -> ClassificationConfig | AnswerSection:
+def _known(config: RunConfig, names: list[str] | None) -> TaskSection:
     """The task's section with the classes that the run found in its rows, which are not read again."""
     task = config.task
-    if isinstance(task, ClassificationConfig):
-        known = {"regression": True, "metric": None} if names is None else {"labels": names}
-        return task.model_copy(update=known)
-    if not isinstance(task, AnswerSection):
+    if not isinstance(task, OWN_SECTIONS):
         raise InputError(f"task.kind: {task.kind} is another package's, which does not say what it predicts")
-    return task
+    return task.model_copy(update=task.found(names)) if task.classes_are_of_rows else task
 
 
 def load_with_adapter(

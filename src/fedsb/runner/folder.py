@@ -24,15 +24,18 @@ from fedsb.config.sections import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.methods import Method
+from fedsb.models.head import TASK_TYPES
 from fedsb.models.peft_folder import write_adapter
 from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.continued import as_chosen, check_continues
 from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
+from fedsb.runner.prepare_model import BaseModel
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
+from fedsb.runner.site_scores import sites_summary
 from fedsb.runner.split_record import write_split
 from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
@@ -166,21 +169,33 @@ def finish(prepared: Prepared, attached: Attached, saved: RunState, clock: float
     folder, config, data, base = prepared.folder, prepared.config, prepared.data, prepared.base
     write_samples(folder, config, data, base.model)
     write_progress(folder, saved)
-    write_adapter(
-        folder / "adapter",
-        fold(attached),
-        base_model=public_name(config.model.path),
-        base_weights=prepared.layers_digest,
-        causal=data.task.num_labels is None,
-        fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
-        head=base.task_head,
-    )
+    write_model(folder / "adapter", config, base, attached, prepared.layers_digest)
     mixture = finish_mixture(prepared, attached, saved)
     saved.seconds = time.monotonic() - clock
     summary = _summary(prepared, saved) | ({"mixture": mixture} if mixture else {})
+    if (sites := sites_summary(prepared, saved)) is not None:
+        summary["sites"] = sites
     write_json(folder / "summary.json", summary)
     write_report([folder], folder / "report.html")
     return summary
+
+
+def write_model(
+    folder: Path, config: RunConfig, base: BaseModel, attached: Attached, base_weights: str | None
+) -> None:
+    """What is in the model now, adapter and head, as a PEFT LoRA folder.
+
+    base_weights: `layer_digest` of the adapted layers; None where nobody knows.
+    """
+    write_adapter(
+        folder,
+        fold(attached),
+        base_model=public_name(config.model.path),
+        base_weights=base_weights,
+        task_type=TASK_TYPES[config.task.model_class],
+        fan_in_fan_out=any(type(layer.base).__name__ == "Conv1D" for layer in attached.layers.values()),
+        head=base.task_head,
+    )
 
 
 def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:

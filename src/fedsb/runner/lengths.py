@@ -9,6 +9,7 @@ import numpy as np
 
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
+from fedsb.models.head import IMAGE
 from fedsb.models.limits import positions_of
 from fedsb.models.shapes import build_on_meta
 from fedsb.tasks import Example
@@ -30,6 +31,11 @@ class Length(NamedTuple):
     said: str = ""
 
 
+def has_lengths(config: RunConfig) -> bool:
+    """Whether examples have a length at all; images have none."""
+    return config.task.model_class != IMAGE
+
+
 def limit_of(config: RunConfig) -> int:
     """The most tokens that the base model has positions for, by its config.json."""
     try:
@@ -40,12 +46,14 @@ def limit_of(config: RunConfig) -> int:
 
 
 def fixed_length(config: RunConfig) -> Length:
-    """The length of a run whose rows must not choose it: over the network, or with privacy.
+    """The length of a run whose rows must not choose it, over the network or with privacy, or have none.
 
     A length made of rows tells of them: the server would see it, and noise does not cover it.
     """
     if config.training.max_length != "auto":
         return Length(config.training.max_length)
+    if not has_lengths(config):
+        return Length(FIXED)
     tokens = min(FIXED, limit_of(config))
     said = f"training.max_length: {tokens}, since no row may choose it; set it if rows need more"
     return Length(tokens, said)

@@ -22,9 +22,17 @@ from fedsb.report.progress import Progress, Silent, Watchers
 from fedsb.report.tracking import check_tracking, trackers
 from fedsb.report.write import LivePage
 from fedsb.runner import folder as run_folder
+from fedsb.runner.baselines import score_alone, score_pooled
 from fedsb.runner.checkpoint import RunState, load_checkpoint, save_checkpoint
 from fedsb.runner.client_privacy import secret_cohort
-from fedsb.runner.clients import AskClients, LocalClient, RemoteClients, clients_here, local_clients
+from fedsb.runner.clients import (
+    ADAPTED,
+    AskClients,
+    LocalClient,
+    RemoteClients,
+    clients_here,
+    local_clients,
+)
 from fedsb.runner.gate import finds_groups
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import Prepared, prepare
@@ -39,6 +47,7 @@ from fedsb.runner.rounds import (
     refresh_bases,
     refresh_due,
     score,
+    score_sites,
 )
 
 
@@ -109,12 +118,20 @@ def _session(prepared: Prepared, saved: RunState, processes: AskClients | None) 
     """The model with the adapter in it; clients are elsewhere, in other processes, or here."""
     config, data, remote = prepared.config, prepared.data, prepared.remote
     local_model = local_model_of(config, data, prepared.base, saved.factors)
-    clients = local_clients(config, data, local_model, prepared.privacy)
+    clients = local_clients(config, data, local_model, prepared.privacy, saved.kept)
+    rounds = prepared.rules.rounds
     if remote is not None:
-        return Session(prepared, local_model, partial(remote.ask, "train"), partial(remote.ask, "statistics"))
-    here = processes or clients_here(clients, prepared.progress)
+        train, statistics, score_, alone = (partial(remote.ask, kind) for kind in ADAPTED)
+        return Session(prepared, local_model, train, statistics, score_, alone, pooled=None)
+    here = partial(clients_here, clients, prepared.progress)
     return Session(
-        prepared, local_model, here, clients_here(clients, prepared.progress, LocalClient.statistics)
+        prepared,
+        local_model,
+        processes or here(),
+        here(LocalClient.statistics),
+        here(LocalClient.score, silently=True),
+        here(lambda client, *question: score_alone(client, rounds, *question)),
+        partial(score_pooled, data, clients, rounds),
     )
 
 
@@ -128,6 +145,9 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
         _save(prepared, saved)
     make_gate(session, saved)
     put_state(session, saved)
+    if prepared.config.scores_at_clients and "sites" not in saved.metrics[0] and saved.state.round == 0:
+        score_sites(session, saved, saved.metrics[0])
+        _save(prepared, saved)
     while saved.state.round < prepared.rules.rounds:
         watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1

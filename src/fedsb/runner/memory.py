@@ -27,14 +27,16 @@ from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.federation.local_model import Example
 from fedsb.methods import Method, Shape
+from fedsb.models.blank import blank_inputs, body_config, num_patches, takes_images
 from fedsb.models.devices import visible_gpus
-from fedsb.models.head import head_parameters
+from fedsb.models.head import base_of, head_parameters
 from fedsb.models.limits import text_config
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import group
 from fedsb.report.units import human_bytes
 from fedsb.runner.arguments import heads_of
 from fedsb.runner.external_experts import target_layers
+from fedsb.tasks.task import length_of
 
 BYTES_IN_4_BITS = 0.5 + 4 / 64
 """A packed weight and its share of a block's fp32 scale (bitsandbytes' blocks of 64)."""
@@ -82,7 +84,7 @@ class Longest:
         """The longest of encoded examples; one token where there are none."""
         predicted = (e["labels"] for e in examples if isinstance(e.get("labels"), list))
         return Longest(
-            max((len(e["input_ids"]) for e in examples), default=1),
+            max((length_of(e) for e in examples), default=1),
             max((sum(label >= 0 for label in labels) for labels in predicted), default=0),
         )
 
@@ -106,7 +108,7 @@ def estimate_memory(
 
 
 def _estimate(config: RunConfig, num_labels: int | None, longest: Longest, experts: int) -> Memory | None:
-    model = build_on_meta(config.model.path, num_labels=num_labels)
+    model = build_on_meta(config.model.path, num_labels=num_labels, model_class=config.task.model_class)
     targets = target_layers(config, model).layers
     if getattr(model.config, "quantization_config", None) is not None:
         return None
@@ -238,17 +240,18 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     training, init = config.training, config.method.init
     estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"
     examples = max(training.batch_size, init.batch_size if estimates else 0)
-    tokens = min(longest.tokens, training.tokens)
+    tokens = num_patches(model) if takes_images(model) else min(longest.tokens, training.tokens)
+    predicted = 0 if config.task.classifies else longest.predicted
     blocks = len({_block(name) for name in group(model, "all-linear")})
     kept = _kept(config, model, method, examples, tokens, experts)
     if training.gradient_checkpointing:
-        width = int(text_config(model.config).hidden_size)
+        width = int(body_config(model).hidden_size)
         kept = kept // blocks + blocks * examples * tokens * width * _element_size(config)
-    train = kept + _logits(config, model, examples, tokens, longest.predicted, graph=True)
+    train = kept + _logits(config, model, examples, tokens, predicted, graph=True)
     batch = config.evaluation.batch_size
-    widest = max(max(features(layer)) for layer in linear_layers(model.base_model).values())  # type: ignore[arg-type]
+    widest = _widest(model)
     score = 4 * batch * tokens * widest * _element_size(config)
-    return max(train, score + _logits(config, model, batch, tokens, longest.predicted, graph=False))
+    return max(train, score + _logits(config, model, batch, tokens, predicted, graph=False))
 
 
 def _logits(
@@ -261,6 +264,15 @@ def _logits(
     whole = examples * tokens * vocabulary * _element_size(config)
     copies = 4 * examples * predicted * vocabulary
     return 2 * whole + 3 * copies if graph else whole + 2 * copies
+
+
+def _widest(model: nn.Module) -> int:
+    """Most features of a linear layer; of images, whose later layers see fewer places, in the first block."""
+    layers = linear_layers(base_of(model))
+    if takes_images(model):
+        first = _block(group(model, "all-linear")[0])
+        layers = {name: layer for name, layer in linear_layers(model).items() if name.startswith(f"{first}.")}
+    return max(max(features(layer)) for layer in layers.values())
 
 
 def _block(name: str) -> str:
@@ -286,7 +298,7 @@ def _kept(
         factors = {name: with_experts(part, experts, gate) for name, part in factors.items()}
     routing = Routing(tuple(map(str, range(experts)))) if experts else None
     attached = attach(model, factors, trains=method.trains(1), routing=routing)
-    ids = torch.zeros(examples, tokens, dtype=torch.long, device="meta")
+    inputs = blank_inputs(model, examples, tokens, "meta")
     held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     seen: dict[int, torch.UntypedStorage] = {}
 
@@ -298,7 +310,7 @@ def _kept(
 
     try:
         with saved_tensors_hooks(remember, lambda tensor: tensor):
-            attached.model.train()(input_ids=ids)
+            attached.model.train()(**inputs)
     except Exception as error:  # DeBERTa looks at numbers
         show_if_debugging(error)
         return _kept_by_formula(config, model, examples, tokens)
@@ -310,7 +322,7 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
     layers = group(model, "all-linear")
     outputs = sum(features(model.get_submodule(name))[0] for name in layers)
     attention = (
-        int(getattr(text_config(model.config), "num_attention_heads", 0))
+        int(getattr(body_config(model), "num_attention_heads", 0))
         * tokens
         * len({_block(name) for name in layers})
     )

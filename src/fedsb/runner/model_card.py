@@ -13,13 +13,18 @@ from fedsb.common.printable import printable
 from fedsb.config import RunConfig
 from fedsb.models.public_name import is_local, public_name
 from fedsb.report.units import human_bytes, plural
+from fedsb.runner.client_lora import client_number
 from fedsb.runner.vllm import VLLM_RANKS, serving_rank
 
-LOADERS = {False: "AutoModelForCausalLM", True: "AutoModelForSequenceClassification"}
-"""By whether the model classifies."""
 
-
-def model_card(run: Path, *, rank: int | None, merged: str | None = None, expert: str | None = None) -> str:
+def model_card(
+    run: Path,
+    *,
+    rank: int | None,
+    merged: str | None = None,
+    expert: str | None = None,
+    client: str | None = None,
+) -> str:
     """The card of a finished run's export; `rank` is the LoRA folder's, None for merged weights.
 
     Only what is on the hub is named as data or base model; no file or folder of this machine is.
@@ -27,10 +32,13 @@ def model_card(run: Path, *, rank: int | None, merged: str | None = None, expert
     Args:
         merged: what merging the weights cost, in words.
         expert: of a mixture what was exported: one expert, or their mean.
+        client: whose own model was exported.
     """
     config = RunConfig.from_yaml(run / "config.yaml")
     summary = read_json(run / "summary.json")
     scores = _scores(summary) if expert is None else _scores_of_one(summary, expert)
+    if client is not None:
+        scores = _scores_at(summary, client_number(run, client))
     use = _use(config, summary, rank)
     return _card(config, summary, rank, _what(config, summary), scores, use, merged)
 
@@ -111,7 +119,26 @@ def _scores(summary: dict[str, Any]) -> str:
         for name, value in summary["final"].items()
     ]
     head = "| metric | base model | this model |\n|---|---|---|\n"
-    return f"{head}" + "\n".join(rows) + f"\n\nOn {summary['num_test_examples']} test examples."
+    count, sites = summary["num_test_examples"], summary.get("sites")
+    where = f"On {plural(count, 'test example')}."
+    if not count and sites is not None:
+        where = (
+            f"Means over {plural(len(sites['scores']), 'client')}, each scored on rows of its own; the first "
+            "column is the model as the run began with it."
+        )
+    return f"{head}" + "\n".join(rows) + f"\n\n{where}"
+
+
+def _scores_at(summary: dict[str, Any], client: int) -> str:
+    """What one client's own model scored on the client's own rows."""
+    sites = summary.get("sites") or {"scores": {}, "rows": {}}
+    scores = sites["scores"].get(str(client))
+    text = "This is the model of one client: the shared part, and what stayed with that client."
+    if scores is None:
+        return f"{text} It was not scored."
+    rows = [f"| {name.replace('_', ' ')} | {_value(value)} |" for name, value in scores.items()]
+    table = "\n".join(["| metric | this model |", "|---|---|", *rows])
+    return f"{text}\n\n{table}\n\nOn {plural(sites['rows'][str(client)], 'row')} of that client's own."
 
 
 def _scores_of_one(summary: dict[str, Any], expert: str) -> str:
@@ -147,7 +174,7 @@ def _privacy(summary: dict[str, Any]) -> str:
 
 def _use(config: RunConfig, summary: dict[str, Any], rank: int | None, folders: Collection[str] = ()) -> str:
     """Code that loads what was written; `folders`: of several adapters."""
-    loader, base = LOADERS[config.task.classifies], public_name(config.model.path)
+    loader, base = f"AutoModelFor{config.task.model_class}", public_name(config.model.path)
     names = summary["label_names"]
     labels = f", num_labels={len(names) if names else 1}" if config.task.classifies else ""
     if rank is None:

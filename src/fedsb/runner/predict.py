@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedsb.runner.prepare_model import check_limits
 from fedsb.tasks.generate import batches, transformers_engine
 from fedsb.tasks.scoring.benchmark import decoding_of
 from fedsb.tasks.sources import asked_rows
-from fedsb.tasks.task import Example, batches_by_length, evaluating, model_logits
+from fedsb.tasks.task import Example, batches_by_length, evaluating, length_of, model_logits
 
 Record = dict[str, Any]
 
@@ -25,8 +26,9 @@ Record = dict[str, Any]
 def predict(run: Path, config: RunConfig, file: str, progress: Progress) -> list[Record]:
     """A record for each row of the file, in its order; `row` counts from 1.
 
-    Of classes {"row", "label", "probabilities": name -> number}; of a regression {"row", "value"}; of texts
-    {"row", "answer"}. The rows need no label and no response.
+    Of classes {"row", "label", "probabilities": name -> number}, of several {"row", "labels",
+    "probabilities"}; of entities {"row", "tags"} or {"row", "spans"}, as the rows have them; of a regression
+    {"row", "value"}; of texts {"row", "answer"}. The rows need no label and no response.
 
     Args:
         config: the run's, perhaps with other keys about how it is used.
@@ -74,17 +76,18 @@ def _labels(
     finished: FinishedModel, examples: Sequence[Example], report: Callable[[int], None]
 ) -> list[Record]:
     task, records = finished.task, [dict[str, Any]()] * len(examples)
-    lengths = [len(example["input_ids"]) for example in examples]
+    lengths = [length_of(example) for example in examples]
     with evaluating(finished.model):
         for at in batches_by_length(lengths, finished.config.evaluation.batch_size):
             logits = model_logits(finished.model, task.collate([examples[i] for i in at])).double().cpu()
             for place, row in zip(at, logits, strict=True):
-                records[place] = _label(row, task.label_names)
+                said = task.said or partial(_label, task.label_names)
+                records[place] = said(row, examples[place])
             report(len(at))
     return records
 
 
-def _label(logits: Tensor, names: Sequence[str] | None) -> Record:
+def _label(names: Sequence[str] | None, logits: Tensor, example: Example) -> Record:
     if names is None:
         return {"value": float(logits[0])}
     shares = dict(zip(names, torch.softmax(logits, 0).tolist(), strict=True))

@@ -15,14 +15,22 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import AnswerSection, ClassificationConfig
+from fedsb.config.sections import OWN_SECTIONS, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts
 from fedsb.federation.fixed_shape import OfOneShape, batches_of_one_shape, computes_in_16_bits
 from fedsb.federation.local_model import Batch, Example
-from fedsb.models import load_tokenizer
-from fedsb.runner.lengths import LOOKED_AT, Length, chosen_length, fixed_length, limit_of, with_length
+from fedsb.models import load_preprocessor
+from fedsb.runner.lengths import (
+    LOOKED_AT,
+    Length,
+    chosen_length,
+    fixed_length,
+    has_lengths,
+    limit_of,
+    with_length,
+)
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -30,6 +38,7 @@ from fedsb.runner.prepare_experts import (
     with_known_experts,
     with_own_experts,
 )
+from fedsb.runner.site_data import hold_out, site_names
 from fedsb.tasks import Row, Task, make_task
 from fedsb.tasks.class_weights import counts as class_counts
 from fedsb.tasks.class_weights import uneven, with_class_weights
@@ -37,6 +46,7 @@ from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.held_out import Split, num_repeated, told
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
 from fedsb.tasks.sources import run_rows, test_name, test_rows, train_name
+from fedsb.tasks.task import content_of, length_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,10 @@ class Data:
     """Which of the rows are test rows, where the config names a share of them."""
     notes: tuple[str, ...] = ()
     """What to say of how files were read and of what was chosen by the rows."""
+    client_tests: partition.Parts = field(default_factory=list)
+    """By client, the examples that it is scored on and never trains on; indices as in `parts`."""
+    sites: tuple[str, ...] = ()
+    """What clients are called; empty where they have numbers alone."""
 
     def settled(self, config: RunConfig) -> RunConfig:
         """The config with the length that was chosen."""
@@ -82,15 +96,17 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
     notes: list[str] = []
     with stage("data", "reading the rows", "fix the files, or the keys that name them", quotes=False):
         rows, held_out, split = run_rows(config, notes.append, kept)
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length, task, encoded = sized_task(config, tokenizer, rows)
     train = encoded or encode(task, rows, train_name(config))
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts = make_partition(config, rows, labels)
+    sites = site_names(config, parts, rows)
+    parts, client_tests = hold_out(config, parts, labels)
     if config.privacy is not None:
         check_delta(config, [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
-    test = encode(task, held_out, test_name(config))
+    test = [] if config.scored_at_clients_alone else encode(task, held_out, test_name(config))
     looked_at = _looked_at(task, rows, train, test, shared=split is not None)
     notes += [*(told(split, config) if split else ()), *looked_at, length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
@@ -99,6 +115,7 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
     return Data(
         task, tokenizer, train, test, parts, labels, public, names, counts,
         max_length=length.tokens, split=split, notes=tuple(filter(None, notes)),
+        client_tests=client_tests, sites=sites,
     )  # fmt: skip
 
 
@@ -110,7 +127,7 @@ def sized_task(
     Raises:
         InputError: as `task_of` and `encode`.
     """
-    if config.training.max_length != "auto" or config.privacy is not None:
+    if config.training.max_length != "auto" or config.privacy is not None or not has_lengths(config):
         length = fixed_length(config)
         return length, task_of(config, tokenizer, rows, length.tokens), None
     limit = limit_of(config)
@@ -141,13 +158,17 @@ def _looked_at(
 
 
 def prepare_server_data(
-    config: RunConfig, parts: partition.Parts, experts: Sequence[Sequence[int]] = ()
+    config: RunConfig,
+    parts: partition.Parts,
+    experts: Sequence[Sequence[int]] = (),
+    client_tests: Sequence[Sequence[int]] = (),
 ) -> Data:
     """The server's share of a run whose training rows are elsewhere: the task, and the test examples.
 
     Args:
         parts: indices that stand for each client's examples.
         experts: by client, how many examples of each expert it says it has, in their order.
+        client_tests: indices that stand for those each client is scored on.
 
     Raises:
         InputError: as `prepare_data`, or rows would be needed here.
@@ -155,8 +176,8 @@ def prepare_server_data(
     check_settings(config)
     check_can_deploy(config)
     notes: list[str] = []
-    rows = None if config.evaluation.every is None else test_rows(config, notes.append)
-    tokenizer = load_tokenizer(config.model.path)
+    rows = test_rows(config, notes.append) if config.scores_test_rows else None
+    tokenizer = load_preprocessor(config.model.path, config.task.model_class)
     length = fixed_length(config)
     task = task_of(config, tokenizer, [], length.tokens)
     test = [] if rows is None else encode(task, rows, test_name(config))
@@ -167,6 +188,7 @@ def prepare_server_data(
     return Data(
         task, tokenizer, [], test, parts, None, public, names, counts,
         max_length=length.tokens, notes=tuple(filter(None, notes)),
+        client_tests=[list(rows) for rows in client_tests], sites=site_names(config, parts, []),
     )  # fmt: skip
 
 
@@ -176,13 +198,14 @@ def check_can_deploy(config: RunConfig) -> None:
     Raises:
         InputError: with the key that can fix it.
     """
-    if not isinstance(config.task, ClassificationConfig | AnswerSection):
-        raise InputError(f"task.kind: {config.task.kind} of another package is for simulated runs")
     task = config.task
-    if isinstance(task, ClassificationConfig) and task.labels is None and not task.regresses:
+    if not isinstance(task, OWN_SECTIONS):
+        raise InputError(f"task.kind: {task.kind} of another package is for simulated runs")
+    if task.classes_are_of_rows:
+        numbers = ", or say task.regression: true if labels are numbers"
         raise InputError(
             "task.labels: parties that keep their rows must agree on the classes; list them, e.g. "
-            "labels: [negative, positive], or say task.regression: true if labels are numbers"
+            f"labels: [negative, positive]{numbers if isinstance(task, ClassificationConfig) else ''}"
         )
     _check_needs_no_rows(config)
     init, experts = config.method.init, config.method.experts
@@ -200,6 +223,10 @@ def check_can_deploy(config: RunConfig) -> None:
             "method.init.from_run: for simulated runs, since nodes make their own bases; leave it out, or "
             "export the earlier run merged and let model.path be that"
         )
+    if "pooled" in config.evaluation.baselines:
+        raise InputError(
+            "evaluation.baselines: pooled is for simulated runs, which have all rows; take [local]"
+        )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
     if config.privacy is not None and config.privacy.ledger is not None:
@@ -216,7 +243,8 @@ def _check_needs_no_rows(config: RunConfig) -> None:
     if isinstance(config.data.test, float) and config.evaluation.every is not None:
         raise InputError(
             "data.test: parties keep their rows, so the server can hold none of them out; name a file of "
-            "test rows that it may have, or say evaluation.every: null (then nothing is scored here)"
+            "test rows that it may have, or set evaluation.at_clients: true (each party holds out rows of "
+            "its own), or evaluation.every: null (then nothing is scored here)"
         )
 
 
@@ -238,8 +266,8 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
 
 def check_apart(public: Sequence[Example], train: Sequence[Example], source: str) -> None:
     """Refuse public rows that are private ones too: bases would show what privacy is said to hide."""
-    shown = {tuple(example["input_ids"]) for example in public}
-    both = shown.intersection(tuple(example["input_ids"]) for example in train)
+    shown = {content_of(example) for example in public}
+    both = shown.intersection(content_of(example) for example in train)
     if both:
         raise InputError(
             f"method.init.public: {len(both)} of the {len(shown)} different inputs of {source} are training "
@@ -252,9 +280,17 @@ def task_of(config: RunConfig, tokenizer: Any, rows: Sequence[Row], max_length: 
     """The task value of this config; classes, and their weights, are those of the training rows.
 
     max_length: None: as the config fixes it.
+
+    Raises:
+        InputError: clients are to be scored, and the task cannot do that.
     """
     tokens = max_length or fixed_length(config).tokens
     task = make_task(config.task, tokenizer, rows, source=train_name(config), max_length=tokens)
+    if config.scores_at_clients and task.totals is None:
+        raise InputError(
+            f"evaluation.at_clients: task.kind {config.task.kind} has no sums that clients could be scored "
+            "by; leave at_clients and data.client_test out"
+        )
     return with_class_weights(task, config.training.class_weights, rows)
 
 
@@ -265,7 +301,7 @@ def encode(task: Task, rows: Sequence[Row], source: str) -> list[Example]:
         InputError: a row is wrong, or the tokenizer cannot take it.
     """
     cure = "fix the row that it stops at (data.limit finds it), or take another tokenizer"
-    with stage("model.path", f"tokenizing {source}", cure, quotes=False):
+    with stage("model.path", f"encoding {source}", cure, quotes=False):
         return task.encode(rows, source)
 
 
@@ -308,7 +344,7 @@ def batches_of(data: Data, device: torch.device) -> Any:
     """(examples, batch size) -> batches of examples of like length, on the device."""
 
     def batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        ordered = sorted(examples, key=length_of)
         groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
         return [{k: t.to(device) for k, t in data.task.collate(group).items()} for group in groups]
 
@@ -342,6 +378,10 @@ def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
         "kind": config.federation.partition.kind if data.train else "nodes",
         "clients": {str(client): len(part) if private else part for client, part in enumerate(data.parts)},
     }
+    if data.sites:
+        record["names"] = {str(client): name for client, name in enumerate(data.sites)}
+    if any(data.client_tests):
+        record["tests"] = {str(client): part for client, part in enumerate(data.client_tests)}
     if data.labels is not None and not private:  # counts of labels are a statistic of private rows
         counts = [Counter(data.labels[i] for i in part) for part in data.parts]
         record["labels"] = {str(client): dict(sorted(count.items())) for client, count in enumerate(counts)}

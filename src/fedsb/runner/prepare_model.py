@@ -22,20 +22,25 @@ from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.routed_losses import with_penalties
 from fedsb.methods import Shape
+from fedsb.models.blank import takes_images
 from fedsb.models.config_json import stored_config
 from fedsb.models.devices import pick_device
 from fedsb.models.head import head_note, head_parameters
+from fedsb.models.layer_uses import uses_of_layers
 from fedsb.models.limits import check_length, check_room_for_answers, check_token_ids
 from fedsb.models.load import enable_checkpointing, input_device, load_base
 from fedsb.models.shapes import load_shapes
 from fedsb.models.targets import notes_on
 from fedsb.privacy.per_example import batch_norms
 from fedsb.runner.arguments import heads_of
+from fedsb.runner.check_packing import check_packing
 from fedsb.runner.external_experts import check_expert_folders, target_layers
 from fedsb.runner.memory import Longest, Memory, available_bytes, check_memory, estimate_memory
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.prepare_experts import plan_of, routing_for, start_experts
 from fedsb.tasks import Task
+from fedsb.tasks.packing import packed
+from fedsb.tasks.task import token_ids
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     """Load the base model, find its target layers, check the rank.
 
     Raises:
-        InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory.
+        InputError: no weights, corrupt weights, no such layer, a rank that does not fit, too little memory,
+            or a model that packs no rows where it should.
     """
     config = data.settled(config)
     check_expert_folders(config)
@@ -65,7 +71,9 @@ def prepare_base(config: RunConfig, data: Data) -> BaseModel:
     model = load_model(config, config.model.path, data.tokenizer, data.task)
     if config.training.gradient_checkpointing:
         _checkpoint(model)
-    return _base(config, data, model)
+    base = _base(config, data, model)
+    check_packing(config, data, model)
+    return base
 
 
 def load_model(config: RunConfig, path: str, tokenizer: Any, task: Task) -> nn.Module:
@@ -79,6 +87,8 @@ def load_model(config: RunConfig, path: str, tokenizer: Any, task: Task) -> nn.M
         tokenizer=tokenizer,
         num_labels=task.num_labels,
         label_names=task.label_names,
+        model_class=config.task.model_class,
+        multi_label=config.task.multi_label,
         dtype=config.model.dtype,
         load_in_4bit=config.model.load_in_4bit,
         device=pick_device(config.model.device),
@@ -98,6 +108,8 @@ def prepare_shapes(config: RunConfig, data: Data) -> BaseModel:
         config.model.path,
         num_labels=data.task.num_labels,
         label_names=data.task.label_names,
+        model_class=config.task.model_class,
+        multi_label=config.task.multi_label,
         dtype=config.model.dtype,
         seed=config.seed,
     )
@@ -121,15 +133,17 @@ def _base(config: RunConfig, data: Data, model: nn.Module) -> BaseModel:
     check_rank(choice.layers, config.method.rank, heads=heads_of(config))
     head = head_parameters(model) if data.task.num_labels is not None else {}
     _check_no_batch_norm(config, model)
-    notes = [*head_notes(config.model.path, data.task), *notes_on(model, choice)]
+    _check_whole_examples(config, model, choice.layers)
+    notes = [*head_notes(config, config.model.path, data.task), *notes_on(model, choice)]
     return BaseModel(model, choice.layers, head, input_device(model), notes)
 
 
-def head_notes(path: str, task: Task) -> list[str]:
+def head_notes(config: RunConfig, path: str, task: Task) -> list[str]:
     """What becomes of a head that the checkpoint comes with, where it has one."""
     if task.num_labels is None:
         return []
-    note = head_note(stored_config(path), task.num_labels, task.label_names)
+    stored, model_class = stored_config(path), config.task.model_class
+    note = head_note(stored, task.num_labels, task.label_names, model_class)
     return [note] if note else []
 
 
@@ -141,6 +155,8 @@ def check_limits(
     Raises:
         InputError: with the numbers of both sides.
     """
+    if takes_images(model):
+        return
     check_length(model, config.training.tokens)
     if isinstance(config.task, AnswerSection) and config.evaluation.generate:
         check_room_for_answers(model, config.task.max_new_tokens)
@@ -149,7 +165,7 @@ def check_limits(
 
 def largest_id(examples: Sequence[Example]) -> int:
     """The largest token id of examples; 0 where there is none."""
-    return max((max(example["input_ids"], default=0) for example in examples), default=0)
+    return max((max(token_ids(example), default=0) for example in examples), default=0)
 
 
 def memory_of(config: RunConfig, data: Data) -> Memory | None:
@@ -178,6 +194,18 @@ def _check_no_batch_norm(config: RunConfig, model: nn.Module) -> None:
         )
 
 
+def _check_whole_examples(config: RunConfig, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """A layer that sees windows has a gradient for each of them, none for the example to be clipped by."""
+    uses = uses_of_layers(model) if config.privacy and config.privacy.unit == "example" else None
+    regrouped = sorted(uses.regrouped & layers.keys()) if uses else []
+    if regrouped:
+        raise InputError(
+            f"privacy: {len(regrouped)} layers, such as {regrouped[0]}, see parts of examples as rows "
+            "of their own (windows), so that no example can be clipped alone; take other method.targets,"
+            " another model such as ViT, or privacy.unit: client"
+        )
+
+
 def exchange_of(config: RunConfig, base: BaseModel, experts: Sequence[str] = ()) -> Exchange:
     """What travels in this run; `experts`: the names of a mixture's."""
     method, settings = method_of(config), config.method
@@ -200,7 +228,12 @@ def local_model_of(
 ) -> LocalModel:
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
     exchange, task = exchange_of(config, base, data.experts), data.task
+    task = packed(task, data.tokenizer) if config.training.packing else task
     factors = start_experts(config, data.experts, factors)
+    if "P" in exchange.method.stays:
+        factors = {
+            n: f._replace(P=None if f.R is None else torch.zeros_like(f.R)) for n, f in factors.items()
+        }
     routing = routing_for(config, data.experts, data.counts)
     with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
         attached = attach(

@@ -34,6 +34,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.site_data import score_notes
 from fedsb.runner.split_record import kept_split
 from fedsb.runner.started_on import check_same, first_config, started_on
 from fedsb.runner.trial import try_rows
@@ -87,8 +88,11 @@ def prepare(
     if remote is None:
         data = prepare_data(config, kept_split(folder, config) if saved is not None else None)
     else:
-        data = prepare_server_data(config, remote.parts, remote.experts)
+        data = prepare_server_data(config, remote.parts, remote.experts, remote.client_tests)
     config = data.settled(config)
+    progress.sites(data.sites)
+    for note in score_notes(config, data.sites, data.client_tests):
+        progress.stage(note)
     _say(config, data, progress)
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)
     if remote is None and slow:

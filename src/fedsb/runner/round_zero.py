@@ -30,12 +30,14 @@ def begin(prepared: Prepared) -> RunState:
     began = time.monotonic()
     config, method, data, base = prepared.config, prepared.method, prepared.data, prepared.base
     privacy, remote, progress = prepared.privacy, prepared.remote, prepared.progress
-    if config.evaluation.every is not None:
+    if config.scores_test_rows:
         progress.stage("evaluating the base model")
     record = record_of(0, score(prepared), RoundReport(), 0)
     record["seconds"] = round(time.monotonic() - began, 3)
+    told_later = config.scores_at_clients and not config.scores_test_rows
     if prepared.earlier is not None:
-        progress.round_ends(record)
+        if not told_later:
+            progress.round_ends(record)
         return begin_from(prepared.earlier, prepared.config, record, time.monotonic() - began)
     start = prepared.start
     if privacy is not None:
@@ -56,7 +58,8 @@ def begin(prepared: Prepared) -> RunState:
         progress.stage(imported.in_words(config.method.rank))
         started, record["lost"] = replace(started, factors=imported.factors), imported.lost
     state = _state(prepared, started.factors)
-    progress.round_ends(record)
+    if not told_later:
+        progress.round_ends(record)
     if privacy is not None:
         record["epsilon"] = privacy.epsilon()
     told = {} if privacy or calibration.public else started.draw

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fedsb.adapter.routing import routing_of
@@ -24,6 +25,7 @@ from fedsb.runner.clients import AskClients, expecting, part_of
 from fedsb.runner.external_experts import folders_of
 from fedsb.runner.gate import find_groups, finds_groups, open_gate, opens_gate, with_equal_experts
 from fedsb.runner.prepared import Prepared, calibration_of
+from fedsb.runner.site_scores import ask_for_scores, mean_scores, read_scores
 from fedsb.runner.spill import SpilledTensors
 
 Sent = Counter[str]
@@ -39,6 +41,13 @@ class Session:
     ask_clients: AskClients
     ask_statistics: AskClients
     """The sums that a mixture's gate is made of."""
+    ask_scores: AskClients
+    """Scores at the clients of the model in a broadcast."""
+    ask_alone: AskClients
+    """Scores at each client of what it trains alone, from the first broadcast."""
+    pooled: Callable[[bytes], Iterable[Outcome]] | None
+    """First broadcast -> scores at the clients of what all rows train in one place; None where those are
+    elsewhere."""
 
 
 def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[int]) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         fewest=0 if release else rules.min_updates,
         bound=rules.norm_bound,
         registered={client: len(parts[client]) for client in cohort},
+        sites=prepared.data.sites,
     )
     saved.traffic += [
         Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
@@ -83,6 +93,8 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     every = rules.evaluate_every
     scored = every is not None and (number % every == 0 or number == rules.rounds)
     record = record_of(number, score(prepared) if scored else {}, report, sent["bytes"])
+    if scored:
+        score_sites(session, saved, record)
     if report.untrained:
         record["untrained"] = [prepared.data.experts[expert] for expert in report.untrained]
     if privacy is not None:
@@ -127,10 +139,42 @@ def put_state(session: Session, saved: RunState) -> None:
     load_state(session.local_model, state.vector, state.base.total, round_number=state.round, seed=seed)
 
 
+def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> None:
+    """Score the state at the clients, where the config wants that, into the round's line. Without test rows
+    in one place their mean is the round's score. Baselines are scored once, before the first round."""
+    prepared, exchange = session.prepared, session.local_model.exchange
+    config, state = prepared.config, saved.state
+    if not config.scores_at_clients:
+        return
+    held = _parts(prepared, state, range(len(prepared.data.parts)), state.round + 1)
+    message_for, ask = broadcasts(state, exchange), partial(ask_for_scores, prepared, exchange, saved, record)
+
+    def message_to(client: int) -> bytes:
+        return message_for(client, held[client])
+
+    number = state.round + 1
+    record["sites"] = ask(session.ask_scores, message_to, what="scores", round_number=number)
+    if not config.scores_test_rows:
+        record["eval"] = mean_scores(record["sites"])
+    if state.round == 0 and config.evaluation.baselines:
+        last = prepared.rules.rounds + 1
+        if "local" in config.evaluation.baselines:
+            prepared.progress.stage("baseline: each client trains alone")
+            alone = ask(session.ask_alone, message_to, what="scores of training alone", round_number=last)
+            record["baselines"] = {"local": alone}
+        if "pooled" in config.evaluation.baselines and session.pooled is not None:
+            prepared.progress.stage("baseline: all rows in one place")
+            pooled = read_scores(prepared, exchange, session.pooled(message_to(0)), last)
+            record["baselines"] = record.get("baselines", {}) | {"pooled": pooled}
+    if state.round == 0 and not config.scores_test_rows:
+        prepared.progress.round_ends(record)
+    put_state(session, saved)
+
+
 def score(prepared: Prepared) -> dict[str, float]:
-    """The task's metrics on the test examples; none if the config wants none."""
+    """The task's metrics on the test examples; none if the config wants none, or has none."""
     settings, data, report = prepared.config.evaluation, prepared.data, prepared.progress.evaluating
-    if settings.every is None:
+    if not prepared.config.scores_test_rows:
         return {}
     model, size, generate = prepared.base.model, settings.batch_size, settings.generate
     return data.task.evaluate(model, data.test, batch_size=size, generate=generate, progress=report)

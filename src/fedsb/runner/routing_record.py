@@ -13,7 +13,7 @@ from fedsb.adapter.attached import Attached, fold
 from fedsb.adapter.layer import Factors, LowRankLinear
 from fedsb.adapter.routing import Routing, entropies, mean_routes, noting, routing_of
 from fedsb.federation.local_model import Collate
-from fedsb.tasks.task import Example, batches_by_length, evaluating, model_logits
+from fedsb.tasks.task import Example, batches_by_length, evaluating, length_of, model_logits
 
 ROUTING = "routing.json"
 """In a run folder."""
@@ -131,7 +131,7 @@ def _measured(
     use = np.zeros((len(examples), len(place), len(routing.names)))
     entropy, passes = np.zeros(use.shape[:2]), np.zeros(len(place))
     with evaluating(model), noting(model) as notes:
-        for indices in batches_by_length([len(example["input_ids"]) for example in examples], batch_size):
+        for indices in batches_by_length([length_of(example) for example in examples], batch_size):
             notes.clear()
             passes[:] = 0
             model_logits(model, collate([examples[i] for i in indices]))

@@ -13,7 +13,7 @@ from fedsb.models.digest import examples_digest
 from fedsb.runner.continued import check_continues
 from fedsb.runner.prepare_data import Data
 
-PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+PACKAGES = ("fedsb", "torch", "transformers", "peft", "safetensors", "tokenizers", "pillow", "numpy")
 NAMES = {
     "train": "the training rows (data.train), or how the tokenizer in model.path reads them",
     "test": "the test rows (data.test), or how the tokenizer in model.path reads them",

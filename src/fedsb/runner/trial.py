@@ -31,7 +31,7 @@ from fedsb.runner.arguments import local_training
 from fedsb.runner.prepare_data import Data
 from fedsb.runner.prepare_model import BaseModel
 from fedsb.tasks.generate import generate_texts
-from fedsb.tasks.task import evaluating
+from fedsb.tasks.task import evaluating, token_ids
 
 ROWS_TO_BE_SURE = 32
 """Rows that are asked before a layer is said to get no gradient: an expert may see none of two rows."""
@@ -57,7 +57,7 @@ def two_rows(examples: Sequence[Example]) -> list[Example]:
     """The longest example and the one with the largest token id, or another where that is the same."""
     if len(examples) < 2:
         return list(examples)
-    ids = [example["input_ids"] for example in examples]
+    ids = [token_ids(example) for example in examples]
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     rest = [i for i in range(len(ids)) if i != longest]
     return [examples[longest], examples[max(rest, key=lambda i: max(ids[i], default=0))]]

@@ -35,6 +35,7 @@ from fedsb.tasks.task import (
     pad,
     pad_token_id,
 )
+from fedsb.tasks.totals import of_responses
 
 IGNORED = -100
 
@@ -59,6 +60,7 @@ def answer_task(
         losses=_losses,
         measure=partial(_measure, tokenizer, max_new_tokens, ends),
         partition_label=None,
+        totals=of_responses(),
         questions=questions,
         ends=ends,
         notes=notes,
@@ -184,13 +186,14 @@ def _measure(
     asked = list(examples[: generate or 0])
     report = _counter(len(examples) + len(asked), progress)
     nll, tokens = _nll_of_each(tokenizer, model, examples, batch_size, report)
-    measurements = [Measurement(len(examples), partial(_loss_metrics, nll, tokens))]
+    none = {"asked": np.zeros(()), "exact": np.zeros(())}
+    sums = {"loss": nll.sum(), "tokens": tokens.sum()} | none
+    measurements = [Measurement(len(examples), partial(_loss_metrics, nll, tokens), sums=sums)]
     if asked:
         hits = _hits(tokenizer, model, asked, max_new_tokens, ends, batch_size, report)
+        given, share = {"asked": np.array(len(hits)), "exact": hits.sum()}, frozenset({"exact_match"})
         measurements.append(
-            Measurement(
-                len(asked), lambda at: {"exact_match": float(hits[at].mean())}, frozenset({"exact_match"})
-            )
+            Measurement(len(asked), lambda at: {"exact_match": float(hits[at].mean())}, share, given)
         )
     return measurements
 

@@ -19,6 +19,7 @@ from fedsb.tasks.prompts import adds_at_start
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import (
     Batch,
+    Collate,
     Example,
     Measurement,
     Progress,
@@ -27,11 +28,13 @@ from fedsb.tasks.task import (
     attention_mask,
     batches_by_length,
     evaluating,
+    length_of,
     model_logits,
     own_experts,
     pad,
     pad_token_id,
 )
+from fedsb.tasks.totals import class_sums, number_sums, of_classes, of_numbers, scores_of_counts
 
 
 def classification(
@@ -53,20 +56,24 @@ def classification(
     listed: whether a config lists the label names, so that errors may show them.
     """
     names = _checked_names(label_names, regression)
-    columns = _checked_columns(text)
+    columns = checked_columns(text)
     labels_of = partial(_labels, label=label, names=names, listed=listed)
-    encode = partial(_encode, tokenizer, columns=columns, max_length=max_length)
+    encode = partial(encode_texts, tokenizer, columns=columns, max_length=max_length)
+    label_type = torch.float32 if regression else torch.long
+    collate = partial(collate_texts, tokenizer, label_type=label_type)
+    scoring = (_correlations, _numbers_summed) if regression else (class_scores, class_sums)
     return Task(
-        primary_metric=_checked_metric(metric, names),
+        primary_metric=checked_metric(metric, names),
         higher_is_better=True,
         num_labels=len(names) if names else 1,
         label_names=names,
         encode=partial(encode, labels_of=labels_of),
-        collate=partial(_collate, tokenizer, regression=regression),
-        losses=_losses,
-        measure=partial(_measure, tokenizer, regression),
+        collate=collate,
+        losses=losses,
+        measure=partial(measure, collate, *scoring),
         partition_label=partial(row_name, label=label) if names else None,
-        questions=partial(encode, labels_of=_none),
+        totals=of_classes(len(names)) if names else of_numbers(),
+        questions=partial(encode, labels_of=no_labels),
     )
 
 
@@ -98,7 +105,12 @@ def _checked_names(label_names: Sequence[str] | None, regression: bool) -> tuple
     return None if label_names is None else tuple(label_names)
 
 
-def _checked_metric(metric: str | None, names: Sequence[str] | None) -> str:
+def checked_metric(metric: str | None, names: Sequence[str] | None) -> str:
+    """The metric to lead with. names: of the classes; None of a regression.
+
+    Raises:
+        InputError: these labels have no such metric.
+    """
     known = ["pearson", "spearman"] if names is None else ["accuracy", "macro_f1", "matthews"]
     known += ["f1"] if names is not None and len(names) == 2 else []
     if metric is not None and metric not in known:
@@ -109,7 +121,12 @@ def _checked_metric(metric: str | None, names: Sequence[str] | None) -> str:
     return metric or known[0]
 
 
-def _checked_columns(text: Sequence[str]) -> tuple[str, ...]:
+def checked_columns(text: Sequence[str]) -> tuple[str, ...]:
+    """The text columns, one or two.
+
+    Raises:
+        InputError: none or more.
+    """
     if isinstance(text, str) or len(text) not in (1, 2):
         raise InputError(
             f"task.text: expected a list of one or two columns, got {text!r}; for example [sentence]"
@@ -120,15 +137,16 @@ def _checked_columns(text: Sequence[str]) -> tuple[str, ...]:
 # Examples and batches
 
 
-def _encode(
+def encode_texts(
     tokenizer: Any,
     rows: Sequence[Row],
     source: str,
     *,
     columns: tuple[str, ...],
-    labels_of: Callable[[Sequence[Row], str], list[int] | list[float]],
+    labels_of: Callable[[Sequence[Row], str], Sequence[Any]],
     max_length: int,
 ) -> list[Example]:
+    """Examples of one or two text columns. labels_of: (rows, source) -> what each has at its key "labels"."""
     require_columns(rows, columns, source=source, key="task.text")
     labels = labels_of(rows, source)
     if not rows:
@@ -180,107 +198,97 @@ def _labels(
     return class_ids(rows, label, names, source, listed=listed)
 
 
-def _none(rows: Sequence[Row], source: str) -> list[int]:
-    """In the place of labels that nobody knows."""
+def no_labels(rows: Sequence[Row], source: str) -> list[int]:
+    """Labels in the place of those that nobody knows."""
     return [0] * len(rows)
 
 
-def _collate(tokenizer: Any, examples: Sequence[Example], *, regression: bool) -> Batch:
+def collate_texts(tokenizer: Any, examples: Sequence[Example], *, label_type: torch.dtype) -> Batch:
+    """A batch of what `encode_texts` gives."""
     ids = [example["input_ids"] for example in examples]
     batch = {"input_ids": pad(ids, pad_token_id(tokenizer)), "attention_mask": attention_mask(ids)}
     if any("token_type_ids" in example for example in examples):
         batch["token_type_ids"] = pad([e["token_type_ids"] for e in examples], tokenizer.pad_token_type_id)
-    batch["labels"] = _label_tensor(examples, regression)
+    batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=label_type)
     return batch | own_experts(examples)
-
-
-def _label_tensor(examples: Sequence[Example], regression: bool) -> Tensor:
-    dtype = torch.float32 if regression else torch.long
-    return torch.tensor([example["labels"] for example in examples], dtype=dtype)
 
 
 # Losses and metrics
 
 
-def _losses(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
-    return _losses_from_logits(model_logits(model, batch), batch["labels"])
+def losses(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
+    """Each example's loss, see `losses_of_logits`."""
+    return losses_of_logits(model_logits(model, batch), batch["labels"])
 
 
-def _losses_from_logits(logits: Float[Tensor, "batch labels"], labels: Tensor) -> Float[Tensor, " batch"]:
-    """Cross-entropy for whole labels, squared error for float labels; in fp32 whatever the model's dtype."""
-    labels = labels.to(logits.device)
+def losses_of_logits(logits: Float[Tensor, "batch labels"], labels: Tensor) -> Float[Tensor, " batch"]:
+    """Cross-entropy for whole labels; for float labels the squared error, or with several for each example
+    the mean of their binary cross-entropies. In fp32 whatever the model's dtype."""
+    labels, logits = labels.to(logits.device), logits.float()
+    if labels.dim() > 1:
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
     if labels.is_floating_point():
-        return (logits.float().squeeze(-1) - labels) ** 2
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+        return (logits.squeeze(-1) - labels) ** 2
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
-def _measure(
-    tokenizer: Any,
-    regression: bool,
+def measure(
+    collate: Collate,
+    scored: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    summed: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]] | None,
     model: nn.Module,
     examples: Sequence[Example],
     *,
     batch_size: int,
     generate: int | None = None,
     progress: Progress | None = None,
+    shares: frozenset[str] = frozenset({"accuracy"}),
 ) -> list[Measurement]:
+    """What a task that has one row of logits for each example measures: the loss, and `scored` of logits and
+    labels; `summed` gives the sums of its totals, where it has any, of these and the losses."""
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
-    collate = partial(_collate, tokenizer, regression=regression)
-    logits = _all_logits(collate, model, examples, batch_size, progress)
-    labels = _label_tensor(examples, regression)
-    losses = _losses_from_logits(logits, labels).double().numpy()
-    scored = _correlations if regression else _class_scores
+    logits, labels = _logits_and_labels(collate, model, examples, batch_size, progress)
+    each = losses_of_logits(logits, labels).double().numpy()
 
     def metrics(indices: np.ndarray) -> dict[str, float]:
         scores = scored(logits.numpy()[indices], labels.numpy()[indices])
-        return {**scores, "loss": float(losses[indices].mean())}
+        return {**scores, "loss": float(each[indices].mean())}
 
-    return [Measurement(len(examples), metrics, frozenset({"accuracy"}))]
+    given = logits.numpy(), labels.numpy()
+    sums = {} if summed is None else summed(*given, each)
+    return [Measurement(len(examples), metrics, shares, sums)]
 
 
-def _all_logits(
-    collate: Callable[[Sequence[Example]], Batch],
+def _logits_and_labels(
+    collate: Collate,
     model: nn.Module,
     examples: Sequence[Example],
     batch_size: int,
     progress: Progress | None,
-) -> Float[Tensor, "examples labels"]:
-    """fp32 logits on the CPU, in the order of the examples."""
-    rows: list[Tensor] = [torch.empty(0)] * len(examples)
-    done = 0
+) -> tuple[Float[Tensor, "examples labels"], Tensor]:
+    """fp32 logits and labels on the CPU, in the order of the examples."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    order: list[int] = []
     with evaluating(model):
-        for indices in batches_by_length([len(example["input_ids"]) for example in examples], batch_size):
-            logits = model_logits(model, collate([examples[i] for i in indices])).float().cpu()
-            for i, row in zip(indices, logits, strict=True):
-                rows[i] = row
-            done += len(indices)
+        for indices in batches_by_length([length_of(example) for example in examples], batch_size):
+            batch = collate([examples[i] for i in indices])
+            parts.append((model_logits(model, batch).float().cpu(), batch["labels"].cpu()))
+            order += indices
             if progress is not None:
-                progress(done, len(examples))
-        return torch.stack(rows)
+                progress(len(order), len(examples))
+    places = torch.tensor(order).argsort()
+    logits, labels = (torch.cat(tensors)[places] for tensors in zip(*parts, strict=True))
+    return logits, labels
 
 
-def _class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """macro_f1 is over the classes that occur as label or prediction, f1 that of the second of two classes;
-    0 where undefined. From the confusion matrix: the bootstrap asks a thousand times."""
-    size = logits.shape[1]
-    counts = np.bincount(labels * size + logits.argmax(axis=-1), minlength=size * size)
-    confusion = counts.reshape(size, size).astype(np.float64)  # (label, prediction)
-    right, of_label, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    occurs = of_label + predicted > 0
-    f1 = np.divide(2 * right, of_label + predicted, out=np.zeros(size), where=occurs)
-    scores = {
-        "accuracy": float(right.sum() / confusion.sum()),
-        "macro_f1": float(f1[occurs].mean()),
-        "matthews": _matthews(right.sum(), confusion.sum(), of_label, predicted),
-    }
-    return scores | ({"f1": float(f1[1])} if size == 2 else {})
+def class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """As `scores_of_counts`, of predictions and labels."""
+    return scores_of_counts(class_sums(logits, labels, np.zeros(0)))
 
 
-def _matthews(right: float, total: float, of_label: np.ndarray, predicted: np.ndarray) -> float:
-    """Matthews correlation of any number of classes (Gorodkin 2004)."""
-    spread = (total**2 - (of_label**2).sum()) * (total**2 - (predicted**2).sum())
-    return float((right * total - (of_label * predicted).sum()) / math.sqrt(spread)) if spread > 0 else 0.0
+def _numbers_summed(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> dict[str, np.ndarray]:
+    return number_sums(logits[:, 0], labels)
 
 
 def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -14,7 +14,7 @@ class Tokens(NamedTuple):
     length: tokens before anything was cut, special tokens included.
     cut_texts: a text to classify lost its end. cut_prompts: a prompt lost its beginning, lost_prompts: all of
     it; cut_questions: it is too long alone, so that generation sees only its end. cut_responses: a response
-    lost its end, lost_end_tokens: the end token.
+    lost its end, lost_end_tokens: the end token. cut_entities: some of a text's entities were cut off.
     begin_in_text, end_in_text: the text had the begin or end token; no second one was added.
     untrained_turns: earlier answers of a conversation are context alone, see `fedsb.tasks.chat.template`.
     """
@@ -29,6 +29,7 @@ class Tokens(NamedTuple):
     begin_in_text: bool = False
     end_in_text: bool = False
     untrained_turns: bool = False
+    cut_entities: bool = False
 
 
 def cut_counts(examples: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any] | None:

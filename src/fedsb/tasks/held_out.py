@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from fedsb.common.seeding import derive, numpy_generator
 from fedsb.config import RunConfig
-from fedsb.config.sections import ClassificationConfig
+from fedsb.config.sections import ClassificationConfig, ImageClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.labels import label_set, row_name
 from fedsb.tasks.rows import cell_text, require_columns
-from fedsb.tasks.task import Row
+from fedsb.tasks.task import Row, content_of
 
 MOST_FOLDS = 20
 """Groups are dealt to so many folds at most, of which some become the test rows."""
@@ -58,6 +58,8 @@ def hold_out(config: RunConfig, rows: Sequence[Row], source: str) -> Split:
 def _classes(config: RunConfig, rows: Sequence[Row], source: str) -> list[str] | None:
     """Each row's class, where there are classes."""
     task = config.task
+    if isinstance(task, ImageClassificationConfig):
+        return [row_name(row, task.label, source=source, number=n) for n, row in enumerate(rows, start=1)]
     if not isinstance(task, ClassificationConfig) or task.regresses:
         return None
     if task.labels is None:
@@ -148,6 +150,6 @@ def told(split: Split, config: RunConfig) -> Iterator[str]:
 
 
 def num_repeated(train: Sequence[Any], test: Sequence[Any]) -> int:
-    """How many test examples have the very tokens of a training example."""
-    known = {hash(tuple(example["input_ids"])) for example in train}
-    return sum(hash(tuple(example["input_ids"])) in known for example in test)
+    """How many test examples have the very tokens, or the image's file, of a training example."""
+    known = {hash(content_of(example)) for example in train}
+    return sum(hash(content_of(example)) in known for example in test)

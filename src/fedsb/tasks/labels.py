@@ -37,8 +37,8 @@ def label_set(
         return None, True
     if regression is None:
         _check_commas(values, label, source)
-    names = _names(values)
-    _check_count(names, label, source)
+    names = class_names(values)
+    check_count(names, label, source)
     return names, False
 
 
@@ -69,7 +69,7 @@ def class_ids(
             classes = (
                 f"; the file's own classes are {_shown(value.names)}" if isinstance(value, ClassId) else ""
             )
-            unknown = _unknown(name, names, listed)
+            unknown = unknown_class(name, names, listed)
             raise InputError(f"{where} has a label in column {label!r} that {unknown}{classes}")
     return [ids[name] for name in labels]
 
@@ -115,7 +115,8 @@ def _are_measures(values: Sequence[object]) -> bool:
     return all(map(math.isfinite, numbers)) and not all(number.is_integer() for number in numbers)
 
 
-def _names(values: Sequence[object]) -> tuple[str, ...]:
+def class_names(values: Sequence[object]) -> tuple[str, ...]:
+    """The names of the classes that these values are, in the order of their ids, see `label_set`."""
     of_file = {value.names if isinstance(value, ClassId) else () for value in values}
     if len(of_file) == 1 and (known := of_file.pop()):
         return tuple(dict.fromkeys(map(label_name, known)))
@@ -134,7 +135,8 @@ def _check_commas(values: Sequence[object], label: str, source: str) -> None:
         )
 
 
-def _check_count(names: Sequence[str], label: str, source: str) -> None:
+def check_count(names: Sequence[str], label: str, source: str) -> None:
+    """Refuse a column that has too many classes, or fewer than two."""
     if len(names) > MOST_LABELS:
         raise InputError(
             f"{source}: column {label!r} has {len(names)} distinct labels, but at most {MOST_LABELS} "
@@ -147,7 +149,8 @@ def _check_count(names: Sequence[str], label: str, source: str) -> None:
         )
 
 
-def _unknown(name: str, names: Sequence[str], listed: bool) -> str:
+def unknown_class(name: str, names: Sequence[str], listed: bool) -> str:
+    """What is wrong with a class that is none of these, in words that follow "a label that"."""
     if not listed:
         return (
             f"is none of the training rows' {len(names)} classes; fix or remove the row, or raise "

@@ -6,12 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import AnswerSection, BenchmarkConfig, ClassificationConfig, Source
+from fedsb.config.sections import (
+    OWN_SECTIONS,
+    BenchmarkConfig,
+    ClassificationConfig,
+    ImageClassificationConfig,
+    Source,
+)
 from fedsb.errors import InputError
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare
 from fedsb.tasks.held_out import Split, hold_out
 from fedsb.tasks.labels import has_label
+from fedsb.tasks.pictures import with_picture
 from fedsb.tasks.rows import like, read_rows, require_columns
 from fedsb.tasks.rows.cells import ClassId
 
@@ -44,6 +51,8 @@ def run_rows(config: RunConfig, told: Told = _silent, kept: Split | None = None)
         InputError: they cannot be read, or not be split.
     """
     rows = train_rows(config, told)
+    if config.data.test is None:
+        return Rows(rows, [])
     if not isinstance(config.data.test, float):
         return Rows(rows, test_rows(config, told))
     split = kept or hold_out(config, rows, train_name(config))
@@ -87,12 +96,13 @@ def source_name(source: Source) -> str:
 def test_name(config: RunConfig) -> str:
     """The test data's name, for errors."""
     test = config.data.test
-    return train_name(config) if isinstance(test, float) else source_name(test)
+    return train_name(config) if isinstance(test, float) else source_name(test or [])
 
 
 def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT028
     """The rows of the test files that the config names."""
     data = config.data
+    assert data.test is not None
     assert not isinstance(data.test, float)
     rows = shaped(
         read_rows(data.test, limit=data.limit.test, split="test", encoding=data.encoding, told=told),
@@ -145,13 +155,25 @@ def labelled(config: RunConfig, rows: Sequence[Row]) -> list[Row]:
     """The rows, without those that have no label if the config drops such. A file's classes are by name, but
     for the label of a classification that lists none: the file's order of them counts."""
     task = config.task
-    if not isinstance(task, ClassificationConfig):
-        return [_named(row, None) for row in rows] if isinstance(task, AnswerSection) else list(rows)
+    if isinstance(task, ImageClassificationConfig):
+        rows = [with_picture(row, task.image, source="", number=0) for row in rows]
+    elif not isinstance(task, ClassificationConfig):
+        return [_named(row, None) for row in rows] if isinstance(task, OWN_SECTIONS) else list(rows)
     if config.data.drop_unlabelled:
         rows = [row for row in rows if has_label(row, task.label)]
     return [_named(row, task.label if task.labels is None else None) for row in rows]
 
 
 def _named(row: Row, label: str | None) -> Row:
-    names = {c: str(v) for c, v in row.items() if isinstance(v, ClassId) and c != label}
+    names = {c: _name(v) for c, v in row.items() if c != label and _has_classes(v)}
     return like(row, {**row, **names}) if names else row
+
+
+def _has_classes(value: object) -> bool:
+    return any(isinstance(item, ClassId) for item in (value if isinstance(value, list) else [value]))
+
+
+def _name(value: object) -> object:
+    if isinstance(value, list):
+        return [_name(item) for item in value]
+    return str(value) if isinstance(value, ClassId) else value

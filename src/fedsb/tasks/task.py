@@ -3,9 +3,9 @@
 A task is a value: a frozen record of functions. To add a family, write a function that returns one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fedsb.adapter.routing import NOT_FOR_THE_MODEL, tell
+from fedsb.tasks.totals import Totals
 
 Row = Mapping[str, object]
 Example = dict[str, Any]
 Batch = dict[str, Tensor]
+Collate = Callable[[Sequence[Example]], Batch]
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
 RELATIVE_SEGMENTS = ("funnel", "xlnet")
 """Families that ask only whether two tokens are of one segment."""
@@ -29,11 +31,13 @@ class Measurement:
 
     metrics(indices): the metrics over the examples with these indices, repeats allowed.
     shares: the metrics that are means of noughts and ones.
+    sums: over all examples, by the names of `Task.totals`.
     """
 
     count: int
     metrics: Callable[[np.ndarray], dict[str, float]]
     shares: frozenset[str] = frozenset()
+    sums: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def all(self) -> dict[str, float]:
         """The metrics over all examples, each once."""
@@ -58,8 +62,11 @@ class Task:
         examples to answer by greedy generation (causal-lm; classification ignores it). progress is called
         after each batch.
     partition_label(row): the label as text, for partitions by label; None where there are no classes.
+    totals: the sums that scores can be made of far from the examples; None where there are none.
     questions(rows, source): as encode, of rows that need no label and no response: what a model is given to
         find them. None: this task cannot.
+    said(logits, example): what `fedsb predict` says of one of `questions`, from its logits. None: the
+        likeliest class with all probabilities, or the number.
     ends: tokens that end a generated answer, besides the tokenizer's end token.
     notes: how the rows are read, in sentences for people.
     """
@@ -73,7 +80,9 @@ class Task:
     losses: Callable[[nn.Module, Batch], Tensor]
     measure: Callable[..., list[Measurement]]
     partition_label: Callable[[Row], str] | None
+    totals: Totals | None = None
     questions: Callable[[Sequence[Row], str], list[Example]] | None = None
+    said: Callable[[Tensor, Example], dict[str, Any]] | None = None
     ends: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -81,6 +90,22 @@ class Task:
         """The metrics over all examples; arguments as of `measure`."""
         measurements = self.measure(model, examples, **arguments)
         return {name: value for measured in measurements for name, value in measured.all().items()}
+
+
+def token_ids(example: Example) -> Sequence[int]:
+    """An example's token ids; none of an image."""
+    ids: Sequence[int] = example.get("input_ids", ())
+    return ids
+
+
+def length_of(example: Example) -> int:
+    """An example's length in tokens, by which batches are sorted; 0 of an image, which are all alike."""
+    return len(token_ids(example))
+
+
+def content_of(example: Example) -> Hashable:
+    """What two examples of the same input have alike."""
+    return tuple(token_ids(example)) or example.get("content")
 
 
 def pad(

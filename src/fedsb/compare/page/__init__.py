@@ -50,6 +50,8 @@ def lead(comparison: Compared) -> str:
     names = {key: short_name(at(comparison.config, key)) for key in ("model.path", "data.train", "data.test")}
     share = at(comparison.config, "data.test")
     test = f"{share:g} of its rows, held out" if isinstance(share, float) else names["data.test"]
+    if share is None:
+        test = "rows of each client's own, each client counting once"
     what_was_done = (
         f"{title} of {plural(len(comparison.summary), 'method')} on {test}{better}, with "
         f"{names['model.path']} fine-tuned on {names['data.train']}: "

@@ -21,6 +21,7 @@ from fedsb.federation.start.from_gradients import Calibration, only_these_train
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.start.settings import Warmup
 from fedsb.federation.traffic import Tally, Traffic
+from fedsb.models.head import base_name, base_of
 from fedsb.tasks.task import model_inputs
 
 Answers = Iterable[tuple[Head, int]]
@@ -81,9 +82,11 @@ def warm_up_here(
 def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cached]:
     """One forward pass of the frozen base over the batches, its outputs kept."""
     outputs: list[Any] = []
-    base: nn.Module = model.base_model  # type: ignore[assignment]
     model.eval()
-    with base.register_forward_hook(lambda module, args, output: outputs.append(output)), torch.no_grad():
+    with (
+        base_of(model).register_forward_hook(lambda module, args, output: outputs.append(output)),
+        torch.no_grad(),
+    ):
         for batch in batches:
             model(**model_inputs(model, batch))
     return list(zip(batches, outputs, strict=True))
@@ -121,7 +124,7 @@ class _Replay(nn.Module):
 
 @contextmanager
 def _replayed_base(model: nn.Module) -> Iterator[Callable[[Any], None]]:
-    name = str(model.base_model_prefix)
+    name = base_name(model)
     base, stand_in = model.get_submodule(name), _Replay()
     model.set_submodule(name, stand_in)
     try:

@@ -153,13 +153,15 @@ class ChatTemplate:
     def _last(self, text: str, start: int) -> tuple[list[int], list[int]]:
         """Token ids before and of the last answer. A token that would reach over its start is two: it is
         generated behind a prompt that ends there."""
-        prompt, whole, alone = tokenize(self.tokenizer, [text[:start], text, text[start:]])
-        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
-        if self._text([*prompt, *answer]) != self._text(whole):
+        prompt, whole = tokenize(self.tokenizer, [text[:start], text])
+        if whole[: len(prompt)] == prompt:
+            return prompt, whole[len(prompt) :]
+        alone = self._ids(text[start:])
+        if self._text([*prompt, *alone]) != self._text(whole):
             raise Unfit(
                 "the tokenizer joins the end of the prompt and the answer; take blanks off the answer"
             )
-        return prompt, answer
+        return prompt, alone
 
     def _learnt(self, text: str, spans: Sequence[tuple[int, int]], ids: list[int]) -> list[tuple[int, int]]:
         """Places in `ids` of all spans of the text but the last: of those that come behind the very tokens by

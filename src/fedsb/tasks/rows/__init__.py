@@ -7,6 +7,7 @@ names the file, and the line or row where there is one (both counted from 1), an
     .json                an array of objects, {"data": [objects]}, or one object per line
     .csv .tsv            header line, then cells of text; see `delimited` and `encodings` beside this file
     .parquet             also .arrow and .feather
+    folder/label/x.png   images, each label in a folder of its own; see `fedsb.tasks.rows.image_folder`
     owner/name           a data set of the hub; also owner/name:config, owner/name:config@split
 
 Text files also with .gz. Several files make one source: a list, a folder, or a pattern such as
@@ -14,6 +15,7 @@ Text files also with .gz. Several files make one source: a list, a folder, or a 
 cheap: pyarrow and datasets are imported by the readers that need them.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, KeysView, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from fedsb.tasks.rows.cells import require_columns as require_columns
 from fedsb.tasks.rows.delimited import NAMES, Form, form_of, read_delimited
 from fedsb.tasks.rows.find import EXTENSIONS, extension, files_of
 from fedsb.tasks.rows.hub import read_hub
+from fedsb.tasks.rows.image_folder import labelled_images
 from fedsb.tasks.rows.json_rows import read_json, read_json_lines
 from fedsb.tasks.rows.tables import read_arrow, read_parquet
 from fedsb.tasks.rows.text import in_words
@@ -107,6 +110,9 @@ def read_rows(
 
 
 def _rows_of(source: str, split: str, reading: Reading) -> Iterator[PlacedRow]:
+    folder = Path(os.path.expanduser(source))
+    if images := labelled_images(folder):
+        return _placed(iter(images), str(folder))
     files = files_of(source)
     if files is None:
         return _placed(read_hub(source, split), source)

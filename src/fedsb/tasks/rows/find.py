@@ -37,6 +37,11 @@ def files_of(source: str) -> list[Path] | None:
     return None
 
 
+def is_rows_file(path: Path) -> bool:
+    """Whether this is a file whose ending says that it holds rows."""
+    return path.is_file() and extension(path) in _KNOWN
+
+
 def extension(path: Path) -> str:
     """The ending that says how a file is read, in lower case."""
     name = path.name.lower()
@@ -55,11 +60,12 @@ def _matching(path: Path, source: str) -> list[Path]:
 
 def _files_in(folder: Path, source: str) -> list[Path]:
     """A folder's files, where they are plainly parts of one whole: one format, and not train beside test."""
-    inside = sorted(entry for entry in folder.iterdir() if entry.is_file() and extension(entry) in _KNOWN)
+    inside = sorted(filter(is_rows_file, folder.iterdir()))
     if not inside:
         raise InputError(
             f"{source}: expected a folder with files that end in {EXTENSIONS}, found none directly in it; "
-            f"name a file, or a pattern such as {source}/*/notes.csv"
+            f"name a file, or a pattern such as {source}/*/notes.csv; a folder of images has a subfolder for "
+            "each label"
         )
     splits = {tuple(_SPLIT.findall(file.name.lower())) for file in inside}
     if len({extension(file) for file in inside}) > 1 or len(splits) > 1:

@@ -15,7 +15,11 @@ def read_hub(source: str, split: str) -> Iterator[dict[str, object]]:
     match = HUB_ID.fullmatch(source)
     assert match is not None  # files_of has seen to it
     loaded = _load_dataset(source, match["name"], match["config"], match["split"] or split)
-    labels = {name: f.names for name, f in loaded.features.items() if type(f).__name__ == "ClassLabel"}
+    inner = {name: getattr(f, "feature", f) for name, f in loaded.features.items()}
+    labels = {name: f.names for name, f in inner.items() if type(f).__name__ == "ClassLabel"}
+    for name, feature in loaded.features.items():
+        if type(feature).__name__ == "Image":  # its bytes, not what the library would make of them
+            loaded = loaded.cast_column(name, type(feature)(decode=False))
     return with_classes(loaded, labels, source)
 
 

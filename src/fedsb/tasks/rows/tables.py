@@ -54,7 +54,7 @@ def _explained(source: str, kind: str) -> Iterator[None]:
 
 
 def with_classes(rows: Iterable[Raw], names: Mapping[str, Sequence[str]], source: str) -> Iterator[Raw]:
-    """The rows with the class names of these columns; -1, the mark for "none", becomes None.
+    """The rows with the class names of these columns, of lists too; -1, the mark for "none", becomes None.
 
     Raises:
         InputError: a number beyond the names.
@@ -62,13 +62,15 @@ def with_classes(rows: Iterable[Raw], names: Mapping[str, Sequence[str]], source
     ids = {column: [*ClassId.of(of_column), None] for column, of_column in names.items()}
     for number, row in enumerate(rows, start=1):
         for column, of_column in ids.items():
-            if isinstance(value := row.get(column), int):
-                if not -1 <= value < len(of_column) - 1:
-                    raise InputError(
-                        f"{source}: row {number}: column {column!r} has {len(of_column) - 1} class names and "
-                        "a number beyond them; write the file again"
-                    )
-                row[column] = of_column[value]
+            value = row.get(column)
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(n, int) and not -1 <= n < len(of_column) - 1 for n in numbers):
+                raise InputError(
+                    f"{source}: row {number}: column {column!r} has {len(of_column) - 1} class names and "
+                    "a number beyond them; write the file again"
+                )
+            named = [of_column[n] if isinstance(n, int) else n for n in numbers]
+            row[column] = named if isinstance(value, list) else named[0]
         yield row
 
 
@@ -76,7 +78,14 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     """Names by column; none where the schema's own say has another form than `datasets` gives it."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        labels = {name: f["names"] for name, f in features.items() if f.get("_type") == "ClassLabel"}
+        inner = {name: _inner(f) for name, f in features.items()}
+        labels = {name: f["names"] for name, f in inner.items() if f.get("_type") == "ClassLabel"}
     except (TypeError, KeyError, ValueError, AttributeError):
         return {}
     return {name: [str(item) for item in names] for name, names in labels.items() if isinstance(names, list)}
+
+
+def _inner(feature: Any) -> Any:
+    """What a feature is, or what the items of a list are."""
+    item = feature[0] if isinstance(feature, list) else feature.get("feature")
+    return item if isinstance(item, Mapping) else feature

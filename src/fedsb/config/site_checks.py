@@ -1,0 +1,91 @@
+"""Which settings of scores at the clients, and of what stays with them, do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedsb.config.method import able_names, method_of
+from fedsb.config.run_config import RunConfig
+from fedsb.config.sections import ClassificationConfig
+from fedsb.methods import Method
+
+
+def site_faults(config: RunConfig) -> Iterator[str]:
+    """What is wrong with them.
+
+    Raises:
+        InputError: the method, or an option of it, is unknown.
+    """
+    yield from _private(config)
+    yield from _scores(config)
+    yield from _baselines(config)
+    yield from _stays(config, method_of(config))
+
+
+def _private(config: RunConfig) -> Iterator[str]:
+    evaluation, data = config.evaluation, config.data
+    if config.privacy is None or not (evaluation.at_clients or data.client_test):
+        return
+    key = "evaluation.at_clients" if evaluation.at_clients else "data.client_test"
+    yield (
+        f"{key}: with privacy a client's counts of right answers would leave without noise, uncharged, and "
+        "tell of single rows; leave it out and score on data.test"
+    )
+
+
+def _scores(config: RunConfig) -> Iterator[str]:
+    evaluation, task = config.evaluation, config.task
+    if config.data.client_test and evaluation.at_clients is False:
+        yield "data.client_test: with evaluation.at_clients: false these rows are for nothing; leave it out"
+    if not config.scores_at_clients:
+        return
+    if evaluation.every is None:
+        yield "evaluation.at_clients: evaluation.every is null, so nothing is scored; set it to 1 or more"
+    if config.method.experts is not None:
+        yield (
+            "evaluation.at_clients: a mixture is scored on data.test alone, as it routes; leave at_clients "
+            "and data.client_test out"
+        )
+    if config.data.group is not None:
+        yield (
+            "data.group: a client holds out rows one by one, so that a group would be on both sides; leave "
+            "group out, or evaluation.at_clients and data.client_test"
+        )
+    if isinstance(task, ClassificationConfig) and task.metric == "spearman":
+        yield "evaluation.at_clients: clients give sums, of which no rank correlation is made; take pearson"
+
+
+def _baselines(config: RunConfig) -> Iterator[str]:
+    if not config.evaluation.baselines:
+        return
+    if not config.scores_at_clients:
+        yield "evaluation.baselines: each client's rows are scored; set evaluation.at_clients: true"
+    partial = {
+        "federation.client_ranks": config.federation.client_ranks,
+        "federation.client_heads": config.federation.client_heads,
+        "method.refresh_every": config.method.refresh_every,
+    }
+    for key in (key for key, value in partial.items() if value):
+        yield f"evaluation.baselines: not with {key}, which a client alone has no use for; leave one out"
+
+
+def _stays(config: RunConfig, method: Method) -> Iterator[str]:
+    federation, key = config.federation, "method.personal"
+    if config.method.personal and not method.personal:
+        yield f"{key}: only {able_names(lambda m: m.personal)} can have it, found {method.name}; leave it out"
+    if not method.stays:
+        return
+    key = key if config.method.personal else f"method.name: {method.name}"
+    if config.privacy is not None:
+        yield (
+            f"{key}: what stays with a client is made of its rows without noise and shapes all that it sends "
+            "later, which no ledger covers; leave privacy out, or take another method"
+        )
+    if federation.processes > 1:
+        yield f"{key}: what stays with clients is in one process; set federation.processes: 1"
+    if federation.client_ranks:
+        yield f"{key}: not with federation.client_ranks; leave one of the two out"
+    if config.method.refresh_every is not None:
+        yield f"{key}: what stays with clients is over the first bases; leave method.refresh_every out"
+    if config.method.init.from_run is not None:
+        yield f"{key}: what stayed with an earlier run's clients is not taken up; leave init.from_run out"
