@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ LAZY_LIBRARIES |= {"sacrebleu", "scipy"}
 """Allowed inside a function of a pure or composing file."""
 
 
+@cache
 def tree_of(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
@@ -86,6 +88,7 @@ def split_imports(name: str) -> tuple[set[str], set[str]]:
     return ours, others
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """Room -> the other rooms that its files import."""
     found: dict[str, set[str]] = {place: set() for place in ORDER}

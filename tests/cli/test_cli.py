@@ -114,7 +114,7 @@ def test_doctor_with_a_good_config(world, fedsb):
     details = {finding["what"]: finding["detail"] for finding in document["findings"]}
     assert document["ok"] is True
     assert "36 train and 12 test examples, 3 clients with 12 to 12 each" in details["data"]
-    assert "flat, neg, pos" in details["data"]
+    assert "labels flat 12, neg 12, pos 12" in details["data"]
     assert details["target layers"] == "4 layers (query, value)"
     size = json.loads((world / "done" / "summary.json").read_text())["communication"]
     assert details["update"].startswith(f"{size['upload_parameters_per_client_per_round']:,} numbers")

@@ -458,9 +458,9 @@ WRONG_CONFIGS = {
     "a wrong value": ('{"model_type": "bert", "hidden_size": "wide"}', ["--model", "hidden_size", "'wide'"]),
     "sizes that do not fit": (
         '{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}',
-        ["--model", "no sequence classifier can be built", "30"],
+        ["--model", "no classifier of texts can be built", "30"],
     ),
-    "no language model": ('{"model_type": "vit"}', ["--model", "no causal language model can be built"]),
+    "no language model": ('{"model_type": "hubert"}', ["--model", "no language model can be built"]),
     "code of its own": (
         '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}',
         ["--model", "no config could be read"],

@@ -37,7 +37,10 @@ WRONG = {
     "zero clients": ({"federation__clients": 0}, ["federation.clients", "greater than 0", "found 0"]),
     "no model": ({"model": ...}, ["model: this key is needed and missing"]),
     "two faults": ({"seed": "x", "method__rank": 0}, ["2 wrong", "seed", "method.rank"]),
-    "privacy": ({"privacy": {"epsilon": 3}}, ["raw gradients", "method.init.kind"]),
+    "privacy": (
+        {"privacy": {"epsilon": 3}, "method__init": {"kind": "gradient"}},
+        ["raw gradients", "method.init.kind"],
+    ),
     "missing text column": (
         {"task__text": ["txt"]},
         ["train.jsonl", "task.text", "'txt'", "did you mean 'text'"],
@@ -212,7 +215,7 @@ def test_doctor_finds_the_same_fault(world, tmp_path, fedsb, case):
     expected = {"missing text column": "data", "unknown method": "method"}
     assert wrong["what"] == expected.get(case, "model")
     skipped = [finding["what"] for finding in document["findings"] if finding["ok"] is None]
-    assert skipped[-2:] == ["training", "traffic"]
+    assert skipped[-3:] == ["training", "traffic", "privacy"]
 
 
 @pytest.mark.parametrize(

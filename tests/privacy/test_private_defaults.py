@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from run_helpers import Config, changed
+from run_helpers import Config, changed, classification_config, tiny_bert, write_data
 
 pytest.importorskip("opacus", reason="needs the extra: pip install 'fedsb[dp]'")
 
+from fedsb.cli.doctor import examine
 from fedsb.cli.quickstart.recipe import quickstart_config
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
@@ -108,3 +109,18 @@ def test_signal_to_noise_is_that_of_steps_that_all_go_one_way():
     drawn = rng.normal(0, noise / batch, (50, steps, parties, numbers)).mean(2).sum(1)
     measured = steps / np.linalg.norm(drawn, axis=1).mean()  # the clip norm is 1
     assert foreseen.signal_to_noise == pytest.approx(measured, rel=0.03)
+
+
+def test_the_doctor_foresees_the_noise_of_private_runs_alone(tmp_path):
+    write_data(tmp_path, train=30, test=6)
+    settings = {"method__init": {}, "federation__rounds": 1, "training__max_length": "auto"}
+    plain = classification_config(tiny_bert(tmp_path / "bert"), tmp_path, **settings)
+    found = {}
+    for name, privacy in (("plain", None), ("private", {"epsilon": 8.0, "delta": 0.01})):
+        findings = list(examine(RunConfig.from_dict(changed(plain, privacy=privacy))))
+        assert all(finding.ok for finding in findings)
+        found[name] = [finding.detail for finding in findings if finding.what == "privacy"]
+    assert not found["plain"]
+    assert "method.init.kind: weights" in found["private"][0]
+    assert "epsilon 8 at delta 0.01, for each example" in found["private"][1]
+    assert found["private"][2].startswith("warning: ")

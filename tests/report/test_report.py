@@ -202,8 +202,8 @@ def test_what_was_cut_is_told_and_tabled(make: Make) -> None:
     whole = {"examples": 1, "max_length": 64, "cut": 0, "begin_in_text": 1, "length": length}
     text = words(make(summary=changed(SUMMARY, tokens={"train": counts | {"length": length}, "test": whole})))
     assert (
-        "training.max_length 64 cuts 30 of 1,200 train examples (30 prompts, 1 end token); the longest has "
-        "1,400 tokens: raise it, or shorten the texts."
+        "training.max_length 64 cuts 30 of 1,200 train examples (30 prompts, 1 end token); that is "
+        "2.5%, and 96 would hold 99 of 100, 1,400 would hold all, or shorten the texts."
     ) in text
     assert "1 of 1 test examples begin with the begin token by themselves" in text
     titles = "split examples half at most 95 % at most 99 % at most longest prompts cut end tokens cut"

@@ -15,7 +15,7 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig, run
-from fedsb.compare.arms import make_arms
+from fedsb.compare.arms import Job, make_arms
 from fedsb.compare.config import settings_from_dict
 from fedsb.compare.inputs import check_inputs
 from fedsb.errors import InputError
@@ -41,7 +41,8 @@ def world(tmp_path_factory):
 
 def config(world, **changes) -> Config:
     few = {"federation__rounds": 1, "method__init__head_warmup": None, "data__test": 0.2}
-    return classification_config(world / "bert", world, **few | changes)
+    by_rows = {"training__max_length": "auto"}  # which a run's config.yaml has as a number
+    return classification_config(world / "bert", world, **few | by_rows | changes)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,9 @@ def test_what_resumes_and_scores_uses_the_kept_split(world, done, monkeypatch, t
     assert scored["metrics"]["accuracy"] == before["accuracy"]
     longer = RunConfig.from_dict(config(world, federation__rounds=2))
     assert run(longer, done, resume=True).summary["rounds"] == 2
+    assert RunConfig.from_yaml(done / "config.yaml").training.max_length == 8
+    arms = make_arms(longer, settings_from_dict({"learning_rates": [0.02]}), ["fed-sb"])
+    assert Job("the run", arms[0].config, done).finished()
     assert len(timeless(done)) == 3
 
 

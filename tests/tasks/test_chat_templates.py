@@ -139,6 +139,21 @@ def test_without_a_template_the_plain_one_is_used_and_named():
     )
 
 
+def test_what_is_learnt_is_what_a_template_s_own_mask_marks():
+    tokenizer = deepcopy(tokenizer_of("qwen"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>"
+        "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}"
+        "<|im_start|>assistant{{ '\n' }}{% endif %}"
+    )
+    (example,) = task("", tokenizer=tokenizer).encode([{"messages": TALK}], "x.jsonl")
+    marked = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+    learnt = [int(label != IGNORED) for label in example["labels"]]
+    assert learnt == marked["assistant_masks"][: len(learnt)]
+    assert sum(learnt) == sum(marked["assistant_masks"])
+
+
 def test_what_is_done_for_a_template_is_said():
     (said, folds) = task("gemma").notes
     assert said.startswith("chat template: the tokenizer's own; an answer ends with '<end_of_turn>'")
@@ -155,6 +170,10 @@ def test_what_is_done_for_a_template_is_said():
             "not what it writes before one",
         ),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "ends no answer with a special token"),
+        (
+            FAMILIES["qwen"].template + "{% if add_generation_prompt %}<think>{{ '\n' }}{% endif %}",
+            "not what it writes before one",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_learnt_with_is_refused(template, reason):

@@ -28,7 +28,7 @@ from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.trial import try_rows
 from fedsb.tasks.pictures import MOST_PIXELS, Picture, picture_of, rgb_of
-from fedsb.tasks.rows import read_rows
+from fedsb.tasks.rows import hub, read_rows
 from fedsb.tasks.sources import train_rows
 
 
@@ -93,6 +93,20 @@ def _write_parquet(file: Path, content: list[bytes], labels: list[Any], form: st
 
     cells = content if form == "bytes" else [{"bytes": c, "path": "x.png"} for c in content]
     parquet.write_table(pyarrow.table({"image": cells, "label": labels}), file)
+
+
+def test_images_and_lists_of_classes_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes, not what the library would decode, and names of classes within lists."""
+    from datasets import ClassLabel, Dataset, Features, List
+    from datasets import Image as ImageFeature
+
+    classes = ClassLabel(names=["O", "B-X"])
+    features = Features({"img": ImageFeature(), "tags": List(classes), "label": classes})
+    rows = [{"img": {"bytes": png(picture("red", 0)), "path": None}, "tags": [0, 1], "label": 1}]
+    monkeypatch.setattr(hub, "_from_hub", lambda *_: Dataset.from_list(rows, features=features))
+    (row,) = read_rows("owner/name")
+    assert picture_of(row, "img", source="", number=1).content() == png(picture("red", 0))
+    assert [*map(str, row["tags"]), str(row["label"])] == ["O", "B-X", "B-X"]
 
 
 @pytest.mark.parametrize("outside", ["../secret.png", "/etc/secret.png", "link.png", "a/../../secret.png"])

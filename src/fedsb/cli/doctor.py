@@ -71,7 +71,7 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     yield Finding("device", True, _device())
     yield Finding("disk", True, f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
     results: dict[str, Any] = {}
-    for stage in STAGES if config else ():
+    for stage in _stages(config) if config else ():
         if missing := [name for name in stage.needs if name not in results]:
             yield Finding(stage.what, None, f"not checked, since it needs {missing[0]}")
             continue
@@ -83,6 +83,11 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
             yield Finding(stage.what, False, _said(error))
         else:
             yield from (Finding(what, True, detail) for what, detail in lines)
+
+
+def _stages(config: RunConfig) -> list[Stage]:
+    """Those of the config's run: of one without privacy there is no noise to foresee."""
+    return [stage for stage in STAGES if stage.what != "privacy" or config.privacy is not None]
 
 
 def _said(error: Exception) -> str:
@@ -104,7 +109,7 @@ def _tracking(config: RunConfig) -> tuple[None, Lines]:
 def _data(config: RunConfig, method: None) -> tuple[Data, Lines]:
     data = prepare_data(config)
     tokens = [("tokens", text) for text in _describe_tokens(config, data)]
-    notes = [("task", note) for note in data.task.notes] + [("data", note) for note in data.notes]
+    notes = [("task", note) for note in data.task.notes] + [("rows", note) for note in data.notes]
     return data, [("data", _describe_data(data)), *notes, *tokens]
 
 
@@ -137,8 +142,6 @@ def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lin
 
 
 def _privacy(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
-    if config.privacy is None:
-        return None, []
     numbers = _numbers_of_a_round(config, base, len(data.parts)).up
     sizes, tests = [*map(len, data.parts)], [*map(len, data.client_tests)]
     lines = forecast(config, sizes, numbers, tests).lines()

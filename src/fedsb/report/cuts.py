@@ -37,16 +37,21 @@ def _notes(name: str, counts: Mapping[str, Any]) -> Iterator[str]:
     examples, cut = f"{_number(counts, 'examples'):,} {name} examples", _number(counts, "cut")
     if cut:
         lost = ", ".join(plural(_number(counts, k), part) for k, part in LOST.items() if _number(counts, k))
-        longest = _number(mapping(counts.get("length")), "max")
-        share = cut / max(_number(counts, "examples"), 1)
         yield (
             f"training.max_length {_number(counts, 'max_length')} cuts {cut:,} of {examples} ({lost}); that "
-            f"is {share:.1%}, and the longest has {longest:,} tokens: {-(-longest // 8) * 8} would hold all, "
-            "or shorten the texts"
+            f"is {cut / max(_number(counts, 'examples'), 1):.1%}, and {_enough(counts)}, or shorten the texts"
         )
     for key, what in HAD.items():
         if held := _number(counts, key):
             yield f"{held:,} of {examples} {what}"
+
+
+def _enough(counts: Mapping[str, Any]) -> str:
+    """The lengths, in steps of 8, that would cut little and nothing."""
+    lengths = mapping(counts.get("length"))
+    often, longest = (-(-_number(lengths, key) // 8) * 8 for key in ("p99", "max"))
+    most = f"{often:,} would hold 99 of 100, " if _number(counts, "max_length") < often < longest else ""
+    return f"{most}{longest:,} would hold all"
 
 
 def length_lines(record: Mapping[str, Any]) -> Iterator[str]:

@@ -49,7 +49,13 @@ def test_a_row_knows_its_own_file_and_number(files):
 def test_tables_of_one_source_have_the_same_columns(files):
     (files / "site-a/notes.csv").write_text("text,name\nx,y\n")
     (files / "site-b/notes.csv").write_text("name;text\ny;x\n")
-    assert [dict(row) for row in read_rows("site-*/notes.csv")] == [{"text": "x", "name": "y"}] * 2
+    told: list[str] = []
+    rows = read_rows("site-*/notes.csv", told=told.append)
+    assert [dict(row) for row in rows] == [{"text": "x", "name": "y"}] * 2
+    assert told == ["notes.csv: read as UTF-8 text with semicolons between cells"]
+    (files / "site-a/notes.csv").write_text("sep=|\ntext|name\nx|y\n")
+    read_rows("site-*/notes.csv", told=told.append)
+    assert [line.split(":")[0] for line in told[1:]] == ["site-a/notes.csv", "site-b/notes.csv"]
     for one, other in (("a", "b"), ("b", "a")):
         (files / f"site-{one}/notes.csv").write_text("text,name\nx,y\n")
         (files / f"site-{other}/notes.csv").write_text("name\ny\n")

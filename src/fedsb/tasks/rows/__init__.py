@@ -72,9 +72,10 @@ class Reading:
     def notes(self) -> Iterator[str]:
         """A line for each unusual form, with its files."""
         for form, files in self.forms.items():
-            more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            name = files[0].name if len(self.forms) == 1 else Path(files[0].parent.name, files[0].name)
             encoding = form.encoding.removesuffix("-sig").upper()
-            yield f"{files[0].name}{more}: read as {encoding} text with {NAMES[form.delimiter]} between cells"
+            yield f"{name}{more}: read as {encoding} text with {NAMES[form.delimiter]} between cells"
 
 
 def read_rows(
