@@ -15,7 +15,7 @@ from run_helpers import changed, classification_config, metrics_of, tiny_bert, w
 from fedsb import RunConfig, run
 from fedsb.cli.status import run_status
 from fedsb.config.checks import check_settings
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed
 from fedsb.federation import scores as federation_scores
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.privacy.noise import NoiseSource
@@ -103,7 +103,7 @@ def test_which_rows_are_held_out_depends_on_no_row(world):
 def test_counts_that_are_to_be_noised_do_not_leave_without_noise(monkeypatch):
     monkeypatch.setattr(federation_scores, "open_broadcast", lambda *_, **__: (None, {}))
     measured = SimpleNamespace(sums=class_sums(np.eye(3), np.arange(3), np.ones(3)))
-    with pytest.raises(AssertionError, match="stay here"):
+    with pytest.raises(RunFailed, match="stay here"):
         federation_scores.client_scores(
             b"",
             SimpleNamespace(model=None),

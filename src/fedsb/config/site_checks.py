@@ -53,11 +53,11 @@ def _price(releases: int, delta: float) -> str:
     """What to set, and what that costs at most by zero-concentrated privacy (Bun and Steinke 2016, arXiv
     1605.02065)."""
     rho = releases / (2 * SUGGESTED_NOISE**2)
+    epsilon = rho + 2 * math.sqrt(rho * max(0.0, -math.log(delta)))
     return (
         "with privacy a client's counts of right answers leave with noise alone, which privacy.epsilon pays "
         f"for; set privacy.score_noise_multiplier, e.g. {SUGGESTED_NOISE:g}: {releases} scores would "
-        f"then cost epsilon {rho + 2 * math.sqrt(rho * -math.log(delta)):.2g} or less; or leave it out and "
-        "score on data.test"
+        f"then cost epsilon {epsilon:.2g} or less; or leave it out and score on data.test"
     )
 
 

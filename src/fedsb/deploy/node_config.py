@@ -92,8 +92,8 @@ class NodeConfig(Section):
     privacy.unit: client, which trusts the server. null: only if there is no limit."""
     give_scores: bool | None = None
     """Whether runs with evaluation.at_clients are scored on held-out rows of this party, of which counts
-    leave (rows, predictions and right answers of each class; the sum of losses), with noise and charged
-    in private runs. null: only if there is no limit. false: it trains on all of its rows, and has no score."""
+    leave (rows, predictions and right answers of each class; the sum of losses), noised and charged in
+    private runs. null: only if there is no limit. false: it trains on all its rows, and has no score."""
     approved: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = None
     """Digests of the run configs that this party takes part in; `fedsb deploy check` prints a config's. null:
     any, if there is no limit; with a limit, none."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedsb.errors import UpdateRejected
+from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.client import Kept, open_broadcast
 from fedsb.federation.exchange import Exchange, Layout, Part
@@ -52,6 +52,7 @@ def client_scores(
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
+        RunFailed: there is no noise for totals that need it; nothing may leave.
     """
     header, _ = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
     sums = {name: torch.zeros(shape) for name, shape in totals.shapes.items()}
@@ -61,7 +62,8 @@ def client_scores(
     layout = answer_layout(totals)
     vector = layout.flatten(sums)
     if examples and (noise is not None or totals.sensitivity is not None):
-        assert noise is not None, "counts that are to be noised stay here without noise"
+        if noise is None:
+            raise RunFailed("privacy: counts that are to be noised have no noise; they stay here")
         vector = noise(vector)
     answer = wire.Header(header.method, header.round, layout.digest, client, len(examples))
     return wire.pack(answer, vector)

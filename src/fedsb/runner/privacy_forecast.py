@@ -59,7 +59,7 @@ class Forecast:
         if self.scores is not None:
             alone = epsilon([self.scores.all], self.delta)
             yield (
-                f"in it {self.scores.releases} scores at the clients, noise multiplier "
+                f"{self.scores.releases} scores at the clients are in it, noise multiplier "
                 f"{self.scores.noise_multiplier:.3g}: epsilon {alone:.3g} alone"
             )
         if self.signal_to_noise < DROWNS:
