@@ -69,11 +69,12 @@ def main() -> None:
     parser.add_argument("tune", type=Path)
     parser.add_argument("final", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--arms", default=",".join(ARMS), help="by commas, the first is the reference")
     parser.add_argument("-s", dest="settings", action="append", default=[])
     asked = parser.parse_args()
     tune = without(asked.tune, asked.final, asked.out / "tune.jsonl")
-    record: dict[str, Any] = {}
-    for arm in ARMS:
+    arms, record = asked.arms.split(","), dict[str, Any]()
+    for arm in arms:
         rate = chosen_rate(tune, arm, asked.out / "tuning", asked.settings)
         baselines = "[local]" if arm == "shared" else "[]"
         settings = [*ARMS[arm], f"evaluation.baselines={baselines}", "evaluation.every=6", *asked.settings]
@@ -84,9 +85,9 @@ def main() -> None:
             )
             print(arm, rate, seed, json.dumps(record[f"{arm} {seed}"])[:400], flush=True)
     (asked.out / "scores.json").write_text(json.dumps(record, indent=1))
-    for arm in list(ARMS)[1:]:
-        apart = [mean_of(record[f"{arm} {seed}"]) - mean_of(record[f"shared {seed}"]) for seed in SEEDS]
-        print(arm, "against shared:", round(mean(apart), 4), paired_interval(apart, len(ARMS)))
+    for arm in arms[1:]:
+        apart = [mean_of(record[f"{arm} {seed}"]) - mean_of(record[f"{arms[0]} {seed}"]) for seed in SEEDS]
+        print(f"{arm} against {arms[0]}:", round(mean(apart), 4), paired_interval(apart, len(arms) - 1))
 
 
 if __name__ == "__main__":

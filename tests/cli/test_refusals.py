@@ -215,7 +215,7 @@ def test_doctor_finds_the_same_fault(world, tmp_path, fedsb, case):
     expected = {"missing text column": "data", "unknown method": "method"}
     assert wrong["what"] == expected.get(case, "model")
     skipped = [finding["what"] for finding in document["findings"] if finding["ok"] is None]
-    assert skipped[-3:] == ["training", "traffic", "privacy"]
+    assert skipped[-2:] == ["training", "traffic"]
 
 
 @pytest.mark.parametrize(
