@@ -25,7 +25,7 @@ ARMS = {
     "personal": ["method.personal=true"],
     "fedsa-lora": ["method.name=fedsa-lora", "method.personal=false", "method.rank=8"],
 }
-RATES, SEEDS = (1.67e-3, 5e-3, 1.5e-2), (0, 1, 2)
+RATES, SEEDS = (1.67e-3, 5e-3, 1.5e-2, 4.5e-2), (0, 1, 2)
 
 
 def without(rows: Path, others: Path, out: Path) -> Path:
