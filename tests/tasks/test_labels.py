@@ -177,3 +177,12 @@ def test_decimal_commas_are_no_names_unless_it_is_said():
 def test_labels_that_are_no_text_are_input_errors(label):
     with pytest.raises(InputError, match=r"a\.csv: row 1"):
         label_set([{"label": label}], "label", "a.csv")
+
+
+@pytest.mark.parametrize("gap", ["nan", "NaN", "NA", "n/a", "None", "-inf", "-", "?"])
+def test_measures_with_a_gap_are_no_classes_unless_it_is_said(gap):
+    rows = [{"label": value} for value in ("0.5", "1", gap, "2.25")]
+    with pytest.raises(InputError, match=r"row 3 has no number in column 'label'.*\(1 such rows\)"):
+        label_set(rows, "label", "a.csv")
+    assert label_set(rows, "label", "a.csv", regression=False)[0] is not None
+    assert label_set([{"label": value} for value in ("1", "2", gap)], "label", "a.csv")[0] is not None

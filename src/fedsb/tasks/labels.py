@@ -15,6 +15,8 @@ from fedsb.tasks.task import Row
 MOST_LABELS = 1000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
+_GAP = re.compile(r"(?i:nan|n/?a|null|none|[+-]?inf(inity)?)|-+|\?")
+"""What spreadsheets write where a number is lacking."""
 _CODE = re.compile(r"[+-]?0\d")
 """007 names something."""
 _YAML_READS_ELSE = re.compile(r"(?i:yes|no|on|off|null|~)|0\d+|\d+[_:][\d_:]+|\d+\.\d*0")
@@ -37,9 +39,20 @@ def label_set(
         return None, True
     if regression is None:
         _check_commas(values, label, source)
+        _check_gaps(rows, values, label, source)
     names = class_names(values)
     check_count(names, label, source)
     return names, False
+
+
+def _check_gaps(rows: Sequence[Row], values: Sequence[object], label: str, source: str) -> None:
+    """Refuse measures with a gap among them, which would be read as classes."""
+    gaps = [n for n, value in enumerate(values) if isinstance(value, str) and _GAP.fullmatch(value.strip())]
+    if gaps and _are_measures([value for n, value in enumerate(values) if n not in set(gaps)]):
+        raise InputError(
+            f"{place(rows[gaps[0]], source, gaps[0] + 1)} has no number in column {label!r}, where all others "
+            f"have one ({len(gaps)} such rows); fill or remove them, or set task.regression: false for classes"
+        )
 
 
 def has_label(row: Row, label: str) -> bool:
