@@ -49,9 +49,10 @@ def _check_gaps(rows: Sequence[Row], values: Sequence[object], label: str, sourc
     """Refuse measures with a gap among them, which would be read as classes."""
     gaps = [n for n, value in enumerate(values) if isinstance(value, str) and _GAP.fullmatch(value.strip())]
     if gaps and _are_measures([value for n, value in enumerate(values) if n not in set(gaps)]):
+        where = place(rows[gaps[0]], source, gaps[0] + 1)
         raise InputError(
-            f"{place(rows[gaps[0]], source, gaps[0] + 1)} has no number in column {label!r}, where all others "
-            f"have one ({len(gaps)} such rows); fill or remove them, or set task.regression: false for classes"
+            f"{where} has no number in column {label!r}, where all others have one ({len(gaps)} such rows); "
+            "fill or remove them, or set task.regression: false for classes"
         )
 
 
