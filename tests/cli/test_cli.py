@@ -185,6 +185,7 @@ def test_python_m_fedsb_is_the_command():
 def test_debug_raises_the_error_itself(tmp_path, monkeypatch):
     from fedsb.errors import InputError
 
+    monkeypatch.setenv("FEDSB_DEBUG", "")  # which the command sets; undone with this
     with pytest.raises(InputError, match="cannot read"):
         main_status(monkeypatch, "run", tmp_path / "no.yaml", "--debug")
 
