@@ -146,7 +146,7 @@ def test_a_node_takes_no_part_for_an_expert_that_is_not_the_runs(world, tmp_path
 
 def test_hello_with_counts_that_are_none_is_refused():
     good = {"client": 0, "num_examples": 9, "base_digest": "0" * 16, "experts": "3,6"}
-    assert asdict(node_facts(good, 2)) == good
+    assert asdict(node_facts(good, 2)) == good | {"test_examples": None}
     for wrong in ("3", "3,-6", "3,6,", "a,b", 7, "9" * 9 + ",1"):
         with pytest.raises(UpdateRejected, match="experts"):
             node_facts(good | {"experts": wrong}, 2)
