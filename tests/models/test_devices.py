@@ -70,7 +70,7 @@ def test_parts_that_do_not_fit_on_the_gpus_are_refused(
     saved: dict[str, Path], gpus: None, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     config = config_of(saved, "llama", model__device_map="auto")
-    monkeypatch.setattr(models, "_from_pretrained", lambda path, **rest: _mapped(path, last))
+    monkeypatch.setattr(models, "_from_pretrained", lambda path, *rest: _mapped(path, last))
     with pytest.raises(InputError, match=r"1 parts, such as lm_head, do not fit on the 2 visible GPUs"):
         prepare_model.prepare_base(config, prepare_data(config))
 
