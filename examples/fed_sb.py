@@ -25,6 +25,7 @@ from fedsb.adapter.attached import fold
 from fedsb.federation.start.initialize import start_factors
 from fedsb.federation.training import train
 from fedsb.methods import by_name
+from fedsb.models.head import TASK_TYPES
 from fedsb.models.peft_folder import write_adapter
 from fedsb.runner.arguments import local_training, start_of
 from fedsb.runner.prepare_data import prepare_data
@@ -67,9 +68,9 @@ def fed_sb(config: RunConfig, folder: Path) -> dict[str, float]:
     # Evaluate the averaged model, and fold B R A into ordinary LoRA factors that peft can load.
     load(trained, shared)
     metrics = data.task.evaluate(base.model, data.test, batch_size=config.evaluation.batch_size)
-    causal = data.task.num_labels is None
+    kind = TASK_TYPES[config.task.model_class]
     pairs = fold(local.attached)
-    write_adapter(folder, pairs, base_model=config.model.path, causal=causal, head=base.task_head)
+    write_adapter(folder, pairs, base_model=config.model.path, task_type=kind, head=base.task_head)
     return metrics
 
 

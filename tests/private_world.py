@@ -27,6 +27,7 @@ class PrivateWorld:
     def __init__(self, config):
         self.config = RunConfig.from_dict(config)
         self.data = prepare_data(self.config)
+        self.config = self.data.settled(self.config)
         base = prepare_base(self.config, self.data)
         calibration = Calibration({}, [], batches_of(self.data, base.device), self.data.task.losses)
         method, start = method_of(self.config), start_of(self.config, self.data.parts)
