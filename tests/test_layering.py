@@ -221,7 +221,7 @@ METHOD_FILES = {f"methods.{method.name.replace('-', '_')}" for method in ALL}
 """What these share (`methods.averaging`) is no method and may be used by anyone."""
 MAY_KNOW = {
     "__init__",  # the package's public names
-    "config.sections",  # the method that a config has by default; methods need torch, a config must not
+    "config.sections.method",  # the default; methods need torch, a config must not
     "cli.quickstart.recipe",  # the text of a recipe
 }
 NAMES = {method.name for method in ALL} | {method.name.replace("-", "_") for method in ALL}

@@ -25,7 +25,7 @@ import fedsb
 from fedsb.common.registry import Registry
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
-from fedsb.config.sections import FAMILIES
+from fedsb.config.sections.task import FAMILIES
 from fedsb.errors import InputError
 from fedsb.methods import ALL, METHODS, Method, by_name, fed_sb, register
 from fedsb.tasks import TaskFamily, TaskSection, make_task

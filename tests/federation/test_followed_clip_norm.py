@@ -9,7 +9,7 @@ from torch import nn
 
 pytest.importorskip("opacus", reason="needs the extra: pip install 'fedsb[dp]'")
 
-from fedsb.config.sections import PrivacyConfig
+from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.federation.private_training import clipping_optimizer, within_less_half
 from fedsb.federation.training import LocalTraining
 from fedsb.privacy.accounting import Mechanism, epsilon

@@ -8,7 +8,7 @@ from chat_families import FAMILIES, tokenizer_of
 from torch import nn
 from transformers import LlamaConfig
 
-from fedsb.config.sections import ChatConfig
+from fedsb.config.sections.task import ChatConfig
 from fedsb.errors import InputError
 from fedsb.tasks.answers import IGNORED
 from fedsb.tasks.chat.task import chat_of

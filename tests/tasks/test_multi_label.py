@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from fedsb import RunConfig, run
-from fedsb.config.sections import MultiLabelConfig
+from fedsb.config.sections.task import MultiLabelConfig
 from fedsb.errors import InputError
 from fedsb.report.progress import Silent
 from fedsb.runner.export import export_merged

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import BenchmarkConfig
+from fedsb.config.sections.evaluation import BenchmarkConfig
 from fedsb.errors import InputError
 from fedsb.tasks.rows import cell_text, read_rows
 from fedsb.tasks.sources import asked_rows, benchmark_rows, train_name, train_rows

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from fedsb import RunConfig, run
-from fedsb.config.sections import TokenClassificationConfig
+from fedsb.config.sections.task import TokenClassificationConfig
 from fedsb.errors import InputError
 from fedsb.report.progress import Silent
 from fedsb.runner.evaluate import evaluate_run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedsb.cli.options import evaluation_config
-from fedsb.config.sections import ChatConfig
+from fedsb.config.sections.task import ChatConfig
 from fedsb.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from torch import nn
 from fedsb.adapter.attached import check_rank
 from fedsb.adapter.linear import features
 from fedsb.cli.common import refuse_unused
-from fedsb.config.sections import FederationConfig, InitConfig
+from fedsb.config.sections.federation import FederationConfig
+from fedsb.config.sections.method import InitConfig
 from fedsb.errors import InputError
 from fedsb.federation.start.sketches import sketched_numbers
 from fedsb.methods import ALL, METHODS, Method, Shape, by_name

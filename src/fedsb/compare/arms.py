@@ -13,7 +13,7 @@ from fedsb.compare.config import CompareConfig
 from fedsb.compare.scored import is_scored
 from fedsb.compare.split import TRAIN, VALIDATION
 from fedsb.config.run_config import RunConfig, differences
-from fedsb.config.sections import ColumnsConfig, LimitConfig, PrepareConfig
+from fedsb.config.sections.data import ColumnsConfig, LimitConfig, PrepareConfig
 from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
 from fedsb.methods import ALL, METHODS, by_name

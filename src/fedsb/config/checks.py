@@ -9,7 +9,8 @@ from fedsb.config.expert_checks import expert_faults
 from fedsb.config.method import able_names, method_of
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import AnswerSection, FederationConfig
+from fedsb.config.sections.federation import FederationConfig
+from fedsb.config.sections.task import AnswerSection
 from fedsb.config.site_checks import site_faults
 from fedsb.errors import InputError
 from fedsb.methods import Method

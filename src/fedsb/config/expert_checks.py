@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from fedsb.config.method import able_names, hard_rounds
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import ExpertsConfig
+from fedsb.config.sections.method import ExpertsConfig
 from fedsb.methods import by_name
 
 

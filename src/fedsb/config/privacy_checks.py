@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from fedsb.config.method import able_names, method_of
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import PrivacyConfig
+from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.errors import InputError
 from fedsb.methods import Method
 

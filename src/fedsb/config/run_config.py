@@ -14,19 +14,14 @@ from pydantic import Field, field_validator, model_validator
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
 from fedsb.config.private_defaults import with_private_defaults
-from fedsb.config.sections import (
-    DEFAULT_SHARE,
-    AnswerSection,
-    ChatConfig,
-    DataConfig,
-    EvaluationConfig,
-    FederationConfig,
-    MethodConfig,
-    ModelConfig,
-    PrivacyConfig,
-    TaskConfig,
-    TrainingConfig,
-)
+from fedsb.config.sections.data import DEFAULT_SHARE, DataConfig
+from fedsb.config.sections.evaluation import EvaluationConfig
+from fedsb.config.sections.federation import FederationConfig
+from fedsb.config.sections.method import MethodConfig
+from fedsb.config.sections.model import ModelConfig
+from fedsb.config.sections.privacy import PrivacyConfig
+from fedsb.config.sections.task import AnswerSection, ChatConfig, TaskConfig
+from fedsb.config.sections.training import TrainingConfig
 from fedsb.config.yaml_file import override, read_yaml
 
 Tracking = Literal["tensorboard", "mlflow", "wandb", "trackio"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fedsb.config.method import able_names, method_of
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import ClassificationConfig
+from fedsb.config.sections.task import ClassificationConfig
 from fedsb.methods import Method
 
 SUGGESTED_NOISE = 10.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsb.config.run_config import RunConfig, flat_settings
-from fedsb.config.sections import CausalLmConfig
+from fedsb.config.sections.task import CausalLmConfig
 from fedsb.deploy.node_config import Refused
 from fedsb.runner.arguments import local_training
 

@@ -17,7 +17,9 @@ from pydantic import Field, NonNegativeInt
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
-from fedsb.config.sections import CausalLmConfig, Encoding, PrivacyConfig
+from fedsb.config.sections.data import Encoding
+from fedsb.config.sections.privacy import PrivacyConfig
+from fedsb.config.sections.task import CausalLmConfig
 from fedsb.config.yaml_file import override, read_yaml
 from fedsb.errors import InputError
 from fedsb.tasks.prompts import parse_template

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedsb.common.files import write_text
 from fedsb.config import RunConfig
-from fedsb.config.sections import ChatConfig
+from fedsb.config.sections.task import ChatConfig
 from fedsb.deploy.node_config import columns_of
 from fedsb.errors import InputError
 from fedsb.runner.chosen_lora import folder_names

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import PrivacyConfig
+from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.plan import ClientPlan

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import PrivacyConfig
+from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.federation.cohort import cohort
 from fedsb.federation.start.settings import PrivateStart
 from fedsb.federation.training import LocalTraining

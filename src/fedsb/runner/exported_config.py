@@ -12,7 +12,7 @@ from torch import nn
 from fedsb.adapter.attached import Attached
 from fedsb.adapter.linear import dense_weight
 from fedsb.config import RunConfig
-from fedsb.config.sections import ChatConfig
+from fedsb.config.sections.task import ChatConfig
 from fedsb.errors import RunFailed
 from fedsb.models.head import problem_type
 from fedsb.models.load import quiet_loading

@@ -11,7 +11,7 @@ from torch import nn
 from fedsb.adapter.attached import Attached
 from fedsb.common.files import read_json
 from fedsb.config import RunConfig
-from fedsb.config.sections import OWN_SECTIONS, TaskSection
+from fedsb.config.sections.task import OWN_SECTIONS, TaskSection
 from fedsb.errors import InputError
 from fedsb.models import load_preprocessor
 from fedsb.models.mixture_folder import is_mixture, put_mixture_on

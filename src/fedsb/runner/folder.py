@@ -20,7 +20,7 @@ from torch import nn
 from fedsb.adapter.attached import Attached, fold
 from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json, write_jsonl, write_text
 from fedsb.config.run_config import RunConfig
-from fedsb.config.sections import AnswerSection
+from fedsb.config.sections.task import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.traffic import total_bytes
 from fedsb.methods import Method

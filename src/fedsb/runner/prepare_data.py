@@ -15,7 +15,7 @@ from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import OWN_SECTIONS, ClassificationConfig
+from fedsb.config.sections.task import OWN_SECTIONS, ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.federation import partition
 from fedsb.federation.experts import Counts

@@ -16,7 +16,7 @@ from fedsb.adapter.routing import Terms
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
-from fedsb.config.sections import AnswerSection
+from fedsb.config.sections.task import AnswerSection
 from fedsb.errors import InputError
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import Example, LocalModel

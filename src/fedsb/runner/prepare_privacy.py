@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedsb.config import RunConfig
 from fedsb.config.privacy_checks import check_delta
-from fedsb.config.sections import PrivacyConfig
+from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.privacy.account import Account, Guard
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.ledger import LEDGER, PrivacyLedger

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fedsb.config.sections import PrivacyConfig
+from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.errors import InputError
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.scores import AddNoise

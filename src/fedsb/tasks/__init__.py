@@ -9,7 +9,7 @@ by the entry-point group `fedsb.tasks` (docs/guides/adding-a-task.md).
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedsb.config.sections import (
+from fedsb.config.sections.task import (
     FAMILIES,
     CausalLmConfig,
     ChatConfig,
@@ -18,8 +18,8 @@ from fedsb.config.sections import (
     MultiLabelConfig,
     TokenClassificationConfig,
 )
-from fedsb.config.sections import TaskFamily as TaskFamily
-from fedsb.config.sections import TaskSection as TaskSection
+from fedsb.config.sections.task import TaskFamily as TaskFamily
+from fedsb.config.sections.task import TaskSection as TaskSection
 from fedsb.errors import InputError
 from fedsb.tasks.causal_lm import causal_lm as causal_lm
 from fedsb.tasks.causal_lm import causal_lm_of

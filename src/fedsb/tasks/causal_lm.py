@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fedsb.config.sections import CausalLmConfig
+from fedsb.config.sections.task import CausalLmConfig
 from fedsb.errors import InputError
 from fedsb.tasks.answers import IGNORED, answer_task, check_some_response, cut_example
 from fedsb.tasks.prompts import Template, added_bos, columns_of, cut_left, fill, parse_template, tokenize

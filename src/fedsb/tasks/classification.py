@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsb.config.sections import ClassificationConfig
+from fedsb.config.sections.task import ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.cuts import Tokens
 from fedsb.tasks.labels import class_ids, label_set, row_name, targets

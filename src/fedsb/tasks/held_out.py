@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fedsb.common.seeding import derive, numpy_generator
 from fedsb.config import RunConfig
-from fedsb.config.sections import ClassificationConfig, ImageClassificationConfig
+from fedsb.config.sections.task import ClassificationConfig, ImageClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.labels import label_set, row_name
 from fedsb.tasks.rows import cell_text, require_columns

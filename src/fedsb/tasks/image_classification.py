@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedsb.config.sections import ImageClassificationConfig
+from fedsb.config.sections.task import ImageClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.classification import checked_metric, class_scores, losses, measure
 from fedsb.tasks.labels import class_ids, label_set, row_name

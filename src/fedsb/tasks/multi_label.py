@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsb.config.labels import label_name
-from fedsb.config.sections import MultiLabelConfig
+from fedsb.config.sections.task import MultiLabelConfig
 from fedsb.errors import InputError
 from fedsb.tasks.classification import checked_columns, collate_texts, encode_texts, losses, measure
 from fedsb.tasks.labels import check_count, class_names, unknown_class

@@ -6,13 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import (
-    OWN_SECTIONS,
-    BenchmarkConfig,
-    ClassificationConfig,
-    ImageClassificationConfig,
-    Source,
-)
+from fedsb.config.sections.data import Source
+from fedsb.config.sections.evaluation import BenchmarkConfig
+from fedsb.config.sections.task import OWN_SECTIONS, ClassificationConfig, ImageClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks import Row
 from fedsb.tasks.commonsense import prepare

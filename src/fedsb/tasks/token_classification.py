@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsb.config.labels import label_name
-from fedsb.config.sections import TokenClassificationConfig
+from fedsb.config.sections.task import TokenClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.cuts import Tokens
 from fedsb.tasks.labels import MOST_LABELS, unknown_class

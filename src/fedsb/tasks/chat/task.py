@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from fedsb.config.sections import ChatConfig
+from fedsb.config.sections.task import ChatConfig
 from fedsb.errors import InputError
 from fedsb.tasks.answers import IGNORED, answer_task, check_some_response, cut_example
 from fedsb.tasks.chat.messages import read_conversations, shapes_of

@@ -15,7 +15,8 @@ import numpy as np
 from torch import nn
 
 from fedsb.config import RunConfig
-from fedsb.config.sections import AnswerSection, BenchmarkConfig
+from fedsb.config.sections.evaluation import BenchmarkConfig
+from fedsb.config.sections.task import AnswerSection
 from fedsb.tasks import Example, Row, Task
 from fedsb.tasks.choices import family_of, name_pattern, offered, option_texts
 from fedsb.tasks.generate import Decoding

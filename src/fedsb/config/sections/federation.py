@@ -1,0 +1,108 @@
+"""The section `federation`: who has which rows, who takes part, and what the server does with updates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from fedsb.common.printable import LONGEST_SITE, is_site_name, printable
+from fedsb.config.base import Positive, Section
+
+
+class IidPartition(Section):
+    kind: Literal["iid"] = "iid"
+
+
+class DirichletPartition(Section):
+    kind: Literal["dirichlet"]
+    column: str | None = None
+    """The column whose values are dealt; null: the class label."""
+    alpha: Annotated[float, Field(gt=0, le=1e9)] = 0.5
+    """Smaller is more skewed."""
+    min_size: PositiveInt = 8
+    """Every client gets at least so many examples."""
+
+
+class ColumnPartition(Section):
+    kind: Literal["by-column"]
+    column: str
+    """Each client has the rows of one value, or of several; with more clients than values, the clients of a
+    value share its rows."""
+
+
+class ShardsPartition(Section):
+    kind: Literal["shards"]
+    column: str | None = None
+    """The column by whose values rows are sorted; null: the class label."""
+    shards_per_client: PositiveInt = 2
+
+
+PartitionConfig = Annotated[
+    IidPartition | DirichletPartition | ColumnPartition | ShardsPartition, Field(discriminator="kind")
+]
+
+
+class RobustConfig(Section):
+    """Against poisoned clients, in the start too. Needs `weighting: uniform`: how many examples a client has
+    is its own claim."""
+
+    average: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """In place of the mean, number by number (Yin et al. 2018, arXiv 1803.01498), for methods that average
+    factors. The server then holds all updates of a round: cohort x numbers x 4 bytes."""
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """trimmed-mean: share of the updates left out at each end, one at least."""
+    norm_bound: Positive | None = None
+    """Largest L2 norm of update minus broadcast, over all its numbers; null: any. In the start's head warm-up
+    what lies further off is scaled back."""
+    over_bound: Literal["reject", "scale"] = "reject"
+    """What is done with a larger one: left out with the reason, or scaled back to the bound."""
+
+
+class FederationConfig(Section):
+    clients: PositiveInt = 3
+    sites: list[str] | None = None
+    """A name for each client, for people to read; null: the column's values where kind: by-column deals the
+    rows of a run without privacy, else their numbers."""
+    clients_per_round: PositiveInt | None = None
+    """How many take part in a round; null: all."""
+    rounds: PositiveInt = 3
+    partition: PartitionConfig = IidPartition()
+    client_ranks: list[PositiveInt] | None = None
+    """A rank for each client, at most method.rank; null: method.rank for all."""
+    client_experts: list[NonNegativeInt] | None = None
+    """The number of each client's expert, in a method with experts; null: as method.experts has it."""
+    client_heads: list[PositiveInt] | None = None
+    """How many heads of the core each client trains in a round (which ones is drawn again); null: all."""
+    padding: Literal["all", "owners"] = "all"
+    """Mixed ranks or heads: average each entry over all clients (exact), or over those that trained it."""
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Weight of a client's update in the mean; with privacy.unit: client the default is uniform."""
+    processes: PositiveInt = 1
+    """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
+    of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
+    upload_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the numbers of an update travel as; broadcasts are float32. 16 bits halve the upload: float16
+    has 11 binary digits and ends at 65504 (more is an error), bfloat16 has 8 digits and float32's range."""
+    robust: RobustConfig | None = None
+    """Checks against poisoned updates; null: none."""
+    client_timeout_seconds: Positive | None = None
+    """A client whose local training takes longer is left out of the round; null: no limit of its own."""
+    deadline_seconds: Positive | None = 3600.0
+    """Clients on other machines or in other processes: a round waits no longer than this for an answer; null:
+    an hour for other machines, no limit for processes here."""
+    min_updates: PositiveInt = 1
+    """With fewer usable updates in a round the run stops, and can be resumed."""
+
+    @field_validator("sites")
+    @classmethod
+    def _sites_can_be_read(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        if wrong := next((name for name in value if not is_site_name(name)), None):
+            raise ValueError(
+                f"expected names of 1 to {LONGEST_SITE} printable characters, found {printable(wrong, 80)!r}"
+            )
+        if len({name.lower() for name in value}) < len(value) or "" in value:
+            raise ValueError("expected a name of its own for each client, no two alike and none empty")
+        return value

@@ -1,0 +1,50 @@
+"""The section `privacy`: the unit, the budget and the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedsb.config.base import Positive, Section
+
+
+class PrivacyConfig(Section):
+    unit: Literal["example", "client"] = "example"
+    """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by
+    the server)."""
+    epsilon: Positive | None = None
+    """The budget: noise is chosen for it, and a run ends where it is used up."""
+    noise_multiplier: Positive | None = None
+    """Noise over sensitivity; null: calibrated to epsilon."""
+    delta: Positive | None = None
+    """null: 1e-5, or a tenth of one over the number of units if that is less."""
+    clip_norm: Positive = 1.0
+    """Largest L2 norm of one example's gradient, or of one client's update. auto: begins at 1 and follows the
+    median, as `quantile: 0.5` does."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Let the clip norm follow this quantile of the gradients' norms in a round's steps, or of the updates'
+    norms over rounds; a noised count pays for it out of the same budget. null: fixed."""
+    score_noise_multiplier: Positive | None = None
+    """evaluation.at_clients: noise on the counts that a client gives, over their sensitivity (the square root
+    of 3); each score is one more release of the same budget. null: no client is scored."""
+    insecure_seed: int | None = None
+    """For tests alone: noise that repeats. The run is then marked as not private."""
+    ledger: str | None = None
+    """Simulated runs: a .jsonl file that all private runs on these rows share; each is charged there too, and
+    `fedsb privacy --ledger FILE` says what they cost together. null: the run's own ledger alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_the_median(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("clip_norm") != "auto":
+            return values
+        begins = {key: value for key, value in values.items() if key != "clip_norm"}
+        return {**begins, "quantile": values.get("quantile") or 0.5}
+
+    @model_validator(mode="after")
+    def _some_noise(self) -> PrivacyConfig:
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError("set epsilon (the noise is then calibrated) or noise_multiplier")
+        return self
