@@ -56,7 +56,7 @@ def start_of(method: Method, layers: Mapping[str, Shape], rank: int, heads: int)
         made[name] = Factors(
             B=torch.linalg.qr(torch.randn(out, k, generator=draw)).Q,
             A=torch.linalg.qr(torch.randn(n_in, k, generator=draw)).Q.T.contiguous(),
-            R=torch.randn(heads, rank, rank, generator=draw),
+            R=torch.randn(heads, rank, rank, generator=draw) if method.has_core else None,
             s=torch.ones(heads) if "s" in method.trains(1) else None,
             P=torch.zeros(heads, rank, rank) if "P" in method.stays else None,
         )
@@ -98,15 +98,27 @@ class Federation:
         head_start = {"out.weight": self.globally.model.out.weight.detach()}
         self.state = ServerState(0, self.exchange.down(self.rank).flatten(sent | head_start))
         dense = {
-            n: Dense(numbers(f.B), numbers(f.A), None if f.R is None else numbers(f.R))
+            n: Dense(numbers(f.B), numbers(f.A), f.R if f.R is None else numbers(f.R), self.method.less_start)
             for n, f in self.start.items()
         }
         self.oracle = Oracle(self.method.name, dense, scale, self.padding, self.residual_rank)
         self.adopt()
 
+    @property
+    def start_by_name(self) -> dict[str, torch.Tensor]:
+        """The factors that all started with, as an aggregation knows them."""
+        return {f"{n}.{f}": getattr(part, f) for n, part in self.start.items() for f in "BA"}
+
     def _party(self) -> LocalModel:
         model = Linears(self.layers)
-        attached = attach(model, self.start, trains=self.method.trains(1), scale=self.exchange.scale)
+        method = self.method
+        attached = attach(
+            model,
+            self.start,
+            trains=method.trains(1),
+            scale=self.exchange.scale,
+            less_start=method.less_start,
+        )
         head = {"out.weight": model.out.weight}
         return LocalModel(
             attached,
@@ -149,7 +161,7 @@ class Federation:
                 if client in failing:
                     yield Failed(client, "went away")
                     continue
-                answers.append(self._answer(number, part, weight, answer))
+                answers.append(self._answer(number, part, weight, client, answer))
                 self.client_models[client] = self._whole_model(self.party(client))
                 yield Arrived(client, answer)
 
@@ -159,6 +171,7 @@ class Federation:
             self.exchange,
             weighting="examples",
             part_of=lambda c: parts.get(c, self.exchange.whole),
+            start=self.start_by_name,
         )
         self.answer_weights = [a.weight for a in answers]
         self.heads_sent = [a.tensors["out.weight"] for a in answers]
@@ -203,10 +216,12 @@ class Federation:
             )
         return answer
 
-    def _answer(self, number: int, part: Part, weight: int, message: bytes) -> Answer:
+    def _answer(self, number: int, part: Part, weight: int, client: int, message: bytes) -> Answer:
         _, vector = wire.unpack(message)
         tensors = self.exchange.up(number, part).unflatten(vector)
-        return Answer(weight, {name: numbers(t) for name, t in tensors.items()}, part.heads)
+        layers = self.party(client).attached.layers
+        trained = {f"{n}.{f}": numbers(p) for n, layer in layers.items() for f, p in layer.factors().items()}
+        return Answer(weight, {name: numbers(t) for name, t in tensors.items()}, trained, part.heads)
 
     def _whole_model(self, party: LocalModel) -> dict[str, np.ndarray]:
         """Change of each weight, the base's included, read from the layer's parts in fp64."""
@@ -223,7 +238,10 @@ class Federation:
                 for h, block in enumerate(blocks):
                     core[h * r : (h + 1) * r, h * r : (h + 1) * r] = scales[h] * block
             base = 0.0 if layer.base_update is None else numbers(layer.base_update)
-            whole[name] = base + layer.scale * numbers(layer.B) @ core @ numbers(layer.A)
+            product = numbers(layer.B) @ core @ numbers(layer.A)
+            if self.method.less_start:
+                product -= numbers(self.start[name].B) @ numbers(self.start[name].A)
+            whole[name] = base + layer.scale * product
         return whole
 
     def whole(self) -> dict[str, np.ndarray]:

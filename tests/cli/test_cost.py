@@ -188,6 +188,10 @@ def by_hand(method, out, n_in, rank, clients):
         "fedsa-lora": (both, n_in * rank, n_in * rank),
         "flora": (both, both, min(clients * both, out * n_in)),
         "fedex-lora": (both, both, both + min((clients - 1) * both, out * n_in)),
+        "fedrot-lora": (both, both, both),
+        "lora-fair": (both, both, both),
+        "fedmomentum": (both, both, both + min((clients - 1) * both, out * n_in)),
+        "fr-lora": (both, both, min(2 * both, out * n_in)),
     }[method]
 
 

@@ -11,6 +11,8 @@ layer's dtype.
 
 P, where there is one, is a core of one client's own, shaped as R: the core is then R + P.
 
+Where the update counts from the start, it is s (B A - B0 A0), with the factors B0, A0 as they were given.
+
 With a routing, R holds experts instead: (E, r, r) over bases of rank r, mixed by the gate G (E, r + 1) as
 `routing` says.
 """
@@ -60,6 +62,7 @@ class LowRankLinear(nn.Module):
         trains: which of "A", "R", "B", "s", "G", "P" get gradients.
         scale: s, a plain number (LoRA's alpha / r; 1 for Fed-SB).
         routing: what chooses between experts; None: R's blocks are heads of one core.
+        less_start: whether the update counts from these factors, so that it begins at zero.
     """
 
     A: nn.Parameter
@@ -76,6 +79,7 @@ class LowRankLinear(nn.Module):
         trains: Sequence[str] = ("R",),
         scale: float = 1.0,
         routing: Routing | None = None,
+        less_start: bool = False,
     ):
         super().__init__()
         _check_factors(base, factors, mixes=routing is not None)
@@ -95,6 +99,7 @@ class LowRankLinear(nn.Module):
                 self.register_parameter(name, parameter)
             else:
                 self.gate = None if parameter is None else Gate(parameter)
+        self._less = self._pair() if less_start else None
 
     @property
     def G(self) -> nn.Parameter | None:
@@ -121,6 +126,8 @@ class LowRankLinear(nn.Module):
         elif (core := self.core()) is not None:
             z = through_core(z, core.to(z.dtype))
         update = F.linear(z, self.B.to(z.dtype))
+        if self._less is not None:
+            update = update - F.linear(F.linear(x, self._less.A.to(x.dtype)), self._less.B.to(x.dtype))
         if self._beside is not None:
             return y + torch.add(F.linear(x, self._beside), update, alpha=self.scale)
         return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
@@ -185,10 +192,17 @@ class LowRankLinear(nn.Module):
         return self._own_pair() if self.base_update is None else _svd_pair(self.update())
 
     def _own_pair(self) -> LoraPair:
-        B, A = self.B.detach(), self.A.detach()
+        B, A = self._pair()
+        if self._less is not None:
+            B, A = torch.cat([B, -self._less.B], 1), torch.cat([A, self._less.A], 0)
+        return LoraPair(self.scale * B, A)
+
+    def _pair(self) -> LoraPair:
+        """B R and A, copied; neither scale nor start."""
+        B, A = self.B.detach().clone(), self.A.detach().clone()
         if (core := self.core()) is not None:
             B = through_core(B, core.detach().transpose(1, 2))
-        return LoraPair(self.scale * B, A.clone())
+        return LoraPair(B, A)
 
     def update(self) -> Float[Tensor, "out in"]:
         """The dense weight update s B R A, with what was added to the base, if anything was."""

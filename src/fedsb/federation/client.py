@@ -18,6 +18,7 @@ from fedsb.federation import wire
 from fedsb.federation.exchange import USAGE, Exchange, Part
 from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
+from fedsb.methods.method import UploadInputs
 
 
 def client_update(
@@ -50,6 +51,7 @@ def client_update(
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
     header, parameters = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
+    before = copied(parameters) if exchange.method.finish_upload else {}
     mean_loss = (train_with or train)(
         local_model,
         parameters,
@@ -64,7 +66,8 @@ def client_update(
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
-    vector = layout.flatten(_answer(exchange, parameters, part) | _usage(local_model, header.round))
+    settled = _answer(exchange, parameters, before, part, header.round)
+    vector = layout.flatten(settled | _usage(local_model, header.round))
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
@@ -101,14 +104,27 @@ def open_broadcast(
     )
 
 
-def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values that they have now, on their devices."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _answer(
+    exchange: Exchange,
+    parameters: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    part: Part,
+    round_number: int,
+) -> dict[str, Tensor]:
     """What goes up: trained factors as the method settles them (of heads that trained), and the task head."""
     answer = {name: parameters[name].detach() for name in exchange.task_head}
     travel = [factor for factor in FACTOR_NAMES if factor not in exchange.method.stays]
     for layer in exchange.layers:
         factors = {f: p.detach() for f in travel if (p := parameters.get(f"{layer}.{f}")) is not None}
-        settled = exchange.method.finish_upload(factors) if exchange.method.finish_upload else factors
-        for name, value in settled.items():
+        if exchange.method.finish_upload is not None:
+            known = UploadInputs({f: before[f"{layer}.{f}"] for f in factors}, round_number)
+            factors = dict(exchange.method.finish_upload(factors, known))
+        for name, value in factors.items():
             answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]
     return answer
 

@@ -137,6 +137,7 @@ def aggregate(
     bound: NormBound | None = None,
     registered: Mapping[int, int] | None = None,
     sites: Sequence[str] = (),
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
@@ -150,12 +151,14 @@ def aggregate(
         registered: the examples of each client of the cohort, as they were before the run: nobody else is
             listened to, and an update that counts others is refused. None: anybody, and any count.
         sites: what clients are called, for messages.
+        start: see `AggregationInputs`.
 
     Raises:
         RunFailed: no update could be used, or too few; the state given is still the current one.
     """
     report, aggregation = RoundReport(), aggregation or exchange.method.aggregation
-    accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
+    frame = exchange.frame(state.round + 1, state.vector)._replace(start=start or {})
+    accumulator = aggregation.start(frame)
     layout_of = cache(partial(exchange.up, state.round + 1))
     before_of = cache(partial(_before, state, exchange))
     heard: set[int] = set()

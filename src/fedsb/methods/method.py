@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fedsb.adapter import Factors, LoraPair
+from fedsb.errors import InputError
 
 Named = Mapping[str, Tensor]
 Padding = Literal["all", "owners"]
@@ -54,6 +56,7 @@ class AggregationInputs(NamedTuple):
         scale: s of the update s B R A.
         padding: how entries that smaller clients lack count (methods with mixed ranks).
         residual_rank: rank kept of a residual; None keeps all of it.
+        start: the factors as they started, by name (methods whose updates count from there).
     """
 
     current: Named
@@ -62,6 +65,7 @@ class AggregationInputs(NamedTuple):
     scale: float
     padding: Padding = "all"
     residual_rank: int | None = None
+    start: Named = MappingProxyType({})
 
 
 class Upload(NamedTuple):
@@ -82,6 +86,18 @@ class Upload(NamedTuple):
     heads: tuple[int, ...] | None = None
     client: int = 0
     weights: tuple[float, ...] | None = None
+
+
+class UploadInputs(NamedTuple):
+    """What a client knows as it finishes one layer's upload.
+
+    Attributes:
+        before: the layer's trained factors as they were before training, by name.
+        round_number: the round, from 1.
+    """
+
+    before: Named
+    round_number: int
 
 
 def views_by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
@@ -148,11 +164,14 @@ class Method(NamedTuple):
         aggregation: how updates become the next broadcast.
         cost: (layer, rank, heads, cohort size) -> numbers of a round.
         draw: start values without data; None means bases of `bases`.
-        bases: "init" takes the bases `method.init` asks for; the others are fixed by the method.
+        bases: "init" takes the bases `method.init` asks for; the others are fixed by the method. "principal"
+            is a pair without a core, the best approximation of W0.
         singular_values: whether bases of "weights" keep W0's singular values in B.
-        finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R).
+        finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R), to others
+            of the same names and shapes, less s.
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
+        less_start: whether a layer's update is s (B A - B0 A0), of the factors less what they started as.
         changes_base: whether rounds add to base weights.
         averages: whether the server needs nothing of the clients' factors but their mean.
         residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
@@ -171,11 +190,12 @@ class Method(NamedTuple):
     aggregation: Aggregation
     cost: Callable[[Shape, int, int, int], Counts]
     draw: DrawFactors | None = None
-    bases: Literal["init", "weights", "orthonormal"] = "init"
+    bases: Literal["init", "weights", "orthonormal", "principal"] = "init"
     singular_values: bool = False
-    finish_upload: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    finish_upload: Callable[[Named, UploadInputs], Named] | None = None
     heads: int = 1
     mixed_ranks: bool = False
+    less_start: bool = False
     changes_base: bool = False
     averages: bool = True
     residual: bool = False
@@ -216,6 +236,18 @@ def always(*names: str) -> Callable[[int], tuple[str, ...]]:
 def no_scale(rank: int, alpha: float | None) -> float:
     """Methods over orthonormal bases have no scale."""
     return 1.0
+
+
+def check_option(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a value of an option of a method's own.
+
+    Raises:
+        InputError: it is not from `low` to `high`.
+    """
+    if not low <= value <= high:
+        raise InputError(
+            f"method.options.{name}: expected a number from {low:g} to {high:g}, found {value:g}"
+        )
 
 
 def lora_scale(rank: int, alpha: float | None) -> float:

@@ -101,5 +101,6 @@ def needs_weights_at_server(config: RunConfig) -> bool:
     """Whether a server of clients elsewhere computes with the base model: to evaluate it, to add to its
     weights, to take bases from them, or to look at public examples through it."""
     method, init = method_of(config), config.method.init
-    from_weights = method.draw is None and bases_kind(start_of(config, [[0]]), method) == "weights"
+    kind = bases_kind(start_of(config, [[0]]), method)
+    from_weights = method.draw is None and kind in ("weights", "principal")
     return config.scores_test_rows or method.changes_base or from_weights or bool(init.public)

@@ -237,7 +237,12 @@ def local_model_of(
     routing = routing_for(config, data.experts, data.counts)
     with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
         attached = attach(
-            base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale, routing=routing
+            base.model,
+            factors,
+            trains=exchange.method.trains(1),
+            scale=exchange.scale,
+            routing=routing,
+            less_start=exchange.method.less_start,
         )
     for parameter in base.task_head.values():
         parameter.requires_grad_(True)

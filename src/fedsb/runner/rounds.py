@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from fedsb.adapter.routing import routing_of
 from fedsb.common.seeding import derive
 from fedsb.federation import wire
@@ -80,6 +82,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         bound=rules.norm_bound,
         registered={client: len(parts[client]) for client in cohort},
         sites=prepared.data.sites,
+        start=_started(prepared, saved),
     )
     saved.traffic += [
         Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
@@ -103,6 +106,13 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     if refresh_due(saved, rules):
         refresh_bases(session, saved, record)
     return record
+
+
+def _started(prepared: Prepared, saved: RunState) -> dict[str, Tensor]:
+    """The factors as they started, by name, where updates count from there."""
+    if not prepared.method.less_start:
+        return {}
+    return {f"{layer}.{f}": getattr(part, f) for layer, part in saved.factors.items() for f in ("B", "A")}
 
 
 def refresh_due(saved: RunState, rules: RoundRules) -> bool:
