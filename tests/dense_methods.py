@@ -79,6 +79,7 @@ class Oracle:
             "lora-xs": self._mean_cores,
             "ravan": self._mean_cores,
             "fedit": self._mean_both,
+            "la-lora": self._mean_both,
             "ffa-lora": self._mean_B,
             "fedsa-lora": self._mean_A,
             "fedsvd": self._mean_B_then_svd,

@@ -191,6 +191,7 @@ def by_hand(method, out, n_in, rank, clients):
         "fedrot-lora": (both, both, both),
         "lora-fair": (both, both, both),
         "fedmomentum": (both, both, both + min((clients - 1) * both, out * n_in)),
+        "la-lora": (both, both, both),
         "fr-lora": (both, both, min(2 * both, out * n_in)),
     }[method]
 

@@ -152,6 +152,7 @@ def test_a_method_that_is_exact_has_no_deviation_and_fedex_mends_its_own(runs):
         "lora-fair",
         "fedmomentum",
         "fr-lora",
+        "la-lora",
     }
 
 

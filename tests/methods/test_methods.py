@@ -168,6 +168,7 @@ def test_what_each_method_trains_and_how_it_scales():
         "lora-fair": (("A", "B"),) * 2,
         "fedmomentum": (("A", "B"),) * 2,
         "fr-lora": (("A", "B"),) * 2,
+        "la-lora": (("A", "B"),) * 2,
         "fed-mixer": (("R",),) * 2,
     }
     assert {m.name for m in ALL if m.exact} == {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -166,6 +166,12 @@ class Exchange:
         """What each client keeps of this round, as `layer.FACTOR`."""
         kept = [name for name in self.method.trains(round_number) if name in self.method.stays]
         return [f"{layer}.{name}" for layer in self.layers for name in kept]
+
+    def in_step(self, names: Iterable[str], step: int) -> dict[str, str]:
+        """Of a round's trained factors, as `layer.FACTOR`, those that train in its step -> FACTOR."""
+        chosen = self.method.trains_in_step
+        factors = {name: name.rpartition(".")[2] for name in names if name not in self.task_head}
+        return {n: f for n, f in factors.items() if chosen is None or f in chosen(step)}
 
     def down(self, rank: int) -> Layout:
         """All that the server shares, at this rank, without an update of the base."""

@@ -15,7 +15,7 @@ moved the others by more than the clip norm together), every physical batch has 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,7 @@ from fedsb.federation.training import (
     OnStep,
     autocast,
     make_optimizer,
+    resting,
     set_learning_rate,
     to_device,
 )
@@ -83,7 +84,10 @@ def train_privately(
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
                 chosen = [examples[i] for i in batch]
-                private_step(local_model, parameters, optimizer, chosen, training, masks)
+                with resting(local_model, parameters, number) as filter_gradients:
+                    private_step(
+                        local_model, parameters, optimizer, chosen, training, masks, filter_gradients
+                    )
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
@@ -142,16 +146,26 @@ def private_step(
     batch: Sequence[Example],
     training: LocalTraining,
     masks: Mapping[str, Tensor],
+    filter_gradients: Callable[[], None] = lambda: None,
 ) -> None:
-    """One noisy step over a Poisson batch, in physical batches of the config's size."""
+    """One noisy step over a Poisson batch, in physical batches of the config's size.
+
+    What asks for no gradient is neither clipped nor noised.
+    """
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     optimizer.zero_grad()
-    optimizer.attach_step_hook(lambda _: _mask_gradients(parameters, masks))
+
+    def finish_gradients(_: Any) -> None:
+        _mask_gradients(trained, masks)
+        filter_gradients()
+
+    optimizer.attach_step_hook(finish_gradients)
     groups = physical_batches(batch, training.batch_size)
     rows = training.batch_size if computes_in_16_bits(local_model.model, training.autocast) else None
     for number, group in enumerate(groups, start=1):
         if group:
             _losses(local_model, group, training).sum().backward()
-        for name, parameter in parameters.items():
+        for name, parameter in trained.items():
             sample = _usable(parameter, len(group), rows or len(group), masks.get(name))
             parameter.grad_sample = sample  # type: ignore[attr-defined]
         optimizer.signal_skip_step(do_skip=number < len(groups))
@@ -201,7 +215,7 @@ def _usable(parameter: Any, num_examples: int, rows: int, mask: Tensor | None) -
 
 
 def _mask_gradients(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
+    for name, mask in ((name, mask) for name, mask in masks.items() if name in parameters):
         gradient = parameters[name].grad
         assert gradient is not None
         gradient.mul_(mask)

@@ -123,7 +123,9 @@ def train(
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
             set_learning_rate(optimizer, number, training.rounds * len(steps), training)
             chosen = [[examples[i] for i in batch] for batch in group]
-            loss_sum += plain_step(local_model, parameters, optimizer, chosen, training)
+            step = number - (round_number - 1) * len(steps)
+            with resting(local_model, parameters, step) as filter_gradients:
+                loss_sum += plain_step(local_model, parameters, optimizer, chosen, training, filter_gradients)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
@@ -182,6 +184,7 @@ def plain_step(
     optimizer: torch.optim.Optimizer,
     group: Sequence[Sequence[Example]],
     training: LocalTraining,
+    filter_gradients: Callable[[], None] = lambda: None,
 ) -> float:
     """One optimizer step over a group of batches; the sum of the examples' losses."""
     optimizer.zero_grad(set_to_none=True)
@@ -199,8 +202,34 @@ def plain_step(
         )
     if training.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), training.grad_clip)
+    filter_gradients()
     optimizer.step()
     return total
+
+
+@contextmanager
+def resting(
+    local_model: LocalModel, parameters: Mapping[str, nn.Parameter], step: int
+) -> Iterator[Callable[[], None]]:
+    """Inside the block, what does not train in this step of the round asks for no gradient; what is given
+    puts the gradients through the method's filter."""
+    exchange = local_model.exchange
+    active, rule = exchange.in_step(parameters, step), exchange.method.filter_gradient
+    rests = [p for name, p in parameters.items() if name not in active and name not in exchange.task_head]
+
+    def filter_gradients() -> None:
+        for name, factor in active.items():
+            gradient = parameters[name].grad
+            if rule is not None and gradient is not None:
+                gradient.copy_(rule(factor, gradient))
+
+    try:
+        for parameter in rests:
+            parameter.requires_grad_(False)
+        yield filter_gradients
+    finally:
+        for parameter in rests:
+            parameter.requires_grad_(True)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

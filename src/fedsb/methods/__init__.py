@@ -20,6 +20,7 @@ from fedsb.methods.flexlora import flexlora as flexlora
 from fedsb.methods.flora import flora as flora
 from fedsb.methods.fr_lora import fr_lora as fr_lora
 from fedsb.methods.hetlora import hetlora as hetlora
+from fedsb.methods.la_lora import method as la_lora
 from fedsb.methods.lora_fair import method as lora_fair
 from fedsb.methods.lora_xs import lora_xs as lora_xs
 from fedsb.methods.method import Aggregation as Aggregation
@@ -51,6 +52,7 @@ ALL: tuple[Method, ...] = (
     lora_fair,
     fedmomentum,
     fr_lora,
+    la_lora,
     fed_mixer,
 )
 """Those of this package."""

@@ -169,6 +169,8 @@ class Method(NamedTuple):
         singular_values: whether bases of "weights" keep W0's singular values in B.
         finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R), to others
             of the same names and shapes, less s.
+        trains_in_step: of the factors that train in a round, those of its step, from 0; None: all of them.
+        filter_gradient: (factor, its gradient, under privacy clipped and noised) -> what the optimizer gets.
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
         less_start: whether a layer's update is s (B A - B0 A0), of the factors less what they started as.
@@ -193,6 +195,8 @@ class Method(NamedTuple):
     bases: Literal["init", "weights", "orthonormal", "principal"] = "init"
     singular_values: bool = False
     finish_upload: Callable[[Named, UploadInputs], Named] | None = None
+    trains_in_step: Callable[[int], tuple[str, ...]] | None = None
+    filter_gradient: Callable[[str, Tensor], Tensor] | None = None
     heads: int = 1
     mixed_ranks: bool = False
     less_start: bool = False
