@@ -41,6 +41,7 @@ class Dense:
     A: np.ndarray
     R: np.ndarray | None
     less: bool = False
+    F: np.ndarray | None = None
     base: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class Dense:
     def core(self) -> np.ndarray:
         k = len(self.A)
         if self.R is None:
-            return np.eye(k)
+            return np.eye(k) if self.F is None else self.F.T @ self.F
         heads, r, _ = self.R.shape
         core = np.zeros((k, k))
         for h in range(heads):
@@ -92,6 +93,7 @@ class Oracle:
             "lora-fair": self._mean_and_correction,
             "fedmomentum": self._svd_and_rest,
             "fr-lora": self._step_of_means,
+            "florg": self._mean_of_grams,
         }[self.method]
         rule(answers)
 
@@ -235,6 +237,18 @@ class Oracle:
             whole += ((products - part.start) ** 2).sum()
             part.B, part.A = B0, A0
         self.deviation = float(np.sqrt(left_out / whole))
+
+    def _mean_of_grams(self, answers: Sequence[Answer]) -> None:
+        lost = whole = 0.0
+        for name, part in self.layers.items():
+            grams = [a.weight * a.tensors[f"{name}.F"].T @ a.tensors[f"{name}.F"] for a in answers]
+            Q = sum(grams) / sum(a.weight for a in answers)
+            values, vectors = np.linalg.eigh(Q)
+            rank = len(part.F)
+            found = np.sqrt(np.maximum(values[-rank:], 0))[:, None] * vectors[:, -rank:].T
+            part.F = scipy.linalg.orthogonal_procrustes(found.T, part.F.T)[0].T @ found
+            lost, whole = lost + ((Q - part.F.T @ part.F) ** 2).sum(), whole + (Q**2).sum()
+        self.deviation = float(np.sqrt(lost / whole))
 
     def _norm_weighted(self, answers: Sequence[Answer]) -> None:
         each = []

@@ -98,7 +98,13 @@ class Federation:
         head_start = {"out.weight": self.globally.model.out.weight.detach()}
         self.state = ServerState(0, self.exchange.down(self.rank).flatten(sent | head_start))
         dense = {
-            n: Dense(numbers(f.B), numbers(f.A), f.R if f.R is None else numbers(f.R), self.method.less_start)
+            n: Dense(
+                numbers(f.B),
+                numbers(f.A),
+                f.R if f.R is None else numbers(f.R),
+                self.method.less_start,
+                f.F if f.F is None else numbers(f.F),
+            )
             for n, f in self.start.items()
         }
         self.oracle = Oracle(self.method.name, dense, scale, self.padding, self.residual_rank)
@@ -237,6 +243,8 @@ class Federation:
                 r, core = len(blocks[0]), np.zeros((k, k))
                 for h, block in enumerate(blocks):
                     core[h * r : (h + 1) * r, h * r : (h + 1) * r] = scales[h] * block
+            if layer.F is not None:
+                core = numbers(layer.F).T @ numbers(layer.F)
             base = 0.0 if layer.base_update is None else numbers(layer.base_update)
             product = numbers(layer.B) @ core @ numbers(layer.A)
             if self.method.less_start:

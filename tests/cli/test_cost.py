@@ -192,6 +192,7 @@ def by_hand(method, out, n_in, rank, clients):
         "lora-fair": (both, both, both),
         "fedmomentum": (both, both, both + min((clients - 1) * both, out * n_in)),
         "la-lora": (both, both, both),
+        "florg": (min(out, n_in) * rank,) * 3,
         "fr-lora": (both, both, min(2 * both, out * n_in)),
     }[method]
 

@@ -153,6 +153,7 @@ def test_a_method_that_is_exact_has_no_deviation_and_fedex_mends_its_own(runs):
         "fedmomentum",
         "fr-lora",
         "la-lora",
+        "florg",
     }
 
 

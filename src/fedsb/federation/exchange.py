@@ -249,6 +249,7 @@ class Exchange:
                 "B": (out, width),
                 "R": (count, rank, rank),
                 "G": (experts, rank + 1),
+                "F": (rank, min(out, n_in)),
             }
             entries += [(f"{layer}.{name}", shapes[name]) for name in names]
         return entries

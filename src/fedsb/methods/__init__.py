@@ -18,6 +18,7 @@ from fedsb.methods.fedsvd import fedsvd as fedsvd
 from fedsb.methods.ffa_lora import ffa_lora as ffa_lora
 from fedsb.methods.flexlora import flexlora as flexlora
 from fedsb.methods.flora import flora as flora
+from fedsb.methods.florg import florg as florg
 from fedsb.methods.fr_lora import fr_lora as fr_lora
 from fedsb.methods.hetlora import hetlora as hetlora
 from fedsb.methods.la_lora import method as la_lora
@@ -53,6 +54,7 @@ ALL: tuple[Method, ...] = (
     fedmomentum,
     fr_lora,
     la_lora,
+    florg,
     fed_mixer,
 )
 """Those of this package."""

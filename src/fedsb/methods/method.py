@@ -156,7 +156,7 @@ class Method(NamedTuple):
         name: as in `method.name`.
         source: author, year, arXiv number.
         exact: whether the averaged model equals the weighted mean of the clients' models.
-        trains: round -> the factors A, R, B, s, G, P that get gradients and go up.
+        trains: round -> the factors A, R, B, s, G, P, F that get gradients and go up.
         sends: the factors a broadcast carries. What trains and is not sent starts again each round, or
             `stays`.
         stays: of what trains, the factors that never leave their client and go on there from round to round.
