@@ -94,6 +94,7 @@ class Oracle:
             "fedmomentum": self._svd_and_rest,
             "fr-lora": self._step_of_means,
             "florg": self._mean_of_grams,
+            "fedask": self._even_svd_of_mean_B,
         }[self.method]
         rule(answers)
 
@@ -249,6 +250,14 @@ class Oracle:
             part.F = scipy.linalg.orthogonal_procrustes(found.T, part.F.T)[0].T @ found
             lost, whole = lost + ((Q - part.F.T @ part.F) ** 2).sum(), whole + (Q**2).sum()
         self.deviation = float(np.sqrt(lost / whole))
+
+    def _even_svd_of_mean_B(self, answers: Sequence[Answer]) -> None:
+        for name, part in self.layers.items():
+            product = sum(a.weight * a.trained[f"{name}.B"] for a in answers) @ part.A
+            U, S, Vh = np.linalg.svd(product / sum(a.weight for a in answers), full_matrices=False)
+            U, Vh = U * (sign := np.sign(U[np.abs(U).argmax(0), range(U.shape[1])])), Vh * sign[:, None]
+            rank = len(part.A)
+            part.B, part.A = U[:, :rank] * np.sqrt(S[:rank]), np.sqrt(S[:rank])[:, None] * Vh[:rank]
 
     def _norm_weighted(self, answers: Sequence[Answer]) -> None:
         each = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.local_model import LocalModel, load_state
+from fedsb.federation.second_exchange import after_second_exchange, second_answer
 from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
-from fedsb.methods import Method, Shape
+from fedsb.methods import Averaged, Method, Shape
 
 SEED = 3
 LAYERS = {"large": Shape(20, 24), "tall": Shape(40, 7), "small": Shape(5, 4)}
@@ -152,8 +154,9 @@ class Federation:
         weights: Mapping[int, int] | None = None,
         parts: Mapping[int, Part] | None = None,
         failing: Sequence[int] = (),
+        silent: Sequence[int] = (),
     ) -> RoundReport:
-        """One round of the server, of these clients and of the oracle."""
+        """One round of the server, of these clients and of the oracle; `silent` answer once, not twice."""
         weights, parts = weights or {}, parts or {}
         self.messages, self.client_models, self.received = {}, {}, {}
         self.base_before = {n: numbers(total) for n, total in self.state.base.total.items()}
@@ -178,12 +181,38 @@ class Federation:
             weighting="examples",
             part_of=lambda c: parts.get(c, self.exchange.whole),
             start=self.start_by_name,
+            second=self.second(self.state, silent),
         )
         self.answer_weights = [a.weight for a in answers]
         self.heads_sent = [a.tensors["out.weight"] for a in answers]
         self.oracle.close_round(number, answers)
         self.adopt()
         return report
+
+    def second(
+        self, state: ServerState, silent: Sequence[int] = ()
+    ) -> Callable[[Averaged, RoundReport], Averaged] | None:
+        """The second exchange of the round that began at this state; None where it has one exchange."""
+        if self.method.follow_up is None:
+            return None
+
+        def ask(clients: Sequence[int], question: bytes) -> Sequence[Outcome]:
+            for client in clients:
+                if client in silent:
+                    yield Failed(client, "went away later")
+                    continue
+                count = wire.header_of(self.messages[client][1]).num_examples
+                kept = self.kept[client]
+                answer = second_answer(question, self.exchange, kept, client=client, num_examples=count)
+                yield Arrived(client, answer)
+
+        return partial(
+            after_second_exchange,
+            state=state,
+            exchange=self.exchange,
+            ask=ask,
+            weighting="examples",
+        )
 
     def _client_round(self, client: int, part: Part, weight: int) -> bytes:
         message = broadcast(self.state, self.exchange, client, part)
@@ -218,7 +247,7 @@ class Federation:
                 client=client,
                 seed=SEED,
                 part=part,
-                kept=self.kept.setdefault(client, {}) if self.method.stays else None,
+                kept=self.kept.setdefault(client, {}) if self.method.keeps else None,
             )
         return answer
 

@@ -332,7 +332,8 @@ def test_directions_that_no_client_of_a_round_held_can_train_again(method):
 @pytest.mark.parametrize("cohort", [(0, 1, 2), (0, 1, 2, 3, 4)], ids=len)
 @pytest.mark.parametrize("method", [m for m in ALL if m.experts is None], ids=ids)
 def test_the_order_in_which_answers_arrive_is_without_effect(method, cohort):
-    """Layers that travel as factors, as either and dense; to the last bit."""
+    """Layers that travel as factors, as either and dense; to the last bit, or to fp32's rounding where the
+    first answers' mean is a question: in it rounding turns directions that nobody uses."""
     federation = Federation(method)
     federation.close_round(cohort)
     before = federation.state
@@ -340,11 +341,17 @@ def test_the_order_in_which_answers_arrive_is_without_effect(method, cohort):
     answers = [Arrived(c, federation.messages[c][1]) for c in cohort]
     for order in (answers[::-1], answers[1:] + answers[:1]):
         state, _ = aggregate(
-            before, order, federation.exchange, weighting="examples", start=federation.start_by_name
+            before,
+            order,
+            federation.exchange,
+            weighting="examples",
+            start=federation.start_by_name,
+            second=federation.second(before),
         )
         for name, value in base_tensors(state).items():
             assert torch.equal(value, base_tensors(federation.state)[name])
-        assert torch.equal(state.vector, federation.state.vector)
+        bits = {"rtol": 0.0, "atol": 1e-5 if method.follow_up else 0.0}
+        torch.testing.assert_close(state.vector, federation.state.vector, **bits)
 
 
 def base_tensors(state):

@@ -170,6 +170,7 @@ def test_what_each_method_trains_and_how_it_scales():
         "fr-lora": (("A", "B"),) * 2,
         "la-lora": (("A", "B"),) * 2,
         "florg": (("F",),) * 2,
+        "fedask": (("B",),) * 2,
         "fed-mixer": (("R",),) * 2,
     }
     assert {m.name for m in ALL if m.exact} == {
@@ -181,6 +182,7 @@ def test_what_each_method_trains_and_how_it_scales():
         "ravan",
         "fedsvd",
         "rolora",
+        "fedask",
     }
     assert [m.name for m in ALL if m.stays] == ["fedsa-lora"]
     assert [m.name for m in ALL if m.personal] == ["fed-sb", "lora-xs"]

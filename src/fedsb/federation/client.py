@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from fedsb.adapter import FACTOR_NAMES
 from fedsb.adapter.routing import routing_of
+from fedsb.common.seeding import torch_generator
 from fedsb.federation import wire
 from fedsb.federation.exchange import USAGE, Exchange, Part
 from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
+from fedsb.federation.second_exchange import forget, remembered
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
 from fedsb.methods.method import UploadInputs
 
@@ -66,13 +68,16 @@ def client_update(
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
-    settled = _answer(exchange, parameters, before, part, header.round)
+    settled = _answer(local_model, parameters, before, part, header.round, seed)
     vector = layout.flatten(settled | _usage(local_model, header.round))
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
         raise ClientFailed(str(reason)) from None
     if kept is not None:
+        forget(kept)
+        if exchange.method.follow_up is not None:
+            kept |= remembered(local_model, header.round)
         kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
     return message
 
@@ -110,19 +115,26 @@ def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _answer(
-    exchange: Exchange,
+    local_model: LocalModel,
     parameters: Mapping[str, Tensor],
     before: Mapping[str, Tensor],
     part: Part,
     round_number: int,
+    seed: int,
 ) -> dict[str, Tensor]:
     """What goes up: trained factors as the method settles them (of heads that trained), and the task head."""
+    exchange = local_model.exchange
     answer = {name: parameters[name].detach() for name in exchange.task_head}
     travel = [factor for factor in FACTOR_NAMES if factor not in exchange.method.stays]
     for layer in exchange.layers:
         factors = {f: p.detach() for f in travel if (p := parameters.get(f"{layer}.{f}")) is not None}
         if exchange.method.finish_upload is not None:
-            known = UploadInputs({f: before[f"{layer}.{f}"] for f in factors}, round_number)
+            known = UploadInputs(
+                {f: before[f"{layer}.{f}"] for f in factors},
+                {f: p.detach() for f, p in local_model.attached.layers[layer].factors().items()},
+                round_number,
+                torch_generator(seed, "upload", round_number, layer),
+            )
             factors = dict(exchange.method.finish_upload(factors, known))
         for name, value in factors.items():
             answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsb.adapter import Factors
 from fedsb.federation.experts import ExpertsPlan
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
@@ -158,9 +159,19 @@ class Exchange:
 
     def up(self, round_number: int, part: Part) -> Layout:
         """An upload's layout. Scales of heads never travel: they are folded into R first; nor what stays."""
-        trained = self.method.trains(round_number)
+        trained = self.method.uploads or self.method.trains(round_number)
         names = tuple(name for name in trained if name != "s" and name not in self.method.stays)
         return Layout((*self._factors(names, part.rank, part.blocks), *self._others(names)))
+
+    def question(self) -> Layout:
+        """What the server asks with in a round's second exchange."""
+        rule = self.method.follow_up
+        return Layout(tuple(self._factors(rule.asks if rule else (), self.rank)))
+
+    def second_answers(self) -> Layout:
+        """What a client answers to it."""
+        rule = self.method.follow_up
+        return Layout(tuple(self._factors(rule.answers if rule else (), self.rank)))
 
     def stays(self, round_number: int) -> list[str]:
         """What each client keeps of this round, as `layer.FACTOR`."""
@@ -220,6 +231,12 @@ class Exchange:
             entries += tuple((f"{name} kept", shape) for name, shape in self.cores().entries)
         return Layout(entries)
 
+    def started(self, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+        """Of the factors as they started, what an aggregation of this method needs, by name."""
+        if not self.method.less_start:
+            return {}
+        return {f"{layer}.{f}": getattr(part, f) for layer, part in factors.items() for f in ("B", "A")}
+
     def frame(self, round_number: int, vector: Tensor) -> AggregationInputs:
         """What the aggregation of this round knows; `vector` as in `ServerState`."""
         return AggregationInputs(
@@ -244,12 +261,14 @@ class Exchange:
         count = (experts or self.heads) if blocks is None else len(blocks)
         entries: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
-            shapes = {
+            shapes: dict[str, tuple[int, ...]] = {
                 "A": (width, n_in),
                 "B": (out, width),
                 "R": (count, rank, rank),
                 "G": (experts, rank + 1),
                 "F": (rank, min(out, n_in)),
             }
+            if self.method.shapes is not None:
+                shapes |= self.method.shapes(Shape(out, n_in), rank)
             entries += [(f"{layer}.{name}", shapes[name]) for name in names]
         return entries

@@ -20,9 +20,10 @@ from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.experts import ExpertState
 from fedsb.federation.state import ServerState, base_by_name, base_for, changed_base
+from fedsb.federation.traffic import Traffic
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.robust import NormBound
-from fedsb.methods.method import Aggregation, BaseUpdate, Upload
+from fedsb.methods.method import Aggregation, Averaged, BaseUpdate, Upload
 
 Weighting = Literal["examples", "uniform"]
 PartOf = Callable[[int], Part]
@@ -66,6 +67,8 @@ class RoundReport:
     """See `methods.Averaged.deviation`."""
     untrained: list[int] = field(default_factory=list)
     """Experts that no usable update trained."""
+    second: list[Traffic] = field(default_factory=list)
+    """Of the round's second exchange, where it has one."""
 
     @property
     def train_loss(self) -> float | None:
@@ -138,6 +141,7 @@ def aggregate(
     registered: Mapping[int, int] | None = None,
     sites: Sequence[str] = (),
     start: Mapping[str, Tensor] | None = None,
+    second: Callable[[Averaged, RoundReport], Averaged] | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
@@ -152,6 +156,7 @@ def aggregate(
             listened to, and an update that counts others is refused. None: anybody, and any count.
         sites: what clients are called, for messages.
         start: see `AggregationInputs`.
+        second: the round's second exchange (`second_exchange.after_second_exchange`).
 
     Raises:
         RunFailed: no update could be used, or too few; the state given is still the current one.
@@ -166,7 +171,7 @@ def aggregate(
         try:
             _check_sender(outcome.client, heard, registered)
             part = part_of(outcome.client) if part_of else exchange.whole
-            header, vector = _accept(outcome, state, exchange, layout_of(part), report, registered)
+            header, vector = accept(outcome, state, exchange, layout_of(part), report, registered)
             if bound is not None:
                 vector = _bounded(outcome.client, vector, before_of(part), bound, report)
         except UpdateRejected as reason:
@@ -180,6 +185,8 @@ def aggregate(
     if len(report.clients) < fewest:
         raise RunFailed(_too_few(state.round + 1, report, fewest, sites))
     averaged = aggregation.finish(accumulator)
+    if second is not None:
+        averaged = second(averaged, report)
     report.deviation = averaged.deviation
     down = exchange.down(exchange.rank)
     named = down.unflatten(state.vector) | dict(averaged.tensors)
@@ -227,7 +234,7 @@ def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | 
     heard.add(client)
 
 
-def _accept(
+def accept(
     outcome: Outcome,
     state: ServerState,
     exchange: Exchange,
@@ -235,6 +242,11 @@ def _accept(
     report: RoundReport,
     registered: Mapping[int, int] | None,
 ) -> tuple[wire.Header, Tensor]:
+    """Header and numbers of an answer that can be used; its size is added to the report.
+
+    Raises:
+        UpdateRejected: it cannot be.
+    """
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
     report.upload_bytes += len(outcome.message)

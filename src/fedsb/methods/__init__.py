@@ -9,6 +9,7 @@ from fedsb.common.registry import Registry
 from fedsb.errors import InputError
 from fedsb.methods.fed_mixer import fed_mixer as fed_mixer
 from fedsb.methods.fed_sb import fed_sb as fed_sb
+from fedsb.methods.fedask import method as fedask
 from fedsb.methods.fedex_lora import fedex_lora as fedex_lora
 from fedsb.methods.fedit import fedit as fedit
 from fedsb.methods.fedmomentum import method as fedmomentum
@@ -29,6 +30,7 @@ from fedsb.methods.method import AggregationInputs as AggregationInputs
 from fedsb.methods.method import Averaged as Averaged
 from fedsb.methods.method import BaseUpdate as BaseUpdate
 from fedsb.methods.method import Counts as Counts
+from fedsb.methods.method import FollowUp as FollowUp
 from fedsb.methods.method import Method as Method
 from fedsb.methods.method import Shape as Shape
 from fedsb.methods.method import Upload as Upload
@@ -55,6 +57,7 @@ ALL: tuple[Method, ...] = (
     fr_lora,
     la_lora,
     florg,
+    fedask,
     fed_mixer,
 )
 """Those of this package."""

@@ -93,11 +93,32 @@ class UploadInputs(NamedTuple):
 
     Attributes:
         before: the layer's trained factors as they were before training, by name.
+        factors: all factors of the layer as they are now, those that do not train too.
         round_number: the round, from 1.
+        generator: the same for every client of a round, another one for each layer.
     """
 
     before: Named
+    factors: Named
     round_number: int
+    generator: torch.Generator
+
+
+class FollowUp(NamedTuple):
+    """The second exchange of a round, with the clients whose first answers were used, layer by layer.
+
+    Attributes:
+        asks, answers: names of what the server asks with, and of what a client answers (`Method.shapes`).
+        ask: the weighted mean of the first answers -> what the server asks with.
+        answer: (the client's factors as it trained them, what it was asked with) -> its answer.
+        finish: (what was asked with, the weighted mean of the answers, the last broadcast) -> new factors.
+    """
+
+    asks: tuple[str, ...]
+    answers: tuple[str, ...]
+    ask: Callable[[Named], Named]
+    answer: Callable[[Named, Named], Named]
+    finish: Callable[[Named, Named, Named], Named]
 
 
 def views_by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
@@ -168,7 +189,10 @@ class Method(NamedTuple):
             is a pair without a core, the best approximation of W0.
         singular_values: whether bases of "weights" keep W0's singular values in B.
         finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R), to others
-            of the same names and shapes, less s.
+            of the same names and shapes, less s; or to `uploads`.
+        uploads: names of what goes up in place of the trained factors.
+        shapes: (layer, rank) -> shapes of what travels and is no factor, by name.
+        follow_up: the second exchange of a round; None: there is one.
         trains_in_step: of the factors that train in a round, those of its step, from 0; None: all of them.
         filter_gradient: (factor, its gradient, under privacy clipped and noised) -> what the optimizer gets.
         heads: heads of the core if the config names none.
@@ -195,6 +219,9 @@ class Method(NamedTuple):
     bases: Literal["init", "weights", "orthonormal", "principal"] = "init"
     singular_values: bool = False
     finish_upload: Callable[[Named, UploadInputs], Named] | None = None
+    uploads: tuple[str, ...] | None = None
+    shapes: Callable[[Shape, int], Mapping[str, tuple[int, ...]]] | None = None
+    follow_up: FollowUp | None = None
     trains_in_step: Callable[[int], tuple[str, ...]] | None = None
     filter_gradient: Callable[[str, Tensor], Tensor] | None = None
     heads: int = 1
@@ -219,9 +246,14 @@ class Method(NamedTuple):
         return self.has_core and self.finish_upload is None and self.experts is None
 
     @property
+    def keeps(self) -> bool:
+        """Whether clients keep something of their own from one message to the next."""
+        return bool(self.stays) or self.follow_up is not None
+
+    @property
     def sends_what_it_trains(self) -> bool:
         """Whether a broadcast holds what an update can be measured from."""
-        return set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)
+        return self.uploads is None and set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)
 
     def with_personal_cores(self) -> Method:
         """The method with R + P for R, where P starts at zero, trains in the same steps and stays."""

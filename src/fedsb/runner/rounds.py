@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from fedsb.adapter.routing import routing_of
 from fedsb.common.seeding import derive
 from fedsb.federation import wire
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import LocalModel, load_state
+from fedsb.federation.second_exchange import after_second_exchange, forget
 from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.methods import Averaged
 from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
@@ -82,11 +82,15 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         bound=rules.norm_bound,
         registered={client: len(parts[client]) for client in cohort},
         sites=prepared.data.sites,
-        start=_started(prepared, saved),
+        start=exchange.started(saved.factors),
+        second=_second(session, saved.state) if prepared.method.follow_up else None,
     )
+    for own in saved.kept.values():
+        forget(own)
     saved.traffic += [
         Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
         Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
+        *report.second,
     ]
     if saved.state.experts is not None and not saved.state.experts.counts and not folders_of(prepared.config):
         saved.state = with_equal_experts(exchange, saved.state)
@@ -108,11 +112,18 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     return record
 
 
-def _started(prepared: Prepared, saved: RunState) -> dict[str, Tensor]:
-    """The factors as they started, by name, where updates count from there."""
-    if not prepared.method.less_start:
-        return {}
-    return {f"{layer}.{f}": getattr(part, f) for layer, part in saved.factors.items() for f in ("B", "A")}
+def _second(session: Session, state: ServerState) -> Callable[[Averaged, RoundReport], Averaged]:
+    """The second exchange of a round that begins at this state; the first paid for what leaves in it."""
+    prepared = session.prepared
+    parts = prepared.data.parts
+    return partial(
+        after_second_exchange,
+        state=state,
+        exchange=session.local_model.exchange,
+        ask=lambda clients, question: session.ask_clients(clients, lambda client: question),
+        weighting=prepared.rules.weighting,
+        registered={client: len(part) for client, part in enumerate(parts)},
+    )
 
 
 def refresh_due(saved: RunState, rules: RoundRules) -> bool:
@@ -201,9 +212,10 @@ def record_of(
         "round": number,
         "train_loss": report.train_loss,
         "eval": dict(metrics),
-        "upload_bytes": report.upload_bytes,
-        "download_bytes": download_bytes,
-        "upload_parameters": report.upload_parameters,
+        "upload_bytes": report.upload_bytes + total_bytes(report.second, direction="up"),
+        "download_bytes": download_bytes + total_bytes(report.second, direction="down"),
+        "upload_parameters": report.upload_parameters
+        + sum(entry.parameters for entry in report.second if entry.direction == "up"),
         "clients": sorted(report.clients),
         "rejected": report.rejected,
         "seconds": 0.0,
