@@ -29,6 +29,9 @@ class RoundRules:
         aggregation: the method's, over the average that federation.robust asks for.
         norm_bound: how far an update may lie from the broadcast; None: anywhere.
         refresh_every: rounds between new bases; None: never.
+        scored_after: rounds after which the model is scored; 0 is before the first.
+        at_clients: whether each client is scored on rows of its own.
+        on_test_rows: whether the model is scored on test rows in one place.
     """
 
     rounds: int
@@ -37,6 +40,9 @@ class RoundRules:
     norm_bound: NormBound | None
     min_updates: int
     refresh_every: int | None
+    scored_after: frozenset[int]
+    at_clients: bool
+    on_test_rows: bool
 
 
 def round_rules(config: RunConfig) -> RoundRules:
@@ -51,6 +57,9 @@ def round_rules(config: RunConfig) -> RoundRules:
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         refresh_every=config.method.refresh_every,
+        scored_after=frozenset(n for n in range(federation.rounds + 1) if config.scored_after(n)),
+        at_clients=config.scores_at_clients,
+        on_test_rows=config.scores_test_rows,
     )
 
 
