@@ -16,7 +16,7 @@ from fedsb.federation.exchange import Exchange
 from fedsb.federation.local_model import LocalModel
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.training import LocalTraining, batch_indices, train
-from fedsb.methods import Shape, la_lora
+from fedsb.methods import Shape, fedit, fedsa_lora, la_lora
 from fedsb.methods.la_lora import smoothed
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
@@ -110,6 +110,67 @@ def test_steps_in_turns_are_those_of_a_loop(smooth, private):
             parameter.detach(), twin.get_parameter(name).detach(), rtol=1e-4, atol=1e-6
         )
         assert parameter.requires_grad
+
+
+def trained_by(local_model, parameters, training, private, **more):
+    """Three steps over all examples, with or without the machinery of private training."""
+    if not private:
+        train(local_model, parameters, EXAMPLES, training, round_number=1, client=0, seed=0, **more)
+        return
+    plan = ExamplePlan(num_examples=12, expected_batch_size=12, steps_per_round=3, rounds=1, clip_norm=1e9)
+    train_privately(
+        local_model,
+        parameters,
+        EXAMPLES,
+        training,
+        plan,
+        noise=NoiseSource(),
+        coins=Keystream.fresh(),
+        masks={},
+        round_number=1,
+        client=0,
+    )
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["private", "plain"])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_the_proximal_term_is_the_gradient_of_half_mu_times_the_squared_distance(private, decay):
+    """Beside the optimizer's weight decay, which draws to zero."""
+    whole = replace(SGD, batch_size=12, epochs=3, proximal=0.7, weight_decay=decay)
+    local_model, parameters = party(fedit)
+    twin = copy.deepcopy(local_model.model)
+    trained_by(local_model, parameters, whole, private)
+    theirs = {name: twin.get_parameter(name) for name in parameters}
+    began = {name: p.detach().clone() for name, p in theirs.items()}
+    for _ in range(3):
+        distance = sum(((p - began[name]) ** 2).sum() for name, p in theirs.items())
+        objective = losses(twin, collate(EXAMPLES)).mean() + 0.35 * distance
+        gradients = torch.autograd.grad(objective, list(theirs.values()))
+        with torch.no_grad():
+            for parameter, gradient in zip(theirs.values(), gradients, strict=True):
+                parameter -= 0.5 * (gradient + decay * parameter)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach(), theirs[name].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_mu_of_zero_is_no_term_bit_for_bit():
+    found = []
+    for training in (SGD, replace(SGD, proximal=0.0)):
+        local_model, parameters = party(fedit)
+        train(local_model, parameters, EXAMPLES, training, round_number=1, client=0, seed=0)
+        found.append({name: p.detach().clone() for name, p in parameters.items()})
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_what_stays_with_a_client_is_drawn_nowhere():
+    far = replace(SGD, learning_rate=0.01, proximal=90.0)
+    moved = {}
+    for method in (fedit, fedsa_lora):
+        local_model, parameters = party(method)
+        before = parameters["hidden.B"].detach().clone()
+        train(local_model, parameters, EXAMPLES, far, round_number=1, client=0, seed=0)
+        moved[method.name] = (parameters["hidden.B"] - before).norm()
+    assert moved["fedsa-lora"] > 1.5 * moved["fedit"]
 
 
 def clipped_step(examples, clip_norm, smooth):

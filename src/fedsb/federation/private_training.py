@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,7 @@ from fedsb.federation.training import (
     ClientFailed,
     LocalTraining,
     OnStep,
+    Pull,
     autocast,
     make_optimizer,
     resting,
@@ -80,14 +82,14 @@ def train_privately(
         if examples:
             check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
         optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
+        pulled = Pull.of(local_model, parameters, training, round_number)
         with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
                 chosen = [examples[i] for i in batch]
                 with resting(local_model, parameters, number) as filter_gradients:
-                    private_step(
-                        local_model, parameters, optimizer, chosen, training, masks, filter_gradients
-                    )
+                    finish = partial(pulled.finish, filter_gradients)
+                    private_step(local_model, parameters, optimizer, chosen, training, masks, finish)
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
@@ -146,20 +148,20 @@ def private_step(
     batch: Sequence[Example],
     training: LocalTraining,
     masks: Mapping[str, Tensor],
-    filter_gradients: Callable[[], None] = lambda: None,
+    finish_gradients: Callable[[], None] = lambda: None,
 ) -> None:
     """One noisy step over a Poisson batch, in physical batches of the config's size.
 
-    What asks for no gradient is neither clipped nor noised.
+    What asks for no gradient is neither clipped nor noised. `finish_gradients` gets those that are.
     """
     trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     optimizer.zero_grad()
 
-    def finish_gradients(_: Any) -> None:
+    def after_noise(_: Any) -> None:
         _mask_gradients(trained, masks)
-        filter_gradients()
+        finish_gradients()
 
-    optimizer.attach_step_hook(finish_gradients)
+    optimizer.attach_step_hook(after_noise)
     groups = physical_batches(batch, training.batch_size)
     rows = training.batch_size if computes_in_16_bits(local_model.model, training.autocast) else None
     for number, group in enumerate(groups, start=1):

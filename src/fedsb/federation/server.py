@@ -162,7 +162,7 @@ def aggregate(
         RunFailed: no update could be used, or too few; the state given is still the current one.
     """
     report, aggregation = RoundReport(), aggregation or exchange.method.aggregation
-    frame = exchange.frame(state.round + 1, state.vector)._replace(start=start or {})
+    frame = exchange.frame(state.round + 1, state.vector)._replace(start=start or {}, memory=state.memory)
     accumulator = aggregation.start(frame)
     layout_of = cache(partial(exchange.up, state.round + 1))
     before_of = cache(partial(_before, state, exchange))
@@ -195,7 +195,8 @@ def aggregate(
     if averaged.base_update or base.changed:
         base = changed_base(state, exchange, averaged.base_update, report.clients)
     experts = _experts_after(state, exchange, report, part_of)
-    return ServerState(state.round + 1, vector, base, experts), report
+    memory = {**state.memory, **averaged.memory}
+    return ServerState(state.round + 1, vector, base, experts, memory), report
 
 
 def _of_experts(

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +71,8 @@ class LocalTraining:
     rounds: int = 1
     """Rounds of the whole run, for the schedule."""
     timeout_seconds: float | None = None
+    proximal: float = 0.0
+    """mu of FedProx."""
 
     def batches_per_round(self, num_examples: int) -> int:
         """Batches of one round's local training."""
@@ -104,8 +108,11 @@ def train(
     client: int,
     seed: int,
     on_step: OnStep = lambda num_examples: None,
+    shift: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> float:
     """Train the parameters in place; the mean loss over the examples seen. `masks` as `_masked` takes them.
+
+    shift: what is added to each step's gradient, by parameter.
 
     Randomness depends on (seed, round, client) alone: the batches' order by its own generator, dropout
     by torch's global one, seeded for this call and put back.
@@ -118,6 +125,7 @@ def train(
         _groups(parameters, local_model.exchange.stays(round_number), training), training
     )
     loss_sum = seen = 0.0
+    pulled = Pull.of(local_model, parameters, training, round_number, shift)
     local_model.model.train()
     with scoped_global_seed(seed, "dropout", round_number, client), _masked(parameters, masks or {}):
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
@@ -125,7 +133,8 @@ def train(
             chosen = [[examples[i] for i in batch] for batch in group]
             step = number - (round_number - 1) * len(steps)
             with resting(local_model, parameters, step) as filter_gradients:
-                loss_sum += plain_step(local_model, parameters, optimizer, chosen, training, filter_gradients)
+                finish = partial(pulled.finish, filter_gradients)
+                loss_sum += plain_step(local_model, parameters, optimizer, chosen, training, finish)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
@@ -184,9 +193,12 @@ def plain_step(
     optimizer: torch.optim.Optimizer,
     group: Sequence[Sequence[Example]],
     training: LocalTraining,
-    filter_gradients: Callable[[], None] = lambda: None,
+    finish_gradients: Callable[[], None] = lambda: None,
 ) -> float:
-    """One optimizer step over a group of batches; the sum of the examples' losses."""
+    """One optimizer step over a group of batches; the sum of the examples' losses.
+
+    finish_gradients: what is done with the gradients, clipped before, as they go to the optimizer.
+    """
     optimizer.zero_grad(set_to_none=True)
     num_examples = sum(map(len, group))
     total = 0.0
@@ -202,9 +214,49 @@ def plain_step(
         )
     if training.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), training.grad_clip)
-    filter_gradients()
+    finish_gradients()
     optimizer.step()
     return total
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What joins each gradient beside the loss's own: of FedProx, and of control variates.
+
+    Attributes:
+        anchors: what a round's trained numbers began from, by parameter, where they are drawn back to it.
+        proximal: by how much.
+        shift: what is added as it is, by parameter.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    anchors: Mapping[str, Tensor]
+    proximal: float
+    shift: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(
+        local_model: LocalModel,
+        parameters: Mapping[str, nn.Parameter],
+        training: LocalTraining,
+        round_number: int,
+        shift: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Pull:
+        """As a round begins. What stays with a client is drawn nowhere."""
+        own = set(local_model.exchange.stays(round_number)) if training.proximal else parameters.keys()
+        anchors = {n: p.detach().clone() for n, p in parameters.items() if n not in own}
+        return Pull(parameters, anchors, training.proximal, shift)
+
+    def finish(self, filter_gradients: Callable[[], None]) -> None:
+        """Put the gradients through the method's filter, and add what joins them."""
+        filter_gradients()
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            if name in self.anchors:
+                parameter.grad.add_(parameter.detach() - self.anchors[name], alpha=self.proximal)
+            if name in self.shift:
+                parameter.grad.add_(self.shift[name])
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class AggregationInputs(NamedTuple):
         padding: how entries that smaller clients lack count (methods with mixed ranks).
         residual_rank: rank kept of a residual; None keeps all of it.
         start: the factors as they started, by name (methods whose updates count from there).
+        memory: what former rounds' aggregations left to be kept, by name.
     """
 
     current: Named
@@ -66,6 +67,7 @@ class AggregationInputs(NamedTuple):
     padding: Padding = "all"
     residual_rank: int | None = None
     start: Named = MappingProxyType({})
+    memory: Named = MappingProxyType({})
 
 
 class Upload(NamedTuple):
@@ -144,11 +146,13 @@ class Averaged(NamedTuple):
         base_update: what every client adds to its base weights; None for most methods.
         deviation: ||averaged update - mean of the updates||_F / ||mean of the updates||_F over all layers,
             before any base update fixes it; None where it is zero by construction.
+        memory: what the server is to keep for later rounds; names that are missing stay as they were.
     """
 
     tensors: Named
     base_update: BaseUpdate | None = None
     deviation: float | None = None
+    memory: Named = MappingProxyType({})
 
 
 class Aggregation(NamedTuple):
@@ -198,6 +202,8 @@ class Method(NamedTuple):
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
         less_start: whether a layer's update is s (B A - B0 A0), of the factors less what they started as.
+        turns: whether a round's end gives factors other directions, so that what was kept of their numbers
+            means nothing.
         changes_base: whether rounds add to base weights.
         averages: whether the server needs nothing of the clients' factors but their mean.
         residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
@@ -227,6 +233,7 @@ class Method(NamedTuple):
     heads: int = 1
     mixed_ranks: bool = False
     less_start: bool = False
+    turns: bool = False
     changes_base: bool = False
     averages: bool = True
     residual: bool = False

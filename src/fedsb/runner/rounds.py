@@ -77,7 +77,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         exchange,
         weighting=rules.weighting,
         part_of=held.__getitem__,
-        aggregation=release.wrap(prepared.method.aggregation) if release else rules.aggregation,
+        aggregation=release.wrap(rules.aggregation) if release else rules.aggregation,
         fewest=0 if release else rules.min_updates,
         bound=rules.norm_bound,
         registered={client: len(parts[client]) for client in cohort},
