@@ -247,7 +247,7 @@ class Federation:
                 client=client,
                 seed=SEED,
                 part=part,
-                kept=self.kept.setdefault(client, {}) if self.method.keeps else None,
+                kept=self.kept.setdefault(client, {}) if self.exchange.keeps else None,
             )
         return answer
 

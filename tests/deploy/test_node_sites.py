@@ -258,6 +258,24 @@ def test_noised_scores_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path):
     assert own == [spend for spend in servers if spend.client == 1]
 
 
+def test_nodes_keep_their_control_variates_as_simulated_clients_do(world, tmp_path):
+    config = config_of(
+        world,
+        evaluation={"at_clients": True},
+        federation__control_variates=True,
+        training__optimizer="sgd",
+        training__learning_rate=0.05,
+    )
+    run(RunConfig.from_dict(config), tmp_path / "simulated")
+    nodes = node_configs(config, tmp_path)
+    run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote_of(config, nodes))
+    both = [load_checkpoint(tmp_path / kind / "checkpoint") for kind in ("simulated", "deployed")]
+    assert torch.equal(both[0].state.vector, both[1].state.vector)
+    assert both[0].state.memory.keys() == both[1].state.memory.keys() != set()
+    kept = OwnPart(Path(nodes[1]["state"]) / RUN, config_digest(RunConfig.from_dict(config))).before(3)
+    assert {n: t.tolist() for n, t in kept.items()} == {n: t.tolist() for n, t in both[0].kept[1].items()}
+
+
 def test_the_first_exchange_of_a_round_pays_for_the_second(world, tmp_path):
     """With noise that nobody knows; asked again, the second answer is the same and costs nothing."""
     privacy, sent = {"noise_multiplier": 2.0, "delta": 1e-3}, {}

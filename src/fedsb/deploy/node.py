@@ -255,7 +255,7 @@ class Node:
         before, cores = local_model.base_round, self._restored_cores()
         own = OwnPart(self.folder, self.digest)
         stays = local_model.exchange.method.stays
-        keeps = local_model.exchange.method.keeps
+        keeps = local_model.exchange.keeps
         if keeps:
             this_client = replace(this_client, kept=own.before(number + second))
         answer = answers(this_client, broadcast)

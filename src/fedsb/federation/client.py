@@ -16,6 +16,7 @@ from fedsb.adapter import FACTOR_NAMES
 from fedsb.adapter.routing import routing_of
 from fedsb.common.seeding import torch_generator
 from fedsb.federation import wire
+from fedsb.federation.control_variates import Controls
 from fedsb.federation.exchange import USAGE, Exchange, Part
 from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
 from fedsb.federation.second_exchange import forget, remembered
@@ -52,8 +53,10 @@ def client_update(
     if not examples:
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
-    header, parameters = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
-    before = copied(parameters) if exchange.method.finish_upload else {}
+    header, parameters, shared = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
+    controls = Controls.of(exchange, header.round, shared, kept or {})
+    before = copied(parameters) if exchange.method.finish_upload or controls.names else {}
+    more = {"shift": controls.shift(parameters)} if controls.names else {}
     mean_loss = (train_with or train)(
         local_model,
         parameters,
@@ -64,12 +67,15 @@ def client_update(
         client=client,
         seed=seed,
         on_step=on_step,
+        **more,
     )
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
     settled = _answer(local_model, parameters, before, part, header.round, seed)
-    vector = layout.flatten(settled | _usage(local_model, header.round))
+    after = controls.after(before, parameters, training.rates(header.round, len(examples)))
+    settled |= _usage(local_model, header.round) | controls.changes(after)
+    vector = layout.flatten(settled)
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
@@ -78,6 +84,7 @@ def client_update(
         forget(kept)
         if exchange.method.follow_up is not None:
             kept |= remembered(local_model, header.round)
+        kept |= after
         kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
     return message
 
@@ -88,8 +95,10 @@ Kept = dict[str, Tensor]
 
 def open_broadcast(
     broadcast: bytes, local_model: LocalModel, part: Part, *, seed: int, kept: Kept | None = None
-) -> tuple[wire.Header, dict[str, nn.Parameter]]:
+) -> tuple[wire.Header, dict[str, nn.Parameter], dict[str, Tensor]]:
     """Put a broadcast into the model; its header, and the parameters that train in its round.
+
+    What it shares, by name, comes third.
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
@@ -104,9 +113,8 @@ def open_broadcast(
     if exchange.experts is not None:
         keep_cores(local_model, header, vector[down.size :])
     shared = down.unflatten(vector[: down.size])
-    return header, load_round(
-        local_model, shared, part, round_number=header.round, seed=seed, kept=kept or {}
-    )
+    parameters = load_round(local_model, shared, part, round_number=header.round, seed=seed, kept=kept or {})
+    return header, parameters, shared
 
 
 def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

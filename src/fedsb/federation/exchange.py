@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedsb.adapter import Factors
 from fedsb.federation.experts import ExpertsPlan
+from fedsb.methods.averaging.control_variates import CONTROL
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
 
@@ -139,6 +140,7 @@ class Exchange:
         padding, residual_rank: see `AggregationInputs`.
         upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
         experts: of a mixture, whose R has a block for each; None: one core.
+        control_variates: whether they travel with what trains, down as they are and up as they changed.
     """
 
     method: Method
@@ -151,6 +153,12 @@ class Exchange:
     residual_rank: int | None = None
     upload_dtype: torch.dtype = torch.float32
     experts: ExpertsPlan | None = None
+    control_variates: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients keep something of their own from one message to the next."""
+        return bool(self.method.stays) or self.method.follow_up is not None or self.control_variates
 
     @property
     def whole(self) -> Part:
@@ -161,7 +169,15 @@ class Exchange:
         """An upload's layout. Scales of heads never travel: they are folded into R first; nor what stays."""
         trained = self.method.uploads or self.method.trains(round_number)
         names = tuple(name for name in trained if name != "s" and name not in self.method.stays)
-        return Layout((*self._factors(names, part.rank, part.blocks), *self._others(names)))
+        entries = (*self._factors(names, part.rank, part.blocks), *self._others(names))
+        return Layout((*entries, *(self._controls(entries) if self.control_variates else ())))
+
+    def controls(self, round_number: int) -> Layout:
+        """The control variates of what trains in a round; none where there are none."""
+        return Layout(tuple(e for e in self.up(round_number, self.whole).entries if e[0].startswith(CONTROL)))
+
+    def _controls(self, entries: Iterable[NamedShape]) -> Iterator[NamedShape]:
+        return ((f"{CONTROL}{name}", shape) for name, shape in entries)
 
     def question(self) -> Layout:
         """What the server asks with in a round's second exchange."""
@@ -191,7 +207,7 @@ class Exchange:
     def broadcast(self, round_number: int, part: Part) -> Layout:
         """What of it goes to a client of this part in this round; of a mixture, what trains."""
         if self.experts is None:
-            return self.down(part.rank)
+            return Layout((*self.down(part.rank).entries, *self.controls(round_number).entries))
         names = self.method.trains(round_number)
         return Layout((*self._factors(names, part.rank, part.experts), *self._others(names)))
 

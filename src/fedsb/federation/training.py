@@ -82,6 +82,12 @@ class LocalTraining:
         """Optimizer steps of one round's local training."""
         return math.ceil(self.batches_per_round(num_examples) / self.accumulation)
 
+    def rates(self, round_number: int, num_examples: int) -> float:
+        """The sum of the rates of one round's steps of a client with so many examples."""
+        steps = self.steps_per_round(num_examples)
+        first, total = (round_number - 1) * steps, self.rounds * steps
+        return sum(self.learning_rate_at(step, total) for step in range(first, first + steps))
+
     def learning_rate_at(self, step: int, total: int) -> float:
         """The rate of this optimizer step, from 0, of the whole run's `total`."""
         factor = learning_rate_factor(step, total, schedule=self.schedule, warmup_ratio=self.warmup_ratio)

@@ -253,11 +253,6 @@ class Method(NamedTuple):
         return self.has_core and self.finish_upload is None and self.experts is None
 
     @property
-    def keeps(self) -> bool:
-        """Whether clients keep something of their own from one message to the next."""
-        return bool(self.stays) or self.follow_up is not None
-
-    @property
     def sends_what_it_trains(self) -> bool:
         """Whether a broadcast holds what an update can be measured from."""
         return self.uploads is None and set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)

@@ -187,7 +187,7 @@ def local_clients(
         examples = [data.train[i] for i in data.parts[client]]
         part = partial(part_of, config, client, own_experts(examples))
         made = LocalClient(client, local_model, examples, training, seed, part, private)
-        if local_model.exchange.method.keeps:
+        if local_model.exchange.keeps:
             made = replace(made, kept=kept.setdefault(client, {}))
         if not scored:
             return made

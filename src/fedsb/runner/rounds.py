@@ -19,7 +19,8 @@ from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
-from fedsb.methods import Averaged
+from fedsb.methods import Aggregation, Averaged
+from fedsb.methods.averaging.control_variates import with_control_variates
 from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
@@ -77,7 +78,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         exchange,
         weighting=rules.weighting,
         part_of=held.__getitem__,
-        aggregation=release.wrap(rules.aggregation) if release else rules.aggregation,
+        aggregation=release.wrap(rules.aggregation) if release else _aggregation(prepared),
         fewest=0 if release else rules.min_updates,
         bound=rules.norm_bound,
         registered={client: len(parts[client]) for client in cohort},
@@ -110,6 +111,16 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     if refresh_due(saved, rules):
         refresh_bases(session, saved, record)
     return record
+
+
+def _aggregation(prepared: Prepared) -> Aggregation:
+    """The run's, with the server's control variates where there are any."""
+    rules = prepared.rules
+    if not prepared.config.federation.control_variates:
+        return rules.aggregation
+    sizes = [float(len(part)) for part in prepared.data.parts]
+    total = sum(sizes) if rules.weighting == "examples" else float(len(sizes))
+    return with_control_variates(rules.aggregation, total)
 
 
 def _second(session: Session, state: ServerState) -> Callable[[Averaged, RoundReport], Averaged]:

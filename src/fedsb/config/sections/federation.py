@@ -96,6 +96,10 @@ class FederationConfig(Section):
     proximal: Positive | None = None
     """mu of FedProx (Li et al. 2020, arXiv 1812.06127): every step of a client's is drawn back to where its
     round began by mu times the distance, beside the loss's clipped gradient; null: not."""
+    control_variates: bool = False
+    """SCAFFOLD (Karimireddy et al. 2020, arXiv 1910.06378, option II): clients correct each step by how their
+    mean gradients of former rounds differ from all clients'. It doubles what travels of trained numbers, and
+    each client keeps as many; training.optimizer: sgd."""
     server: ServerConfig | None = None
     """A server's step of its own along the averaged update; null: all of it."""
     upload_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
