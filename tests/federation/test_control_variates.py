@@ -17,7 +17,7 @@ from fedsb.federation.server import Arrived, Failed, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining, batch_indices
 from fedsb.methods import ALL, Shape, fed_sb
-from fedsb.methods.averaging.control_variates import takes_control_variates, with_control_variates
+from fedsb.methods.averaging.beside import CONTROL, added_by, with_beside
 
 TRAINING = LocalTraining(
     optimizer="sgd", learning_rate=0.4, batch_size=4, schedule="linear", rounds=4, epochs=1.5
@@ -60,7 +60,7 @@ class Party:
         total = float(sum(SIZES.values()) if self.weighting == "examples" else len(SIZES))
         aggregation = fed_sb.aggregation
         if self.exchange.control_variates:
-            aggregation = with_control_variates(aggregation, total)
+            aggregation = with_beside(aggregation, (CONTROL,), added_by(total))
         self.state, report = aggregate(
             self.state,
             (self.outcome(client, failing) for client in cohort),
@@ -186,7 +186,7 @@ def test_the_servers_are_the_weighted_mean_of_all_clients_own():
 
 
 def test_which_methods_take_them():
-    assert {m.name for m in ALL if takes_control_variates(m)} == {
+    assert {m.name for m in ALL if m.sends_plainly} == {
         "fed-sb",
         "lora-xs",
         "fedit",

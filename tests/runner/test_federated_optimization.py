@@ -68,6 +68,8 @@ def test_each_changes_the_model_and_not_what_travels(world, tmp_path, changes):
 STOPPED = {
     "adam": {"federation__server": ADAM, **PARTLY},
     "control variates": {"federation__control_variates": True, **SGD, **PARTLY},
+    "kept moments": {"training__moments": "kept", **PARTLY},
+    "averaged moments": {"training__moments": "averaged", **PARTLY},
     "all": {
         "federation__server": {"optimizer": "yogi", "learning_rate": 0.01},
         "federation__control_variates": True,
@@ -115,6 +117,17 @@ def test_the_ledger_has_the_control_variates_too(world, tmp_path):
         assert b["download_bytes"] - a["download_bytes"] == pytest.approx(4 * a["upload_parameters"], abs=60)
 
 
+@pytest.mark.parametrize("moments", ["kept", "averaged"])
+def test_moments_of_noised_gradients_cost_no_privacy(world, tmp_path, moments):
+    privacy = {"noise_multiplier": 1.0, "delta": 1e-3, "clip_norm": 1.0}
+    lines = {
+        kind: metrics_of(do(config_of(world, privacy=privacy, training__moments=kind), tmp_path / kind))
+        for kind in ("fresh", moments)
+    }
+    assert [line["epsilon"] for line in lines["fresh"]] == [line["epsilon"] for line in lines[moments]]
+    assert not any(line["rejected"] for line in lines[moments])
+
+
 CONTROLS = {"federation__control_variates": True, **SGD}
 REFUSED = {
     "a server's step of a method with more than a mean": (
@@ -148,6 +161,22 @@ REFUSED = {
     "control variates of some heads": (
         CONTROLS | {"method__heads": 2, "federation__client_heads": [2, 1, 1]},
         "federation.control_variates: not with federation.client_heads",
+    ),
+    "moments of SGD": (
+        {"training__moments": "kept", **SGD},
+        "training.moments: kept: sgd has none",
+    ),
+    "moments of factors in turns": (
+        {"training__moments": "averaged", "method__name": "rolora"},
+        "training.moments: averaged: what rolora trains is not the same numbers",
+    ),
+    "moments beside a client's noised update": (
+        {
+            "training__moments": "averaged",
+            "privacy": {"epsilon": 8.0, "unit": "client"},
+            "federation__weighting": "uniform",
+        },
+        "training.moments: averaged: not with privacy.unit: client",
     ),
     "control variates in processes": (
         CONTROLS | {"federation__processes": 2},

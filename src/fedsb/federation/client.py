@@ -8,6 +8,7 @@ Between rounds a client keeps what was sent once and, for methods that change th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from fedsb.federation import wire
 from fedsb.federation.control_variates import Controls
 from fedsb.federation.exchange import USAGE, Exchange, Part
 from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
+from fedsb.federation.moments import Moments
 from fedsb.federation.second_exchange import forget, remembered
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
 from fedsb.methods.method import UploadInputs
@@ -56,7 +58,9 @@ def client_update(
     header, parameters, shared = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
     controls = Controls.of(exchange, header.round, shared, kept or {})
     before = copied(parameters) if exchange.method.finish_upload or controls.names else {}
-    more = {"shift": controls.shift(parameters)} if controls.names else {}
+    lasting = Moments.of(exchange, header.round, shared, kept or {})
+    more: dict[str, Any] = {"shift": controls.shift(parameters)} if controls.names else {}
+    more |= {"moments": lasting} if lasting else {}
     mean_loss = (train_with or train)(
         local_model,
         parameters,
@@ -75,6 +79,7 @@ def client_update(
     settled = _answer(local_model, parameters, before, part, header.round, seed)
     after = controls.after(before, parameters, training.rates(header.round, len(examples)))
     settled |= _usage(local_model, header.round) | controls.changes(after)
+    settled |= lasting.found if lasting and exchange.moments == "averaged" else {}
     vector = layout.flatten(settled)
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
@@ -85,6 +90,7 @@ def client_update(
         if exchange.method.follow_up is not None:
             kept |= remembered(local_model, header.round)
         kept |= after
+        kept |= lasting.to_keep() if lasting and exchange.moments == "kept" else {}
         kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
     return message
 

@@ -1,4 +1,16 @@
-"""A client's side of control variates (`methods.averaging.control_variates`)."""
+"""Control variates that draw clients' steps to the federation's direction.
+
+Source: Karimireddy et al. 2020, arXiv 1910.06378 (SCAFFOLD), option II. Client i keeps c_i, the server c,
+both zero at first. In a round whose K local steps have the rates l_1 ... l_K, from the broadcast x to y_i:
+
+    each step     y <- y - l_k (gradient - c_i + c)
+    client        c_i' = c_i - c + (x - y_i) / (l_1 + ... + l_K),      sends y_i and c_i' - c_i
+    server        c <- c + share mean(c_i' - c_i),      x <- mean(y_i)
+
+with the share of all clients' weight that those have who answered: |S| / N where all weigh the same. For
+plain SGD, whose steps add up to what c_i estimates, and methods that send what they train. Here is the
+client's side.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedsb.federation.exchange import Exchange
-from fedsb.methods.averaging.control_variates import CONTROL
+from fedsb.methods.averaging.beside import CONTROL
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class Controls:
             shared: what the broadcast holds.
             kept: what the client keeps.
         """
-        names = [name.removeprefix(CONTROL) for name, _ in exchange.controls(round_number).entries]
+        entries = exchange.beside(round_number).entries
+        names = [name.removeprefix(CONTROL) for name, _ in entries if name.startswith(CONTROL)]
         theirs = {name: shared[f"{CONTROL}{name}"] for name in names}
         own = {name: kept.get(f"{CONTROL}{name}", torch.zeros_like(c)) for name, c in theirs.items()}
         return Controls(theirs, own)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fedsb.adapter import Factors
 from fedsb.federation.experts import ExpertsPlan
-from fedsb.methods.averaging.control_variates import CONTROL
+from fedsb.federation.moments import Lasting
+from fedsb.methods.averaging.beside import CONTROL, MOMENTS
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
 
@@ -141,6 +142,7 @@ class Exchange:
         upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
         experts: of a mixture, whose R has a block for each; None: one core.
         control_variates: whether they travel with what trains, down as they are and up as they changed.
+        moments: whether Adam's start anew in a round, stay with each client, or are averaged too.
     """
 
     method: Method
@@ -154,11 +156,19 @@ class Exchange:
     upload_dtype: torch.dtype = torch.float32
     experts: ExpertsPlan | None = None
     control_variates: bool = False
+    moments: Lasting = "fresh"
 
     @property
     def keeps(self) -> bool:
         """Whether clients keep something of their own from one message to the next."""
-        return bool(self.method.stays) or self.method.follow_up is not None or self.control_variates
+        own = self.control_variates or self.moments == "kept"
+        return own or bool(self.method.stays) or self.method.follow_up is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """How names of what travels beside trained numbers start."""
+        control = (CONTROL,) if self.control_variates else ()
+        return (*control, *(MOMENTS if self.moments == "averaged" else ()))
 
     @property
     def whole(self) -> Part:
@@ -170,14 +180,17 @@ class Exchange:
         trained = self.method.uploads or self.method.trains(round_number)
         names = tuple(name for name in trained if name != "s" and name not in self.method.stays)
         entries = (*self._factors(names, part.rank, part.blocks), *self._others(names))
-        return Layout((*entries, *(self._controls(entries) if self.control_variates else ())))
+        return Layout((*entries, *((f"{kind}{n}", shape) for kind in self.kinds for n, shape in entries)))
 
-    def controls(self, round_number: int) -> Layout:
-        """The control variates of what trains in a round; none where there are none."""
-        return Layout(tuple(e for e in self.up(round_number, self.whole).entries if e[0].startswith(CONTROL)))
+    def beside(self, round_number: int) -> Layout:
+        """What travels, down too, beside what trains in a round."""
+        whole, kinds = self.up(round_number, self.whole), self.kinds
+        return Layout(tuple(entry for entry in whole.entries if kinds and entry[0].startswith(kinds)))
 
-    def _controls(self, entries: Iterable[NamedShape]) -> Iterator[NamedShape]:
-        return ((f"{CONTROL}{name}", shape) for name, shape in entries)
+    def trained(self, round_number: int) -> tuple[str, ...]:
+        """Names of what trains in a round and goes up."""
+        names = {name for name, _ in self.beside(round_number).entries}
+        return tuple(n for n, _ in self.up(round_number, self.whole).entries if n not in names)
 
     def question(self) -> Layout:
         """What the server asks with in a round's second exchange."""
@@ -207,7 +220,7 @@ class Exchange:
     def broadcast(self, round_number: int, part: Part) -> Layout:
         """What of it goes to a client of this part in this round; of a mixture, what trains."""
         if self.experts is None:
-            return Layout((*self.down(part.rank).entries, *self.controls(round_number).entries))
+            return Layout((*self.down(part.rank).entries, *self.beside(round_number).entries))
         names = self.method.trains(round_number)
         return Layout((*self._factors(names, part.rank, part.experts), *self._others(names)))
 

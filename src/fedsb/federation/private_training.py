@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape
 from fedsb.federation.local_model import Example, LocalModel
+from fedsb.federation.moments import Moments
 from fedsb.federation.training import (
     ClientFailed,
     LocalTraining,
@@ -58,6 +59,7 @@ def train_privately(
     client: int,
     seed: int = 0,
     on_step: OnStep = lambda num_examples: None,
+    moments: Moments | None = None,
 ) -> None:
     """Train the parameters in place by the plan's steps of one round.
 
@@ -69,6 +71,7 @@ def train_privately(
         coins: of the Poisson batches; of this call alone, since what is composed as independent samples must
             be independent.
         masks: by parameter, 0 where it must not change (heads of the core this client does not train).
+        moments: what AdamW starts from, and leaves: made of noised gradients alone.
         seed: plays no part: whoever sees the results may know it.
 
     Raises:
@@ -83,6 +86,8 @@ def train_privately(
             check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
         optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
         pulled = Pull.of(local_model, parameters, training, round_number)
+        if moments is not None:
+            moments.put(optimizer.original_optimizer, parameters, plan.steps_per_round)
         with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
@@ -93,6 +98,8 @@ def train_privately(
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+        if moments is not None:
+            moments.take(optimizer.original_optimizer, parameters)
 
 
 def clipping_optimizer(

@@ -107,7 +107,7 @@ def _broadcast(
     number = state.round + 1
     layout = exchange.message(number, part, base_rank, with_cores=with_cores)
     named = exchange.down(exchange.rank).unflatten(state.vector)
-    for name, shape in exchange.controls(number).entries:
+    for name, shape in exchange.beside(number).entries:
         named[name] = state.memory.get(name, torch.zeros(shape))
     down = exchange.broadcast(number, part)
     held = {name: named[name][region(name, shape, part.experts)] for name, shape in down.entries}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsb.common.seeding import numpy_generator, scoped_global_seed
 from fedsb.federation.local_model import Batch, Example, LocalModel
+from fedsb.federation.moments import Moments
 from fedsb.tasks.task import length_of
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -115,10 +116,11 @@ def train(
     seed: int,
     on_step: OnStep = lambda num_examples: None,
     shift: Mapping[str, Tensor] = MappingProxyType({}),
+    moments: Moments | None = None,
 ) -> float:
     """Train the parameters in place; the mean loss over the examples seen. `masks` as `_masked` takes them.
 
-    shift: what is added to each step's gradient, by parameter.
+    shift: what is added to each step's gradient, by parameter. moments: what AdamW starts from, and leaves.
 
     Randomness depends on (seed, round, client) alone: the batches' order by its own generator, dropout
     by torch's global one, seeded for this call and put back.
@@ -130,6 +132,8 @@ def train(
     optimizer = make_optimizer(
         _groups(parameters, local_model.exchange.stays(round_number), training), training
     )
+    if moments is not None:
+        moments.put(optimizer, parameters, len(steps))
     loss_sum = seen = 0.0
     pulled = Pull.of(local_model, parameters, training, round_number, shift)
     local_model.model.train()
@@ -145,6 +149,8 @@ def train(
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
                 raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+    if moments is not None:
+        moments.take(optimizer, parameters)
     return loss_sum / seen
 
 

@@ -257,6 +257,13 @@ class Method(NamedTuple):
         """Whether a broadcast holds what an update can be measured from."""
         return self.uploads is None and set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)
 
+    @property
+    def sends_plainly(self) -> bool:
+        """Whether a client sends what it trained in every step, over directions that stay, and the server
+        needs its mean alone."""
+        as_trained = self.finish_upload is None and self.trains_in_step is None and self.experts is None
+        return self.averages and self.sends_what_it_trains and as_trained and not self.turns
+
     def with_personal_cores(self) -> Method:
         """The method with R + P for R, where P starts at zero, trains in the same steps and stays."""
         return self._replace(trains=lambda number: (*self.trains(number), "P"), stays=(*self.stays, "P"))

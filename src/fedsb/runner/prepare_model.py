@@ -219,6 +219,7 @@ def exchange_of(config: RunConfig, base: BaseModel, experts: Sequence[str] = ())
         padding="owners" if experts else config.federation.padding,
         residual_rank=settings.residual_rank,
         upload_dtype=getattr(torch, config.federation.upload_dtype),
+        moments=config.training.moments,
         control_variates=config.federation.control_variates,
         experts=plan_of(config, experts, getattr(base.model.config, "hidden_size", 0)),
     )

@@ -20,7 +20,7 @@ from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
 from fedsb.methods import Aggregation, Averaged
-from fedsb.methods.averaging.control_variates import with_control_variates
+from fedsb.methods.averaging.beside import CONTROL, MOMENTS, added_by, replaced, with_beside
 from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
@@ -114,13 +114,16 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
 
 
 def _aggregation(prepared: Prepared) -> Aggregation:
-    """The run's, with the server's control variates where there are any."""
-    rules = prepared.rules
-    if not prepared.config.federation.control_variates:
-        return rules.aggregation
+    """The run's, and what is made of what travels beside trained numbers."""
+    rules, config = prepared.rules, prepared.config
+    aggregation = rules.aggregation
+    if config.training.moments == "averaged":
+        aggregation = with_beside(aggregation, MOMENTS, replaced)
+    if not config.federation.control_variates:
+        return aggregation
     sizes = [float(len(part)) for part in prepared.data.parts]
     total = sum(sizes) if rules.weighting == "examples" else float(len(sizes))
-    return with_control_variates(rules.aggregation, total)
+    return with_beside(aggregation, (CONTROL,), added_by(total))
 
 
 def _second(session: Session, state: ServerState) -> Callable[[Averaged, RoundReport], Averaged]:
