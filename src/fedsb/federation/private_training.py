@@ -15,7 +15,8 @@ moved the others by more than the clip norm together), every physical batch has 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,12 +26,15 @@ from torch import Tensor, nn
 from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape
 from fedsb.federation.local_model import Example, LocalModel
+from fedsb.federation.moments import Moments
 from fedsb.federation.training import (
     ClientFailed,
     LocalTraining,
     OnStep,
+    Pull,
     autocast,
     make_optimizer,
+    resting,
     set_learning_rate,
     to_device,
 )
@@ -55,6 +59,7 @@ def train_privately(
     client: int,
     seed: int = 0,
     on_step: OnStep = lambda num_examples: None,
+    moments: Moments | None = None,
 ) -> None:
     """Train the parameters in place by the plan's steps of one round.
 
@@ -66,6 +71,7 @@ def train_privately(
         coins: of the Poisson batches; of this call alone, since what is composed as independent samples must
             be independent.
         masks: by parameter, 0 where it must not change (heads of the core this client does not train).
+        moments: what AdamW starts from, and leaves: made of noised gradients alone.
         seed: plays no part: whoever sees the results may know it.
 
     Raises:
@@ -79,14 +85,21 @@ def train_privately(
         if examples:
             check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
         optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
+        pulled = Pull.of(local_model, parameters, training, round_number)
+        if moments is not None:
+            moments.put(optimizer.original_optimizer, parameters, plan.steps_per_round)
         with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
                 chosen = [examples[i] for i in batch]
-                private_step(local_model, parameters, optimizer, chosen, training, masks)
+                with resting(local_model, parameters, number) as filter_gradients:
+                    finish = partial(pulled.finish, filter_gradients)
+                    private_step(local_model, parameters, optimizer, chosen, training, masks, finish)
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+        if moments is not None:
+            moments.take(optimizer.original_optimizer, parameters)
 
 
 def clipping_optimizer(
@@ -142,16 +155,26 @@ def private_step(
     batch: Sequence[Example],
     training: LocalTraining,
     masks: Mapping[str, Tensor],
+    finish_gradients: Callable[[], None] = lambda: None,
 ) -> None:
-    """One noisy step over a Poisson batch, in physical batches of the config's size."""
+    """One noisy step over a Poisson batch, in physical batches of the config's size.
+
+    What asks for no gradient is neither clipped nor noised. `finish_gradients` gets those that are.
+    """
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     optimizer.zero_grad()
-    optimizer.attach_step_hook(lambda _: _mask_gradients(parameters, masks))
+
+    def after_noise(_: Any) -> None:
+        _mask_gradients(trained, masks)
+        finish_gradients()
+
+    optimizer.attach_step_hook(after_noise)
     groups = physical_batches(batch, training.batch_size)
     rows = training.batch_size if computes_in_16_bits(local_model.model, training.autocast) else None
     for number, group in enumerate(groups, start=1):
         if group:
             _losses(local_model, group, training).sum().backward()
-        for name, parameter in parameters.items():
+        for name, parameter in trained.items():
             sample = _usable(parameter, len(group), rows or len(group), masks.get(name))
             parameter.grad_sample = sample  # type: ignore[attr-defined]
         optimizer.signal_skip_step(do_skip=number < len(groups))
@@ -201,7 +224,7 @@ def _usable(parameter: Any, num_examples: int, rows: int, mask: Tensor | None) -
 
 
 def _mask_gradients(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
+    for name, mask in ((name, mask) for name, mask in masks.items() if name in parameters):
         gradient = parameters[name].grad
         assert gradient is not None
         gradient.mul_(mask)
