@@ -44,7 +44,7 @@ def owner(folder, *, limit=None, state="state", file="rows.jsonl", approved=(), 
 
 
 def account(own, name="run-1", **changes):
-    return replace(node_account(own, name, secret_noise=True), **changes)
+    return replace(node_account(own, name, "example", secret_noise=True), **changes)
 
 
 def release(own, name="run-1", number=1):
