@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fedsb.federation.canaries import Canaries, GradientsOf, RowCanaries
 from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape
 from fedsb.federation.local_model import Example, LocalModel
@@ -43,6 +45,8 @@ from fedsb.privacy.plan import ExamplePlan
 from fedsb.tasks.task import length_of
 
 Unit = list[Example]
+MakeGradients = Callable[[], dict[str, Tensor]]
+"""Each parameter's gradients of some units, units first."""
 T = TypeVar("T")
 
 
@@ -60,6 +64,7 @@ def train_privately(
     client: int,
     seed: int = 0,
     on_step: OnStep = lambda num_examples: None,
+    canaries: Canaries | RowCanaries | None = None,
 ) -> None:
     """Train the parameters in place by the plan's steps of one round.
 
@@ -72,6 +77,7 @@ def train_privately(
             be independent.
         masks: by parameter, 0 where it must not change (heads of the core this client does not train).
         seed: plays no part: whoever sees the results may know it.
+        canaries: take part in every step, for an audit.
 
     Raises:
         ClientFailed: the time is up.
@@ -89,10 +95,29 @@ def train_privately(
             for number, batch in enumerate(plan.batches(coins)):
                 set_learning_rate(optimizer, done + number, total, training)
                 chosen = [units[i] for i in batch]
-                private_step(local_model, parameters, optimizer, chosen, training, masks)
+                clip_norm = optimizer.max_grad_norm
+                of = partial(_gradients, local_model, parameters, training=training, masks=masks)
+                joining, see = _with_canaries(canaries, parameters, plan, clip_norm, of)
+                private_step(
+                    local_model, parameters, optimizer, chosen, training, masks, joining=joining, see=see
+                )
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+
+
+def _with_canaries(
+    canaries: Canaries | RowCanaries | None,
+    parameters: Mapping[str, nn.Parameter],
+    plan: ExamplePlan,
+    clip_norm: float,
+    gradients_of: GradientsOf,
+) -> tuple[Sequence[MakeGradients], Callable[[], None]]:
+    """The canaries that join this step, and what looks at it."""
+    if canaries is None:
+        return (), lambda: None
+    joining = canaries.joining(parameters, plan.sampling_probability, clip_norm, gradients_of)
+    return joining, partial(canaries.see, parameters, plan.expected_units / clip_norm)
 
 
 def units_of(examples: Sequence[Example], plan: ExamplePlan) -> list[Unit]:
@@ -160,15 +185,30 @@ def private_step(
     batch: Sequence[Unit],
     training: LocalTraining,
     masks: Mapping[str, Tensor],
+    *,
+    joining: Sequence[MakeGradients] = (),
+    see: Callable[[], None] = lambda: None,
 ) -> None:
-    """One noisy step over a Poisson batch, in physical batches of the config's size."""
+    """One noisy step over a Poisson batch, in physical batches of the config's size.
+
+    Args:
+        joining: make gradients of more units, which are clipped and summed with the batch's.
+        see: is called when the parameters have the step's noised gradient.
+    """
     optimizer.zero_grad()
-    optimizer.attach_step_hook(lambda _: _mask_gradients(parameters, masks))
+
+    def finished(_: Any) -> None:
+        _mask_gradients(parameters, masks)
+        see()
+
+    optimizer.attach_step_hook(finished)
     groups = physical_batches(batch, training.batch_size, lambda unit: max(map(length_of, unit)))
-    for number, units in enumerate(groups, start=1):
-        for name, gradients in _unit_gradients(local_model, parameters, units, training, masks).items():
+    batches = [partial(_unit_gradients, local_model, parameters, units, training, masks) for units in groups]
+    makes: list[MakeGradients] = [*batches, *joining]
+    for number, make in enumerate(makes, start=1):
+        for name, gradients in make().items():
             parameters[name].grad_sample = gradients  # type: ignore[attr-defined]
-        optimizer.signal_skip_step(do_skip=number < len(groups))
+        optimizer.signal_skip_step(do_skip=number < len(makes))
         optimizer.step()
         optimizer.zero_grad()
 

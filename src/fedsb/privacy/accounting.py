@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache, reduce
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from fedsb.errors import InputError
 
 AccountantName = Literal["pld", "rdp", "rough rdp"]
@@ -79,8 +81,22 @@ def _epsilon(
     _check_installed()
     if accountant != "pld" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
         return _renyi_epsilon(mechanisms, delta, WHOLE_ORDERS if accountant == "rough rdp" else ORDERS)
-    losses = reduce(lambda first, second: first.compose(second), (_losses(m, grid) for m in mechanisms))
-    return float(losses.get_epsilon_for_delta(delta))
+    return float(_composed(mechanisms, grid).get_epsilon_for_delta(delta))
+
+
+def deltas(mechanisms: Iterable[Mechanism], epsilons: np.ndarray, *, grid: float = COARSE_GRID) -> np.ndarray:
+    """Delta of all these together at each epsilon: the privacy curve; 1 where PLD does not reach."""
+    together = tuple(sorted(merged(mechanisms)))
+    if not together:
+        return np.zeros(len(epsilons))
+    if any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in together):
+        return np.ones(len(epsilons))
+    _check_installed()
+    return np.asarray(_composed(together, grid).get_delta_for_epsilon(list(epsilons)), float)
+
+
+def _composed(mechanisms: Iterable[Mechanism], grid: float) -> Any:
+    return reduce(lambda first, second: first.compose(second), (_losses(m, grid) for m in mechanisms))
 
 
 def _losses(m: Mechanism, grid: float) -> Any:

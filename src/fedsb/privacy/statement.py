@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedsb.privacy.odds import in_words
+
 OBSERVABLE = "how long anything took, and who answered in time or failed, and with what reason"
 OTHER_DATA = (
     "test data; other runs on the same data, such as those that chose the settings (learning rate, clip "
@@ -24,7 +26,7 @@ def statement(facts: Mapping[str, Any]) -> str:
             "anyone can take it away again. It is good for tests alone."
         )
     of_unit = _of_clients if facts["unit"] == "client" else _of_examples
-    return " ".join([*of_unit(facts), _accounting(facts), *_delta(facts)])
+    return " ".join([*of_unit(facts), _accounting(facts), *_odds(facts), *_delta(facts)])
 
 
 def _of_clients(facts: Mapping[str, Any]) -> list[str]:
@@ -203,6 +205,11 @@ def _accounting(facts: Mapping[str, Any]) -> str:
         f"Epsilon composes every release that was made, repeated ones included, with the accountant "
         f"{facts['accountant']} (Renyi accounting gives {facts['epsilon_rdp']:.3g})."
     )
+
+
+def _odds(facts: Mapping[str, Any]) -> list[str]:
+    best = facts.get("best_true_positive_rates")
+    return [in_words(best, f"one {facts['unit']}")] if best else []
 
 
 def _delta(facts: Mapping[str, Any]) -> list[str]:

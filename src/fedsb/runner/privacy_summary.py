@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fedsb.privacy.accounting import epsilon, merged
+from fedsb.privacy.accounting import Mechanism, epsilon, merged
 from fedsb.privacy.groups import SIZES, group_epsilon
 from fedsb.privacy.keystream import GENERATOR
+from fedsb.privacy.odds import best_true_positive_rates
 from fedsb.privacy.plan import ClientPlan, ExamplePlan
 from fedsb.privacy.statement import statement
 from fedsb.runner.client_privacy import cohort_facts
@@ -62,6 +63,8 @@ def privacy_summary(
     }
     if run.server_plan is not None:
         facts |= cohort_facts(run, run.server_plan, metrics)
+    if private:
+        facts["best_true_positive_rates"] = _best_guesses(run)
     if owner_like is not None and private:
         facts |= {"owner_like": owner_like, "groups": _groups(run)}
     return facts | {"statement": statement(facts)}
@@ -78,10 +81,20 @@ def _units(run: PrivateRun) -> int | None:
     return min(plan.num_examples for plan in run.plans.values())
 
 
+def _spent(run: PrivateRun) -> set[tuple[Mechanism, ...]]:
+    """The different lists of what clients released."""
+    return {merged(run.guard.ledger.mechanisms(who)) for who in run.accounts}
+
+
+def _best_guesses(run: PrivateRun) -> dict[str, float]:
+    """By false-positive rate, the largest true-positive rate over clients."""
+    of_each = [best_true_positive_rates(spent) for spent in _spent(run)]
+    return {rate: max(best[rate] for best in of_each) for rate in of_each[0]}
+
+
 def _groups(run: PrivateRun) -> dict[str, float]:
     """By number of examples of one person at a client, the largest epsilon over clients."""
-    spent = {merged(run.guard.ledger.mechanisms(who)) for who in run.accounts}
-    delta = run.guard.delta
+    spent, delta = _spent(run), run.guard.delta
     return {str(size): max(group_epsilon(of, delta, size) for of in spent) for size in SIZES}
 
 
