@@ -25,7 +25,7 @@ def log_odds(seen: Sequence[np.ndarray], probability: float, noise_multiplier: f
     odds = np.zeros_like(seen[0])
     for x in seen:
         ratio = np.clip((x - 0.5) / noise_multiplier**2, -500, 500)
-        odds += np.log1p(probability * np.expm1(ratio))
+        odds += np.log(1 - probability + probability * np.exp(ratio))
     return odds
 
 
@@ -47,7 +47,7 @@ def log_odds_among(
         centred = along - prior * gram.sum(1)
         score = ((centred - gram @ (rest @ centred)) / noise**2 + prior * signal) / own
         ratio = np.clip(score - signal / own / 2, -500, 500)
-        odds += np.log1p(probability * np.expm1(ratio))
+        odds += np.log(1 - probability + probability * np.exp(ratio))
     return odds
 
 
