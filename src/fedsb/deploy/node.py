@@ -144,9 +144,12 @@ class Node:
         privacy, account = self.config.privacy, None
         if privacy is not None and privacy.unit == "example":
             secret = privacy.insecure_seed is None
-            account = node_account(self.node_config, self.folder.name, secret_noise=secret)
+            account = node_account(
+                self.node_config, self.folder.name, privacy.account_unit, secret_noise=secret
+            )
         sizes, rows, tests = {self.client: self.registered}, self._rows, {self.client: self._test_rows}
-        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests)
+        owners = {self.client: self.data.owners[self.client]} if self.data.owners else None
+        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests, owners)
 
     @cached_property
     def door(self) -> Door:
