@@ -22,7 +22,7 @@ from fedsb.federation.experts import ExpertState
 from fedsb.federation.state import ServerState, base_by_name, base_for, changed_base
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.robust import NormBound
-from fedsb.methods.method import Aggregation, BaseUpdate, Upload
+from fedsb.methods.method import Aggregation, Averaged, BaseUpdate, Upload
 
 Weighting = Literal["examples", "uniform"]
 PartOf = Callable[[int], Part]
@@ -176,7 +176,17 @@ def aggregate(
         _note(report, outcome.client, header)
     if len(report.clients) < fewest:
         raise RunFailed(_too_few(state.round + 1, report, fewest, sites))
-    averaged = aggregation.finish(accumulator)
+    return close_round(state, exchange, aggregation.finish(accumulator), report, part_of)
+
+
+def close_round(
+    state: ServerState,
+    exchange: Exchange,
+    averaged: Averaged,
+    report: RoundReport,
+    part_of: PartOf | None = None,
+) -> tuple[ServerState, RoundReport]:
+    """The state after a round that gave this."""
     report.deviation = averaged.deviation
     down = exchange.down(exchange.rank)
     named = down.unflatten(state.vector) | dict(averaged.tensors)
@@ -251,7 +261,13 @@ def _accept(
 
 def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
     """What was broadcast of the numbers in an upload of this part."""
-    named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
+    return sent_before(exchange, state.round + 1, state.vector, part)
+
+
+def sent_before(exchange: Exchange, number: int, vector: Tensor, part: Part | None = None) -> Tensor:
+    """Of what is shared as this round begins, the numbers of an upload of this part (None: of all)."""
+    part = part or exchange.whole
+    named, layout = exchange.down(exchange.rank).unflatten(vector), exchange.up(number, part)
     return torch.cat([named[n][region(n, shape, part.blocks)].reshape(-1) for n, shape in layout.entries])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.federation import partition
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Weighting
 from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
@@ -29,6 +30,7 @@ class RoundRules:
         aggregation: the method's, over the average that federation.robust asks for.
         norm_bound: how far an update may lie from the broadcast; None: anywhere.
         refresh_every: rounds between new bases; None: never.
+        secure: how updates are added up under masks; None: they are not.
     """
 
     rounds: int
@@ -37,6 +39,7 @@ class RoundRules:
     norm_bound: NormBound | None
     min_updates: int
     refresh_every: int | None
+    secure: Rules | None = None
 
 
 def round_rules(config: RunConfig) -> RoundRules:
@@ -51,7 +54,14 @@ def round_rules(config: RunConfig) -> RoundRules:
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         refresh_every=config.method.refresh_every,
+        secure=secure_rules(config),
     )
+
+
+def secure_rules(config: RunConfig, run: str = "") -> Rules | None:
+    """The config's federation.secure_aggregation as flat arguments; `run`: what parties elsewhere call it."""
+    settings = config.federation.secure_aggregation
+    return None if settings is None else Rules(run, settings.threshold, settings.largest_change)
 
 
 def robust_of(config: RunConfig) -> Robust | None:
@@ -86,6 +96,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         step_size=step_size(config, parts),
         seed=config.seed,
         robust=robust_of(config),
+        secure=secure_rules(config),
     )
 
 

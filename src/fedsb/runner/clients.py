@@ -196,7 +196,19 @@ MessageTo = Callable[[int], bytes]
 AskClients = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
 
-Kind = Literal["hello", "warm-up", "contribute", "bases", "statistics", "train", "score", "alone"]
+Kind = Literal[
+    "hello",
+    "warm-up",
+    "contribute",
+    "bases",
+    "statistics",
+    "train",
+    "score",
+    "alone",
+    "keys",
+    "shares",
+    "unmask",
+]
 """Every question that a node answers; `node.QUESTIONS` has the answer of each."""
 
 ADAPTED: tuple[Kind, Kind, Kind, Kind] = ("train", "statistics", "score", "alone")

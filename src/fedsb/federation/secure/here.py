@@ -1,0 +1,91 @@
+"""Secure sums of clients in this process: the same members, asked without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fedsb.errors import UpdateRejected
+from fedsb.federation.secure.fixed_point import FixedPoint
+from fedsb.federation.secure.member import Member
+from fedsb.federation.secure.messages import STAGES
+from fedsb.federation.secure.server import SecureSum, Total, new_terms
+from fedsb.federation.secure.summands import ONCE, Summand
+from fedsb.federation.secure.terms import Rules
+from fedsb.federation.server import Arrived, Failed, Outcome
+
+MessageTo = Callable[[int], bytes]
+Work = Callable[[Sequence[int], MessageTo], Iterable[tuple[int, Summand] | Failed]]
+"""(clients, client -> its question) -> what each adds, as they come."""
+
+
+@dataclass
+class Here:
+    """As `server.Ask`, of simulated clients.
+
+    Attributes:
+        work: what clients do in between.
+        members: client -> its side, made when it is first asked.
+    """
+
+    rules: Rules
+    work: Work
+    coding: FixedPoint
+    heaviest: int = 1
+    members: dict[int, Member] = field(default_factory=dict)
+
+    def __call__(self, kind: str, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        """One outcome for each client."""
+        if kind not in STAGES:
+            yield from self._worked(kind, clients, message_to)
+            return
+        for client in clients:
+            try:
+                yield Arrived(client, self._member(client).answer(kind, message_to(client)))
+            except UpdateRejected as reason:
+                yield Failed(client, str(reason))
+
+    def _member(self, client: int) -> Member:
+        return self.members.setdefault(client, Member(client, self.rules))
+
+    def _worked(self, kind: str, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        def question(client: int) -> bytes:
+            return self._member(client).opened(kind, message_to(client))
+
+        for done in self.work(clients, question):
+            if isinstance(done, Failed):
+                yield done
+                continue
+            client, summand = done
+            try:
+                integers = summand.integers(self.coding, self.heaviest)
+                yield Arrived(client, self._member(client).masked(integers, self.coding))
+            except UpdateRejected as reason:
+                yield Failed(client, str(reason))
+
+
+def secure_sum_here(
+    rules: Rules,
+    kind: str,
+    number: int,
+    summand_of: Callable[[int], Summand],
+    clients: Sequence[int],
+    size: int,
+    *,
+    heaviest: int = 1,
+    question: bytes = b"",
+) -> Total:
+    """A sum of the start over clients in this process.
+
+    Raises:
+        RunFailed: fewer clients than the threshold.
+    """
+
+    def work(asked: Sequence[int], question_to: MessageTo) -> Iterator[tuple[int, Summand]]:
+        for client in asked:
+            question_to(client)
+            yield client, summand_of(client)
+
+    coding = FixedPoint(*ONCE, len(clients))
+    terms = new_terms(kind, number, clients, heaviest)
+    return SecureSum(Here(rules, work, coding, heaviest), terms, rules, question, coding, size).total()
