@@ -54,7 +54,6 @@ def round_rules(config: RunConfig) -> RoundRules:
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         refresh_every=config.method.refresh_every,
-        secure=secure_rules(config),
     )
 
 
@@ -96,7 +95,6 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         step_size=step_size(config, parts),
         seed=config.seed,
         robust=robust_of(config),
-        secure=secure_rules(config),
     )
 
 

@@ -227,6 +227,7 @@ class RemoteClients:
         experts: of a mixture, how many of them are of each expert, where they say so.
         tests: how many examples more each has to be scored on, where the run asks for that.
         base_digest: of the base model they have; None if they were not asked.
+        run: what they call this run.
     """
 
     sizes: Sequence[int]
@@ -234,6 +235,7 @@ class RemoteClients:
     base_digest: str | None = None
     experts: Sequence[Sequence[int]] = ()
     tests: Sequence[int] = ()
+    run: str = ""
 
     @property
     def parts(self) -> list[list[int]]:

@@ -73,7 +73,6 @@ def secure_sum_here(
     size: int,
     *,
     heaviest: int = 1,
-    question: bytes = b"",
 ) -> Total:
     """A sum of the start over clients in this process.
 
@@ -88,4 +87,5 @@ def secure_sum_here(
 
     coding = FixedPoint(*ONCE, len(clients))
     terms = new_terms(kind, number, clients, heaviest)
-    return SecureSum(Here(rules, work, coding, heaviest), terms, rules, question, coding, size).total()
+    ask, question = Here(rules, work, coding, heaviest), kind.encode()
+    return SecureSum(ask, terms, rules, question, coding, size).total()

@@ -178,7 +178,7 @@ class Member:
             UpdateRejected: as `answer`.
         """
         held = self._held()
-        if held.masked or held.question or kind != held.terms.kind:
+        if held.masked or not held.keys or kind != held.terms.kind:
             raise UpdateRejected(
                 "secure aggregation: this session's sum was answered, or is of something else"
             )
@@ -189,12 +189,15 @@ class Member:
             "question": (BYTES, (), "question"),
         }
         _, tensors = messages.opened_lists(message, lists, named(kind, held.terms))
-        held.members = self._checked_members(held, tensors["members"].tolist(), tensors["from"].tolist())
+        members = self._checked_members(held, tensors["members"].tolist(), tensors["from"].tolist())
+        question: bytes = tensors["question"].numpy().tobytes()
+        asked = members, messages.digest_of(question)
+        if held.question and asked != (held.members, held.question):
+            raise UpdateRejected("secure aggregation: this session was asked another question before")
+        held.members, held.question = asked
         digest = held.terms.digest(self.rules)
         for other, sealed in zip(tensors["from"].tolist(), messages.texts(tensors["sealed"]), strict=True):
             held.received[other] = unsealed(self._share_key(held, digest, other, self.client), sealed)
-        question: bytes = tensors["question"].numpy().tobytes()
-        held.question = messages.digest_of(question)
         return question
 
     def _checked_members(self, held: Held, members: list[int], senders: list[int]) -> tuple[int, ...]:
@@ -239,6 +242,7 @@ class Member:
         survivors, lost = (tuple(tensors[name].tolist()) for name in ("survivors", "lost"))
         self._check_survivors(held, survivors, lost)
         held.survivors = survivors
+        held.share_key = held.mask_key = held.seed = b""
         last, times = self.given.get(held.terms.kind, (-1, 0))
         self.given[held.terms.kind] = (held.terms.number, times + 1 if held.terms.number == last else 1)
         given = [

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from fedsb.federation.server import Failed, Outcome
 from fedsb.federation.start.messages import pack_start
 from fedsb.federation.traffic import Direction, Tally, Traffic
 
-Ask = Callable[[str, Sequence[int], Callable[[int], bytes]], Iterable[Outcome]]
+Ask = Callable[[Any, Sequence[int], Callable[[int], bytes]], Iterable[Outcome]]
 """(question, cohort, client -> its message) -> one outcome for each client, as they come."""
 Lost = dict[int, str]
 """Client -> why it is not in the sum."""
