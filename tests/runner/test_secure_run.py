@@ -10,6 +10,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.secure.server import KEYS
 from fedsb.federation.training import ClientFailed
+from fedsb.report import write
 from fedsb.runner import clients
 from fedsb.runner.checkpoint import load_checkpoint
 
@@ -22,6 +23,11 @@ def world(tmp_path_factory):
     tiny_bert(folder / "bert")
     write_data(folder / "data", train=60, test=12)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setattr(write, "build_page", lambda *args, **more: "")
 
 
 def config_of(world, **changes):
