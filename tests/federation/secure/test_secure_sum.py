@@ -14,6 +14,7 @@ from fedsb.federation.secure.summands import Summand
 from fedsb.federation.secure.terms import Rules, clients_needed
 from fedsb.federation.server import Failed
 
+QUESTION = bytes(200_000)
 RULES = Rules("a run", 0.67, 8.0)
 
 
@@ -26,11 +27,11 @@ class Clients:
         self.here = Here(rules, self.work, coding, heaviest)
         self.terms = new_terms("train", 1, summands, heaviest)
         size = next(iter(summands.values())).values.numel()
-        self.sum = SecureSum(self.ask, self.terms, rules, b"question", coding, size)
+        self.sum = SecureSum(self.ask, self.terms, rules, QUESTION, coding, size)
 
     def work(self, clients, question_to):
         for client in clients:
-            assert question_to(client) == b"question"
+            assert question_to(client) == QUESTION
             yield client, self.summands[client]
 
     def ask(self, kind, clients, message_to) -> Iterator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,11 +42,12 @@ class FixedPoint:
         """Between two numbers that can be told apart: an addend is off by half of it at most."""
         return self.largest / self.most
 
-    def encoded(self, values: Tensor, factor: float = 1.0) -> np.ndarray:
-        """`factor * values` as signed integers of 64 bits."""
-        scaled = values.double().mul(factor / self.largest).clamp_(-1.0, 1.0)
-        whole = scaled.mul_(self.most).round_().to(torch.int64)
-        return whole.clamp_(-self.most, self.most).numpy()
+    def encoded(self, values: Tensor, factor: float = 1.0) -> Tensor:
+        """`factor * values` as whole numbers in fp64, which hold them to 53 bits."""
+        most = float(self.most)
+        if most > self.most:
+            most = math.nextafter(most, 0.0)
+        return values.double().mul(factor / self.step).clamp_(-most, most).round_()
 
     def wrapped(self, integers: np.ndarray) -> np.ndarray:
         """Signed integers as they travel."""

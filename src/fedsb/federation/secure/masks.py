@@ -5,6 +5,7 @@ Every key is of one session and one purpose, so no nonce is ever used twice unde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from fedsb.errors import InputError, UpdateRejected
 
 KEY_BYTES, TAG_BYTES = 32, 16
-BLOCK = 2**16
+BLOCK = 2**18
 """Bytes of a mask made at a time: what fits into a core's cache is added while it is there."""
 
 
@@ -47,18 +48,17 @@ def check_installed() -> None:
         ) from None
 
 
-def agree(private: bytes, public: bytes) -> bytes:
-    """The 32 bytes that the holders of two pairs share.
+def agree(private: bytes, publics: Sequence[bytes]) -> list[bytes]:
+    """The 32 bytes that the holder of this private key shares with the holder of each of these public ones.
 
     Raises:
-        UpdateRejected: the public key is none.
+        UpdateRejected: a public key is none.
     """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+    key = X25519PrivateKey.from_private_bytes(private)
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        return [key.exchange(X25519PublicKey.from_public_bytes(public)) for public in publics]
     except ValueError:
         raise UpdateRejected("a public key that is none") from None
 

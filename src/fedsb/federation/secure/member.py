@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,16 +160,13 @@ class Member:
         if len(holders) < needed:
             raise UpdateRejected("secure aggregation: too few clients hold this one's shares")
         pairs = (split(held.mask_key, holders, needed), split(held.seed, holders, needed))
-        digest = held.terms.digest(self.rules)
+        digest, agreed = held.terms.digest(self.rules), _agreed(held.share_key, held, holders, SHARE_KEY)
         return [
-            seal(self._share_key(held, digest, self.client, other), pairs[0][other] + pairs[1][other])
+            seal(
+                derived(agreed[other], "share", digest, self.client, other), pairs[0][other] + pairs[1][other]
+            )
             for other in holders
         ]
-
-    def _share_key(self, held: Held, digest: bytes, sender: int, receiver: int) -> bytes:
-        other = receiver if sender == self.client else sender
-        secret = agree(held.share_key, held.keys[other][:KEY_BYTES])
-        return derived(secret, "share", digest, sender, receiver)
 
     def opened(self, kind: str, message: bytes) -> bytes:
         """The question whose answer is to be added up, once the shares that came with it are taken in.
@@ -186,18 +183,20 @@ class Member:
             "members": (*LIST, "members"),
             "from": (*LIST, "from"),
             "sealed": (BYTES, (SEALED,), "from"),
-            "question": (BYTES, (), "question"),
         }
-        _, tensors = messages.opened_lists(message, lists, named(kind, held.terms))
+        told, question = messages.parted(message)
+        _, tensors = messages.opened_lists(told, lists, named(kind, held.terms))
         members = self._checked_members(held, tensors["members"].tolist(), tensors["from"].tolist())
-        question: bytes = tensors["question"].numpy().tobytes()
         asked = members, messages.digest_of(question)
         if held.question and asked != (held.members, held.question):
             raise UpdateRejected("secure aggregation: this session was asked another question before")
         held.members, held.question = asked
-        digest = held.terms.digest(self.rules)
-        for other, sealed in zip(tensors["from"].tolist(), messages.texts(tensors["sealed"]), strict=True):
-            held.received[other] = unsealed(self._share_key(held, digest, other, self.client), sealed)
+        digest, senders = held.terms.digest(self.rules), tensors["from"].tolist()
+        agreed = _agreed(held.share_key, held, senders, SHARE_KEY)
+        for other, sealed in zip(senders, messages.texts(tensors["sealed"]), strict=True):
+            held.received[other] = unsealed(
+                derived(agreed[other], "share", digest, other, self.client), sealed
+            )
         return question
 
     def _checked_members(self, held: Held, members: list[int], senders: list[int]) -> tuple[int, ...]:
@@ -221,14 +220,9 @@ class Member:
         held.masked = True
         numbers, terms = coding.wrapped(integers), held.terms.digest(self.rules) + held.question
         add_mask(numbers, derived(held.seed, "self", terms, self.client), 1)
-        for other in _circle(held, self.rules).neighbours(self.client):
-            if other in held.members:
-                public = held.keys[other][KEY_BYTES:]
-                add_mask(
-                    numbers,
-                    pair_key(held.mask_key, public, terms, self.client, other),
-                    sign_of(self.client, other),
-                )
+        others = [n for n in _circle(held, self.rules).neighbours(self.client) if n in held.members]
+        for other, secret in _agreed(held.mask_key, held, others, MASK_KEY).items():
+            add_mask(numbers, pair_key(secret, terms, self.client, other), sign_of(self.client, other))
         signed = numbers.view(np.int32 if coding.bits == 32 else np.int64)
         facts = named(held.terms.kind, held.terms, client=self.client)
         return pack_start(facts, {"masked": torch.from_numpy(signed)})
@@ -274,14 +268,24 @@ class Member:
         return self.held
 
 
-def pair_key(private: bytes, public: bytes, terms: bytes, client: int, other: int) -> bytes:
-    """The key of the mask that two clients share."""
-    return derived(agree(private, public), "mask", terms, min(client, other), max(client, other))
+def pair_key(secret: bytes, terms: bytes, client: int, other: int) -> bytes:
+    """The key of the mask that two clients share, of what their mask keys agree on."""
+    return derived(secret, "mask", terms, min(client, other), max(client, other))
 
 
 def sign_of(client: int, other: int) -> int:
     """With which the client adds the mask that it shares with the other, who takes the opposite."""
     return 1 if client < other else -1
+
+
+SHARE_KEY, MASK_KEY = slice(None, KEY_BYTES), slice(KEY_BYTES, None)
+"""Where each of the two lies in a client's public keys."""
+
+
+def _agreed(private: bytes, held: Held, others: Sequence[int], which: slice) -> dict[int, bytes]:
+    """Other client -> the secret that this one's private key shares with it."""
+    secrets_of = agree(private, [held.keys[other][which] for other in others])
+    return dict(zip(others, secrets_of, strict=True))
 
 
 def _public(held: Held) -> bytes:

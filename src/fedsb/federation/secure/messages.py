@@ -94,9 +94,11 @@ def opened_lists(message: bytes, shapes: Lists, expected: Facts) -> Opened:
         raise UpdateRejected("a secure sum's message: tensors differ from what is expected")
     for name, (dtype, row, counted) in shapes.items():
         tensor, count = tensors[name], tensors[counted].shape[0] if tensors[counted].dim() else -1
-        if tensor.dtype != dtype or tuple(tensor.shape) != (count, *row) or count > MOST_CLIENTS:
+        if tensor.dtype != dtype or tuple(tensor.shape) != (count, *row):
             raise UpdateRejected(f"a secure sum's message: {name} has another type or shape")
-        if dtype == torch.int64 and (tensor < 0).any() | (tensor.diff() <= 0).any():
+        if dtype == torch.int64 and (
+            count > MOST_CLIENTS or (tensor < 0).any() or (tensor.diff() <= 0).any()
+        ):
             raise UpdateRejected(f"a secure sum's message: {name} are no clients in order")
     return facts, tensors
 
@@ -126,6 +128,19 @@ def read_keys_question(message: bytes) -> Terms:
 def keys_statement(terms: bytes, client: int, keys: bytes) -> bytes:
     """What is signed of a client's keys."""
     return json.dumps(["fedsb keys 1", terms.hex(), client, keys.hex()]).encode()
+
+
+def with_question(lists: bytes, question: bytes) -> bytes:
+    """A message of lists with a question behind it, copied once."""
+    return b"".join([len(lists).to_bytes(8, "little"), lists, question])
+
+
+def parted(message: bytes) -> tuple[bytes, bytes]:
+    """As `with_question` had them."""
+    end = 8 + int.from_bytes(message[:8], "little")
+    if not 8 <= end < len(message):
+        raise UpdateRejected("a secure sum's message: there is no question in it")
+    return message[8:end], message[end:]
 
 
 def digest_of(question: bytes) -> bytes:

@@ -19,7 +19,7 @@ from fedsb.common.printable import printable, site_name
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.secure import messages
 from fedsb.federation.secure.fixed_point import LARGEST_LOSS, FixedPoint
-from fedsb.federation.secure.masks import KEY_BYTES, add_mask, derived, key_pair
+from fedsb.federation.secure.masks import KEY_BYTES, add_mask, agree, derived, key_pair
 from fedsb.federation.secure.member import pair_key, sign_of
 from fedsb.federation.secure.messages import BOTH_KEYS, SEALED, SIGNATURE_BYTES, TAIL, named
 from fedsb.federation.secure.shares import SHARE_BYTES, combine
@@ -154,13 +154,14 @@ class SecureSum:
         self, members: list[int], sealed: Mapping[int, Mapping[int, bytes]], around: Circle
     ) -> list[int]:
         """Add up what clients send under their masks; those that did."""
-        question = torch.frombuffer(bytearray(self.question), dtype=torch.uint8)
 
         def message_to(client: int) -> bytes:
             senders = [other for other in around.holders(client) if other in sealed]
             rows = messages.rows([sealed[other][client] for other in senders], SEALED)
             lists = {"members": messages.ids(members), "from": messages.ids(senders), "sealed": rows}
-            return pack_start(named(self.terms.kind, self.terms), lists | {"question": question})
+            return messages.with_question(
+                pack_start(named(self.terms.kind, self.terms), lists), self.question
+            )
 
         dtype = torch.int32 if self.coding.bits == 32 else torch.int64
         template = {"masked": torch.empty(self.size + TAIL, dtype=dtype, device="meta")}
@@ -233,10 +234,10 @@ class SecureSum:
             if client in left:
                 add_mask(self._numbers, derived(secrets_of[client], "self", terms, client), -1)
                 continue
-            for other in around.neighbours(client):
-                if other in left:
-                    key = pair_key(secrets_of[client], keys[other][KEY_BYTES:], terms, client, other)
-                    add_mask(self._numbers, key, -sign_of(other, client))
+            others = [other for other in around.neighbours(client) if other in left]
+            agreed = agree(secrets_of[client], [keys[other][KEY_BYTES:] for other in others])
+            for other, secret in zip(others, agreed, strict=True):
+                add_mask(self._numbers, pair_key(secret, terms, client, other), -sign_of(other, client))
 
     def _decoded(self, survivors: list[int]) -> Total:
         numbers, tail = self._numbers[: self.size], self._numbers[self.size :]

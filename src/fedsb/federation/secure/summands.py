@@ -39,7 +39,7 @@ class Summand:
             raise UpdateRejected(f"secure aggregation: a weight of {self.weight}, {heaviest} is the largest")
         factor = self.weight / heaviest
         whole = np.empty(self.values.numel() + TAIL, np.int64)
-        whole[:-TAIL] = coding.encoded(self.values, factor)
+        torch.from_numpy(whole[:-TAIL]).copy_(coding.encoded(self.values, factor))
         of_loss = FixedPoint(coding.bits, LARGEST_LOSS, coding.addends)
         whole[-TAIL] = of_loss.encoded(torch.tensor([self.loss], dtype=torch.float64), factor)[0]
         whole[-2], whole[-1] = self.weight & 0xFFFF, self.weight >> 16
