@@ -71,15 +71,15 @@ class Round:
         if kind in STAGES:
             return member.answer(kind, question)
         inner = member.opened(kind, question)
-        update = of_update(inner, self.messages[client % len(self.messages)], self.exchange, "uniform")
+        update = of_update(inner, self.messages[client], self.exchange, "uniform")
         return member.masked(update.integers(self.coding, 1), self.coding)
 
 
 def main() -> None:
     exchange = Exchange(fed_sb, {f"layer{i}": Shape(512, 512) for i in range(LAYERS)}, RANK, 1, {})
     layout, draw = exchange.up(1, exchange.whole), torch.Generator().manual_seed(0)
-    header = wire.Header("fed-sb", 1, layout.digest, 0, num_examples=1, train_loss=1.0)
-    messages = [wire.pack(header, torch.randn(layout.size, generator=draw)) for _ in range(5)]
+    headers = [wire.Header("fed-sb", 1, layout.digest, c, 1, train_loss=1.0) for c in range(CLIENTS)]
+    messages = [wire.pack(header, torch.randn(layout.size, generator=draw)) for header in headers]
     client, server, plain, recovered = [], [], [], []
     for _ in range(REPEATS):
         plain.append(_plain(exchange, messages))
@@ -101,7 +101,7 @@ def main() -> None:
 
 def _plain(exchange: Exchange, messages: Sequence[bytes]) -> float:
     state = ServerState(0, torch.zeros(exchange.down(RANK).size))
-    arrivals = (Arrived(0, messages[client % len(messages)]) for client in range(CLIENTS))
+    arrivals = (Arrived(client, message) for client, message in enumerate(messages))
     began = time.perf_counter()
     aggregate(state, arrivals, exchange, weighting="uniform")
     return time.perf_counter() - began
