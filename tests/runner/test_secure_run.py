@@ -10,6 +10,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.secure.server import KEYS
 from fedsb.federation.training import ClientFailed
+from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.report import write
 from fedsb.runner import clients
 from fedsb.runner.checkpoint import load_checkpoint
@@ -137,3 +138,35 @@ def test_what_needs_more_of_a_client_than_a_sum_is_refused(world, changes, said)
 def test_a_threshold_is_a_share_above_a_half_or_a_count(world, threshold):
     with pytest.raises(InputError, match=r"federation.secure_aggregation.threshold"):
         RunConfig.from_dict(config_of(world, federation__secure_aggregation={"threshold": threshold}))
+
+
+# Client-level privacy whose noise the clients share
+
+CLIENT = {"unit": "client", "epsilon": 50.0, "delta": 1e-2, "clip_norm": 0.5, "honest": 0.6}
+
+
+def test_clients_share_the_noise_and_the_statement_says_who_is_trusted(world, tmp_path):
+    config = config_of(world, federation__secure_aggregation=SECURE, privacy=CLIENT)
+    summary = run(RunConfig.from_dict(config), tmp_path / "run").summary["privacy"]
+    assert summary["fewest_honest"] == 2
+    assert summary["sampling"] == "none"
+    assert 0 < summary["epsilon"] == summary["epsilon_rdp"] <= 50
+    spent = epsilon([Mechanism(summary["noise_multiplier"], 1.0, 2)], 1e-2, accountant="rdp")
+    assert summary["epsilon"] == pytest.approx(spent)
+    assert "No server is trusted with an update. Trusted: that 2 clients or more" in summary["statement"]
+    assert "The server is trusted" not in summary["statement"]
+    assert [line["clients"] for line in metrics_of(tmp_path / "run")] == [[], [0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"privacy": CLIENT, "federation__secure_aggregation": None}, "privacy.honest: clients share"),
+        ({"privacy": CLIENT | {"unit": "example"}}, "privacy.honest: clients share"),
+        ({"privacy": CLIENT | {"clip_norm": "auto"}}, "privacy.quantile"),
+    ],
+)
+def test_shared_noise_that_cannot_be_is_refused(world, changes, said):
+    config = config_of(world, **{"federation__secure_aggregation": SECURE} | changes)
+    with pytest.raises(InputError, match=said):
+        check_settings(RunConfig.from_dict(config))

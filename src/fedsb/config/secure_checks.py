@@ -18,7 +18,10 @@ def secure_faults(config: RunConfig) -> Iterator[str]:
     Raises:
         InputError: the method is unknown.
     """
-    if config.federation.secure_aggregation is None:
+    privacy, secure = config.privacy, config.federation.secure_aggregation is not None
+    if privacy is not None and privacy.honest is not None and not (secure and privacy.unit == "client"):
+        yield f"privacy.honest: clients share the noise of privacy.unit: client with {KEY}; leave it out"
+    if not secure:
         return
     if find_spec("cryptography") is None:
         yield f"{KEY}: the package cryptography is needed and missing; pip install 'fedsb[dp]'"
@@ -70,10 +73,10 @@ def _single_updates(config: RunConfig, method: Method) -> Iterator[str]:
             f"federation.robust: a median, a trimmed mean and a norm bound look at each client's update, "
             f"which {KEY} hides from the server; leave one of the two out"
         )
-    if privacy is not None and privacy.unit == "client":
+    if privacy is not None and privacy.unit == "client" and privacy.quantile is not None:
         yield (
-            f"privacy.unit: client has the server clip each client's update, which {KEY} hides from it; "
-            "leave one of the two out"
+            f"privacy.quantile: the share of updates within the clip norm is not added up with {KEY}; leave "
+            "quantile out, or clip_norm: auto"
         )
     if config.scores_at_clients:
         yield (

@@ -42,7 +42,7 @@ from fedsb.deploy.own_part import OwnPart
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.secure.fixed_point import FixedPoint
-from fedsb.federation.secure.summands import ONCE, ROUND_BITS, of_update
+from fedsb.federation.secure.summands import ONCE, of_update
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.ledger import Spend
@@ -56,6 +56,7 @@ from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_round import integers_of
 
 CORES = "experts.safetensors"
 """In the folder of a run of a mixture: all experts as they were after the hard rounds."""
@@ -222,13 +223,12 @@ class Node:
         answer, terms = make(), self.sums.terms
         if kind == "train":
             exchange, weighting = self.local_client.local_model.exchange, self.config.federation.weighting
-            summand, size = (
-                of_update(question, answer, exchange, weighting),
-                (ROUND_BITS, self.sums.member.rules.largest),
-            )
-        else:
-            summand, size = self.start.summand(kind, question, answer), ONCE
-        coding = FixedPoint(*size, len(terms.cohort))
+            summand = of_update(question, answer, exchange, weighting)
+            size, rules = summand.values.numel(), self.sums.member.rules
+            integers, coding = integers_of(self.private, rules, terms, size)
+            return self.sums.masked(integers(self.client, summand), coding)
+        coding = FixedPoint(*ONCE, len(terms.cohort))
+        summand = self.start.summand(kind, question, answer)
         return self.sums.masked(summand.integers(coding, terms.heaviest), coding)
 
     def hello(self, question: bytes) -> Disclosure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedsb.config import RunConfig
@@ -60,7 +61,21 @@ def round_rules(config: RunConfig) -> RoundRules:
 def secure_rules(config: RunConfig, run: str = "") -> Rules | None:
     """The config's federation.secure_aggregation as flat arguments; `run`: what parties elsewhere call it."""
     settings = config.federation.secure_aggregation
-    return None if settings is None else Rules(run, settings.threshold, settings.largest_change)
+    if settings is None:
+        return None
+    return Rules(run, settings.threshold, settings.largest_change, fewest_honest(config) or 0)
+
+
+def fewest_honest(config: RunConfig) -> int | None:
+    """How many clients of a round make up its noise, at least; None where they add none of it."""
+    federation, privacy = config.federation, config.privacy
+    if privacy is None or privacy.unit != "client" or federation.secure_aggregation is None:
+        return None
+    cohort = federation.clients_per_round or federation.clients
+    if privacy.honest is not None:
+        return max(1, math.ceil(privacy.honest * cohort - 1e-9))
+    rules = Rules("", federation.secure_aggregation.threshold, federation.secure_aggregation.largest_change)
+    return rules.needed(cohort, cohort)
 
 
 def robust_of(config: RunConfig) -> Robust | None:

@@ -25,12 +25,17 @@ RULES = Rules("a run", 0.67, 8.0)
 COUNT, SIZE = 4, 4096
 
 
+def here(work, coding, members=None):
+    members = {} if members is None else members
+    return Here(RULES, work, lambda client, summand: summand.integers(coding, 1), coding, members)
+
+
 class Recorded:
     """A session of COUNT clients with equal numbers, every question and answer kept."""
 
     def __init__(self, numbers=0.0, size=SIZE, number=1, members=None, cohort=range(COUNT)):
         self.coding, self.asked, self.answers = FixedPoint(32, 8.0, COUNT), {}, {}
-        self.here = Here(RULES, self._work, self.coding, members=members if members is not None else {})
+        self.here = here(self._work, self.coding, members)
         self.numbers = torch.full((size,), float(numbers))
         self.terms = new_terms("train", number, cohort)
         SecureSum(self._ask, self.terms, RULES, b"q", self.coding, size).total()
@@ -100,14 +105,14 @@ def test_clients_that_were_asked_different_things_give_noise():
             question_to(client)
             yield client, Summand(values)
 
-    here = Here(RULES, work, coding)
+    asked = here(work, coding)
 
     def ask(kind, clients, message_to):
         def other(client):
             message = message_to(client)
             return message[:-1] + b"?" if kind == "train" and client == 2 else message
 
-        return here(kind, clients, other)
+        return asked(kind, clients, other)
 
     total = SecureSum(ask, new_terms("train", 1, range(COUNT)), RULES, b"q", coding, SIZE).total()
     assert p_value((total.values / coding.step).numpy().astype(np.int64).astype(np.uint32)) > 1e-6

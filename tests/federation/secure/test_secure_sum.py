@@ -24,7 +24,7 @@ class Clients:
     def __init__(self, summands, coding, *, rules=RULES, gone=None):
         self.summands, self.gone, self.seen = summands, gone or {}, []
         heaviest = max(s.weight for s in summands.values())
-        self.here = Here(rules, self.work, coding, heaviest)
+        self.here = Here(rules, self.work, lambda client, summand: summand.integers(coding, heaviest), coding)
         self.terms = new_terms("train", 1, summands, heaviest)
         size = next(iter(summands.values())).values.numel()
         self.sum = SecureSum(self.ask, self.terms, rules, QUESTION, coding, size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fedsb.errors import UpdateRejected
 from fedsb.federation.secure.fixed_point import FixedPoint
 from fedsb.federation.secure.member import Member
@@ -18,20 +20,22 @@ MessageTo = Callable[[int], bytes]
 Work = Callable[[Sequence[int], MessageTo], Iterable[tuple[int, Summand] | Failed]]
 """(clients, client -> its question) -> what each adds, as they come."""
 
+Integers = Callable[[int, Summand], np.ndarray]
+
 
 @dataclass
 class Here:
     """As `server.Ask`, of simulated clients.
 
     Attributes:
-        work: what clients do in between.
+        work: what clients do in between. integers: of what they did, as it is added up.
         members: client -> its side, made when it is first asked.
     """
 
     rules: Rules
     work: Work
+    integers: Integers
     coding: FixedPoint
-    heaviest: int = 1
     members: dict[int, Member] = field(default_factory=dict)
 
     def __call__(self, kind: str, clients: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
@@ -58,7 +62,7 @@ class Here:
                 continue
             client, summand = done
             try:
-                integers = summand.integers(self.coding, self.heaviest)
+                integers = self.integers(client, summand)
                 yield Arrived(client, self._member(client).masked(integers, self.coding))
             except UpdateRejected as reason:
                 yield Failed(client, str(reason))
@@ -87,5 +91,5 @@ def secure_sum_here(
 
     coding = FixedPoint(*ONCE, len(clients))
     terms = new_terms(kind, number, clients, heaviest)
-    ask, question = Here(rules, work, coding, heaviest), kind.encode()
-    return SecureSum(ask, terms, rules, question, coding, size).total()
+    ask = Here(rules, work, lambda client, summand: summand.integers(coding, heaviest), coding)
+    return SecureSum(ask, terms, rules, kind.encode(), coding, size).total()

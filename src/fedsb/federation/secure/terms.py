@@ -30,11 +30,13 @@ class Rules:
         run: names it.
         threshold: share of the cohort that must stay; a number above 1: so many clients.
         largest: magnitude of a number of an update, less the broadcast, beyond which it is cut.
+        fewest: clients that must stay whatever the threshold, since their noise is planned for.
     """
 
     run: str
     threshold: float
     largest: float
+    fewest: int = 0
 
     def needed(self, cohort: int, holders: int) -> int:
         """Of so many holders of a client's shares, how many give its secrets: always more than half, so that
@@ -63,7 +65,7 @@ class Terms:
 
     def digest(self, rules: Rules) -> bytes:
         """32 bytes that differ where anything does."""
-        parts = [rules.run, rules.threshold, rules.largest]
+        parts = [rules.run, rules.threshold, rules.largest, rules.fewest]
         parts += [self.kind, self.number, self.session, self.cohort, self.heaviest]
         return hashlib.sha256(json.dumps(parts).encode()).digest()
 
@@ -140,4 +142,4 @@ def holders_needed(terms: Terms, rules: Rules) -> int:
 
 def clients_needed(terms: Terms, rules: Rules) -> int:
     """How many clients of the cohort must stay to the end."""
-    return rules.needed(len(terms.cohort), len(terms.cohort))
+    return max(rules.fewest, rules.needed(len(terms.cohort), len(terms.cohort)))
