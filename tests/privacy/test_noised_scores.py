@@ -24,7 +24,8 @@ from fedsb.runner import clients
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.site_data import hold_out
-from fedsb.tasks.totals import class_sums, of_classes, of_numbers, of_responses, scores_of_counts
+from fedsb.tasks.logits import class_sums, of_classes, of_numbers, scores_of_counts
+from fedsb.tasks.totals import of_responses
 
 PRIVACY = {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "score_noise_multiplier": 8.0}
 

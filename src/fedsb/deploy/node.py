@@ -46,7 +46,6 @@ from fedsb.federation.secure.summands import ONCE, of_update
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.ledger import Spend
-from fedsb.runner.arguments import secure_rules
 from fedsb.runner.baselines import score_alone
 from fedsb.runner.chosen_lora import ADAPTER
 from fedsb.runner.clients import LocalClient, local_clients
@@ -57,6 +56,7 @@ from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.secure_round import integers_of
+from fedsb.runner.secure_settings import secure_rules
 
 CORES = "experts.safetensors"
 """In the folder of a run of a mixture: all experts as they were after the hard rounds."""

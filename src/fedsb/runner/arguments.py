@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from fedsb.config import RunConfig
@@ -31,6 +30,9 @@ class RoundRules:
         aggregation: the method's, over the average that federation.robust asks for.
         norm_bound: how far an update may lie from the broadcast; None: anywhere.
         refresh_every: rounds between new bases; None: never.
+        scored_after: rounds after which the model is scored; 0 is before the first.
+        at_clients: whether each client is scored on rows of its own.
+        on_test_rows: whether the model is scored on test rows in one place.
         secure: how updates are added up under masks; None: they are not.
     """
 
@@ -40,6 +42,9 @@ class RoundRules:
     norm_bound: NormBound | None
     min_updates: int
     refresh_every: int | None
+    scored_after: frozenset[int]
+    at_clients: bool
+    on_test_rows: bool
     secure: Rules | None = None
 
 
@@ -55,27 +60,10 @@ def round_rules(config: RunConfig) -> RoundRules:
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         refresh_every=config.method.refresh_every,
+        scored_after=frozenset(n for n in range(federation.rounds + 1) if config.scored_after(n)),
+        at_clients=config.scores_at_clients,
+        on_test_rows=config.scores_test_rows,
     )
-
-
-def secure_rules(config: RunConfig, run: str = "") -> Rules | None:
-    """The config's federation.secure_aggregation as flat arguments; `run`: what parties elsewhere call it."""
-    settings = config.federation.secure_aggregation
-    if settings is None:
-        return None
-    return Rules(run, settings.threshold, settings.largest_change, fewest_honest(config) or 0)
-
-
-def fewest_honest(config: RunConfig) -> int | None:
-    """How many clients of a round make up its noise, at least; None where they add none of it."""
-    federation, privacy = config.federation, config.privacy
-    if privacy is None or privacy.unit != "client" or federation.secure_aggregation is None:
-        return None
-    cohort = federation.clients_per_round or federation.clients
-    if privacy.honest is not None:
-        return max(1, math.ceil(privacy.honest * cohort - 1e-9))
-    rules = Rules("", federation.secure_aggregation.threshold, federation.secure_aggregation.largest_change)
-    return rules.needed(cohort, cohort)
 
 
 def robust_of(config: RunConfig) -> Robust | None:

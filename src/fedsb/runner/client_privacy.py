@@ -11,8 +11,8 @@ from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.plan import ClientPlan
-from fedsb.runner.arguments import fewest_honest
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_settings import fewest_honest
 
 
 def secret_cohort(private: PrivateRun, number: int) -> list[int] | None:

@@ -171,7 +171,7 @@ def local_clients(
     training, seed, kept = local_training(config), config.seed, {} if kept is None else kept
     size, generate = config.evaluation.batch_size, config.evaluation.generate
     size = size if private is None else 1
-    measure = partial(data.task.measure, batch_size=size, generate=generate)
+    measure, scored = partial(data.task.measure, batch_size=size, generate=generate), config.scores_at_clients
 
     def local_client(client: int) -> LocalClient:
         examples = [data.train[i] for i in data.parts[client]]
@@ -179,7 +179,7 @@ def local_clients(
         made = LocalClient(client, local_model, examples, training, seed, part, private)
         if local_model.exchange.method.stays:
             made = replace(made, kept=kept.setdefault(client, {}))
-        if not config.scores_at_clients:
+        if not scored:
             return made
         tests = [data.train[i] for i in data.client_tests[client]]
         return replace(made, tests=tests, measure=measure, totals=data.task.totals)

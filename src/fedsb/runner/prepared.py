@@ -23,7 +23,6 @@ from fedsb.runner.arguments import (
     method_of,
     needs_weights_at_server,
     round_rules,
-    secure_rules,
     start_of,
 )
 from fedsb.runner.checkpoint import RunState
@@ -41,6 +40,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_settings import secure_rules
 from fedsb.runner.site_data import score_notes
 from fedsb.runner.split_record import kept_split
 from fedsb.runner.started_on import check_same, first_config, started_on

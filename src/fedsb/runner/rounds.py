@@ -77,7 +77,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     if experts is not None:
         make_gate(session, saved)
     put_state(session, saved)
-    scored = prepared.config.scored_after(number)
+    scored = number in rules.scored_after
     record = record_of(number, score(prepared) if scored else {}, report, downloaded)
     if scored:
         score_sites(session, saved, record)
@@ -163,7 +163,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
     in one place their mean is the round's score. Baselines are scored once, before the first round."""
     prepared, exchange = session.prepared, session.local_model.exchange
     config, state = prepared.config, saved.state
-    if not config.scores_at_clients:
+    if not prepared.rules.at_clients:
         return
     held = _parts(prepared, state, range(len(prepared.data.parts)), state.round + 1)
     message_for, ask = broadcasts(state, exchange), partial(ask_for_scores, prepared, exchange, saved, record)
@@ -177,7 +177,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
     record["sites"] = ask(ask_scores, message_to, what="scores", round_number=number)
     if privacy is not None:
         record["epsilon"] = privacy.epsilon()
-    if not config.scores_test_rows:
+    if not prepared.rules.on_test_rows:
         record["eval"] = mean_scores(record["sites"])
     if state.round == 0 and config.evaluation.baselines:
         last = prepared.rules.rounds + 1
@@ -189,7 +189,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
             prepared.progress.stage("baseline: all rows in one place")
             pooled = read_scores(prepared, exchange, session.pooled(message_to(0)), last)
             record["baselines"] = record.get("baselines", {}) | {"pooled": pooled}
-    if state.round == 0 and not config.scores_test_rows:
+    if state.round == 0 and not prepared.rules.on_test_rows:
         prepared.progress.round_ends(record)
     put_state(session, saved)
 
@@ -197,7 +197,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
 def score(prepared: Prepared) -> dict[str, float]:
     """The task's metrics on the test examples; none if the config wants none, or has none."""
     settings, data, report = prepared.config.evaluation, prepared.data, prepared.progress.evaluating
-    if not prepared.config.scores_test_rows:
+    if not prepared.rules.on_test_rows:
         return {}
     model, size, generate = prepared.base.model, settings.batch_size, settings.generate
     return data.task.evaluate(model, data.test, batch_size=size, generate=generate, progress=report)

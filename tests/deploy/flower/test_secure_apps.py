@@ -171,6 +171,16 @@ def test_below_the_threshold_the_run_stops_and_is_resumed_when_nodes_are_back(wo
     torch.testing.assert_close(here, there, rtol=0, atol=1e-6)
 
 
+def test_clients_share_the_noise_over_flower_and_no_run_goes_on_with_too_few(world, tmp_path):
+    privacy = {"unit": "client", "epsilon": 50.0, "delta": 1e-2, "clip_norm": 0.5, "honest": 1.0}
+    config = config_of(world, privacy=privacy)
+    with pytest.raises(RunFailed, match=r"round 2: 2 of 3 clients sent their numbers.* needs 3"):
+        serve(world, Losing(nodes_of(world, config, tmp_path), 101, "train"), config, tmp_path)
+    one, other = (metrics_of(run)[1] for run in (simulated(world, config), tmp_path / "deployed"))
+    assert one["epsilon"] == other["epsilon"] > 0
+    assert one["clients"] == other["clients"] == [0, 1, 2]
+
+
 # What a node refuses
 
 
