@@ -47,7 +47,7 @@ class FixedPoint:
         most = float(self.most)
         if most > self.most:
             most = math.nextafter(most, 0.0)
-        return values.double().mul(factor / self.step).clamp_(-most, most).round_()
+        return values.to(torch.float64, copy=True).mul_(factor / self.step).clamp_(-most, most).round_()
 
     def wrapped(self, integers: np.ndarray) -> np.ndarray:
         """Signed integers as they travel."""
