@@ -158,6 +158,8 @@ class ClientPlan:
         expected_cohort: clients in a round on average; also what sums are divided by.
         clip_norm: largest L2 norm of one client's update, head included.
         noise_multiplier: of a round's whole release.
+        fewest: clients of a round that each add a share of the noise, at least, where the server adds none;
+            it draws the cohort, so sampling hides nothing from it. None: the server adds the noise.
     """
 
     num_clients: int
@@ -167,15 +169,18 @@ class ClientPlan:
     noise_multiplier: float = 0.0
     quantile: float | None = None
     clip_norm_rate: float = 0.2
+    fewest: int | None = None
 
     @property
     def sampling_probability(self) -> float:
+        if self.fewest is not None:
+            return 1.0
         return min(1.0, self.expected_cohort / self.num_clients)
 
     @property
     def round(self) -> Mechanism:
         """What one round releases."""
-        return Mechanism(self.noise_multiplier, self.sampling_probability, 1)
+        return Mechanism(self.noise_multiplier, self.sampling_probability, 1, self.fewest is not None)
 
     @property
     def count_noise_std(self) -> float:
