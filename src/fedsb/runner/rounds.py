@@ -86,7 +86,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         start=exchange.started(saved.factors),
         second=_second(session, saved.state) if prepared.method.follow_up else None,
     )
-    for own in saved.kept.values():
+    for own in saved.kept.values() if report.second else ():
         forget(own)
     saved.traffic += [
         Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
@@ -222,18 +222,22 @@ def record_of(
     number: int, metrics: Mapping[str, float], report: RoundReport, download_bytes: int
 ) -> dict[str, Any]:
     """One line of metrics.jsonl, without its seconds."""
-    record = {
+    record: dict[str, Any] = {
         "round": number,
         "train_loss": report.train_loss,
         "eval": dict(metrics),
-        "upload_bytes": report.upload_bytes + total_bytes(report.second, direction="up"),
-        "download_bytes": download_bytes + total_bytes(report.second, direction="down"),
-        "upload_parameters": report.upload_parameters
-        + sum(entry.parameters for entry in report.second if entry.direction == "up"),
+        "upload_bytes": report.upload_bytes,
+        "download_bytes": download_bytes,
+        "upload_parameters": report.upload_parameters,
         "clients": sorted(report.clients),
         "rejected": report.rejected,
         "seconds": 0.0,
     }
+    if report.second:
+        record["upload_bytes"] += total_bytes(report.second, direction="up")
+        record["download_bytes"] += total_bytes(report.second, direction="down")
+        answers = [entry for entry in report.second if entry.direction == "up"]
+        record["upload_parameters"] += sum(entry.parameters for entry in answers)
     if report.scaled:
         record["scaled"] = report.scaled
     if report.deviation is not None:
