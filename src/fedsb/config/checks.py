@@ -12,6 +12,7 @@ from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections.federation import FederationConfig
 from fedsb.config.sections.task import AnswerSection
+from fedsb.config.secure_checks import secure_faults
 from fedsb.config.site_checks import site_faults
 from fedsb.errors import InputError
 from fedsb.methods import Method
@@ -32,6 +33,7 @@ def check_settings(config: RunConfig) -> None:
         method_faults,
         optimization_faults,
         expert_faults,
+        secure_faults,
         privacy_faults,
     )
     faults = [fault for part in parts for fault in part(config)]

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
-from fedsb.config.private_defaults import with_private_defaults
+from fedsb.config.private_defaults import with_private_defaults, with_secure_defaults
 from fedsb.config.sections.data import DEFAULT_SHARE, DataConfig
 from fedsb.config.sections.evaluation import EvaluationConfig
 from fedsb.config.sections.federation import FederationConfig
@@ -62,7 +62,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _private_defaults(cls, values: Any) -> Any:
-        return with_private_defaults(values) if isinstance(values, Mapping) else values
+        return with_secure_defaults(with_private_defaults(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _benchmarks_are_written(self) -> RunConfig:
@@ -79,6 +79,16 @@ class RunConfig(Section):
                 "take choice"
             )
         return self
+
+    @property
+    def grouped_by(self) -> str | None:
+        """The column whose rows stay together on one side of a share of test rows."""
+        return self.data.group or self.owner
+
+    @property
+    def owner(self) -> str | None:
+        """The column that says whose a row is, where owners are what privacy protects."""
+        return None if self.privacy is None else self.privacy.owner
 
     @property
     def scores_at_clients(self) -> bool:

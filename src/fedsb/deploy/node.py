@@ -37,9 +37,12 @@ from fedsb.deploy.node_config import (
 from fedsb.deploy.node_data import localized, read_data
 from fedsb.deploy.node_folder import make_private, run_folder
 from fedsb.deploy.node_start import NodeStart
+from fedsb.deploy.node_sums import NodeSums, node_sums
 from fedsb.deploy.own_part import OwnPart
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
+from fedsb.federation.secure.fixed_point import FixedPoint
+from fedsb.federation.secure.summands import ONCE, of_update
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.ledger import Spend
@@ -52,6 +55,8 @@ from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_round import integers_of
+from fedsb.runner.secure_settings import secure_rules
 
 CORES = "experts.safetensors"
 """In the folder of a run of a mixture: all experts as they were after the hard rounds."""
@@ -144,9 +149,12 @@ class Node:
         privacy, account = self.config.privacy, None
         if privacy is not None and privacy.unit == "example":
             secret = privacy.insecure_seed is None
-            account = node_account(self.node_config, self.folder.name, secret_noise=secret)
+            account = node_account(
+                self.node_config, self.folder.name, privacy.account_unit, secret_noise=secret
+            )
         sizes, rows, tests = {self.client: self.registered}, self._rows, {self.client: self._test_rows}
-        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests)
+        owners = {self.client: self.data.owners[self.client]} if self.data.owners else None
+        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests, owners)
 
     @cached_property
     def door(self) -> Door:
@@ -159,6 +167,18 @@ class Node:
         private = private_start(protected) if protected else None
         settings = self.config, self.client, self.registered
         return NodeStart(*settings, self.data, self.base, self.folder, private)
+
+    @cached_property
+    def sums(self) -> NodeSums:
+        """This party's side of secure sums.
+
+        Raises:
+            UpdateRejected: this run has none.
+        """
+        rules = secure_rules(self.config, self.folder.name)
+        if rules is None:
+            raise UpdateRejected("this run's config has no federation.secure_aggregation")
+        return node_sums(self.node_config, rules, self.folder)
 
     @cached_property
     def local_client(self) -> LocalClient:
@@ -188,9 +208,31 @@ class Node:
             return self._answered(kind, message)
 
     def _answered(self, kind: str, message: bytes) -> bytes:
-        answer = self.door.let_out(QUESTIONS[kind](self, message))
-        self._audit(kind, answer)
+        secure = self.config.federation.secure_aggregation is not None and kind in SUMMED
+        disclosure = self._summed(kind, message) if secure else QUESTIONS[kind](self, message)
+        answer = self.door.let_out(disclosure)
+        self._audit("sum" if secure else kind, answer)
         return answer
+
+    def _summed(self, kind: str, message: bytes) -> Disclosure:
+        """As the question in this message is answered, under masks."""
+        question = self.sums.opened(kind, message)
+        disclosure = QUESTIONS[kind](self, question)
+        if isinstance(disclosure, PublicFacts):
+            return PublicFacts(self._masked(kind, question, lambda: disclosure.message))
+        return replace(disclosure, make=partial(self._masked, kind, question, disclosure.make))
+
+    def _masked(self, kind: str, question: bytes, make: Callable[[], bytes]) -> bytes:
+        answer, terms = make(), self.sums.terms
+        if kind == "train":
+            exchange, weighting = self.local_client.local_model.exchange, self.config.federation.weighting
+            summand = of_update(question, answer, exchange, weighting)
+            size, rules = summand.values.numel(), self.sums.member.rules
+            integers, coding = integers_of(self.private, rules, terms, size)
+            return self.sums.masked(integers(self.client, summand), coding)
+        coding = FixedPoint(*ONCE, len(terms.cohort))
+        summand = self.start.summand(kind, question, answer)
+        return self.sums.masked(summand.integers(coding, terms.heaviest), coding)
 
     def hello(self, question: bytes) -> Disclosure:
         """`NodeFacts` as JSON."""
@@ -315,11 +357,16 @@ QUESTIONS: Mapping[str, Callable[[Node, bytes], Disclosure]] = {
     "contribute": lambda node, question: node.start.contribute(question),
     "bases": lambda node, question: node.start.take_bases(question),
     "statistics": Node.statistics,
+    "keys": lambda node, question: PublicFacts(node.sums.answer("keys", question)),
+    "shares": lambda node, question: PublicFacts(node.sums.answer("shares", question)),
+    "unmask": lambda node, question: PublicFacts(node.sums.answer("unmask", question)),
     "train": Node.train,
     "score": Node.score,
     "alone": Node.alone,
 }
 """Every question there is (`clients.Kind`), and what is disclosed in answer. Nothing else is answered."""
+SUMMED = ("warm-up", "contribute", "train")
+"""Questions whose answers leave under masks, with secure aggregation; they come in its messages then."""
 
 
 def _said(kind: str, answer: bytes) -> dict[str, object]:

@@ -189,6 +189,17 @@ def aggregate(
     averaged = aggregation.finish(accumulator)
     if second is not None:
         averaged = second(averaged, report)
+    return close_round(state, exchange, averaged, report, part_of)
+
+
+def close_round(
+    state: ServerState,
+    exchange: Exchange,
+    averaged: Averaged,
+    report: RoundReport,
+    part_of: PartOf | None = None,
+) -> tuple[ServerState, RoundReport]:
+    """The state after a round that gave this."""
     report.deviation = averaged.deviation
     down = exchange.down(exchange.rank)
     named = down.unflatten(state.vector) | dict(averaged.tensors)
@@ -269,7 +280,13 @@ def accept(
 
 def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
     """What was broadcast of the numbers in an upload of this part."""
-    named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
+    return sent_before(exchange, state.round + 1, state.vector, part)
+
+
+def sent_before(exchange: Exchange, number: int, vector: Tensor, part: Part | None = None) -> Tensor:
+    """Of what is shared as this round begins, the numbers of an upload of this part (None: of all)."""
+    part = part or exchange.whole
+    named, layout = exchange.down(exchange.rank).unflatten(vector), exchange.up(number, part)
     return torch.cat([named[n][region(n, shape, part.blocks)].reshape(-1) for n, shape in layout.entries])
 
 

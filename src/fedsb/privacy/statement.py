@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedsb.privacy.odds import in_words
+
 OBSERVABLE = "how long anything took, and who answered in time or failed, and with what reason"
 OTHER_DATA = (
     "test data; other runs on the same data, such as those that chose the settings (learning rate, clip "
@@ -24,10 +26,12 @@ def statement(facts: Mapping[str, Any]) -> str:
             "anyone can take it away again. It is good for tests alone."
         )
     of_unit = _of_clients if facts["unit"] == "client" else _of_examples
-    return " ".join([*of_unit(facts), _accounting(facts), *_delta(facts)])
+    return " ".join([*of_unit(facts), _accounting(facts), *_odds(facts), *_delta(facts)])
 
 
 def _of_clients(facts: Mapping[str, Any]) -> list[str]:
+    if facts.get("fewest_honest"):
+        return _of_clients_that_share_the_noise(facts)
     return [
         f"All models that this run made, over {_rounds(facts)}, are together (epsilon, delta)-differentially "
         f"private with {_bound(facts)}, for data sets that differ in one client, whose update is present or "
@@ -37,6 +41,23 @@ def _of_clients(facts: Mapping[str, Any]) -> list[str]:
         f"{_client_noise(facts)}, {_source(facts)}.",
         "The server is trusted. Taken as public: how many clients there are, and how many examples each has. "
         f"{_cohorts(facts)}Not covered: how many bytes were sent; {OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _of_clients_that_share_the_noise(facts: Mapping[str, Any]) -> list[str]:
+    fewest = facts["fewest_honest"]
+    return [
+        f"All that the server learned of updates in this run, over {_rounds(facts)}, which is one sum a "
+        "round, and all models made of it, are together (epsilon, delta)-differentially private with "
+        f"{_bound(facts)}, for data sets that differ in one client, whose update is present or blanked.",
+        f"Each client clipped its update to the L2 norm {facts['clip_norm']:g}, rounded it to whole numbers "
+        "and added its share of discrete Gaussian noise before its masks (secure aggregation): the shares of "
+        f"any {fewest} of a round's {facts['cohort']} clients are together noise of {_noise(facts)} times "
+        f"the sum's sensitivity, {_source(facts)}. A round with fewer clients was not unmasked.",
+        f"No server is trusted with an update. Trusted: that {fewest} clients or more of each sum followed "
+        "the protocol, kept their noise to themselves and did not collude with the server; and whose keys "
+        "are whose, as each node's peers say. Taken as public: how many clients there are, how many examples "
+        f"each has, and who took part in which round. Not covered: {OBSERVABLE}; {OTHER_DATA}",
     ]
 
 
@@ -66,14 +87,60 @@ def _of_examples(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"All that left any one client in this run, over {_rounds(facts)}{start}{_with_scores(facts)}, is "
         f"together (epsilon, delta)-differentially private with at most {_bound(facts)}, for data sets that "
-        f"differ in one {_examples(facts)} of that client, which is present or blanked.",
-        "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
-        f"gradient was clipped to the L2 norm {facts['clip_norm']:g}{_followed(facts)}, and the client added "
+        f"differ in {_differ(facts)}.",
+        *_several_clients(facts),
+        f"Each {facts['unit']} joined each step by its own coin (Poisson sampling), from a secret of its "
+        "client; its "
+        f"gradient{_sum_of_rows(facts)} was clipped to the L2 norm "
+        f"{facts['clip_norm']:g}{_followed(facts)}, and the client added "
         f"{_example_noise(facts)}, {_source(facts)}.",
         *_score_noise(facts),
-        f"Taken as public: how many examples each client has{_by_expert(facts)}, and the set of labels. Not "
+        *_of_groups(facts),
+        f"Taken as public: how many examples{_and_owners(facts)} each client has{_by_expert(facts)}, and "
+        "the set of labels. Not "
         "covered: "
         f"{OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _differ(facts: Mapping[str, Any]) -> str:
+    if facts["unit"] == "owner":
+        owner = f"one owner (column {facts['owner']})"
+        return f"all examples of {owner} at that client, which are present or blanked"
+    return f"one {_examples(facts)} of that client, which is present or blanked"
+
+
+def _several_clients(facts: Mapping[str, Any]) -> list[str]:
+    if facts["unit"] != "owner":
+        return []
+    if facts["units"] is not None:
+        return ["No owner has examples at several clients: that was checked."]
+    return [
+        "An owner with examples at several clients has this at each of them: what they release adds up, "
+        "which "
+        "nobody could check, since each keeps its rows."
+    ]
+
+
+def _sum_of_rows(facts: Mapping[str, Any]) -> str:
+    return ", summed over all its examples," if facts["unit"] == "owner" else ""
+
+
+def _and_owners(facts: Mapping[str, Any]) -> str:
+    return " and owners" if facts["unit"] == "owner" else ""
+
+
+def _of_groups(facts: Mapping[str, Any]) -> list[str]:
+    """What somebody with several examples has, where a column looks as if it said whose they are."""
+    groups = facts.get("groups")
+    if not groups:
+        return []
+    bounds = [f"with {size} examples epsilon = {rounded_up(bound):.3g}" for size, bound in groups.items()]
+    return [
+        f"The column {facts['owner_like']} has values that repeat (which is taken as public), and the "
+        "bound above "
+        f"is one example's: a person {', '.join(bounds)}, at the same delta. privacy.owner would protect all "
+        "examples of one."
     ]
 
 
@@ -153,14 +220,26 @@ def _source(facts: Mapping[str, Any]) -> str:
 
 
 def _accounting(facts: Mapping[str, Any]) -> str:
+    if facts.get("fewest_honest"):
+        return (
+            "Epsilon composes every release that was made, repeated ones included, without any gain from "
+            f"sampling, with the accountant {facts['accountant']}, which bounds sums of discrete Gaussians."
+        )
     return (
         f"Epsilon composes every release that was made, repeated ones included, with the accountant "
         f"{facts['accountant']} (Renyi accounting gives {facts['epsilon_rdp']:.3g})."
     )
 
 
+def _odds(facts: Mapping[str, Any]) -> list[str]:
+    best = facts.get("best_true_positive_rates")
+    return [in_words(best, f"one {facts['unit']}")] if best else []
+
+
 def _delta(facts: Mapping[str, Any]) -> list[str]:
     """Said where delta is larger than advised; where it is far larger a run is refused."""
+    if facts["units"] is None:
+        return []
     advised, unit = 0.1 / facts["units"], facts["unit"]
     if facts["delta"] <= advised:
         return []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.federation import partition
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Weighting
 from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
@@ -33,6 +34,7 @@ class RoundRules:
         scored_after: rounds after which the model is scored; 0 is before the first.
         at_clients: whether each client is scored on rows of its own.
         on_test_rows: whether the model is scored on test rows in one place.
+        secure: how updates are added up under masks; None: they are not.
     """
 
     rounds: int
@@ -44,6 +46,7 @@ class RoundRules:
     scored_after: frozenset[int]
     at_clients: bool
     on_test_rows: bool
+    secure: Rules | None = None
 
 
 def round_rules(config: RunConfig) -> RoundRules:

@@ -206,7 +206,19 @@ MessageTo = Callable[[int], bytes]
 AskClients = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
 
-Kind = Literal["hello", "warm-up", "contribute", "bases", "statistics", "train", "score", "alone"]
+Kind = Literal[
+    "hello",
+    "warm-up",
+    "contribute",
+    "bases",
+    "statistics",
+    "train",
+    "score",
+    "alone",
+    "keys",
+    "shares",
+    "unmask",
+]
 """Every question that a node answers; `node.QUESTIONS` has the answer of each."""
 
 ADAPTED: tuple[Kind, Kind, Kind, Kind] = ("train", "statistics", "score", "alone")
@@ -225,6 +237,7 @@ class RemoteClients:
         experts: of a mixture, how many of them are of each expert, where they say so.
         tests: how many examples more each has to be scored on, where the run asks for that.
         base_digest: of the base model they have; None if they were not asked.
+        run: what they call this run.
     """
 
     sizes: Sequence[int]
@@ -232,6 +245,7 @@ class RemoteClients:
     base_digest: str | None = None
     experts: Sequence[Sequence[int]] = ()
     tests: Sequence[int] = ()
+    run: str = ""
 
     @property
     def parts(self) -> list[list[int]]:

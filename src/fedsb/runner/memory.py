@@ -224,9 +224,16 @@ def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], he
     rank, training = config.method.rank, config.training
     costs = (method.cost(shape, rank, heads_of(config), 1) for shape in shapes.values())
     trained = head + max(experts, 1) * sum(numbers.trained for numbers in costs)
-    gradients = 1 + (training.batch_size if config.privacy and config.privacy.unit == "example" else 0)
+    gradients = 1 + training.batch_size * _copies_of_examples(config)
     moments = 2 if training.optimizer == "adamw" else 0
     return 4 * trained * (gradients + moments + MESSAGES)
+
+
+def _copies_of_examples(config: RunConfig) -> int:
+    """Of each example's gradient in a physical batch: its own, and its owner's sum."""
+    if config.privacy is None or config.privacy.unit != "example":
+        return 0
+    return 1 if config.privacy.owner is None else 2
 
 
 def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> int:

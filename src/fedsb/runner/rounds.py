@@ -21,6 +21,7 @@ from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
 from fedsb.methods import Aggregation, Averaged
 from fedsb.methods.averaging.beside import CONTROL, MOMENTS, added_by, replaced, with_beside
+from fedsb.privacy.client_level import ClientRelease
 from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
@@ -28,6 +29,7 @@ from fedsb.runner.clients import AskClients, expecting, part_of
 from fedsb.runner.external_experts import folders_of
 from fedsb.runner.gate import find_groups, finds_groups, open_gate, opens_gate, with_equal_experts
 from fedsb.runner.prepared import Prepared, calibration_of
+from fedsb.runner.secure_round import secure_round
 from fedsb.runner.site_scores import ask_for_scores, mean_scores, read_scores
 from fedsb.runner.spill import SpilledTensors
 
@@ -60,46 +62,26 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         RunFailed: too few updates could be used.
     """
     prepared, rules = session.prepared, session.prepared.rules
-    privacy, progress, parts = prepared.privacy, prepared.progress, prepared.data.parts
+    privacy, progress = prepared.privacy, prepared.progress
     progress.round_begins(number, rules.rounds, cohort)
-    held, sent = _parts(prepared, saved.state, cohort, number), Sent()
-    outcomes = _ask(session, saved.state, held, sent)
-    exchange = session.local_model.exchange
-    mixes = saved.state.experts is not None
-    if mixes and finds_groups(prepared.config, number):
-        outcomes = list(outcomes)
-        saved.state = find_groups(prepared, exchange, saved.state, outcomes)
-        held = _parts(prepared, saved.state, cohort, number)
     clip_norm = saved.metrics[-1].get("clip_norm")
     release = server_release(privacy, number, clip_norm) if privacy else None
-    saved.state, report = aggregate(
-        saved.state,
-        outcomes,
-        exchange,
-        weighting=rules.weighting,
-        part_of=held.__getitem__,
-        aggregation=release.wrap(rules.aggregation) if release else _aggregation(prepared),
-        fewest=0 if release else rules.min_updates,
-        bound=rules.norm_bound,
-        registered={client: len(parts[client]) for client in cohort},
-        sites=prepared.data.sites,
-        start=exchange.started(saved.factors),
-        second=_second(session, saved.state) if prepared.method.follow_up else None,
-    )
-    for own in saved.kept.values() if report.second else ():
-        forget(own)
-    saved.traffic += [
-        Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
-        Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
-        *report.second,
-    ]
-    if saved.state.experts is not None and not saved.state.experts.counts and not folders_of(prepared.config):
+    if rules.secure is not None:
+        saved.state, report, traffic = secure_round(
+            prepared, session.local_model.exchange, session.ask_clients, saved.state, cohort
+        )
+    else:
+        saved.state, report, traffic = _plain_round(session, saved, number, cohort, release)
+    saved.traffic += traffic
+    downloaded = total_bytes(traffic, direction="down")
+    exchange, experts = session.local_model.exchange, saved.state.experts
+    if experts is not None and not experts.counts and not folders_of(prepared.config):
         saved.state = with_equal_experts(exchange, saved.state)
-    if mixes:
+    if experts is not None:
         make_gate(session, saved)
     put_state(session, saved)
     scored = number in rules.scored_after
-    record = record_of(number, score(prepared) if scored else {}, report, sent["bytes"])
+    record = record_of(number, score(prepared) if scored else {}, report, downloaded)
     if scored:
         score_sites(session, saved, record)
     if report.untrained:
@@ -137,6 +119,44 @@ def _second(session: Session, state: ServerState) -> Callable[[Averaged, RoundRe
         ask=lambda clients, question: session.ask_clients(clients, lambda client: question),
         weighting=prepared.rules.weighting,
         registered={client: len(part) for client, part in enumerate(parts)},
+    )
+
+
+def _plain_round(
+    session: Session, saved: RunState, number: int, cohort: Sequence[int], release: ClientRelease | None
+) -> tuple[ServerState, RoundReport, list[Traffic]]:
+    """A round in which the server takes in each client's update."""
+    prepared, rules, exchange = session.prepared, session.prepared.rules, session.local_model.exchange
+    held, sent = _parts(prepared, saved.state, cohort, number), Sent()
+    outcomes = _ask(session, saved.state, held, sent)
+    if saved.state.experts is not None and finds_groups(prepared.config, number):
+        outcomes = list(outcomes)
+        saved.state = find_groups(prepared, exchange, saved.state, outcomes)
+        held = _parts(prepared, saved.state, cohort, number)
+    state, report = aggregate(
+        saved.state,
+        outcomes,
+        exchange,
+        weighting=rules.weighting,
+        part_of=held.__getitem__,
+        aggregation=release.wrap(rules.aggregation) if release else _aggregation(prepared),
+        fewest=0 if release else rules.min_updates,
+        bound=rules.norm_bound,
+        registered={client: len(prepared.data.parts[client]) for client in cohort},
+        sites=prepared.data.sites,
+        start=exchange.started(saved.factors),
+        second=_second(session, saved.state) if prepared.method.follow_up else None,
+    )
+    for own in saved.kept.values() if report.second else ():
+        forget(own)
+    return (
+        state,
+        report,
+        [
+            Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
+            Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
+            *report.second,
+        ],
     )
 
 
@@ -235,7 +255,6 @@ def record_of(
     }
     if report.second:
         record["upload_bytes"] += total_bytes(report.second, direction="up")
-        record["download_bytes"] += total_bytes(report.second, direction="down")
         answers = [entry for entry in report.second if entry.direction == "up"]
         record["upload_parameters"] += sum(entry.parameters for entry in answers)
     if report.scaled:

@@ -71,6 +71,25 @@ class ServerConfig(Section):
     """tau of adam and yogi, beside that root: as large as the numbers' own steps, or they all move alike."""
 
 
+class SecureAggregationConfig(Section):
+    """The server learns the sum of a round's updates and nothing else of any one (Bonawitz et al. 2017), for
+    methods that average factors. A round then has four exchanges in place of one."""
+
+    threshold: Annotated[float, Field(gt=0.5, le=100_000)] = 0.67
+    """Share of a round's clients that must stay to its end, or (above 1) how many; with fewer the round
+    fails. Always more than half of them."""
+    largest_change: Positive = 8.0
+    """A number of an update, less what was broadcast, is cut to this magnitude and rounded to a whole
+    number of steps of largest_change x clients / 2^31."""
+
+    @field_validator("threshold")
+    @classmethod
+    def _a_share_or_a_count(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"expected a share of at most 1 or a whole number of clients, found {value:g}")
+        return value
+
+
 class FederationConfig(Section):
     clients: PositiveInt = 3
     sites: list[str] | None = None
@@ -107,6 +126,8 @@ class FederationConfig(Section):
     has 11 binary digits and ends at 65504 (more is an error), bfloat16 has 8 digits and float32's range."""
     robust: RobustConfig | None = None
     """Checks against poisoned updates; null: none."""
+    secure_aggregation: SecureAggregationConfig | None = None
+    """Masks that hide each client's update from the server, e.g. {threshold: 0.67}; null: none."""
     client_timeout_seconds: Positive | None = None
     """A client whose local training takes longer is left out of the round; null: no limit of its own."""
     deadline_seconds: Positive | None = 3600.0

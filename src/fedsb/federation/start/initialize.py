@@ -82,7 +82,8 @@ def start_factors(
     model.eval()
     traffic: list[Traffic] = []
     if head and start.head_warmup is not None:
-        traffic += warm_up_here(model, head, start.head_warmup, start.batch_size, calibration, start.robust)
+        steps, checks = start.head_warmup, (start.robust, start.secure)
+        traffic += warm_up_here(model, head, steps, start.batch_size, calibration, *checks)
     if _estimates(start, method):
         factors, sent = bases_from_gradients(
             model, targets, start, calibration, num_clients=num_clients, sums=sums
