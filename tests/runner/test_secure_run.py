@@ -61,6 +61,16 @@ def test_a_secure_run_equals_the_plain_one(world, tmp_path, method):
         assert (a["train_loss"] or 0) == pytest.approx(b["train_loss"] or 0, abs=1e-3)
 
 
+def test_a_server_steps_along_the_secure_mean_with_its_momentum(world, tmp_path):
+    changes = {"federation__server": {"momentum": 0.9}, "federation__proximal": 0.1}
+    plain, secure = both(config_of(world, **changes), tmp_path)
+    torch.testing.assert_close(plain, secure, rtol=0, atol=5e-4)
+    memory = [load_checkpoint(tmp_path / name / "checkpoint").state.memory for name in ("plain", "secure")]
+    assert memory[0].keys() == memory[1].keys() != set()
+    other, _ = both(config_of(world, federation__proximal=0.1), tmp_path / "no momentum")
+    assert (plain - other).abs().max() > 2e-3
+
+
 @pytest.mark.parametrize("rule", ["sign", "moments"])
 def test_the_start_goes_through_it_too(world, tmp_path, rule):
     init = {"rule": rule, "upload": "sketch", "samples": 48, "head_warmup": {"rounds": 1, "steps": 5}}

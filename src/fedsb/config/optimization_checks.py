@@ -19,6 +19,7 @@ def optimization_faults(config: RunConfig) -> Iterator[str]:
     yield from _server(config, method)
     yield from _control_variates(config, method)
     yield from _moments(config, method)
+    yield from _bases(config, method)
 
 
 def takes_server_steps(method: Method) -> bool:
@@ -97,3 +98,18 @@ def _moments(config: RunConfig, method: Method) -> Iterator[str]:
     yield from (
         f"{key}: not with {other}; leave one of the two out" for other, found in without.items() if found
     )
+
+
+def _bases(config: RunConfig, method: Method) -> Iterator[str]:
+    init, values = config.method.init, "method.init.singular_values"
+    has_core = method.has_core and method.draw is None
+    if init.frame != "singular" and not has_core:
+        able = able_names(lambda m: m.has_core and m.draw is None)
+        yield f"method.init.frame: {method.name} has no core over bases; leave it out, or take one of {able}"
+    if not init.singular_values:
+        return
+    if not has_core or method.bases != "init" or method.experts is not None:
+        able = able_names(lambda m: m.has_core and m.bases == "init" and m.experts is None)
+        yield f"{values}: {method.name} has bases of its own making; leave it out, or take one of {able}"
+    elif init.kind != "weights":
+        yield f"{values}: of W0's, so with method.init.kind: weights alone; set that, or leave it out"
