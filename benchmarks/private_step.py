@@ -1,5 +1,6 @@
 """A private step of Fed-SB rank 64 on the 24 attention layers of a MiniLM-sized encoder (64 x 64 tokens),
-beside its plain step, and beside LoRA rank 32 of the same layers, plain and by Opacus' ghost clipping.
+with independent and with banded noise, beside its plain step, and beside LoRA rank 32 of the same layers,
+plain and by Opacus' ghost clipping.
 
     python benchmarks/private_step.py
 
@@ -26,11 +27,14 @@ from fedsb.federation.private_training import clipping_optimizer, private_step
 from fedsb.federation.training import LocalTraining, make_optimizer, plain_step
 from fedsb.methods import Shape, fed_sb
 from fedsb.models.head import head_parameters
+from fedsb.privacy.banded import coefficients
+from fedsb.privacy.correlated import Correlated
+from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.per_example import per_example_gradients
 from fedsb.privacy.plan import ExamplePlan
 
-ROWS, TOKENS, RANK, LORA_RANK, REPEATS = 64, 64, 64, 32, 9
+ROWS, TOKENS, RANK, LORA_RANK, REPEATS, BANDS = 64, 64, 64, 32, 9, 9
 TARGETS = ["query", "key", "value", "attention.output.dense"]
 TRAINING = LocalTraining(learning_rate=1e-3, batch_size=ROWS)
 PLAN = ExamplePlan(
@@ -120,10 +124,13 @@ def main() -> None:
     private, parameters = fed_sb_party()
     with per_example_gradients(private.model):
         optimizer = clipping_optimizer(parameters, TRAINING, PLAN, NoiseSource(), ())
+        noise = Correlated(coefficients(BANDS, 64), 0, lambda step: Keystream.fresh())
+        banded = clipping_optimizer(parameters, TRAINING, PLAN, NoiseSource(), (), noise)
         seconds = side_by_side(
             {
                 "plain": lambda: plain_step(plain, plain_parameters, plain_optimizer, [examples], TRAINING),
                 "private": lambda: private_step(private, parameters, optimizer, units, TRAINING, {}),
+                "banded": lambda: private_step(private, parameters, banded, units, TRAINING, {}),
                 "LoRA": lora_step(),
                 "ghost clipping on LoRA": ghost_step(),
             },
@@ -131,6 +138,7 @@ def main() -> None:
         )
     print(f"threads {torch.get_num_threads()}  " + "  ".join(f"{n} {s:.3f} s" for n, s in seconds.items()))
     verdict("private Fed-SB step / its plain step", seconds["private"] / seconds["plain"], 1.3)
+    verdict(f"step with noise of {BANDS} bands / DP-SGD step", seconds["banded"] / seconds["private"], 1.1)
     ghost = seconds["ghost clipping on LoRA"]
     verdict("private Fed-SB step / ghost clipping on LoRA r32", seconds["private"] / ghost, 0.5)
     ours, theirs = seconds["private"] - seconds["plain"], ghost - seconds["LoRA"]

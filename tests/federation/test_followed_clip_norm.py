@@ -78,7 +78,7 @@ def test_sum_and_count_together_cost_what_the_plan_is_charged_for(noise_multipli
     noise."""
     plan = replace(PLAN, noise_multiplier=noise_multiplier)
     apart = [Mechanism(plan.sum_noise_multiplier, 1.0, 1), Mechanism(2 * plan.count_noise_std, 1.0, 1)]
-    assert epsilon(apart, 1e-5) == pytest.approx(epsilon([plan.round], 1e-5), rel=0.01)
+    assert epsilon(apart, 1e-5) == pytest.approx(epsilon([plan.of_round(1)], 1e-5), rel=0.01)
     assert plan.sum_noise_multiplier > noise_multiplier
     assert plan.noise_std == plan.sum_noise_multiplier * plan.clip_norm
 

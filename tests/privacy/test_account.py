@@ -187,7 +187,7 @@ def test_four_processes_of_one_node_never_spend_more_than_the_budget(world, tmp_
         private = prepare_privacy(config, {1: 50}, tmp_path / "state" / name, account(own, name))
         (tmp_path / "state" / name).mkdir(parents=True, exist_ok=True)
         opened.append(replace(private, plans={1: replace(private.plans[1], steps_per_round=3)}))
-    assert opened[0].plans[1].round == RELEASE
+    assert opened[0].plans[1].of_round(1) == RELEASE
     answers = at_once(lambda number: opened[number].release(1, 1, lambda: b"answer"), 4)
     assert answers.count(b"answer") == 2
     assert all("ClientFailed" in str(answer) for answer in answers if answer != b"answer")

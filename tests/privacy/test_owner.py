@@ -104,7 +104,7 @@ def test_owners_are_drawn_whole_and_counted_as_rows_are():
     assert max(max(batch) for batch in batches if batch) == 199
     assert sizes.mean() == pytest.approx(plan.expected_units, rel=0.02)
     assert plan.expected_units == 10
-    assert plan.round == Mechanism(0.0, 0.05, 4000)
+    assert plan.of_round(1) == Mechanism(0.0, 0.05, 4000)
 
 
 def test_delta_is_measured_by_owners(folder):

@@ -19,7 +19,7 @@ PLAN = ExamplePlan(num_examples=500, expected_batch_size=50, steps_per_round=10,
 
 def test_sampler_noise_and_accounting_read_the_same_fields():
     plan = replace(PLAN, noise_multiplier=1.5)
-    assert plan.round == Mechanism(1.5, 0.1, 10)
+    assert plan.of_round(1) == Mechanism(1.5, 0.1, 10)
     assert plan.noise_std == 1.5 * 0.3
     batches = list(plan.batches(Keystream(bytes(32))))
     assert len(batches) == 10
@@ -53,7 +53,7 @@ def test_a_plan_cannot_be_changed_in_place():
 def test_a_calibrated_plan_and_its_start_spend_the_budget_together():
     start = StartPlan(num_examples=500, expected_samples=100).calibrated(0.5, 1e-4)
     plan = PLAN.calibrated(3.0, 1e-4, before=[start.release])
-    together = epsilon([start.release, *[plan.round] * plan.rounds], 1e-4)
+    together = epsilon([start.release, plan.whole], 1e-4)
     assert 2.98 < together <= 3.0
     assert epsilon([start.release], 1e-4) <= 0.5
     assert plan.noise_multiplier > PLAN.calibrated(3.0, 1e-4).noise_multiplier

@@ -191,7 +191,7 @@ def test_a_repeated_round_has_other_batches(world, tmp_path, monkeypatch):
 
     fixed = {"noise_multiplier": 2.0, "epsilon": 50.0, "insecure_seed": 1}
     config = private_config(world, privacy=EXAMPLE | fixed)
-    batches, rounds, poisson = [], [], plan.poisson_batches
+    batches, rounds, poisson = [], [], plan.cyclic_batches
 
     def drawn(*arguments):
         batches.append(list(poisson(*arguments)))
@@ -204,7 +204,7 @@ def test_a_repeated_round_has_other_batches(world, tmp_path, monkeypatch):
         return client_update(*arguments, **more)
 
     client_update = party.client_update
-    monkeypatch.setattr(plan, "poisson_batches", drawn)
+    monkeypatch.setattr(plan, "cyclic_batches", drawn)
     monkeypatch.setattr(party, "client_update", until_killed)
     with pytest.raises(Killed):
         do(config, tmp_path / "run")

@@ -35,7 +35,7 @@ def config_of(world, privacy=EXAMPLE, **changes):
 @pytest.fixture(scope="module")
 def two_runs(world, tmp_path_factory):
     """Two runs of one config, and the batches of each."""
-    folder, batches, poisson = tmp_path_factory.mktemp("runs"), {}, plan.poisson_batches
+    folder, batches, poisson = tmp_path_factory.mktemp("runs"), {}, plan.cyclic_batches
     for name in ("one", "two"):
         drawn = batches.setdefault(name, [])
         with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def two_runs(world, tmp_path_factory):
                 into.append(list(poisson(*arguments)))
                 return into[-1]
 
-            patch.setattr(plan, "poisson_batches", watched)
+            patch.setattr(plan, "cyclic_batches", watched)
             run(config_of(world), folder / name)
     return folder, batches
 

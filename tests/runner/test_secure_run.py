@@ -135,6 +135,7 @@ def test_below_the_threshold_the_round_fails_and_a_resumed_run_ends_as_if_nothin
         ({"method__init": {"upload": "factors"}}, "take sketch"),
         ({"data__client_test": 0.2}, "no sum"),
         ({"method__refresh_every": 1}, "different messages"),
+        ({"training__moments": "averaged"}, "beside an update"),
     ],
 )
 def test_what_needs_more_of_a_client_than_a_sum_is_refused(world, changes, said):
@@ -174,6 +175,7 @@ def test_clients_share_the_noise_and_the_statement_says_who_is_trusted(world, tm
         ({"privacy": CLIENT, "federation__secure_aggregation": None}, "privacy.honest: clients share"),
         ({"privacy": CLIENT | {"unit": "example"}}, "privacy.honest: clients share"),
         ({"privacy": CLIENT | {"clip_norm": "auto"}}, "privacy.quantile"),
+        ({"privacy": CLIENT | {"mechanism": "banded"}}, "privacy.mechanism: with"),
     ],
 )
 def test_shared_noise_that_cannot_be_is_refused(world, changes, said):

@@ -47,7 +47,7 @@ def answer(question: PrivacyQuestion) -> dict[str, Any]:
     plan = _example_plan(question) if unit == "example" else _client_plan(question)
     if question.epsilon is not None:
         plan = plan.calibrated(question.epsilon, question.delta)
-    spent = [plan.round] * plan.rounds
+    spent = [plan.whole]
     return {
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": epsilon(spent, question.delta),

@@ -53,6 +53,8 @@ def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
             f"{key}: they take a client's mean gradient from where its steps led, which AdamW's do not tell; "
             "set training.optimizer: sgd"
         )
+    elif config.training.momentum:
+        yield f"{key}: with training.momentum a client's steps lead elsewhere than its mean gradient; leave it 0"
     if config.privacy is not None:
         yield f"{key}: a client's own is made of its rows without noise; leave privacy or {key} out"
     without = {

@@ -25,6 +25,7 @@ def privacy_faults(config: RunConfig) -> Iterator[str]:
         yield from _training(config, privacy)
         yield from _by_unit(config, privacy, method)
         yield from _owner(config, privacy)
+        yield from _banded(config, privacy, method)
 
 
 def _start(config: RunConfig, method: Method) -> Iterator[str]:
@@ -117,6 +118,19 @@ def _owner(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
             f"data.group: the rows of one owner stay on one side, so group is {privacy.owner!r} here; "
             "leave it out"
         )
+
+
+def _banded(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Iterator[str]:
+    """What noise that cancels over steps does not go with."""
+    if privacy.mechanism != "banded":
+        return
+    training, federation, key = config.training, config.federation, "privacy.mechanism: banded"
+    if privacy.unit == "example" and (training.optimizer != "sgd" or training.schedule == "cosine"):
+        yield f"{key} is for training.optimizer: sgd with schedule: constant or linear; set them"
+    if privacy.unit == "example" and federation.clients_per_round is not None:
+        yield f"{key} needs every client in every round; leave federation.clients_per_round out"
+    if method.experts is not None or method.trains(1) != method.trains(2):
+        yield f"{key}: {method.name} does not train the same numbers in every round; take another method"
 
 
 def check_delta(config: RunConfig, sizes: Collection[int]) -> float:

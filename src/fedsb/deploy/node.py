@@ -257,7 +257,7 @@ class Node:
         make = partial(self._answered_and_kept, self.local_client, broadcast, LocalClient.score)
         if not self._test_rows:
             return PublicFacts(make())
-        mechanism = private.charge_of(self.client, "score") if private else None
+        mechanism = private.charge_of(self.client, number, "score") if private else None
         if mechanism is None:
             return UnprotectedUpdate(make)
         return NoisedRelease(make, Spend(self.client, "score", number - 1, mechanism))
@@ -281,7 +281,7 @@ class Node:
         self._check_number(number, self.config.federation.rounds)
         this_client = replace(self.local_client, private=self._with_secret_batches())
         make = partial(self._answered_and_kept, this_client, broadcast, LocalClient.answer)
-        mechanism = this_client.private.charge_of(self.client) if this_client.private else None
+        mechanism = this_client.private.charge_of(self.client, number) if this_client.private else None
         if mechanism is None:
             return UnprotectedUpdate(make)
         return NoisedRelease(make, Spend(self.client, "round", number, mechanism), again=again)

@@ -41,6 +41,7 @@ from fedsb.federation.training import (
     set_learning_rate,
     to_device,
 )
+from fedsb.privacy.correlated import Correlated
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource, add_noise, standard_normals
 from fedsb.privacy.per_example import per_example_gradients
@@ -69,6 +70,7 @@ def train_privately(
     on_step: OnStep = lambda num_examples: None,
     moments: Moments | None = None,
     canaries: Canaries | RowCanaries | None = None,
+    correlated: Correlated | None = None,
 ) -> None:
     """Train the parameters in place by the plan's steps of one round.
 
@@ -83,6 +85,7 @@ def train_privately(
         moments: what AdamW starts from, and leaves: made of noised gradients alone.
         seed: plays no part: whoever sees the results may know it.
         canaries: take part in every step, for an audit.
+        correlated: the steps' noise where it is not independent.
 
     Raises:
         ClientFailed: the time is up.
@@ -95,12 +98,13 @@ def train_privately(
     with without_dropout(local_model.model):
         if examples:
             check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
-        optimizer = clipping_optimizer(parameters, training, plan, noise, ("step", client, round_number))
+        path = ("step", client, round_number)
+        optimizer = clipping_optimizer(parameters, training, plan, noise, path, correlated)
         pulled = Pull.of(local_model, parameters, training, round_number)
         if moments is not None:
             moments.put(optimizer.original_optimizer, parameters, plan.steps_per_round)
         with per_example_gradients(local_model.model):
-            for number, batch in enumerate(plan.batches(coins)):
+            for number, batch in enumerate(plan.batches(coins, round_number)):
                 set_learning_rate(optimizer, done + number, total, training)
                 chosen = [units[i] for i in batch]
                 with resting(local_model, parameters, number) as filter_gradients:
@@ -150,6 +154,7 @@ def clipping_optimizer(
     plan: ExamplePlan,
     noise: NoiseSource,
     path: tuple[str | int, ...],
+    correlated: Correlated | None = None,
 ) -> Any:
     """Opacus' clipping optimizer around AdamW or SGD, with our noise in place of its own."""
     from opacus.optimizers import DPOptimizer
@@ -167,6 +172,12 @@ def clipping_optimizer(
             stream = noise.stream(*path, self.steps)
             self.steps += 1
             std = plan.sum_noise_multiplier * self.max_grad_norm if plan.noise_multiplier else 0.0
+            if correlated is not None:
+                sums = [parameter.summed_grad for parameter in self.params]
+                for parameter, noised in zip(self.params, correlated.next(sums, std), strict=True):
+                    exact = parameter.summed_grad.double() + noised
+                    parameter.grad = exact.to(parameter.dtype).view_as(parameter)
+                return
             for parameter in self.params:
                 parameter.grad = add_noise(parameter.summed_grad, std, stream).view_as(parameter)
             if plan.quantile is not None:

@@ -57,6 +57,7 @@ class LocalTraining:
     """How a client trains. Fields as in the config's `training` section, plus the two of the run."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.0
     learning_rate: float = 1e-3
     epochs: float = 1.0
     batch_size: int = 32
@@ -194,9 +195,10 @@ def _groups(
 
 def make_optimizer(parameters: Any, training: LocalTraining) -> torch.optim.Optimizer:
     """AdamW or SGD over these parameters."""
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.SGD
-    rate, decay = training.learning_rate, training.weight_decay
-    return kind(list(parameters), lr=rate, weight_decay=decay, foreach=True)
+    rate, decay, parameters = training.learning_rate, training.weight_decay, list(parameters)
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=True)
+    return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=decay, foreach=True)
 
 
 def plain_step(

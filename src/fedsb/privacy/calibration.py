@@ -59,6 +59,17 @@ def calibrate(
     return _finest(spent, partial(spent, grid=COARSE_GRID), guess)
 
 
+def rough_noise(
+    target_epsilon: float, delta: float, mechanisms_at: Callable[[float], Iterable[Mechanism]]
+) -> float:
+    """As `calibrate`, by Renyi DP alone: fast, and up to a fifth too much."""
+
+    def spent(noise: float) -> float:
+        return epsilon(mechanisms_at(noise), delta, accountant="rough rdp") / target_epsilon
+
+    return _root(spent, _first_guess(spent))
+
+
 def _finest(fine: Spent, coarse: Spent, guess: float) -> float:
     noise, correction = guess, 1.0
     for _ in range(MOST_CORRECTIONS):

@@ -21,6 +21,7 @@ from fedsb.methods.method import (
     current_vector,
 )
 from fedsb.privacy.clipping import ClippedSum
+from fedsb.privacy.correlated import Correlated
 from fedsb.privacy.noise import NoiseSource, gaussian_like, standard_normals
 from fedsb.privacy.plan import ClientPlan
 
@@ -31,6 +32,7 @@ class ClientRelease:
 
     Attributes:
         next_clip_norm: of the round after this one, known when the release is made.
+        correlated: the rounds' noise where it is not independent.
     """
 
     plan: ClientPlan
@@ -38,6 +40,7 @@ class ClientRelease:
     noise: NoiseSource
     round: int
     next_clip_norm: float = 0.0
+    correlated: Correlated | None = None
 
     def wrap(self, aggregation: Aggregation) -> Aggregation:
         """The method's aggregation, fed the one noised mean in place of the uploads."""
@@ -60,7 +63,11 @@ class ClientRelease:
         """The release; it sets the next round's clip norm."""
         plan, stream = self.plan, self.noise.stream("clients", self.round)
         std = plan.update_noise_multiplier * clipped.sensitivity if plan.update_noise_multiplier else 0.0
-        noised = clipped.total + gaussian_like(clipped.total, std, stream)
+        if self.correlated is not None:
+            (noise,) = self.correlated.next([clipped.total], std)
+        else:
+            noise = gaussian_like(clipped.total, std, stream)
+        noised = clipped.total + noise
         count_noise = plan.count_noise_std * standard_normals(1, stream).item()
         count = clipped.count_within - clipped.count / 2 + count_noise
         share = count / plan.expected_cohort + 0.5

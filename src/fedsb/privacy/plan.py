@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.calibration import calibrate
 from fedsb.privacy.keystream import Keystream
-from fedsb.privacy.sampling import poisson_batches, poisson_sample
+from fedsb.privacy.sampling import cyclic_batches, poisson_sample
 
 FARTHEST = 1000.0
 """Factor by which a clip norm that follows the gradients may leave the one it began with."""
@@ -60,6 +60,7 @@ class ExamplePlan:
         steps_per_round, rounds: noisy steps of one round, and rounds in which the client is to take part.
         clip_norm: largest L2 norm of one unit's gradient, all trained numbers together.
         noise_multiplier: standard deviation of the noise over the sum's sensitivity.
+        column: of the banded matrix that the noise is correlated by (see `banded`); empty: by none.
     """
 
     num_examples: int
@@ -70,12 +71,19 @@ class ExamplePlan:
     noise_multiplier: float = 0.0
     rows: int | None = None
     owners: int | None = None
+    column: tuple[float, ...] = ()
     quantile: float | None = None
     clip_norm_rate: float = 0.5
 
     @property
+    def bands(self) -> int:
+        """Of the steps' noise; a unit may be drawn in every so many-th step alone."""
+        return max(1, len(self.column))
+
+    @property
     def sampling_probability(self) -> float:
-        return min(1.0, self.expected_batch_size / self.num_examples)
+        """Of a unit in a step in which it may be drawn."""
+        return min(1.0, self.bands * self.expected_batch_size / self.num_examples)
 
     @property
     def units(self) -> int:
@@ -89,7 +97,7 @@ class ExamplePlan:
         """Units of a batch on average; also what sums are divided by."""
         if self.owners is None:
             return self.expected_batch_size
-        return self.owners * self.sampling_probability
+        return self.owners * self.sampling_probability / self.bands
 
     @property
     def sensitivity(self) -> float:
@@ -123,14 +131,23 @@ class ExamplePlan:
         moved = followed(clip_norm, self.quantile, self.clip_norm_rate, share)
         return min(max(moved, self.clip_norm / FARTHEST), self.clip_norm * FARTHEST)
 
-    @property
-    def round(self) -> Mechanism:
-        """What one round releases."""
-        return Mechanism(self.noise_multiplier, self.sampling_probability, self.steps_per_round)
+    def of_round(self, number: int) -> Mechanism:
+        """What this round adds to all before it. With bands, the steps in which any one unit may be drawn."""
+        first, end = (number - 1) * self.steps_per_round, number * self.steps_per_round
+        steps = -(-end // self.bands) - -(-first // self.bands)
+        return Mechanism(self.noise_multiplier, self.sampling_probability, steps)
 
-    def batches(self, coins: Keystream) -> Iterator[list[int]]:
+    @property
+    def whole(self) -> Mechanism:
+        """What all rounds release together."""
+        steps = -(-self.steps_per_round * self.rounds // self.bands)
+        return Mechanism(self.noise_multiplier, self.sampling_probability, steps)
+
+    def batches(self, coins: Keystream, number: int = 1) -> Iterator[list[int]]:
         """The batches of one round, of numbers of units."""
-        return poisson_batches(self.units, self.sampling_probability, self.steps_per_round, coins)
+        steps = self.steps_per_round
+        first, chance = (number - 1) * steps, self.sampling_probability
+        return cyclic_batches(self.units, chance, self.bands, first, steps, coins)
 
     def calibrated(self, epsilon: float, delta: float, *, before: Sequence[Mechanism] = ()) -> ExamplePlan:
         """With the least noise that keeps all rounds, and `before`, within epsilon at delta.
@@ -140,8 +157,7 @@ class ExamplePlan:
         """
 
         def at(noise: float) -> list[Mechanism]:
-            release = replace(self, noise_multiplier=noise).round
-            return [*before, release._replace(steps=release.steps * self.rounds)]
+            return [*before, replace(self, noise_multiplier=noise).whole]
 
         return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
 
@@ -160,6 +176,7 @@ class ClientPlan:
         noise_multiplier: of a round's whole release.
         fewest: clients of a round that each add a share of the noise, at least, where the server adds none;
             it draws the cohort, so sampling hides nothing from it. None: the server adds the noise.
+        column: as of `ExamplePlan`, over rounds.
     """
 
     num_clients: int
@@ -169,18 +186,32 @@ class ClientPlan:
     noise_multiplier: float = 0.0
     quantile: float | None = None
     clip_norm_rate: float = 0.2
+    column: tuple[float, ...] = ()
     fewest: int | None = None
 
     @property
-    def sampling_probability(self) -> float:
-        if self.fewest is not None:
-            return 1.0
-        return min(1.0, self.expected_cohort / self.num_clients)
+    def bands(self) -> int:
+        """Of the rounds' noise; a client may be drawn in every so many-th round alone."""
+        return max(1, len(self.column))
 
     @property
-    def round(self) -> Mechanism:
-        """What one round releases."""
-        return Mechanism(self.noise_multiplier, self.sampling_probability, 1, self.fewest is not None)
+    def sampling_probability(self) -> float:
+        """Of a client in a round in which it may be drawn."""
+        if self.fewest is not None:
+            return 1.0
+        return min(1.0, self.bands * self.expected_cohort / self.num_clients)
+
+    def of_round(self, number: int) -> Mechanism:
+        """What this round adds to all before it. With bands, whether any one client may be drawn once
+        more."""
+        again = int((number - 1) % self.bands == 0)
+        return Mechanism(self.noise_multiplier, self.sampling_probability, again, self.fewest is not None)
+
+    @property
+    def whole(self) -> Mechanism:
+        """What all rounds release together."""
+        steps = -(-self.rounds // self.bands)
+        return Mechanism(self.noise_multiplier, self.sampling_probability, steps, self.fewest is not None)
 
     @property
     def count_noise_std(self) -> float:
@@ -194,9 +225,10 @@ class ClientPlan:
             return self.noise_multiplier
         return multiplier_beside_count(self.noise_multiplier, self.count_noise_std)
 
-    def cohort(self, coins: Keystream) -> list[int]:
+    def cohort(self, coins: Keystream, number: int = 1) -> list[int]:
         """Clients of one round; may be none."""
-        return poisson_sample(self.num_clients, self.sampling_probability, coins)
+        chance, first = self.sampling_probability, number - 1
+        return next(cyclic_batches(self.num_clients, chance, self.bands, first, 1, coins))
 
     def next_clip_norm(self, clip_norm: float, noised_share_within: float) -> float:
         """The clip norm after a round in which about this share of the cohort was within it."""
@@ -208,7 +240,7 @@ class ClientPlan:
         """With the least noise that keeps all rounds within epsilon at delta."""
 
         def at(noise: float) -> list[Mechanism]:
-            return [replace(self, noise_multiplier=noise).round._replace(steps=self.rounds)]
+            return [replace(self, noise_multiplier=noise).whole]
 
         return replace(self, noise_multiplier=calibrate(epsilon, delta, at))
 

@@ -9,16 +9,19 @@ import numpy as np
 from fedsb.privacy.keystream import Keystream
 
 
-def poisson_batches(
-    num_records: int, probability: float, steps: int, coins: Keystream
+def cyclic_batches(
+    units: int, probability: float, bands: int, first: int, steps: int, coins: Keystream
 ) -> Iterator[list[int]]:
-    """`steps` independent batches of record indices, ascending. A batch may be empty.
+    """Independent batches of the steps `first`, `first` + 1, ..., ascending; may be empty. Each draws from
+    those units whose number is the step's modulo `bands`: of one band from all.
 
-    The sizes vary: about num_records * probability each. Amplification holds only while nobody who sees the
+    The sizes vary: about units * probability / bands each. Amplification holds only while nobody who sees the
     results learns which records were in which batch, so the key of `coins` must be secret from them.
     """
-    for _ in range(steps):
-        yield poisson_sample(num_records, probability, coins)
+    for step in range(first, first + steps):
+        place = step % bands
+        drawn = poisson_sample(len(range(place, units, bands)), probability, coins)
+        yield [place + bands * i for i in drawn]
 
 
 def poisson_sample(num_records: int, probability: float, coins: Keystream) -> list[int]:

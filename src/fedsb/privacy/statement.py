@@ -63,6 +63,8 @@ def _of_clients_that_share_the_noise(facts: Mapping[str, Any]) -> list[str]:
 
 def _client_noise(facts: Mapping[str, Any]) -> str:
     """The noise of one round's whole release."""
+    if facts.get("bands", 1) > 1:
+        return f"{_banded_noise(facts)} rounds"
     if not facts["quantile"]:
         return f"Gaussian noise of {_noise(facts)} times that norm to the sum, once"
     return (
@@ -176,11 +178,22 @@ def _followed(facts: Mapping[str, Any]) -> str:
 
 def _example_noise(facts: Mapping[str, Any]) -> str:
     """The noise of one step's whole release."""
+    if facts.get("bands", 1) > 1:
+        return f"{_banded_noise(facts)} steps"
     if not facts["quantile"]:
         return f"Gaussian noise of {_noise(facts)} times that norm to each step's sum"
     return (
         "Gaussian noise to each step's sum and to the number of gradients within the norm, which the next "
         f"step's norm follows: together one release of noise multiplier {_noise(facts)}"
+    )
+
+
+def _banded_noise(facts: Mapping[str, Any]) -> str:
+    return (
+        f"Gaussian noise of {_noise(facts)} times that norm, correlated by a matrix of {facts['bands']} "
+        "bands so that "
+        f"it cancels in part (each {facts['unit']} had a coin in every {facts['bands']}-th alone), to "
+        "the sums of all"
     )
 
 

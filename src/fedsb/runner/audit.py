@@ -93,6 +93,10 @@ def audit(
         run.mkdir()
         prepared = prepare(_without_scores(config), run, progress or Silent())
         assert prepared.privacy is not None
+        if config.privacy.mechanism == "banded":
+            raise InputError(
+                "privacy.mechanism: an audit takes steps for independent; it is not for banded noise"
+            )
         look = _way(prepared.privacy, rows=rows)
         most = min(MOST_CANARIES, max(100, round(MOST_OVER_DELTA / prepared.privacy.guard.delta)))
         return _facts(prepared.privacy, look(prepared, canaries or most), stated)
@@ -223,7 +227,7 @@ def _planned(private: PrivateRun, client: int | None) -> list[Mechanism]:
     """All that this client's plan releases."""
     plan = private.accounts[client]
     beside = [] if client is None else beside_rounds(client, private.starts, private.scores)
-    return [*beside, plan.round._replace(steps=plan.round.steps * plan.rounds)]
+    return [*beside, plan.whole]
 
 
 def _sentences(facts: Mapping[str, Any]) -> list[str]:

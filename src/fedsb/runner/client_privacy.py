@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedsb.config import RunConfig
@@ -11,6 +12,7 @@ from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.plan import ClientPlan
+from fedsb.runner.banded_plan import banded_column
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.secure_settings import fewest_honest
 
@@ -21,7 +23,7 @@ def secret_cohort(private: PrivateRun, number: int) -> list[int] | None:
     if private.server_plan is None or private.server_plan.fewest is not None:
         return None
     repeat = private.guard.ledger.times(None, "round", number)
-    return private.server_plan.cohort(private.samples.stream("cohort", number, repeat))
+    return private.server_plan.cohort(private.samples.stream("cohort", number, repeat), number)
 
 
 def server_release(private: PrivateRun, number: int, clip_norm: float | None) -> ClientRelease | None:
@@ -29,11 +31,14 @@ def server_release(private: PrivateRun, number: int, clip_norm: float | None) ->
     plan = private.server_plan
     if plan is None:
         return None
-    private.guard.charge(None, "round", number, plan.round)
+    private.check_not_begun(None, number)
+    private.guard.charge(None, "round", number, plan.of_round(number))
     if plan.fewest is not None:
         return None
     clip_norm = private.settings.clip_norm if clip_norm is None else clip_norm
-    return ClientRelease(plan, clip_norm, private.noise, number)
+    return ClientRelease(
+        plan, clip_norm, private.noise, number, correlated=private.correlated(None, plan, number - 1)
+    )
 
 
 def cohort_facts(
@@ -44,7 +49,7 @@ def cohort_facts(
     listed = Counter(client for line in metrics for client in _cohort_of(line))
     charged = len(private.guard.ledger.mechanisms(None, "round"))
     most = max(listed.values(), default=0) + charged - metrics[-1]["round"]
-    seen = plan.round._replace(sampling_probability=1.0, steps=most)
+    seen = plan.whole._replace(sampling_probability=1.0, steps=most)
     return {
         "fewest_honest": plan.fewest,
         "cohort": plan.expected_cohort,
@@ -76,6 +81,8 @@ def client_plan(config: RunConfig, settings: PrivacyConfig, delta: float) -> Cli
         noise_multiplier=settings.noise_multiplier or 0.0,
         fewest=fewest_honest(config),
     )
+    if settings.mechanism == "banded":
+        plan = replace(plan, column=banded_column(config, settings, plan, plan.rounds, delta))
     if settings.epsilon is None or settings.noise_multiplier:
         return plan
     return plan.calibrated(settings.epsilon, delta)

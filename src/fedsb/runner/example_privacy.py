@@ -13,6 +13,7 @@ from fedsb.federation.training import LocalTraining
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.plan import ExamplePlan, ScorePlan, StartPlan
 from fedsb.runner.arguments import local_training
+from fedsb.runner.banded_plan import banded_column
 from fedsb.runner.private_run import PrivateRun
 
 
@@ -53,6 +54,9 @@ def example_plans(
         if config.method.init.private:
             starts[client] = _start_plan(config, settings, size, delta)
         plan = _plan(local_training(config), settings, size, _times_chosen(config, client))
+        if settings.mechanism == "banded":
+            beside, steps = beside_rounds(client, starts, scores), plan.steps_per_round * plan.rounds
+            plan = replace(plan, column=banded_column(config, settings, plan, steps, delta, beside))
         if settings.epsilon is not None and not settings.noise_multiplier:
             plan = plan.calibrated(settings.epsilon, delta, before=beside_rounds(client, starts, scores))
         plans[client] = plan

@@ -152,7 +152,7 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
         watchers.follow(saved.metrics)
         began, number = time.monotonic(), saved.state.round + 1
         chosen = _cohort(prepared, number)
-        if prepared.privacy is not None and not prepared.privacy.affords(chosen):
+        if prepared.privacy is not None and not prepared.privacy.affords(chosen, number):
             _stop(prepared, saved)
             break
         record = play_round(session, saved, number, chosen)

@@ -244,6 +244,12 @@ def check_can_deploy(config: RunConfig) -> None:
 def _check_privacy_at_nodes(config: RunConfig) -> None:
     if config.privacy is not None and config.privacy.ledger is not None:
         raise InputError("privacy.ledger: for simulated runs, and each node keeps its own; leave it out")
+    if config.privacy is not None and config.privacy.mechanism == "banded":
+        raise InputError(
+            "privacy.mechanism: banded is for simulated runs: a server that asks for a round twice would "
+            "see two "
+            "results under one noise; leave it out"
+        )
     if config.privacy is not None and config.privacy.owner is not None and config.privacy.delta is None:
         raise InputError(
             "privacy.delta: name it beside privacy.owner, below one over the owners of each party, whose "

@@ -56,7 +56,7 @@ def prepare_privacy(
     else:
         plans, starts = example_plans(config, settings, sizes, delta, scores)
     for client, plan in plans.items():
-        guard.check_plan([*beside_rounds(client, starts, scores), *[plan.round] * plan.rounds])
+        guard.check_plan([*beside_rounds(client, starts, scores), plan.whole])
     return PrivateRun(
         settings=settings,
         guard=guard,

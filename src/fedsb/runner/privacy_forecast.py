@@ -113,5 +113,5 @@ def forecast(
         scored = scores.get(smallest)
         noise, steps = plan.sum_noise_multiplier, plan.rounds * plan.steps_per_round
         batch, parties = plan.expected_units, federation.clients_per_round or federation.clients
-    spent = epsilon([*beside, *[plan.round] * plan.rounds], delta)
+    spent = epsilon([*beside, plan.whole], delta)
     return Forecast(settings.protects, noise, steps, batch, parties, num_trained, spent, delta, scored)

@@ -52,6 +52,7 @@ def privacy_summary(
         "noise_source": f"{GENERATOR}, keys from the operating system" if private else "a fixed seed",
         "clip_norm": settings.clip_norm,
         "quantile": settings.quantile,
+        "bands": max(plan.bands for plan in run.accounts.values()),
         "target_epsilon": settings.epsilon,
         "relation": f"one {settings.protects} present or blanked",
         "sampling": "none" if shared_noise(run) else "Poisson",

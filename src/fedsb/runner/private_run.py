@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 from fedsb.config.sections.privacy import PrivacyConfig
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed
 from fedsb.federation.canaries import Canaries, RowCanaries
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.scores import AddNoise
 from fedsb.federation.training import ClientFailed, Train, train
 from fedsb.privacy.account import BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism
+from fedsb.privacy.correlated import Correlated
 from fedsb.privacy.ledger import Phase
 from fedsb.privacy.noise import NoiseSource, add_noise
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, ScorePlan, StartPlan
@@ -62,10 +63,38 @@ class PrivateRun:
         """What trains this client in this round in place of `training.train`; it declares no loss."""
         if client not in self.plans:
             return _without_loss
+        self.check_not_begun(client, number)
         repeat = self.guard.ledger.times(client, "round", number)
         coins = self.samples.stream("poisson", number, client, repeat)
         plan, canaries = self.plans[client], self.canaries.get(client)
-        return partial(train_privately, plan=plan, noise=self.noise, coins=coins, canaries=canaries)
+        how = partial(train_privately, plan=plan, noise=self.noise, coins=coins, canaries=canaries)
+        if plan.column:
+            first = (number - 1) * plan.steps_per_round
+            return partial(how, correlated=self.correlated(client, plan, first))
+        return how
+
+    def correlated(self, client: int | None, plan: ExamplePlan | ClientPlan, first: int) -> Correlated | None:
+        """The noise of the steps from this one on, that cancels with those before it; None: it is
+        independent.
+
+        It comes from the run's secret, so that a run that is resumed goes on with the same.
+        """
+        if not plan.column:
+            return None
+        return Correlated(plan.column, first, lambda step: self.samples.stream("banded", str(client), step))
+
+    def check_not_begun(self, client: int | None, number: int) -> None:
+        """Refuse to repeat a round whose noise is correlated: one noise would cover two results.
+
+        Raises:
+            ClientFailed, or RunFailed at the server: it was charged before.
+        """
+        plan = self.accounts.get(client)
+        if plan is not None and plan.column and self.guard.ledger.times(client, "round", number):
+            raise (RunFailed if client is None else ClientFailed)(
+                "privacy.mechanism: banded: this round was begun before and its noise was used; the run ends "
+                "here. Start another one"
+            )
 
     def score_noise(self, client: int, number: int, sensitivity: float) -> AddNoise:
         """What noises the counts of this client's score after this round.
@@ -75,11 +104,12 @@ class PrivateRun:
         std = self.scores[client].noise_multiplier * sensitivity
         return lambda counts: add_noise(counts, std, self.noise.stream("score", client, number))
 
-    def charge_of(self, client: int, phase: Phase = "round") -> Mechanism | None:
-        """What a round, or a score, costs this client; None where it costs the server, or nothing."""
+    def charge_of(self, client: int, number: int, phase: Phase = "round") -> Mechanism | None:
+        """What this round, or the score after it, costs this client; None where it costs the server, or
+        nothing."""
         if phase == "score":
             return self.scores[client].release if client in self.scores else None
-        return self.plans[client].round if client in self.plans else None
+        return self.plans[client].of_round(number) if client in self.plans else None
 
     def release(self, client: int, number: int, make: Callable[[], bytes], phase: Phase = "round") -> bytes:
         """A client's answer in this round, or its score after it, charged before it leaves.
@@ -87,7 +117,7 @@ class PrivateRun:
         Raises:
             ClientFailed: the budget has no room, found before training if it can be; nothing leaves.
         """
-        mechanism = self.charge_of(client, phase)
+        mechanism = self.charge_of(client, number, phase)
         if mechanism is None:
             return make()
         try:
@@ -100,7 +130,7 @@ class PrivateRun:
 
     def expect(self, client: int, number: int, phase: Phase = "round") -> bool:
         """Charge, in the server's account of a client elsewhere, a question as answered; False: no room."""
-        mechanism = self.charge_of(client, phase)
+        mechanism = self.charge_of(client, number, phase)
         try:
             if mechanism is not None:
                 self.guard.charge(client, phase, number, mechanism)
@@ -108,10 +138,10 @@ class PrivateRun:
             return False
         return True
 
-    def affords(self, cohort: Sequence[int]) -> bool:
-        """Whether the budget has room for another round of at least one of these clients."""
+    def affords(self, cohort: Sequence[int], number: int) -> bool:
+        """Whether the budget has room for this round of at least one of these clients."""
         charged = {who: plan for who, plan in self.accounts.items() if who is None or who in cohort}
-        return any(self.guard.affords(who, plan.round) for who, plan in charged.items())
+        return any(self.guard.affords(who, plan.of_round(number)) for who, plan in charged.items())
 
     def with_secret_samples(self) -> PrivateRun:
         """With batches of this answer alone: the same question asked twice at once, or of a state that was

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from fedsb.config.base import Positive, Section
 
@@ -29,6 +29,14 @@ class PrivacyConfig(Section):
     """Noise over sensitivity; null: calibrated to epsilon."""
     delta: Positive | None = None
     """null: 1e-5, or a tenth of one over the number of units if that is less."""
+    mechanism: Literal["independent", "banded"] = "independent"
+    """Noise of each step by itself, or correlated over steps so that it cancels in their sum (banded matrix
+    factorization); a unit is then drawn in every so many-th step alone. Simulated runs with
+    training.optimizer: sgd and a constant or linear rate. unit: example: each client's steps; unit: client:
+    the server's rounds."""
+    bands: PositiveInt | Literal["auto"] | None = None
+    """mechanism: banded: over how many steps noise cancels; auto, the default: what leaves the least noise in
+    the sums of all steps at this budget."""
     clip_norm: Positive = 1.0
     """Largest L2 norm of one example's gradient, or of one client's update. auto: begins at 1 and follows the
     median, as `quantile: 0.5` does."""
@@ -66,6 +74,18 @@ class PrivacyConfig(Section):
     def _owners_have_rows(self) -> PrivacyConfig:
         if self.owner is not None and self.unit == "client":
             raise ValueError("owner is about the rows of a client; set unit: example, or leave owner out")
+        return self
+
+    @model_validator(mode="after")
+    def _bands_of_a_band(self) -> PrivacyConfig:
+        if self.mechanism == "banded":
+            if self.quantile is not None:
+                raise ValueError(
+                    "mechanism: banded needs one clip norm for all steps; leave quantile and auto out"
+                )
+            return self if self.bands else self.model_copy(update={"bands": "auto"})
+        if self.bands is not None:
+            raise ValueError("bands are for mechanism: banded; set it, or leave bands out")
         return self
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from fedsb.config.base import NonNegative, Positive, Section
 from fedsb.config.labels import label_name
@@ -15,6 +15,8 @@ class TrainingConfig(Section):
     moments: Literal["fresh", "kept", "averaged"] = "fresh"
     """AdamW's moments from round to round. fresh: anew in each. kept: each client goes on with its own.
     averaged: they travel and are averaged as what trains is, which triples both ways."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """sgd: of a round's steps; starts again with each round."""
     learning_rate: Positive = 1e-3
     epochs: Positive = 1
     """Passes over the client's data per round; fractions are allowed."""
@@ -43,6 +45,12 @@ class TrainingConfig(Section):
     packing: bool = False
     """causal-lm, chat: put a batch's short examples into one row, where each sees itself alone. The same
     losses and steps, faster; a model that would not keep them apart is refused before the start."""
+
+    @model_validator(mode="after")
+    def _momentum_of_sgd(self) -> TrainingConfig:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("momentum is for optimizer: sgd; set it, or leave momentum out")
+        return self
 
     @property
     def tokens(self) -> int:
