@@ -114,6 +114,7 @@ def ghost_step():
 
 def main() -> None:
     examples = [{"input_ids": [0] * TOKENS}] * ROWS
+    units = [[example] for example in examples]
     plain, plain_parameters = fed_sb_party()
     plain_optimizer = make_optimizer(plain_parameters.values(), TRAINING)
     private, parameters = fed_sb_party()
@@ -122,7 +123,7 @@ def main() -> None:
         seconds = side_by_side(
             {
                 "plain": lambda: plain_step(plain, plain_parameters, plain_optimizer, [examples], TRAINING),
-                "private": lambda: private_step(private, parameters, optimizer, examples, TRAINING, {}),
+                "private": lambda: private_step(private, parameters, optimizer, units, TRAINING, {}),
                 "LoRA": lora_step(),
                 "ghost clipping on LoRA": ghost_step(),
             },

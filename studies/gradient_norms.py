@@ -24,6 +24,7 @@ from fedsb.runner.arguments import local_training
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import local_model_of, prepare_base
+from fedsb.tasks.task import length_of
 
 ROWS = 256
 
@@ -34,7 +35,7 @@ def gradients(local_model: LocalModel, examples: list[Example], config: RunConfi
     named = {n: p for n, p in local_model.model.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {name: [] for name in named}
     with per_example_gradients(local_model.model):
-        for group in physical_batches(examples, training.batch_size):
+        for group in physical_batches(examples, training.batch_size, length_of):
             with autocast(training, local_model.device):
                 batch = to_device(local_model.collate(group), local_model.device)
                 loss = local_model.losses(local_model.model, batch).sum()

@@ -49,6 +49,8 @@ def dense_update(factors: Factors, scale: float = 1.0) -> np.ndarray:
             for i in range(r):
                 for j in range(r):
                     core[h * r + i, h * r + j] = float(factors.R[h, i, j])
+    if factors.F is not None:
+        core = numbers(factors.F).T @ numbers(factors.F)
     return scale * (B @ core @ A)
 
 

@@ -67,9 +67,11 @@ class PrivateWorld:
         parameters = place_(round_number=number, seed=0)
         before = {name: p.detach().double() for name, p in parameters.items()}
         how = replace(local_training(self.config), optimizer="sgd", learning_rate=1.0, batch_size=batch_size)
+        owners = len({e["owner"] for e in examples}) if "owner" in examples[0] else None
         plan = ExamplePlan(
-            num_examples=size, expected_batch_size=size, steps_per_round=1, rounds=1, clip_norm=clip_norm
-        )
+            num_examples=size, expected_batch_size=size, steps_per_round=1, rounds=1, clip_norm=clip_norm,
+            owners=owners,
+        )  # fmt: skip
         train_privately(
             local_model,
             parameters,
@@ -82,4 +84,6 @@ class PrivateWorld:
             round_number=number,
             client=0,
         )
-        return size * torch.cat([(before[n] - p.detach().double()).flatten() for n, p in parameters.items()])
+        return plan.expected_units * torch.cat(
+            [(before[n] - p.detach().double()).flatten() for n, p in parameters.items()]
+        )

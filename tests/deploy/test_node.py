@@ -240,6 +240,34 @@ def test_a_node_sends_one_noised_sum_however_often_it_is_asked(world, tmp_path):
     assert len(lines_of(tmp_path / "state-0" / RUN / "privacy.jsonl")) == 1
 
 
+OWNED = EXAMPLES_PROTECTED | {"owner": "score", "epsilon": None, "noise_multiplier": 2.0}
+
+
+def test_owners_are_protected_as_in_the_simulated_run(world, tmp_path):
+    """The server accounts for nodes without knowing how many owners they have."""
+    dealt = {"kind": "by-column", "column": "score"}
+    config = config_of(world, privacy=OWNED | {"insecure_seed": 3}, federation__partition=dealt)
+    both(world, config, tmp_path)
+    assert_equal_runs(tmp_path)
+    charged = lines_of(tmp_path / "state-1" / RUN / "privacy.jsonl")
+    assert charged == [s for s in lines_of(tmp_path / "deployed/privacy.jsonl") if s["client"] == 1]
+
+
+def test_a_node_with_columns_gives_the_owners_only_if_it_lists_them(world, tmp_path):
+    (node_config,) = node_files(config_of(world), [range(30)], tmp_path)
+    config = RunConfig.from_dict(config_of(world, privacy=OWNED))
+    node = Node(config, NodeConfig(**node_config), RUN)
+    assert node.data.owners == (3, 0, 0)
+    assert node.private.plans[0].units == 3
+    assert node.private.guard.account.unit == "owner (score)"
+    open_delta = RunConfig.from_dict(config_of(world, privacy=OWNED | {"delta": None}))
+    with pytest.raises(InputError, match=r"privacy\.delta: name it beside privacy\.owner"):
+        Node(open_delta, NodeConfig(**node_config), RUN)
+    del node_config["data"]["columns"]["score"]
+    with pytest.raises(InputError, match="the run uses the column 'score', which this party does not give"):
+        Node(config, NodeConfig(**node_config), RUN)
+
+
 @pytest.mark.parametrize("method", ["flora", "fedex-lora"])
 def test_a_node_that_lost_its_base_weights_is_left_out_until_it_has_them_again(world, tmp_path, method):
     """Its disk is gone after round 2: the last addition alone would leave it on other weights, unnoticed."""

@@ -24,7 +24,7 @@ from fedsb.federation.server import Arrived, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.methods import Shape, fed_sb
 from fedsb.privacy import client_level
-from fedsb.privacy.audit import chance, epsilon_at_least
+from fedsb.privacy.audit import chance, epsilon_at_least, log_odds_among
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.noise import NoiseSource, add_noise, gaussian_like
 from fedsb.privacy.plan import ClientPlan
@@ -91,21 +91,9 @@ class Audited:
         return change.numpy() * plan.expected_batch_size / CLIP_NORM
 
 
-def log_odds(releases, directions, probability, noise):
-    """The log odds of each canary's having been in: the likelihoods of each release with and without it, the
-    others being as likely as the attacker thinks before, and their sum a Gaussian."""
-    prior, gram = probability / 2, directions @ directions.T
-    spread = prior * (1 - prior)
-    rest = np.linalg.inv(noise**2 / spread * np.eye(len(gram)) + gram)
-    signal = np.diag(gram - gram @ rest @ gram) / noise**2
-    own = 1 - spread * signal  # takes a canary's own part out of the spread again
-    odds = np.zeros(len(gram))
-    for released in releases:
-        seen = directions @ (released - prior * directions.sum(0))
-        score = ((seen - gram @ (rest @ seen)) / noise**2 + prior * signal) / own
-        ratio = score - signal / own / 2
-        odds += np.log(1 - probability + probability * np.exp(np.clip(ratio, -500, 500)))
-    return odds
+def looked_at(releases, directions):
+    """Each release along the canaries' directions, and these among each other."""
+    return [(directions @ released, directions @ directions.T) for released in releases]
 
 
 @pytest.mark.parametrize(("share", "rounds"), [(1.0, 1), (0.1, 10)], ids=["full batch", "q = 0.1"])
@@ -119,9 +107,8 @@ def test_a_client_proves_less_than_it_claims_and_would_be_caught(model, tmp_path
         plan = private.plans[0]
         assert (plan.steps_per_round, private.guard.epsilon(0)) == (1, pytest.approx(CLAIM, rel=0.01))
         assert plan.sampling_probability == pytest.approx(share, rel=0.02)
-        odds = log_odds(
-            releases, audited.directions, plan.sampling_probability, plan.noise_multiplier / divisor
-        )
+        seen, noise = looked_at(releases, audited.directions), plan.noise_multiplier / divisor
+        odds = log_odds_among(seen, plan.sampling_probability, noise)
         found[divisor] = epsilon_at_least(odds, audited.included, DELTA)
     assert found[1] < CLAIM < found[4]
 

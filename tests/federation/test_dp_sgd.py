@@ -15,6 +15,7 @@ from fedsb.federation.training import LocalTraining, train
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
 from fedsb.privacy.plan import ExamplePlan
+from fedsb.tasks.task import length_of
 
 SGD = LocalTraining(optimizer="sgd", learning_rate=1.0, batch_size=64)
 EVERY = ExamplePlan(num_examples=12, expected_batch_size=12, steps_per_round=1, rounds=1, clip_norm=math.inf)
@@ -171,7 +172,7 @@ def test_physical_batches_change_nothing():
 
 @pytest.mark.parametrize(("size", "expected"), [(0, [0]), (5, [5]), (6, [3, 3]), (11, [3, 4, 4])])
 def test_physical_batches_are_even_and_of_like_length(size, expected):
-    groups = physical_batches(make_examples(size), 5)
+    groups = physical_batches(make_examples(size), 5, length_of)
     assert [len(g) for g in groups] == expected
     lengths = [len(e["input_ids"]) for g in groups for e in g]
     assert lengths == sorted(lengths)

@@ -2,16 +2,19 @@
 and whatever happened to the file."""
 
 import json
+import math
 import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
 from run_helpers import classification_config, main_status, tiny_bert, write_config, write_data
 
 from fedsb import RunConfig, run
-from fedsb.compare import compare
+from fedsb.compare import compare, tuning
 from fedsb.compare.config import CompareConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_account import node_account, node_place
@@ -19,7 +22,7 @@ from fedsb.deploy.node_config import NodeConfig, Refused, check_limits, config_d
 from fedsb.errors import InputError
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.account import Account, BudgetSpent, Guard, epsilon_of
-from fedsb.privacy.accounting import Mechanism, epsilon
+from fedsb.privacy.accounting import ORDERS, Mechanism, epsilon
 from fedsb.privacy.composition import epsilon_over_runs
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.ledger import PrivacyLedger, Spend
@@ -44,7 +47,7 @@ def owner(folder, *, limit=None, state="state", file="rows.jsonl", approved=(), 
 
 
 def account(own, name="run-1", **changes):
-    return replace(node_account(own, name, secret_noise=True), **changes)
+    return replace(node_account(own, name, "example", secret_noise=True), **changes)
 
 
 def release(own, name="run-1", number=1):
@@ -471,11 +474,72 @@ def test_a_comparison_says_what_its_runs_cost_together(world, tmp_path):
     lines = [json.loads(ledger.read_text().splitlines()[0]) for ledger in ledgers]
     together = epsilon([Mechanism(**line["mechanism"]) for line in lines], DELTA)
     (total,) = document["privacy_together"]
-    assert total == {"unit": "example", "runs": 3, "epsilon": together, "delta": DELTA}
+    renyi = epsilon([Mechanism(**line["mechanism"]) for line in lines], DELTA, accountant="rdp")
+    assert total == {
+        "unit": "example",
+        "runs": 3,
+        "selections": 0,
+        "epsilon": together,
+        "epsilon_rdp": pytest.approx(renyi),
+        "delta": DELTA,
+    }
     assert together > max(of["privacy"]["epsilon"] for of in document["runs"])
     said = "3 private runs on the same rows, with those that chose learning rates or were stopped, together "
     assert said + f"cost epsilon {rounded_up(together):.3g} at delta 0.001" in document["privacy"]
     assert said in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_comparison_by_private_selection_costs_less_and_hides_what_was_tried(world, tmp_path, monkeypatch):
+    """Three runs were drawn, two on average; the data set's ledger has every one of them."""
+    monkeypatch.setattr(tuning, "drawn", lambda rates, mean: [rates[0], rates[1], rates[0]])
+    ledger = tmp_path / "all.jsonl"
+    config = config_of(world, privacy={"noise_multiplier": 4.0, "ledger": str(ledger)}, training__epochs=0.3)
+    settings = CompareConfig(learning_rates=[0.01, 0.02], validation=20, selected_runs=2.0)
+    document = compare(config, settings, ["fed-sb"], [0], tmp_path / "out").document
+    tried = sorted((tmp_path / "out/tuning").glob("fed-sb/draw-*/privacy.jsonl"))
+    final = next((tmp_path / "out/runs").glob("*/*/privacy.jsonl"))
+    assert len(tried) == 3
+    one, last = (
+        Mechanism(**json.loads(f.read_text().splitlines()[0])["mechanism"]) for f in (tried[0], final)
+    )
+    (total,) = document["privacy_together"]
+    assert (total["runs"], total["selections"]) == (1, 1)
+    assert total["epsilon"] == pytest.approx(renyi_of_selection(one, 2.0, last, DELTA), rel=1e-6)
+    assert total["epsilon"] < epsilon([one] * 3 + [last], DELTA, accountant="rdp")
+    assert "1 learning rate chosen by private selection" in document["privacy"]
+    (line,) = document["tuning"]
+    assert line["chosen"]
+    clients = {charge.client for charge in DataLedger(place_beside(ledger)).charges()}
+    assert len(DataLedger(place_beside(ledger)).charges()) == 4 * len(clients)
+    again = compare(config, settings, ["fed-sb"], [0], tmp_path / "out").document
+    assert again["tuning"] == document["tuning"]
+
+
+def renyi_of_selection(one, mean, last, delta):
+    """Theorem 2 of Papernot and Steinke (2022) at eta = 1, written out order by order."""
+    accountant = RdpAccountant(ORDERS)
+    event = PoissonSampledDpEvent(one.sampling_probability, GaussianDpEvent(one.noise_multiplier))
+    accountant.compose(event, one.steps)
+    rdp = dict(zip(accountant._orders, accountant._rdp, strict=True))
+    plain = RdpAccountant(ORDERS)
+    event = PoissonSampledDpEvent(last.sampling_probability, GaussianDpEvent(last.noise_multiplier))
+    plain.compose(event, last.steps)
+    finals = dict(zip(plain._orders, plain._rdp, strict=True))
+    best = math.inf
+    least = min((1 - 1 / at) * rdp[at] + math.log(mean) / at for at in rdp)
+    for order in rdp:
+        selected = rdp[order] + 2 * least + math.log(mean) / (order - 1)
+        total = selected + finals[order]
+        spent = total + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+        best = min(best, spent)
+    return best
+
+
+def test_rates_are_drawn_a_geometric_number_of_times():
+    sizes = [len(tuning.drawn([1.0, 2.0], 3.0)) for _ in range(4000)]
+    assert min(sizes) == 1
+    assert sum(sizes) / 4000 == pytest.approx(3.0, abs=0.2)
+    assert sizes.count(1) / 4000 == pytest.approx(1 / 3, abs=0.04)
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.yaml"])

@@ -85,7 +85,7 @@ def test_a_row_is_predicted_alone(world):
     measured = SimpleNamespace(sums=class_sums(np.eye(3), np.arange(3), np.zeros(3)))
     task = replace(data.task, measure=lambda *_, **options: seen.append(options["batch_size"]) or [measured])
     data = replace(data, task=task)
-    local_model = SimpleNamespace(exchange=SimpleNamespace(method=SimpleNamespace(stays=())))
+    local_model = SimpleNamespace(exchange=SimpleNamespace(keeps=False))
     for private in (None, object()):
         clients.local_clients(config, data, local_model, private)(0).measure(None, [])
     assert seen == [64, 1]
@@ -102,7 +102,7 @@ def test_which_rows_are_held_out_depends_on_no_row(world):
 
 
 def test_counts_that_are_to_be_noised_do_not_leave_without_noise(monkeypatch):
-    monkeypatch.setattr(federation_scores, "open_broadcast", lambda *_, **__: (None, {}))
+    monkeypatch.setattr(federation_scores, "open_broadcast", lambda *_, **__: (None, {}, {}))
     measured = SimpleNamespace(sums=class_sums(np.eye(3), np.arange(3), np.ones(3)))
     with pytest.raises(RunFailed, match="stay here"):
         federation_scores.client_scores(

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from fedsb.cli.audit import audit
 from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json, refuse_unused
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
@@ -310,6 +311,7 @@ def cost(
 
 app.command()(report)
 app.command()(privacy)
+app.command()(audit)
 app.add_typer(deploy, name="deploy")
 
 

@@ -144,7 +144,7 @@ def _two_rows(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lin
 def _privacy(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
     numbers = _numbers_of_a_round(config, base, len(data.parts)).up
     sizes, tests = [*map(len, data.parts)], [*map(len, data.client_tests)]
-    lines = forecast(config, sizes, numbers, tests).lines()
+    lines = forecast(config, sizes, numbers, tests, data.owners).lines()
     return None, [("privacy", line) for line in (*notes_on_defaults(config), *lines)]
 
 

@@ -52,8 +52,14 @@ def _place_of(file: Path) -> Place:
 
 def _charge(spend: Spend, file: Path, delta: float) -> Charge:
     """A line of a run folder's ledger as one of a data set's."""
-    run, unit = file.parent.name, "client" if spend.client is None else "example"
+    run, unit = file.parent.name, "client" if spend.client is None else _unit_of(file)
     return Charge("", run, run, "", unit, spend.client, spend.phase, spend.round, spend.mechanism, delta)
+
+
+def _unit_of(file: Path) -> str:
+    config = file.with_name("config.yaml")
+    privacy = RunConfig.from_yaml(config).privacy if config.is_file() else None
+    return privacy.protects if privacy else "example"
 
 
 def _delta_of(file: Path, delta: float | None) -> float:

@@ -61,7 +61,8 @@ def _delta(folder: Path, config: RunConfig) -> float:
 
     file = folder / "partition.json"
     try:
-        sizes = list(map(int, read_json(file)["clients"].values()))  # a private run's file has counts alone
+        record = read_json(file)  # a private run's file has counts alone
+        sizes = list(map(int, record.get("owners", record["clients"]).values()))
     except (InputError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
             f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"

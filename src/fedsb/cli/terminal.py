@@ -269,6 +269,11 @@ def show_privacy(result: dict[str, Any], console: Console) -> None:
     console.print(grid, highlight=False)
 
 
+def show_audit(result: dict[str, Any], console: Console) -> None:
+    """What an audit found, in words."""
+    console.print(shown(result["statement"]), highlight=False)
+
+
 def show_ledger(report: dict[str, Any], console: Console) -> None:
     """What rows have spent: each run alone, and all together in words."""
     table = Table(box=None, pad_edge=False)

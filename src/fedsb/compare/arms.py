@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -141,16 +141,44 @@ def final_jobs(root: Path, arms: Sequence[Arm], rates: dict[str, float], seeds: 
     ]
 
 
-def tuning_jobs(root: Path, arm: Arm, seed: int, rounds: int | None) -> dict[float, Job]:
+class Trying(NamedTuple):
+    """A rate and the run that tries it."""
+
+    rate: float
+    job: Job
+
+
+def tuning_jobs(root: Path, arm: Arm, seed: int, rounds: int | None) -> list[Trying]:
     """One run per rate on the split's files. Benchmarks are test data: no rate is chosen by them."""
-    return {
-        rate: Job(
-            f"{arm.name} rate {number(rate)}",
-            _tuning_config(arm, rate, root / "tuning", seed, rounds),
-            root / "tuning" / arm.name / f"lr-{number(rate)}",
+    return [
+        Trying(
+            rate,
+            Job(
+                f"{arm.name} rate {number(rate)}",
+                _tuning_config(arm, rate, root / "tuning", seed, rounds),
+                root / "tuning" / arm.name / f"lr-{number(rate)}",
+            ),
         )
         for rate in arm.rates
-    }
+    ]
+
+
+def selection_jobs(
+    root: Path, arm: Arm, drawn: Sequence[float], seed: int, rounds: int | None
+) -> list[Trying]:
+    """As `tuning_jobs`, one run for each of the rates that were drawn."""
+    folder = root / "tuning"
+    return [
+        Trying(
+            rate,
+            Job(
+                f"{arm.name} draw {place} rate {number(rate)}",
+                _tuning_config(arm, rate, folder, seed, rounds),
+                folder / arm.name / f"draw-{place}-lr-{number(rate)}",
+            ),
+        )
+        for place, rate in enumerate(drawn, start=1)
+    ]
 
 
 def _final_config(arm: Arm, rate: float, seed: int) -> RunConfig:

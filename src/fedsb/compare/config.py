@@ -35,6 +35,11 @@ class CompareConfig(Section):
     tuning_budget: PositiveInt | None = None
     """Most rates tried for an arm: while its best one is the smallest or largest of its grid, the next beyond
     is tried too; a larger grid is tried whole. null: 6; a private arm, as each run costs, its grid."""
+    selected_runs: Annotated[float, Field(gt=1)] | None = None
+    """Private arms with several rates: try a random number of them, so many on average (at least one, by a
+    geometric draw), each taken from the grid by chance. What is charged for the choice is then that of
+    private selection (Papernot and Steinke 2022, arXiv 2110.03620), less than that of all runs, for whoever
+    sees the chosen rate alone. null: every rate of the grid once, and all of them count."""
     tuning_rounds: PositiveInt | None = None
     """Rounds of a tuning run; null: as the run."""
     metric: str | None = None
@@ -87,6 +92,10 @@ class CompareConfig(Section):
         if self.tuning_budget is None:
             return arm.privacy is None and tried < USUAL_BUDGET
         return tried < self.tuning_budget
+
+    def selects(self, arm: RunConfig) -> bool:
+        """Whether the arm's rate is chosen by private selection."""
+        return self.selected_runs is not None and arm.privacy is not None
 
     def rates(self, arm: str, learning_rate: float) -> tuple[float, ...]:
         """The arm's grid, ascending, to four digits where it is derived; one rate: nothing is tuned."""

@@ -20,6 +20,7 @@ from fedsb.config.method import method_of
 from fedsb.errors import InputError
 from fedsb.models.digest import base_digest, examples_digest
 from fedsb.runner.evaluate import check_evaluation
+from fedsb.runner.owners import owners_of
 from fedsb.runner.prepare_data import make_partition, prepare_data, public_examples
 from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.prepare_privacy import check_budget
@@ -61,7 +62,7 @@ def check_inputs(
             held_out = _held_out(alike, rows, data.labels, settings, tuning_seed)
         for same in _grouped(alike, OF_THE_MODEL):
             with _named(same[0]):
-                public = public_examples(same[0].config, data.task, data.train)
+                public = public_examples(same[0].config, data.task, data.train, rows)
                 base = prepare_base(same[0].config, replace(data, public=public))
                 digests["base"] = base_digest(base.model, base.task_head)
     return held_out, digests
@@ -93,7 +94,8 @@ def _check_partitions(
         for arm in arms:
             with _named(arm):
                 trained, tests = hold_out_of_clients(arm.config, parts, labels)
-                check_budget(arm.config, [*map(len, trained)], [*map(len, tests)])
+                owners = owners_of(arm.config, rows, trained)[1]
+                check_budget(arm.config, [*map(len, trained)], [*map(len, tests)], owners)
 
 
 def _check_arm(arm: Arm) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from fedsb.common.files import read_json
 from fedsb.compare.intervals import paired_interval
 from fedsb.compare.scored import headline, is_scored, scores_of
+from fedsb.compare.tuning import DRAWN
 from fedsb.config import RunConfig
 from fedsb.privacy.accounting import Mechanism
-from fedsb.privacy.composition import Releases, epsilon_over_runs
+from fedsb.privacy.composition import Releases, epsilon_over_runs, renyi_over_runs
 from fedsb.privacy.ledger import LEDGER, Spend, read_spends
 from fedsb.privacy.statement import rounded_up
 from fedsb.report.units import plural
@@ -198,22 +200,64 @@ def pareto(summary: Mapping[str, Record], *, higher_is_better: bool) -> list[str
     return [scored[place] for place in non_dominated(points)]
 
 
-UNITS = {"example": "one example of a client", "client": "one whole client"}
+UNITS = {
+    "example": "one example of a client",
+    "owner": "one owner of rows at a client",
+    "client": "one whole client",
+}
+
+
+class Spending(NamedTuple):
+    """What one run of the comparison released. selection: mean number of runs it was selected among."""
+
+    unit: str
+    releases: Releases
+    arm: str
+    selection: float | None
 
 
 def privacy_together(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """By unit: how many runs of the comparison in this folder released something, with those that chose rates
-    and those that were stopped, and what they cost together, at the largest delta of the runs named."""
+    and those that were stopped, and what they cost together, at the largest delta of the runs named; by
+    Renyi DP too, and, where rates were chosen by private selection, what that costs who sees the choice."""
     deltas = [claim["delta"] for run in runs if (claim := run["privacy"]) and claim["private"]]
-    files = [file for part in ("tuning", "runs") for file in (root / part).glob(f"*/*/{LEDGER}")]
-    ledgers = [read_spends(file) for file in files if deltas and _noise_is_secret(file.parent)]
-    totals = []
-    for unit in UNITS:
-        of_unit = [releases for spends in ledgers if (releases := _releases(spends, unit))]
-        if of_unit:
-            spent = epsilon_over_runs(of_unit, max(deltas))
-            totals.append({"unit": unit, "runs": len(of_unit), "epsilon": spent, "delta": max(deltas)})
-    return totals
+    files = [file for part in ("tuning", "runs") for file in sorted((root / part).glob(f"*/*/{LEDGER}"))]
+    spent = [_spending(file) for file in files if deltas and _noise_is_secret(file.parent)]
+    return [
+        _together([of for of in spent if of.unit == unit], unit, max(deltas))
+        for unit in dict.fromkeys(of.unit for of in spent if of.releases)
+    ]
+
+
+def _spending(ledger: Path) -> Spending:
+    run, arm = ledger.parent, ledger.parent.parent
+    privacy = RunConfig.from_yaml(run / "config.yaml").privacy
+    assert privacy is not None
+    unit = privacy.protects
+    drawn = arm / DRAWN
+    selects = drawn.is_file() and run.name.startswith("draw-")
+    mean_runs = read_json(drawn)["mean"] if selects else None
+    return Spending(unit, _releases(read_spends(ledger), unit), arm.name, mean_runs)
+
+
+def _together(spent: Sequence[Spending], unit: str, delta: float) -> dict[str, Any]:
+    """Of all runs; runs that were selected among are counted by their selection, which hides their number."""
+    known = [of for of in spent if of.releases]
+    plain = [of.releases for of in known if of.selection is None]
+    tried: dict[str, list[Spending]] = {}
+    for of in known:
+        if of.selection is not None:
+            tried.setdefault(of.arm, []).append(of)
+    selections = [([of.releases for of in runs], runs[0].selection or 1.0) for runs in tried.values()]
+    renyi = renyi_over_runs(plain, delta, selections)
+    return {
+        "unit": unit,
+        "runs": len(plain),
+        "selections": len(selections),
+        "epsilon": renyi if selections else epsilon_over_runs(plain, delta),
+        "epsilon_rdp": renyi,
+        "delta": delta,
+    }
 
 
 def _noise_is_secret(run: Path) -> bool:
@@ -244,19 +288,27 @@ def privacy_sentence(
     if len(private) < len(runs):
         who = f"Of {plural(len(runs), 'run')}, {len(private)} alone {'is' if len(private) == 1 else 'are'}"
     sentences = [f"{who} differentially private, {_bound_of(private)}."]
-    sentences += [_total(total) for total in together if total["runs"] > 1]
+    sentences += [_total(total) for total in together if total["runs"] > 1 or total["selections"]]
     if not together and len(private) > 1:
         sentences.append("All of them together, on the same data, spend more.")
     return " ".join(sentences)
 
 
 def _total(total: Mapping[str, Any]) -> str:
-    """One sentence. Client numbers mean other rows in other runs, so that no client is named."""
-    who = "any one example" if total["unit"] == "example" else "a client that is the same in all of them"
+    """Client numbers mean other rows in other runs, so that no client is named."""
+    same = "a client that is the same in all of them"
+    who = same if total["unit"] == "client" else f"any one {total['unit']}"
+    cost = f"together cost epsilon {rounded_up(total['epsilon']):.3g} at delta {total['delta']:.3g} for {who}"
+    if total["selections"]:
+        return (
+            f"{plural(total['runs'], 'private run')} on the same rows, and "
+            f"{plural(total['selections'], 'learning rate')} chosen by private selection, {cost}, by Renyi "
+            "accounting, to whoever sees neither the runs that were tried nor how many they were. The rows "
+            "held out to choose have this of the final runs alone."
+        )
     return (
         f"{plural(total['runs'], 'private run')} on the same rows, with those that chose learning rates or "
-        f"were stopped, together cost epsilon {rounded_up(total['epsilon']):.3g} at delta "
-        f"{total['delta']:.3g} for {who}."
+        f"were stopped, {cost} (Renyi accounting gives {total['epsilon_rdp']:.3g})."
     )
 
 

@@ -4,13 +4,14 @@ choice stays until another grid is asked for."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsb.common.files import read_json, write_json
-from fedsb.compare.arms import Arm, Job, number, tuning_jobs
+from fedsb.compare.arms import Arm, Trying, number, selection_jobs, tuning_jobs
 from fedsb.compare.config import CompareConfig
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.progress import Progress
@@ -18,6 +19,8 @@ from fedsb.errors import InputError
 from fedsb.runner.folder import finished_summary
 
 RECORD = "tuning.json"
+DRAWN = "drawn.json"
+"""In an arm's tuning folder: the rates that private selection drew, which nobody else may know."""
 NOT_FINITE = "its metric was not finite"
 
 
@@ -35,13 +38,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """An arm's rate. `edge`: it is the smallest or largest that was tried, so a better one may lie beyond."""
+    """An arm's rate. `edge`: it is the smallest or largest that was tried, so a better one may lie beyond.
+    `drawn`: by private selection, which hides what else was tried."""
 
     learning_rate: float
     edge: bool
     metric: str | None
     higher_is_better: bool | None
     trials: tuple[Trial, ...]
+    drawn: bool = False
 
 
 def recorded_choice(root: Path, arm: str) -> Choice | None:
@@ -68,6 +73,8 @@ def known_choice(root: Path, arm: Arm) -> Choice | None:
     if len(arm.rates) == 1:
         return Choice(arm.rates[0], False, None, None, ())
     choice = recorded_choice(root, arm.name)
+    if choice is not None and choice.drawn and set(arm.rates) >= {t.learning_rate for t in choice.trials}:
+        return choice
     before = tuple(t.learning_rate for t in choice.trials if not t.beyond) if choice else arm.rates
     if not set(before) <= set(arm.rates):
         raise InputError(
@@ -88,14 +95,15 @@ def tune(
     known = {arm.name: choice for arm in arms if (choice := known_choice(root, arm))}
     left, made, failed = [arm for arm in arms if arm.name not in known], dict[str, Choice](), Problems()
     while left:
-        grids = [tuning_jobs(root, arm, seed, settings.tuning_rounds) for arm in left]
-        problems = execute([job for grid in grids for job in grid.values()], at_once, progress)
+        grids = [_tried(root, arm, seed, settings) for arm in left]
+        problems = execute([trying.job for grid in grids for trying in grid], at_once, progress)
         tried, left = zip(left, grids, strict=True), []
         for arm, grid in tried:
-            choice = _choose(root, grid, problems)
+            selects = settings.selects(arm.config)
+            choice = _choose(root, grid, problems, drawn=selects)
             if choice is None:
                 failed[arm.name] = _why(grid, problems)
-            elif choice.edge and settings.may_grow(arm.config, len(grid)):
+            elif choice.edge and not selects and settings.may_grow(arm.config, len(grid)):
                 left.append(replace(arm, rates=wider(arm.rates, choice.learning_rate)))
             else:
                 made[arm.name] = choice
@@ -104,8 +112,31 @@ def tune(
     return known | made, failed
 
 
-def _why(grid: Mapping[float, Job], problems: Problems) -> str:
-    reasons = dict.fromkeys(problems.get(job.name, NOT_FINITE) for job in grid.values())
+def _tried(root: Path, arm: Arm, seed: int, settings: CompareConfig) -> list[Trying]:
+    """The arm's grid, or what private selection drew from it."""
+    if not settings.selects(arm.config):
+        return tuning_jobs(root, arm, seed, settings.tuning_rounds)
+    file = root / "tuning" / arm.name / DRAWN
+    if not file.is_file():
+        assert settings.selected_runs is not None
+        mean = settings.selected_runs
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"mean": mean, "rates": drawn(arm.rates, mean)}, private=True)
+    return selection_jobs(root, arm, read_json(file)["rates"], seed, settings.tuning_rounds)
+
+
+def drawn(rates: Sequence[float], mean_runs: float) -> list[float]:
+    """Rates by chance, a geometric number of them that is `mean_runs` on average; from the operating system,
+    since the number must stay unknown."""
+    chance = secrets.SystemRandom()
+    chosen = [chance.choice(rates)]
+    while chance.random() >= 1 / mean_runs:
+        chosen.append(chance.choice(rates))
+    return chosen
+
+
+def _why(grid: Sequence[Trying], problems: Problems) -> str:
+    reasons = dict.fromkeys(problems.get(trying.job.name, NOT_FINITE) for trying in grid)
     return f"no learning rate worked: {'; '.join(reasons)}"
 
 
@@ -119,11 +150,11 @@ def wider(rates: tuple[float, ...], best: float) -> tuple[float, ...]:
     return tuple(sorted((*rates, float(f"{end * end / neighbour:.4g}"))))
 
 
-def _choose(root: Path, grid: Mapping[float, Job], problems: Problems) -> Choice | None:
-    """The best of the grid; None if every rate failed."""
+def _choose(root: Path, grid: Sequence[Trying], problems: Problems, *, drawn: bool = False) -> Choice | None:
+    """The best of the grid; None if every rate failed. drawn: by chance, so that it has no edge."""
     trials: list[Trial] = []
     any_summary: dict[str, Any] = {}
-    for rate, job in grid.items():
+    for rate, job in grid:
         summary = finished_summary(job.folder)
         any_summary = summary or any_summary
         value = summary["final"].get(summary["primary_metric"]) if summary else None
@@ -133,8 +164,9 @@ def _choose(root: Path, grid: Mapping[float, Job], problems: Problems) -> Choice
     best = best_rate(trials, higher_is_better=higher)
     if best is None:
         return None
-    edge = best in (min(grid), max(grid))
-    return Choice(best, edge, any_summary["primary_metric"], higher, tuple(trials))
+    tried = [trying.rate for trying in grid]
+    edge = not drawn and best in (min(tried), max(tried))
+    return Choice(best, edge, any_summary["primary_metric"], higher, tuple(trials), drawn)
 
 
 def _record(root: Path, arm: Arm, choice: Choice | None) -> None:
@@ -153,8 +185,17 @@ def best_rate(trials: Sequence[Trial], *, higher_is_better: bool) -> float | Non
     return -max(scored)[1] if scored else None
 
 
+def _best_trial(choice: Choice) -> Trial:
+    """Of the runs at the chosen rate, the best."""
+    sign = 1 if choice.higher_is_better else -1
+    tried = [t for t in choice.trials if t.learning_rate == choice.learning_rate and t.value is not None]
+    return max(tried, key=lambda trial: sign * (trial.value or 0.0))
+
+
 def as_json(arm: str, choice: Choice) -> list[dict[str, Any]]:
-    """The arm's lines of comparison.json's `tuning`."""
+    """The arm's lines of comparison.json's `tuning`; of a rate that was drawn the best alone."""
+    if choice.drawn:
+        choice = replace(choice, trials=(_best_trial(choice),))
     return [
         {
             "method": arm,

@@ -24,6 +24,7 @@ def privacy_faults(config: RunConfig) -> Iterator[str]:
         yield from _packages(privacy)
         yield from _training(config, privacy)
         yield from _by_unit(config, privacy, method)
+        yield from _owner(config, privacy)
 
 
 def _start(config: RunConfig, method: Method) -> Iterator[str]:
@@ -96,22 +97,44 @@ def _by_unit(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Itera
         yield "federation.client_ranks, client_heads: not with privacy.unit: client; leave them out"
 
 
+def _owner(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
+    """What would release a sum that one owner's rows together move further than noise is made for."""
+    if privacy.owner is None:
+        return
+    if config.method.init.private:
+        yield (
+            "method.init.private: its noise covers single rows, not all rows of an owner; leave it out, "
+            "and take "
+            "method.init.kind: weights or orthonormal, or public rows (method.init.public)"
+        )
+    if config.scores_at_clients:
+        yield (
+            "evaluation.at_clients: the noise on counts covers single rows, not all rows of an owner; leave "
+            "at_clients and data.client_test out, or privacy.owner"
+        )
+    if config.data.group not in (None, privacy.owner):
+        yield (
+            f"data.group: the rows of one owner stay on one side, so group is {privacy.owner!r} here; "
+            "leave it out"
+        )
+
+
 def check_delta(config: RunConfig, sizes: Collection[int]) -> float:
     """Delta of this run.
 
     Args:
-        sizes: examples of each client.
+        sizes: examples of each client, or owners where `privacy.owner` is set.
 
     Raises:
         InputError: delta is so large that publishing one whole unit at random would satisfy it.
     """
     assert config.privacy is not None
-    by_example = config.privacy.unit == "example"
-    num_units = min(sizes) if by_example else len(sizes)
+    unit = config.privacy.protects
+    num_units = len(sizes) if unit == "client" else min(sizes)
     delta = config.privacy.delta
     if delta is None:
         return min(1e-5, 1 / (10 * num_units))
-    what = "examples of the smallest client" if by_example else "clients"
+    what = "clients" if unit == "client" else f"{unit}s of the smallest client"
     refuse_large_delta("privacy.delta", delta, num_units, what)
     return delta
 

@@ -81,6 +81,16 @@ class RunConfig(Section):
         return self
 
     @property
+    def grouped_by(self) -> str | None:
+        """The column whose rows stay together on one side of a share of test rows."""
+        return self.data.group or self.owner
+
+    @property
+    def owner(self) -> str | None:
+        """The column that says whose a row is, where owners are what privacy protects."""
+        return None if self.privacy is None else self.privacy.owner
+
+    @property
     def scores_at_clients(self) -> bool:
         """Whether each client is scored on rows of its own."""
         asked, share = self.evaluation.at_clients, self.data.client_test

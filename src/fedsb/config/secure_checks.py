@@ -52,6 +52,8 @@ def _method(config: RunConfig, method: Method) -> Iterator[str]:
         )
     elif method.experts is not None:
         yield f"{KEY}: an expert that one client trains would be in no sum with others; leave it out"
+    elif method.follow_up is not None:
+        yield f"{KEY}: the second exchange of {method.name} is not under masks; leave it out"
 
 
 def _parts(config: RunConfig, method: Method) -> Iterator[str]:
@@ -59,6 +61,9 @@ def _parts(config: RunConfig, method: Method) -> Iterator[str]:
     for key in ("client_ranks", "client_heads"):
         if getattr(federation, key):
             yield f"{KEY}: with federation.{key} not every client sends every number; leave one out"
+    if federation.control_variates or config.training.moments == "averaged":
+        key = "federation.control_variates" if federation.control_variates else "training.moments: averaged"
+        yield f"{KEY}: what {key} sends beside an update is not under masks; leave one of the two out"
     if federation.upload_dtype != "float32":
         yield (
             f"federation.upload_dtype: with {KEY} updates travel as whole numbers of 32 bits, found "

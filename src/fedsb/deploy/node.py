@@ -149,9 +149,12 @@ class Node:
         privacy, account = self.config.privacy, None
         if privacy is not None and privacy.unit == "example":
             secret = privacy.insecure_seed is None
-            account = node_account(self.node_config, self.folder.name, secret_noise=secret)
+            account = node_account(
+                self.node_config, self.folder.name, privacy.account_unit, secret_noise=secret
+            )
         sizes, rows, tests = {self.client: self.registered}, self._rows, {self.client: self._test_rows}
-        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests)
+        owners = {self.client: self.data.owners[self.client]} if self.data.owners else None
+        return prepare_privacy(self.config, sizes, self.folder, account, rows, tests, owners)
 
     @cached_property
     def door(self) -> Door:
@@ -272,30 +275,33 @@ class Node:
             raise UpdateRejected(f"wrong round: expected one from 1 to {last}, found {number}")
 
     def train(self, broadcast: bytes) -> Disclosure:
-        """This party's update of a round of the plan."""
-        number = wire.unpack(broadcast)[0].round
+        """This party's update of a round of the plan, or its second answer, which the first paid for."""
+        header = wire.unpack(broadcast)[0]
+        number, again = header.round, header.exchange is not None
         self._check_number(number, self.config.federation.rounds)
         this_client = replace(self.local_client, private=self._with_secret_batches())
         make = partial(self._answered_and_kept, this_client, broadcast, LocalClient.answer)
         mechanism = this_client.private.charge_of(self.client) if this_client.private else None
         if mechanism is None:
             return UnprotectedUpdate(make)
-        return NoisedRelease(make, Spend(self.client, "round", number, mechanism))
+        return NoisedRelease(make, Spend(self.client, "round", number, mechanism), again=again)
 
     def _answered_and_kept(
         self, this_client: LocalClient, broadcast: bytes, answers: Callable[[LocalClient, bytes], bytes]
     ) -> bytes:
         """The answer, given with what this node keeps of the run, which is kept as the answer left it."""
-        local_model, number = this_client.local_model, wire.unpack(broadcast)[0].round
+        local_model, header = this_client.local_model, wire.unpack(broadcast)[0]
+        number, second = header.round, header.exchange is not None
         if local_model.base_round == 0:
             self._restore_base()
         before, cores = local_model.base_round, self._restored_cores()
         own = OwnPart(self.folder, self.digest)
         stays = local_model.exchange.method.stays
-        if stays:
-            this_client = replace(this_client, kept=own.before(number))
+        keeps = local_model.exchange.keeps
+        if keeps:
+            this_client = replace(this_client, kept=own.before(number + second))
         answer = answers(this_client, broadcast)
-        if stays and answers is LocalClient.answer:
+        if keeps and answers is LocalClient.answer and not second:
             own.keep(number, this_client.kept)
         elif stays and number > self.config.federation.rounds:  # the end of the run: this party's own model
             digest = layer_digest({name: layer.base for name, layer in local_model.attached.layers.items()})

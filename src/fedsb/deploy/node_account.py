@@ -17,8 +17,8 @@ def node_place(node: NodeConfig) -> Place:
     return place_at_node(Path(node.state).resolve(), node.data.id or _id_of(rows), rows)
 
 
-def node_account(node: NodeConfig, run: str, *, secret_noise: bool) -> Account:
-    """The account of this node's rows, to be charged by this run.
+def node_account(node: NodeConfig, run: str, unit: str, *, secret_noise: bool) -> Account:
+    """The account of this node's rows, to be charged by this run, which protects this unit.
 
     Raises:
         InputError: the rows' file cannot be read.
@@ -26,7 +26,7 @@ def node_account(node: NodeConfig, run: str, *, secret_noise: bool) -> Account:
     return Account(
         DataLedger(node_place(node), only=node.limits.of_all_runs is not None),
         run,
-        "example",
+        unit,
         rows=_digest(Path(node.data.train)),
         largest_epsilon=node.limits.of_all_runs,
         largest_delta=node.limits.largest_delta,

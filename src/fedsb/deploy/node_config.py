@@ -267,7 +267,7 @@ def _check_columns(node: NodeConfig, config: RunConfig) -> None:
             "data.columns: with limits this party must list the columns that runs may use; list them in "
             "node.yaml, e.g. columns: {text: note, label: label}"
         )
-    used = columns_of(config) if node.data.expert is None else task_columns_of(config)
+    used = columns_of(config, expert_known=node.data.expert is not None)
     others = [column for column in used if column not in listed]
     if listed and others:
         raise Refused(
@@ -276,10 +276,14 @@ def _check_columns(node: NodeConfig, config: RunConfig) -> None:
         )
 
 
-def columns_of(config: RunConfig) -> list[str]:
-    """The columns that a run reads of a party's rows."""
+def columns_of(config: RunConfig, *, expert_known: bool = False) -> list[str]:
+    """The columns that a run reads of a party's rows.
+
+    expert_known: the party says of which expert they are.
+    """
     experts = config.method.experts
-    return [*task_columns_of(config), *([experts.by] if experts and experts.by else [])]
+    more = [experts.by if experts and not expert_known else None, config.owner]
+    return [*task_columns_of(config), *(column for column in more if column)]
 
 
 def task_columns_of(config: RunConfig) -> list[str]:

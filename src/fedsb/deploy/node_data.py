@@ -9,10 +9,12 @@ from fedsb.deploy.node_config import NodeConfig
 from fedsb.errors import InputError
 from fedsb.models import load_preprocessor
 from fedsb.runner.lengths import fixed_length
+from fedsb.runner.owners import owners_of, with_owners
 from fedsb.runner.prepare_data import Data, check_apart, task_of
 from fedsb.runner.prepare_experts import counts_of, expert_names, numbers_of
 from fedsb.runner.site_data import hold_out
 from fedsb.tasks import Example, Row
+from fedsb.tasks.owners import check_owners_apart
 from fedsb.tasks.rows import read_rows
 
 
@@ -51,20 +53,21 @@ def _encoded(config: RunConfig, node: NodeConfig) -> Data:
     examples = task.encode(rows, node.data.train)
     public = None
     if config.method.init.public is not None and node.data.public is not None:
-        public = task.encode(
-            _rows(node.data.public, node, notes)[: config.method.init.samples], node.data.public
-        )
+        public_rows = _rows(node.data.public, node, notes)[: config.method.init.samples]
+        public = task.encode(public_rows, node.data.public)
         check_apart(public, examples, node.data.public)
+        check_owners_apart(public_rows, rows, config.owner, node.data.public, "data.public")
     parts = [[] if c != node.client else list(range(len(examples))) for c in range(config.federation.clients)]
     labels = [task.partition_label(row) for row in rows] if task.partition_label else None
     parts, tests = hold_out(config, parts, labels) if node.gives_scores else (parts, [[] for _ in parts])
     names = expert_names(config, [], node.data.train)
     examples = _of_experts(config, node, names, rows, examples)
     counts = counts_of(examples, parts)
+    owners, of_clients = owners_of(config, rows, parts, node.data.train)
     return Data(
-        task, tokenizer, examples, [], parts, None, public, names, counts,
+        task, tokenizer, with_owners(examples, owners), [], parts, None, public, names, counts,
         max_length=length.tokens, notes=(*notes, *filter(None, [length.said])),
-        client_tests=tests, sites=tuple(config.federation.sites or ()),
+        client_tests=tests, sites=tuple(config.federation.sites or ()), owners=of_clients,
     )  # fmt: skip
 
 

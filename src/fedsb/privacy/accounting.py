@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache, reduce
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from fedsb.errors import InputError
 
 AccountantName = Literal["pld", "rdp", "rough rdp"]
@@ -88,8 +90,22 @@ def _epsilon(
     beyond_pld = any(m.discrete or m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms)
     if accountant != "pld" or beyond_pld:
         return _renyi_epsilon(mechanisms, delta, WHOLE_ORDERS if accountant == "rough rdp" else ORDERS)
-    losses = reduce(lambda first, second: first.compose(second), (_losses(m, grid) for m in mechanisms))
-    return float(losses.get_epsilon_for_delta(delta))
+    return float(_composed(mechanisms, grid).get_epsilon_for_delta(delta))
+
+
+def deltas(mechanisms: Iterable[Mechanism], epsilons: np.ndarray, *, grid: float = COARSE_GRID) -> np.ndarray:
+    """Delta of all these together at each epsilon: the privacy curve; 1 where PLD does not reach."""
+    together = tuple(sorted(merged(mechanisms)))
+    if not together:
+        return np.zeros(len(epsilons))
+    if any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in together):
+        return np.ones(len(epsilons))
+    _check_installed()
+    return np.asarray(_composed(together, grid).get_delta_for_epsilon(list(epsilons)), float)
+
+
+def _composed(mechanisms: Iterable[Mechanism], grid: float) -> Any:
+    return reduce(lambda first, second: first.compose(second), (_losses(m, grid) for m in mechanisms))
 
 
 def _losses(m: Mechanism, grid: float) -> Any:
@@ -110,17 +126,62 @@ def _losses_of_one(noise_multiplier: float, sampling_probability: float, grid: f
 
 
 def _renyi_epsilon(mechanisms: Iterable[Mechanism], delta: float, orders: Sequence[float]) -> float:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    return _epsilon_of_event(_event(mechanisms), delta, orders)
+
+
+def _event(mechanisms: Iterable[Mechanism]) -> Any:
+    """All these together, as dp-accounting has it."""
+    from dp_accounting import (
+        ComposedDpEvent,
+        GaussianDpEvent,
+        PoissonSampledDpEvent,
+        SelfComposedDpEvent,
+    )
+
+    def step(m: Mechanism) -> Any:
+        gaussian = GaussianDpEvent(m.noise_multiplier)
+        return (
+            PoissonSampledDpEvent(m.sampling_probability, gaussian)
+            if m.sampling_probability < 1
+            else gaussian
+        )
+
+    return ComposedDpEvent([SelfComposedDpEvent(step(m), m.steps) for m in mechanisms])
+
+
+def _epsilon_of_event(event: Any, delta: float, orders: Sequence[float]) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(orders)
     with _without_warnings():
-        for m in mechanisms:
-            gaussian = GaussianDpEvent(m.noise_multiplier)
-            sampled = m.sampling_probability < 1
-            event = PoissonSampledDpEvent(m.sampling_probability, gaussian) if sampled else gaussian
-            accountant.compose(event, m.steps)
+        accountant.compose(event)
         return float(accountant.get_epsilon(delta))
+
+
+class Selection(NamedTuple):
+    """The best of a random number of equal runs, of which the others stay hidden.
+
+    Attributes:
+        run: what one of them releases.
+        mean_runs: of a geometric number, which is 1 at least.
+    """
+
+    run: tuple[Mechanism, ...]
+    mean_runs: float
+
+
+def selected_epsilon(selections: Iterable[Selection], mechanisms: Iterable[Mechanism], delta: float) -> float:
+    """Epsilon at delta of these selections and mechanisms together, by Renyi DP (Papernot and Steinke 2022,
+    arXiv 2110.03620, theorem 2 with eta = 1)."""
+    from dp_accounting.dp_event import ComposedDpEvent, RepeatAndSelectDpEvent
+
+    selections, together = list(selections), merged(mechanisms)
+    every = [m for selection in selections for m in selection.run] + list(together)
+    if any(m.noise_multiplier <= 0 for m in every):
+        return math.inf
+    _check_installed()
+    chosen = [RepeatAndSelectDpEvent(_event(s.run), s.mean_runs, 1.0) for s in selections]
+    return _epsilon_of_event(ComposedDpEvent([*chosen, _event(together)]), delta, ORDERS)
 
 
 @contextmanager

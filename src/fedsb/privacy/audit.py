@@ -11,14 +11,52 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SHARES = (0.1, 0.2, 0.35, 0.6, 1.0)
+SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of all examples that are guessed, the surest first."""
 MOST_EPSILON = 64.0
 TOLERANCE = 1e-3
 
 
+def log_odds(seen: Sequence[np.ndarray], probability: float, noise_multiplier: float) -> np.ndarray:
+    """Each canary's log odds of having been in, from what each step's noised sum is along it, in clip norms.
+
+    A step without it is N(0, z^2), one with it in the sample N(1, z^2): the ratio is that of the densities.
+    """
+    odds = np.zeros_like(seen[0])
+    for x in seen:
+        ratio = np.clip((x - 0.5) / noise_multiplier**2, -500, 500)
+        odds += np.log(1 - probability + probability * np.exp(ratio))
+    return odds
+
+
+def log_odds_among(
+    seen: Sequence[tuple[np.ndarray, np.ndarray]], probability: float, noise_multiplier: float
+) -> np.ndarray:
+    """The same of canaries that are in each other's way: the others are as likely as before anything was
+    seen, and their sum is taken for a Gaussian.
+
+    Args:
+        seen: of each step, the noised sum along every canary's clipped gradient g, and the products g g'.
+    """
+    prior, noise = probability / 2, noise_multiplier
+    spread, odds = prior * (1 - prior), np.zeros(len(seen[0][0]))
+    for along, gram in seen:
+        rest = np.linalg.inv(noise**2 / spread * np.eye(len(gram)) + gram)
+        signal = np.diag(gram - gram @ rest @ gram) / noise**2
+        own = 1 - spread * signal  # takes a canary's own part out of the spread again
+        centred = along - prior * gram.sum(1)
+        score = ((centred - gram @ (rest @ centred)) / noise**2 + prior * signal) / own
+        ratio = np.clip(score - signal / own / 2, -500, 500)
+        odds += np.log(1 - probability + probability * np.exp(ratio))
+    return odds
+
+
 def epsilon_at_least(
-    log_odds: Sequence[float], included: Sequence[bool], delta: float, *, confidence: float = 0.95
+    log_odds: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
+    delta: float,
+    *,
+    confidence: float = 0.95,
 ) -> float:
     """A lower bound of epsilon at this confidence, 0 if nothing is proven.
 

@@ -51,12 +51,13 @@ class ClientRelease:
             return total
 
         def finish(total: _Sum) -> Averaged:
-            vector = (total.current + self._noised_mean(total.clipped)).float()
+            vector = (total.current + self.noised_mean(total.clipped)).float()
             return aggregate_one(aggregation, vector, total.frame)
 
         return Aggregation(start, add, finish)
 
-    def _noised_mean(self, clipped: ClippedSum) -> Tensor:
+    def noised_mean(self, clipped: ClippedSum) -> Tensor:
+        """The release; it sets the next round's clip norm."""
         plan, stream = self.plan, self.noise.stream("clients", self.round)
         std = plan.update_noise_multiplier * clipped.sensitivity if plan.update_noise_multiplier else 0.0
         noised = clipped.total + gaussian_like(clipped.total, std, stream)

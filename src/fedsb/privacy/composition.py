@@ -6,10 +6,41 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
-from fedsb.privacy.accounting import GRID_OF_LOSSES, Mechanism, epsilon, merged
+from fedsb.privacy.accounting import (
+    GRID_OF_LOSSES,
+    Mechanism,
+    Selection,
+    epsilon,
+    merged,
+    selected_epsilon,
+)
 
 Releases = Mapping[int | None, Sequence[Mechanism]]
 """What each client released in one run. None: every row had a part in it, or the clients are the unit."""
+
+
+def renyi_over_runs(
+    runs: Sequence[Releases],
+    delta: float,
+    selections: Sequence[tuple[Sequence[Releases], float]] = (),
+) -> float:
+    """The same by Renyi DP, of releases that dominate every client's.
+
+    Args:
+        selections: besides, runs of which the best was chosen and the others stay hidden, and how many there
+            were on average, by a geometric draw.
+    """
+    chosen = [Selection(tuple(_dominating_runs(tried)), mean) for tried, mean in selections]
+    return selected_epsilon(chosen, [m for run in runs for m in _of_one(run)], delta)
+
+
+def _of_one(run: Releases) -> list[Mechanism]:
+    return _dominating(_different(run)) if run else []
+
+
+def _dominating_runs(runs: Sequence[Releases]) -> list[Mechanism]:
+    """What no client of any of these runs released more than."""
+    return _dominating(list(dict.fromkeys(kind for run in runs for kind in _different(run))))
 
 
 def epsilon_over_runs(runs: Sequence[Releases], delta: float, *, grid: float = GRID_OF_LOSSES) -> float:

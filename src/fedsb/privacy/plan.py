@@ -1,8 +1,9 @@
 """One frozen value for what is sampled, clipped, noised and accounted: the parts cannot disagree.
 
-Two units of protection: an example of one client (`ExamplePlan`, one plan per client), and a whole client
-(`ClientPlan`, one for the server). Neighbours differ in one unit, which is present or blanked: its slot
-stays, so that numbers of examples and of clients are public, and with them every probability and divisor.
+Three units of protection: an example of one client, or all examples of one owner there (`ExamplePlan`, one
+plan per client), and a whole client (`ClientPlan`, one for the server). Neighbours differ in one unit,
+which is present or blanked: its slot stays, so that numbers of examples and of clients are public, and with
+them every probability and divisor.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FARTHEST = 1000.0
 """Factor by which a clip norm that follows the gradients may leave the one it began with."""
 
 
-def count_noise_std(expected: int, noise_multiplier: float) -> float:
+def count_noise_std(expected: float, noise_multiplier: float) -> float:
     """Standard deviation of the noise on the number of units within the clip norm: a twentieth of the units
     expected, as the rule's authors advise, but never less than the release's noise multiplier."""
     return max(expected / 20, noise_multiplier)
@@ -52,9 +53,12 @@ class ExamplePlan:
     Attributes:
         num_examples: of this client; taken as public.
         rows: how many there really are, where `num_examples` is a rounded count; None: as many.
-        expected_batch_size: of Poisson batches; also what sums are divided by.
+        owners: how many owners they have, where all of an owner's examples are one unit: drawn by one coin,
+        and
+            clipped as their sum. None: each example is a unit.
+        expected_batch_size: examples of a Poisson batch.
         steps_per_round, rounds: noisy steps of one round, and rounds in which the client is to take part.
-        clip_norm: largest L2 norm of one example's gradient, all trained numbers together.
+        clip_norm: largest L2 norm of one unit's gradient, all trained numbers together.
         noise_multiplier: standard deviation of the noise over the sum's sensitivity.
     """
 
@@ -65,6 +69,7 @@ class ExamplePlan:
     clip_norm: float
     noise_multiplier: float = 0.0
     rows: int | None = None
+    owners: int | None = None
     quantile: float | None = None
     clip_norm_rate: float = 0.5
 
@@ -73,8 +78,22 @@ class ExamplePlan:
         return min(1.0, self.expected_batch_size / self.num_examples)
 
     @property
+    def units(self) -> int:
+        """What batches are drawn from: examples, or owners."""
+        if self.owners is not None:
+            return self.owners
+        return self.num_examples if self.rows is None else self.rows
+
+    @property
+    def expected_units(self) -> float:
+        """Units of a batch on average; also what sums are divided by."""
+        if self.owners is None:
+            return self.expected_batch_size
+        return self.owners * self.sampling_probability
+
+    @property
     def sensitivity(self) -> float:
-        """The largest L2 change of the sum of clipped gradients if one example is blanked, at `clip_norm`."""
+        """The largest L2 change of the sum of clipped gradients if one unit is blanked, at `clip_norm`."""
         return self.clip_norm
 
     @property
@@ -82,7 +101,7 @@ class ExamplePlan:
         """As `count_noise_std`, of a step's batch; 0 without a quantile."""
         if self.quantile is None:
             return 0.0
-        return count_noise_std(self.expected_batch_size, self.noise_multiplier)
+        return count_noise_std(self.expected_units, self.noise_multiplier)
 
     @property
     def sum_noise_multiplier(self) -> float:
@@ -97,10 +116,10 @@ class ExamplePlan:
         return self.sum_noise_multiplier * self.sensitivity if self.noise_multiplier else 0.0
 
     def next_clip_norm(self, clip_norm: float, noised_count: float) -> float:
-        """The clip norm of the next step; `noised_count`: examples within this one, less half of all."""
+        """The clip norm of the next step; `noised_count`: units within this one, less half of all."""
         if self.quantile is None:
             return clip_norm
-        share = noised_count / self.expected_batch_size + 0.5
+        share = noised_count / self.expected_units + 0.5
         moved = followed(clip_norm, self.quantile, self.clip_norm_rate, share)
         return min(max(moved, self.clip_norm / FARTHEST), self.clip_norm * FARTHEST)
 
@@ -110,9 +129,8 @@ class ExamplePlan:
         return Mechanism(self.noise_multiplier, self.sampling_probability, self.steps_per_round)
 
     def batches(self, coins: Keystream) -> Iterator[list[int]]:
-        """The batches of one round."""
-        rows = self.num_examples if self.rows is None else self.rows
-        return poisson_batches(rows, self.sampling_probability, self.steps_per_round, coins)
+        """The batches of one round, of numbers of units."""
+        return poisson_batches(self.units, self.sampling_probability, self.steps_per_round, coins)
 
     def calibrated(self, epsilon: float, delta: float, *, before: Sequence[Mechanism] = ()) -> ExamplePlan:
         """With the least noise that keeps all rounds, and `before`, within epsilon at delta.

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedsb.privacy.odds import in_words
+
 OBSERVABLE = "how long anything took, and who answered in time or failed, and with what reason"
 OTHER_DATA = (
     "test data; other runs on the same data, such as those that chose the settings (learning rate, clip "
@@ -24,7 +26,7 @@ def statement(facts: Mapping[str, Any]) -> str:
             "anyone can take it away again. It is good for tests alone."
         )
     of_unit = _of_clients if facts["unit"] == "client" else _of_examples
-    return " ".join([*of_unit(facts), _accounting(facts), *_delta(facts)])
+    return " ".join([*of_unit(facts), _accounting(facts), *_odds(facts), *_delta(facts)])
 
 
 def _of_clients(facts: Mapping[str, Any]) -> list[str]:
@@ -85,14 +87,60 @@ def _of_examples(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"All that left any one client in this run, over {_rounds(facts)}{start}{_with_scores(facts)}, is "
         f"together (epsilon, delta)-differentially private with at most {_bound(facts)}, for data sets that "
-        f"differ in one {_examples(facts)} of that client, which is present or blanked.",
-        "Each example joined each step by its own coin (Poisson sampling), from a secret of its client; its "
-        f"gradient was clipped to the L2 norm {facts['clip_norm']:g}{_followed(facts)}, and the client added "
+        f"differ in {_differ(facts)}.",
+        *_several_clients(facts),
+        f"Each {facts['unit']} joined each step by its own coin (Poisson sampling), from a secret of its "
+        "client; its "
+        f"gradient{_sum_of_rows(facts)} was clipped to the L2 norm "
+        f"{facts['clip_norm']:g}{_followed(facts)}, and the client added "
         f"{_example_noise(facts)}, {_source(facts)}.",
         *_score_noise(facts),
-        f"Taken as public: how many examples each client has{_by_expert(facts)}, and the set of labels. Not "
+        *_of_groups(facts),
+        f"Taken as public: how many examples{_and_owners(facts)} each client has{_by_expert(facts)}, and "
+        "the set of labels. Not "
         "covered: "
         f"{OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _differ(facts: Mapping[str, Any]) -> str:
+    if facts["unit"] == "owner":
+        owner = f"one owner (column {facts['owner']})"
+        return f"all examples of {owner} at that client, which are present or blanked"
+    return f"one {_examples(facts)} of that client, which is present or blanked"
+
+
+def _several_clients(facts: Mapping[str, Any]) -> list[str]:
+    if facts["unit"] != "owner":
+        return []
+    if facts["units"] is not None:
+        return ["No owner has examples at several clients: that was checked."]
+    return [
+        "An owner with examples at several clients has this at each of them: what they release adds up, "
+        "which "
+        "nobody could check, since each keeps its rows."
+    ]
+
+
+def _sum_of_rows(facts: Mapping[str, Any]) -> str:
+    return ", summed over all its examples," if facts["unit"] == "owner" else ""
+
+
+def _and_owners(facts: Mapping[str, Any]) -> str:
+    return " and owners" if facts["unit"] == "owner" else ""
+
+
+def _of_groups(facts: Mapping[str, Any]) -> list[str]:
+    """What somebody with several examples has, where a column looks as if it said whose they are."""
+    groups = facts.get("groups")
+    if not groups:
+        return []
+    bounds = [f"with {size} examples epsilon = {rounded_up(bound):.3g}" for size, bound in groups.items()]
+    return [
+        f"The column {facts['owner_like']} has values that repeat (which is taken as public), and the "
+        "bound above "
+        f"is one example's: a person {', '.join(bounds)}, at the same delta. privacy.owner would protect all "
+        "examples of one."
     ]
 
 
@@ -183,8 +231,15 @@ def _accounting(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _odds(facts: Mapping[str, Any]) -> list[str]:
+    best = facts.get("best_true_positive_rates")
+    return [in_words(best, f"one {facts['unit']}")] if best else []
+
+
 def _delta(facts: Mapping[str, Any]) -> list[str]:
     """Said where delta is larger than advised; where it is far larger a run is refused."""
+    if facts["units"] is None:
+        return []
     advised, unit = 0.1 / facts["units"], facts["unit"]
     if facts["delta"] <= advised:
         return []

@@ -45,6 +45,7 @@ class Run:
     partition: dict[str, Any]
     scores: dict[str, Any] = field(default_factory=dict)  # of evaluation/scores.json: name -> value, low, ...
     routing: dict[str, Any] = field(default_factory=dict)  # of routing.json: how a mixture was used
+    audit: dict[str, Any] = field(default_factory=dict)  # of audit.json: what was proven of epsilon
     samples: tuple[dict[str, str], ...] = ()  # a language model's answers: prompt, answer, expected
 
 
@@ -61,6 +62,7 @@ def load_run(folder: Path) -> Run:
         partition=_optional_json(folder / "partition.json") or {},
         scores=mapping((_optional_json(folder / "evaluation" / "scores.json") or {}).get("scores")),
         routing=_optional_json(folder / "routing.json") or {},
+        audit=_optional_json(folder / "audit.json") or {},
         samples=_samples(folder / "samples.jsonl"),
     )
 

@@ -50,7 +50,7 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Ma
         ("Clients", drawn["Clients"], tables.rejected(run)),
         ("Tokens", cut_table(facts.stated(run, "tokens"))),
         ("Initialization", tables.initialization(run)),
-        ("Privacy", tables.privacy(run)),
+        ("Privacy", tables.privacy(run), tables.audit(run)),
         ("Configuration", tables.configuration(run)),
         ("Machine and versions", tables.machine(run)),
     ]

@@ -147,6 +147,12 @@ def privacy(run: Run) -> str:
     return text + _pairs({**rows, "per client": per_client})
 
 
+def audit(run: Run) -> str:
+    """What `fedsb audit` found of this run; empty if it was not asked."""
+    found = run.audit.get("statement")
+    return paragraph(f"Audit: {found}", "statement" if run.audit.get("holds") else "notice") if found else ""
+
+
 def _pairs(values: dict[str, Any]) -> Markup:
     return pairs((_name(name), _value(value)) for name, value in values.items())
 

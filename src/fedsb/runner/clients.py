@@ -21,6 +21,7 @@ from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.scores import AddNoise, Measure, client_scores
+from fedsb.federation.second_exchange import second_answer
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
@@ -65,7 +66,10 @@ class LocalClient:
             UpdateRejected: the broadcast is no message for this client.
             ClientFailed: training failed, or the privacy budget has no room for it.
         """
-        number = wire.unpack(broadcast)[0].round
+        header = wire.unpack(broadcast)[0]
+        number = header.round
+        if header.exchange is not None:
+            return self._second(broadcast)
         if self.private is None:
             return self._update(broadcast, number, on_step)
         return self.private.release(self.client, number, lambda: self._update(broadcast, number, on_step))
@@ -119,6 +123,12 @@ class LocalClient:
             kept=self.kept,
             noise=noise,
         )
+
+    def _second(self, question: bytes) -> bytes:
+        """The second answer of a round, made of what the first was made of and charged for."""
+        count = len(self.examples) if self.registered is None else self.registered
+        exchange = self.local_model.exchange
+        return second_answer(question, exchange, self.kept, client=self.client, num_examples=count)
 
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
         return client_update(
@@ -177,7 +187,7 @@ def local_clients(
         examples = [data.train[i] for i in data.parts[client]]
         part = partial(part_of, config, client, own_experts(examples))
         made = LocalClient(client, local_model, examples, training, seed, part, private)
-        if local_model.exchange.method.stays:
+        if local_model.exchange.keeps:
             made = replace(made, kept=kept.setdefault(client, {}))
         if not scored:
             return made

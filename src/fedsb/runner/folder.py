@@ -202,7 +202,7 @@ def write_model(
 
 def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
     """What summary.json holds."""
-    config, method, task, privacy = prepared.config, prepared.method, prepared.data.task, prepared.privacy
+    config, method, task = prepared.config, prepared.method, prepared.data.task
     traffic, evaluated = saved.traffic, [m["eval"] for m in saved.metrics if m["eval"]] or [{}]
     kind = _start_kind(config, method)
     return {
@@ -228,13 +228,18 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "samples": {str(client): indices for client, indices in saved.draw.items()},
         },
         "tokens": cut_record(config, prepared.data, shown=True),
-        "privacy": privacy_summary(privacy, saved.metrics, experts=bool(prepared.data.experts))
-        if privacy
-        else None,
+        "privacy": _private_facts(prepared, saved),
         "seconds": round(saved.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
     }
+
+
+def _private_facts(prepared: Prepared, saved: RunState) -> dict[str, Any] | None:
+    privacy, data = prepared.privacy, prepared.data
+    if privacy is None:
+        return None
+    return privacy_summary(privacy, saved.metrics, experts=bool(data.experts), owner_like=data.owner_like)
 
 
 def _start_kind(config: RunConfig, method: Method) -> str:

@@ -98,7 +98,7 @@ def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
     if prepared.remote is not None:
         share_bases(folder / BASES, prepared.remote, progress)
     with pool(config, folder, progress) as processes, _watchers(prepared) as watchers:
-        session = _session(prepared, saved, processes)
+        session = session_of(prepared, saved, processes)
         _rounds(session, saved, clock, watchers)
         summary = run_folder.finished_summary(folder)
         if summary is None:
@@ -114,7 +114,7 @@ def _watchers(prepared: Prepared) -> Watchers:
     return Watchers({"the live report": page, **named}, prepared.progress.stage)
 
 
-def _session(prepared: Prepared, saved: RunState, processes: AskClients | None) -> Session:
+def session_of(prepared: Prepared, saved: RunState, processes: AskClients | None) -> Session:
     """The model with the adapter in it; clients are elsewhere, in other processes, or here."""
     config, data, remote = prepared.config, prepared.data, prepared.remote
     local_model = local_model_of(config, data, prepared.base, saved.factors)

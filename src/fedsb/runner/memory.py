@@ -210,6 +210,8 @@ def _weights(model: nn.Module, in_4_bits: bool) -> int:
 
 def _factor_numbers(shape: Shape, config: RunConfig, method: Method, experts: int) -> int:
     rank, heads = config.method.rank, heads_of(config)
+    if "F" in method.trains(1):
+        return min(shape) * (shape.out + shape.n_in + rank)
     core = (experts or heads) * rank * rank + experts * (rank + 1) if method.has_core else 0
     return heads * rank * (shape.out + shape.n_in) + core
 
@@ -222,9 +224,16 @@ def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], he
     rank, training = config.method.rank, config.training
     costs = (method.cost(shape, rank, heads_of(config), 1) for shape in shapes.values())
     trained = head + max(experts, 1) * sum(numbers.trained for numbers in costs)
-    gradients = 1 + (training.batch_size if config.privacy and config.privacy.unit == "example" else 0)
+    gradients = 1 + training.batch_size * _copies_of_examples(config)
     moments = 2 if training.optimizer == "adamw" else 0
     return 4 * trained * (gradients + moments + MESSAGES)
+
+
+def _copies_of_examples(config: RunConfig) -> int:
+    """Of each example's gradient in a physical batch: its own, and its owner's sum."""
+    if config.privacy is None or config.privacy.unit != "example":
+        return 0
+    return 1 if config.privacy.owner is None else 2
 
 
 def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> int:
@@ -331,7 +340,11 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
 
 def _empty_factors(layer: nn.Module, rank: int, heads: int, method: Method) -> Factors:
     out, n_in = features(layer)
-    k = rank * heads
+    if "F" in method.trains(1):
+        k, gram = min(out, n_in), torch.empty(rank, min(out, n_in), device="meta")
+    else:
+        k, gram = rank * heads, None
     core = torch.empty(heads, rank, rank, device="meta") if method.has_core else None
     scales = torch.empty(heads, device="meta") if "s" in method.trains(1) else None
-    return Factors(torch.empty(out, k, device="meta"), torch.empty(k, n_in, device="meta"), core, scales)
+    B, A = torch.empty(out, k, device="meta"), torch.empty(k, n_in, device="meta")
+    return Factors(B, A, core, scales, F=gram)

@@ -31,6 +31,7 @@ from fedsb.runner.lengths import (
     limit_of,
     with_length,
 )
+from fedsb.runner.owners import owner_notes, owners_of, suspected_owner, with_owners
 from fedsb.runner.prepare_experts import (
     counts_of,
     counts_said,
@@ -44,6 +45,7 @@ from fedsb.tasks.class_weights import counts as class_counts
 from fedsb.tasks.class_weights import uneven, with_class_weights
 from fedsb.tasks.cuts import cut_counts
 from fedsb.tasks.held_out import Split, num_repeated, told
+from fedsb.tasks.owners import check_owners_apart
 from fedsb.tasks.rows import cell_text, read_rows, require_columns
 from fedsb.tasks.sources import run_rows, test_name, test_rows, train_name
 from fedsb.tasks.task import content_of, length_of
@@ -76,6 +78,10 @@ class Data:
     """By client, the examples that it is scored on and never trains on; indices as in `parts`."""
     sites: tuple[str, ...] = ()
     """What clients are called; empty where they have numbers alone."""
+    owners: tuple[int, ...] = ()
+    """How many owners each client's examples have, where `privacy.owner` is set and they are known here."""
+    owner_like: str | None = None
+    """A column that looks as if it said whose a row is, where rows are protected one by one."""
 
     def settled(self, config: RunConfig) -> RunConfig:
         """The config with the length that was chosen."""
@@ -103,19 +109,22 @@ def prepare_data(config: RunConfig, kept: Split | None = None) -> Data:
     parts = make_partition(config, rows, labels)
     sites = site_names(config, parts, rows)
     parts, client_tests = hold_out(config, parts, labels)
+    owners, of_clients = owners_of(config, rows, parts)
+    owner_like = suspected_owner(config, rows)
     if config.privacy is not None:
-        check_delta(config, [len(part) for part in parts])
+        check_delta(config, of_clients or [len(part) for part in parts])
     names = expert_names(config, rows, train_name(config))
     test = [] if config.scored_at_clients_alone else encode(task, held_out, test_name(config))
-    looked_at = _looked_at(task, rows, train, test, shared=split is not None)
+    looked_at = [*_looked_at(task, rows, train, test, shared=split is not None), *owner_notes(owner_like)]
+    train = with_owners(train, owners)
     notes += [*(told(split, config) if split else ()), *looked_at, length.said]
     train = with_own_experts(config, names, rows, train, parts, train_name(config))
     test = with_known_experts(config, names, held_out, test)
-    public, counts = public_examples(config, task, train), counts_of(train, parts)
+    public, counts = public_examples(config, task, train, rows), counts_of(train, parts)
     return Data(
         task, tokenizer, train, test, parts, labels, public, names, counts,
         max_length=length.tokens, split=split, notes=tuple(filter(None, notes)),
-        client_tests=client_tests, sites=sites,
+        client_tests=client_tests, sites=sites, owners=of_clients, owner_like=owner_like,
     )  # fmt: skip
 
 
@@ -183,7 +192,7 @@ def prepare_server_data(
     test = [] if rows is None else encode(task, rows, test_name(config))
     names = expert_names(config, [], train_name(config))
     test = with_known_experts(config, names, rows or [], test)
-    public, counts = public_examples(config, task, []), counts_said(config, names, parts, experts)
+    public, counts = public_examples(config, task, [], []), counts_said(config, names, parts, experts)
     notes.append(length.said)
     return Data(
         task, tokenizer, [], test, parts, None, public, names, counts,
@@ -229,8 +238,18 @@ def check_can_deploy(config: RunConfig) -> None:
         )
     if config.method.refresh_every is not None:
         raise InputError("method.refresh_every: not over the network yet; leave it out")
+    _check_privacy_at_nodes(config)
+
+
+def _check_privacy_at_nodes(config: RunConfig) -> None:
     if config.privacy is not None and config.privacy.ledger is not None:
         raise InputError("privacy.ledger: for simulated runs, and each node keeps its own; leave it out")
+    if config.privacy is not None and config.privacy.owner is not None and config.privacy.delta is None:
+        raise InputError(
+            "privacy.delta: name it beside privacy.owner, below one over the owners of each party, whose "
+            "number "
+            "parties keep to themselves"
+        )
 
 
 def _check_needs_no_rows(config: RunConfig) -> None:
@@ -248,7 +267,9 @@ def _check_needs_no_rows(config: RunConfig) -> None:
         )
 
 
-def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> list[Example] | None:
+def public_examples(
+    config: RunConfig, task: Task, train: Sequence[Example], train_rows: Sequence[Row]
+) -> list[Example] | None:
     """The rows that bases may be made of, where the config names any.
 
     Raises:
@@ -261,6 +282,7 @@ def public_examples(config: RunConfig, task: Task, train: Sequence[Example]) -> 
     public = encode(task, rows, source)
     if config.privacy is not None:
         check_apart(public, train, source)
+        check_owners_apart(rows, train_rows, config.owner, source, "method.init.public")
     return public
 
 
@@ -391,6 +413,8 @@ def partition_record(config: RunConfig, data: Data) -> dict[str, Any]:
         "kind": config.federation.partition.kind if data.train else "nodes",
         "clients": {str(client): len(part) if private else part for client, part in enumerate(data.parts)},
     }
+    if data.owners:
+        record["owners"] = {str(client): count for client, count in enumerate(data.owners)}
     if data.sites:
         record["names"] = {str(client): name for client, name in enumerate(data.sites)}
     if any(data.client_tests):

@@ -27,6 +27,7 @@ def prepare_privacy(
     account: Account | None = None,
     rows: int | None = None,
     tests: Mapping[int, int] | None = None,
+    owners: Mapping[int, int] | None = None,
 ) -> PrivateRun | None:
     """Plans with their noise calibrated, and the ledgers as far as they were written; None without privacy.
 
@@ -36,6 +37,7 @@ def prepare_privacy(
         account: a node's, of its rows over all runs.
         rows: how many a node samples from, where its size is a rounded count.
         tests: how many rows each of them is scored on, where clients are scored.
+        owners: how many owners each of them has, where these are the unit and are known here.
 
     Raises:
         InputError: delta is too large, epsilon cannot be reached, a ledger is not what it was.
@@ -44,7 +46,7 @@ def prepare_privacy(
     settings = config.privacy
     if settings is None:
         return None
-    delta = check_delta(config, sizes.values())
+    delta = check_delta(config, (owners or sizes).values())
     account = account or _account(settings, folder)
     guard = Guard(PrivacyLedger(folder / LEDGER), delta, settings.epsilon, account)
     plans, starts, server_plan = dict[int, ExamplePlan](), dict[int, StartPlan](), None
@@ -61,7 +63,7 @@ def prepare_privacy(
         noise=NoiseSource(settings.insecure_seed),
         rounds=config.federation.rounds,
         samples=SampleSecret(folder, settings.insecure_seed),
-        plans={client: replace(plan, rows=rows) for client, plan in plans.items()},
+        plans={c: replace(plan, rows=rows, owners=(owners or {}).get(c)) for c, plan in plans.items()},
         starts={client: replace(plan, rows=rows) for client, plan in starts.items()},
         scores=scores,
         server_plan=server_plan,
@@ -75,18 +77,21 @@ def _account(settings: PrivacyConfig, folder: Path) -> Account | None:
         return None
     ledger = DataLedger(place_beside(Path(settings.ledger)))
     secret = settings.insecure_seed is None
-    account = Account(ledger, str(folder.resolve()), settings.unit, secret_noise=secret)
+    account = Account(ledger, str(folder.resolve()), settings.account_unit, secret_noise=secret)
     account.check()
     return account
 
 
-def check_budget(config: RunConfig, sizes: Sequence[int], tests: Sequence[int]) -> None:
+def check_budget(
+    config: RunConfig, sizes: Sequence[int], tests: Sequence[int], owners: Sequence[int] = ()
+) -> None:
     """Refuse early what `prepare_privacy` would refuse once the run begins.
 
     Noise is sought for the smallest client alone: one calibration takes seconds.
 
     Args:
-        sizes: examples that each client trains on. tests: those it is scored on.
+        sizes: examples that each client trains on. tests: those it is scored on. owners: of the former, where
+            these are the unit.
 
     Raises:
         InputError: delta is too large, or epsilon cannot be reached.
@@ -94,7 +99,7 @@ def check_budget(config: RunConfig, sizes: Sequence[int], tests: Sequence[int]) 
     settings = config.privacy
     if settings is None:
         return
-    delta = check_delta(config, sizes)
+    delta = check_delta(config, owners or sizes)
     if settings.unit == "client":
         client_plan(config, settings, delta)
     else:

@@ -119,7 +119,8 @@ def prepare(
     if config.privacy is not None:
         progress.stage("calibrating noise")
     sizes, tests = (dict(enumerate(map(len, parts))) for parts in (data.parts, data.client_tests))
-    privacy = prepare_privacy(config, sizes, folder, tests=tests)
+    owners = dict(enumerate(data.owners))
+    privacy = prepare_privacy(config, sizes, folder, tests=tests, owners=owners)
     if privacy is not None:
         privacy.check_ledger(saved.metrics[-1].get("epsilon") if saved else None)
     return Prepared(

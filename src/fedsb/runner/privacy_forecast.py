@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsb.config import RunConfig
 from fedsb.config.privacy_checks import check_delta
@@ -23,7 +23,7 @@ class Forecast:
     """A run's noise; of the client with the fewest examples where each adds its own.
 
     Attributes:
-        batch: examples of a step, or clients of a round, on average.
+        batch: examples or owners of a step, or clients of a round, on average.
         steps: noisy steps of one client over the run, or noisy rounds.
         parties: clients of a round whose noise averages out.
         num_trained: numbers that are noised.
@@ -32,7 +32,7 @@ class Forecast:
     unit: str
     noise_multiplier: float
     steps: int
-    batch: int
+    batch: float
     parties: int
     num_trained: int
     epsilon: float
@@ -51,7 +51,7 @@ class Forecast:
 
     def lines(self) -> Iterator[str]:
         """What to say of it, with a warning where the noise is larger than what can be learned."""
-        of = "steps of {} examples" if self.unit == "example" else "rounds of {} clients"
+        of = "rounds of {:.4g} clients" if self.unit == "client" else f"steps of {{:.4g}} {self.unit}s"
         yield (
             f"noise multiplier {self.noise_multiplier:.3g} in {self.steps:,} {of.format(self.batch)} on "
             f"average: epsilon {self.epsilon:.3g} at delta {self.delta:.2g}, for each {self.unit}"
@@ -79,7 +79,11 @@ class Forecast:
 
 
 def forecast(
-    config: RunConfig, sizes: Sequence[int], num_trained: int, tests: Sequence[int] = ()
+    config: RunConfig,
+    sizes: Sequence[int],
+    num_trained: int,
+    tests: Sequence[int] = (),
+    owners: Sequence[int] = (),
 ) -> Forecast:
     """The forecast of a config with privacy.
 
@@ -87,14 +91,16 @@ def forecast(
         sizes: examples of each client.
         tests: those that each is scored on, where clients are scored.
         num_trained: numbers that one client trains, head included.
+        owners: of each client, where these are the unit.
 
     Raises:
         InputError: delta is too large, or epsilon cannot be reached.
     """
     settings, federation = config.privacy, config.federation
     assert settings is not None
-    delta = check_delta(config, sizes)
+    delta = check_delta(config, owners or sizes)
     plan: ExamplePlan | ClientPlan
+    batch: float
     scores = score_plans(config, dict(enumerate(tests)))
     if settings.unit == "client":
         plan, beside, scored = client_plan(config, settings, delta), [], None
@@ -102,9 +108,10 @@ def forecast(
     else:
         smallest = min(range(len(sizes)), key=lambda client: sizes[client])
         plans, starts = example_plans(config, settings, {smallest: sizes[smallest]}, delta, scores)
-        plan, beside = plans[smallest], beside_rounds(smallest, starts, scores)
+        plan = replace(plans[smallest], owners=owners[smallest] if owners else None)
+        beside = beside_rounds(smallest, starts, scores)
         scored = scores.get(smallest)
         noise, steps = plan.sum_noise_multiplier, plan.rounds * plan.steps_per_round
-        batch, parties = plan.expected_batch_size, federation.clients_per_round or federation.clients
+        batch, parties = plan.expected_units, federation.clients_per_round or federation.clients
     spent = epsilon([*beside, *[plan.round] * plan.rounds], delta)
-    return Forecast(settings.unit, noise, steps, batch, parties, num_trained, spent, delta, scored)
+    return Forecast(settings.protects, noise, steps, batch, parties, num_trained, spent, delta, scored)

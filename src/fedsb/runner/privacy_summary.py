@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fedsb.privacy.accounting import epsilon
+from fedsb.privacy.accounting import Mechanism, epsilon, merged
+from fedsb.privacy.groups import SIZES, group_epsilon
 from fedsb.privacy.keystream import GENERATOR
+from fedsb.privacy.odds import best_true_positive_rates
 from fedsb.privacy.plan import ClientPlan, ExamplePlan
 from fedsb.privacy.statement import statement
 from fedsb.runner.client_privacy import cohort_facts
@@ -15,13 +17,18 @@ from fedsb.runner.private_run import PrivateRun
 
 
 def privacy_summary(
-    run: PrivateRun, metrics: Sequence[Mapping[str, Any]], *, experts: bool = False
+    run: PrivateRun,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    experts: bool = False,
+    owner_like: str | None = None,
 ) -> dict[str, Any]:
     """The section's keys and values.
 
     Args:
         metrics: the lines of metrics.jsonl.
         experts: whether examples have experts, of which each client's counts are known.
+        owner_like: a column that looks as if it said whose a row is, and is not named as `privacy.owner`.
     """
     private, rounds_done, settings = run.settings.insecure_seed is None, metrics[-1]["round"], run.settings
     per_client = {
@@ -30,7 +37,8 @@ def privacy_summary(
     }
     worst = max(per_client.values(), key=lambda facts: facts["epsilon"])
     facts = {
-        "unit": settings.unit,
+        "unit": settings.protects,
+        "owner": settings.owner,
         "private": private,
         "epsilon": worst["epsilon"] if private else None,
         "delta": run.guard.delta,
@@ -45,7 +53,7 @@ def privacy_summary(
         "clip_norm": settings.clip_norm,
         "quantile": settings.quantile,
         "target_epsilon": settings.epsilon,
-        "relation": f"one {settings.unit} present or blanked",
+        "relation": f"one {settings.protects} present or blanked",
         "sampling": "none" if shared_noise(run) else "Poisson",
         "units": _units(run),
         "rounds": rounds_done,
@@ -55,6 +63,10 @@ def privacy_summary(
     }
     if run.server_plan is not None:
         facts |= cohort_facts(run, run.server_plan, metrics)
+    if private:
+        facts["best_true_positive_rates"] = _best_guesses(run)
+    if owner_like is not None and private:
+        facts |= {"owner_like": owner_like, "groups": _groups(run)}
     return facts | {"statement": statement(facts)}
 
 
@@ -67,11 +79,32 @@ def _accountant(run: PrivateRun) -> str:
     return "Renyi DP" if shared_noise(run) else "PLD"
 
 
-def _units(run: PrivateRun) -> int:
-    """How many units there are, of the smallest client or of all, which delta is measured by."""
+def _units(run: PrivateRun) -> int | None:
+    """How many units there are, of the smallest client or of all, which delta is measured by; None where
+    clients alone know."""
     if run.server_plan is not None:
         return run.server_plan.num_clients
+    if run.settings.owner is not None:
+        known = [plan.owners for plan in run.plans.values() if plan.owners is not None]
+        return min(known) if known else None
     return min(plan.num_examples for plan in run.plans.values())
+
+
+def _spent(run: PrivateRun) -> set[tuple[Mechanism, ...]]:
+    """The different lists of what clients released."""
+    return {merged(run.guard.ledger.mechanisms(who)) for who in run.accounts}
+
+
+def _best_guesses(run: PrivateRun) -> dict[str, float]:
+    """By false-positive rate, the largest true-positive rate over clients."""
+    of_each = [best_true_positive_rates(spent) for spent in _spent(run)]
+    return {rate: max(best[rate] for best in of_each) for rate in of_each[0]}
+
+
+def _groups(run: PrivateRun) -> dict[str, float]:
+    """By number of examples of one person at a client, the largest epsilon over clients."""
+    spent, delta = _spent(run), run.guard.delta
+    return {str(size): max(group_epsilon(of, delta, size) for of in spent) for size in SIZES}
 
 
 def _account_facts(run: PrivateRun, who: int | None, plan: ExamplePlan | ClientPlan) -> dict[str, Any]:

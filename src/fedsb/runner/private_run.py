@@ -7,12 +7,13 @@ What is of one unit alone is in `example_privacy` and `client_privacy`; `prepare
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.errors import InputError
+from fedsb.federation.canaries import Canaries, RowCanaries
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.scores import AddNoise
 from fedsb.federation.training import ClientFailed, Train, train
@@ -35,6 +36,7 @@ class PrivateRun:
         scores: client -> the plan of its scores, of those that have rows for them.
         server_plan: of rounds in which the server protects whole clients; None where the unit is an example.
         max_length: tokens that an example may have.
+        canaries: client -> units of nobody in its steps, in an audit.
     """
 
     settings: PrivacyConfig
@@ -47,6 +49,7 @@ class PrivateRun:
     scores: Mapping[int, ScorePlan]
     server_plan: ClientPlan | None
     max_length: int
+    canaries: Mapping[int, Canaries | RowCanaries] = field(default_factory=dict)
 
     @property
     def accounts(self) -> dict[int | None, ExamplePlan | ClientPlan]:
@@ -61,7 +64,8 @@ class PrivateRun:
             return _without_loss
         repeat = self.guard.ledger.times(client, "round", number)
         coins = self.samples.stream("poisson", number, client, repeat)
-        return partial(train_privately, plan=self.plans[client], noise=self.noise, coins=coins)
+        plan, canaries = self.plans[client], self.canaries.get(client)
+        return partial(train_privately, plan=plan, noise=self.noise, coins=coins, canaries=canaries)
 
     def score_noise(self, client: int, number: int, sensitivity: float) -> AddNoise:
         """What noises the counts of this client's score after this round.

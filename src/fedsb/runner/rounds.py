@@ -14,10 +14,13 @@ from fedsb.common.seeding import derive
 from fedsb.federation import wire
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import LocalModel, load_state
+from fedsb.federation.second_exchange import after_second_exchange, forget
 from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.methods import Aggregation, Averaged
+from fedsb.methods.averaging.beside import CONTROL, MOMENTS, added_by, replaced, with_beside
 from fedsb.privacy.client_level import ClientRelease
 from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
@@ -92,6 +95,33 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     return record
 
 
+def _aggregation(prepared: Prepared) -> Aggregation:
+    """The run's, and what is made of what travels beside trained numbers."""
+    rules, config = prepared.rules, prepared.config
+    aggregation = rules.aggregation
+    if config.training.moments == "averaged":
+        aggregation = with_beside(aggregation, MOMENTS, replaced)
+    if not config.federation.control_variates:
+        return aggregation
+    sizes = [float(len(part)) for part in prepared.data.parts]
+    total = sum(sizes) if rules.weighting == "examples" else float(len(sizes))
+    return with_beside(aggregation, (CONTROL,), added_by(total))
+
+
+def _second(session: Session, state: ServerState) -> Callable[[Averaged, RoundReport], Averaged]:
+    """The second exchange of a round that begins at this state; the first paid for what leaves in it."""
+    prepared = session.prepared
+    parts = prepared.data.parts
+    return partial(
+        after_second_exchange,
+        state=state,
+        exchange=session.local_model.exchange,
+        ask=lambda clients, question: session.ask_clients(clients, lambda client: question),
+        weighting=prepared.rules.weighting,
+        registered={client: len(part) for client, part in enumerate(parts)},
+    )
+
+
 def _plain_round(
     session: Session, saved: RunState, number: int, cohort: Sequence[int], release: ClientRelease | None
 ) -> tuple[ServerState, RoundReport, list[Traffic]]:
@@ -109,18 +139,23 @@ def _plain_round(
         exchange,
         weighting=rules.weighting,
         part_of=held.__getitem__,
-        aggregation=release.wrap(prepared.method.aggregation) if release else rules.aggregation,
+        aggregation=release.wrap(rules.aggregation) if release else _aggregation(prepared),
         fewest=0 if release else rules.min_updates,
         bound=rules.norm_bound,
         registered={client: len(prepared.data.parts[client]) for client in cohort},
         sites=prepared.data.sites,
+        start=exchange.started(saved.factors),
+        second=_second(session, saved.state) if prepared.method.follow_up else None,
     )
+    for own in saved.kept.values():
+        forget(own)
     return (
         state,
         report,
         [
             Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
             Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
+            *report.second,
         ],
     )
 
@@ -211,9 +246,10 @@ def record_of(
         "round": number,
         "train_loss": report.train_loss,
         "eval": dict(metrics),
-        "upload_bytes": report.upload_bytes,
-        "download_bytes": download_bytes,
-        "upload_parameters": report.upload_parameters,
+        "upload_bytes": report.upload_bytes + total_bytes(report.second, direction="up"),
+        "download_bytes": download_bytes + total_bytes(report.second, direction="down"),
+        "upload_parameters": report.upload_parameters
+        + sum(entry.parameters for entry in report.second if entry.direction == "up"),
         "clients": sorted(report.clients),
         "rejected": report.rejected,
         "seconds": 0.0,

@@ -20,6 +20,7 @@ from fedsb.config import RunConfig
 from fedsb.config.sections.task import ClassificationConfig, ImageClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.labels import label_set, row_name
+from fedsb.tasks.owners import owner_cells
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import Row, content_of
 
@@ -70,9 +71,11 @@ def _classes(config: RunConfig, rows: Sequence[Row], source: str) -> list[str] |
 
 
 def _groups(config: RunConfig, rows: Sequence[Row], source: str) -> list[str] | None:
-    column = config.data.group
+    column = config.grouped_by
     if column is None:
         return None
+    if config.data.group is None:
+        return owner_cells(rows, column, source)
     require_columns(rows, [column], source=source, key="data.group")
     return [cell_text(row, column, source=source, number=n) for n, row in enumerate(rows, start=1)]
 
@@ -145,7 +148,7 @@ def _too_few(share: float, count: int, fault: str) -> str:
 def told(split: Split, config: RunConfig) -> Iterator[str]:
     """What to say of the rows held out."""
     data, total = config.data, len(split.train) + len(split.test)
-    together = f", rows of one {data.group} together" if data.group else ""
+    together = f", rows of one {column} together" if (column := config.grouped_by) else ""
     yield f"data.test: {len(split.test):,} of {total:,} rows are held out (share {data.test:g}{together})"
 
 

@@ -9,11 +9,20 @@ from pydantic import Field, model_validator
 
 from fedsb.config.base import Positive, Section
 
+Unit = Literal["example", "owner", "client"]
+"""What is present or blanked in neighbouring data sets: a row, all rows of an owner, a client."""
+
 
 class PrivacyConfig(Section):
     unit: Literal["example", "client"] = "example"
     """Whose presence is hidden: one example of a client (noise by the client), or a whole client (noise by
     the server)."""
+    owner: str | None = None
+    """unit: example: a column that says whose a row is, such as a patient's id. All rows of one owner at a
+    client are then one unit: drawn, clipped and accounted for together. Owners that occur at several
+    clients are refused where all rows are in one place; nodes cannot know, and each protects its own rows
+    of such an owner.
+    null: a row is a unit."""
     epsilon: Positive | None = None
     """The budget: noise is chosen for it, and a run ends where it is used up."""
     noise_multiplier: Positive | None = None
@@ -52,3 +61,19 @@ class PrivacyConfig(Section):
         if self.epsilon is None and self.noise_multiplier is None:
             raise ValueError("set epsilon (the noise is then calibrated) or noise_multiplier")
         return self
+
+    @model_validator(mode="after")
+    def _owners_have_rows(self) -> PrivacyConfig:
+        if self.owner is not None and self.unit == "client":
+            raise ValueError("owner is about the rows of a client; set unit: example, or leave owner out")
+        return self
+
+    @property
+    def protects(self) -> Unit:
+        """Whose presence is hidden, in a word."""
+        return "owner" if self.owner is not None else self.unit
+
+    @property
+    def account_unit(self) -> str:
+        """The same as ledgers have it, which keep the owners by one column apart from those by another."""
+        return self.protects if self.owner is None else f"owner ({self.owner})"
