@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,11 +122,15 @@ class SecureSum:
         return self._decoded(survivors)
 
     def _keys(self) -> tuple[dict[int, bytes], dict[int, bytes]]:
-        question, keys, signatures = messages.pack_keys_question(self.terms), {}, {}
+        question = messages.pack_keys_question(self.terms)
+        keys, signatures = dict[int, bytes](), dict[int, bytes]()
         template = {"keys": _bytes(BOTH_KEYS), "signature": _bytes(SIGNATURE_BYTES)}
         for client, _, tensors in self._answers("keys", self.terms.cohort, lambda client: question, template):
-            keys[client] = bytes(tensors["keys"].numpy())
-            signatures[client] = bytes(tensors["signature"].numpy())
+            public = bytes(tensors["keys"].numpy())
+            if (fault := _key_fault(public, keys.values())) is not None:
+                self.lost[client] = fault
+                continue
+            keys[client], signatures[client] = public, bytes(tensors["signature"].numpy())
         self._check_enough(len(keys), "sent keys")
         return keys, signatures
 
@@ -319,6 +323,17 @@ class SecureSum:
 
     def _name(self, client: int) -> str:
         return site_name(self.sites, client)
+
+
+def _key_fault(public: bytes, others: Collection[bytes]) -> str | None:
+    """Why everybody would refuse these keys."""
+    if public in others:
+        return "its keys are another client's"
+    try:
+        agree(key_pair().private, [public[:KEY_BYTES], public[KEY_BYTES:]])
+    except UpdateRejected as reason:
+        return str(reason)
+    return None
 
 
 def new_terms(kind: str, number: int, cohort: Iterable[int], heaviest: int = 1) -> Terms:
