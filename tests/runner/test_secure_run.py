@@ -8,7 +8,9 @@ from fedsb import RunConfig, run
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
+from fedsb.federation.secure.member import Member
 from fedsb.federation.secure.server import KEYS
+from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.report import write
@@ -108,6 +110,22 @@ def test_below_the_threshold_the_round_fails_and_a_resumed_run_ends_as_if_nothin
     assert load_checkpoint(tmp_path / "killed/checkpoint").state.round == 1
     run(config, tmp_path / "killed", resume=True)
     torch.testing.assert_close(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"), rtol=0, atol=0)
+
+
+def test_a_client_that_spoils_a_sum_is_left_out_and_the_round_asked_again(world, tmp_path, monkeypatch):
+    original = Member.shares
+
+    def worthless(member, question):
+        facts, tensors = unpack_start(original(member, question))
+        if member.client == 1:
+            tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        return pack_start(facts, tensors)
+
+    monkeypatch.setattr(Member, "shares", worthless)
+    run(RunConfig.from_dict(config_of(world, federation__secure_aggregation=SECURE)), tmp_path / "run")
+    for line in metrics_of(tmp_path / "run")[1:]:
+        assert line["clients"] == [0, 2]
+        assert [(r["client"], "committed itself to" in r["reason"]) for r in line["rejected"]] == [(1, True)]
 
 
 @pytest.mark.parametrize(

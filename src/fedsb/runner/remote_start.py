@@ -94,7 +94,7 @@ def start_remotely(
         if start.secure is not None:
             heaviest = max(map(len, draw.values()))
             sum_of = partial(_sum_of_heads, head, remote, start.secure, draw, progress)
-            traffic = warm_up_securely(head, rounds, heaviest, sum_of)
+            traffic = warm_up_securely(head, rounds, len(draw), heaviest, sum_of)
         else:
             ask = _ask_for_heads(head, remote, draw, progress)
             traffic = warm_up(head, rounds, len(draw), ask, start.robust)

@@ -19,7 +19,7 @@ from fedsb.federation.secure.here import Here
 from fedsb.federation.secure.masks import add_mask, agree, derived, key_pair, seal, unsealed
 from fedsb.federation.secure.member import Member
 from fedsb.federation.secure.messages import named
-from fedsb.federation.secure.server import SecureSum, new_terms
+from fedsb.federation.secure.server import SecureSum, SpoiledSum, new_terms
 from fedsb.federation.secure.summands import Summand
 from fedsb.federation.secure.terms import EVERYBODY, Circle, Rules, reach
 from fedsb.federation.server import Failed
@@ -231,6 +231,38 @@ def test_a_share_that_was_altered_is_refused():
 def test_a_public_key_of_low_order_is_refused():
     with pytest.raises(UpdateRejected, match="public key"):
         agree(key_pair().private, [bytes(32)])
+
+
+@pytest.mark.parametrize("stage", ["shares", "unmask"])
+def test_one_share_that_is_a_lie_costs_nothing_while_others_suffice(stage):
+    """Of four, three are needed."""
+    members = here(partial(work, torch.ones(16)), FixedPoint(32, 8.0, COUNT))
+
+    def ask(kind, clients, message_to):
+        for outcome in members(kind, clients, message_to):
+            liar = kind == stage and outcome.client == 2
+            yield replace(outcome, message=outcome.message[:-20] + bytes(20)) if liar else outcome
+
+    made = SecureSum(ask, new_terms("train", 1, range(COUNT)), RULES, b"q", FixedPoint(32, 8.0, COUNT), 16)
+    expected = torch.full((16,), 4.0).double()
+    torch.testing.assert_close(made.total().values, expected, rtol=0, atol=1e-6)
+
+
+def test_a_dealer_whose_shares_are_of_no_use_spoils_the_sum_and_is_named():
+    members = here(partial(work, torch.ones(16)), FixedPoint(32, 8.0, COUNT))
+
+    def ask(kind, clients, message_to):
+        for outcome in members(kind, clients, message_to):
+            if kind == "shares" and outcome.client == 2:
+                facts, tensors = unpack_start(outcome.message)
+                worthless = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+                outcome = replace(outcome, message=pack_start(facts, worthless))
+            yield outcome
+
+    made = SecureSum(ask, new_terms("train", 1, range(COUNT)), RULES, b"q", FixedPoint(32, 8.0, COUNT), 16)
+    with pytest.raises(SpoiledSum, match="client 2") as spoiled:
+        made.total()
+    assert spoiled.value.client == 2
 
 
 # Shares and circles

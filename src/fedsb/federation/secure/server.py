@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,18 +62,22 @@ class Total:
     keys_down: Tally
     keys_up: Tally
 
-    @property
-    def asked(self) -> int:
-        """How many clients there were."""
-        return len({*self.clients, *self.lost})
+
+class SpoiledSum(RunFailed):
+    """Nothing can be unmasked, since one client's shares are of no use: it dealt wrong ones."""
+
+    def __init__(self, reason: str, client: int):
+        super().__init__(reason)
+        self.client = client
 
 
 KEYS = "keys and shares of secure aggregation"
 
 
-def traffic_of(totals: Sequence[Total], number: int, down: str, up: str) -> list[Traffic]:
+def traffic_of(
+    totals: Sequence[Total | SecureSum], number: int, clients: int, down: str, up: str
+) -> list[Traffic]:
     """What these sums sent, the work under these names, and keys and shares in lines of their own."""
-    clients = max((total.asked for total in totals), default=0)
     lines: list[tuple[str, Direction, list[Tally]]] = [
         (down, "down", [total.down for total in totals]),
         (up, "up", [total.up for total in totals]),
@@ -197,13 +202,26 @@ class SecureSum:
             held = shares.get(client, {})
             if len(held) < needed:
                 raise RunFailed(self._too_few(len(held), f"gave shares of {self._name(client)}", needed))
-            secret = self._combined(client, dict(list(held.items())[:needed]))
-            if client in left and hashlib.sha256(secret).hexdigest() != seeds[client]:
-                raise RunFailed(self._wrong_shares(client))
-            if client not in left and key_pair(secret).public != keys[client][KEY_BYTES:]:
-                raise RunFailed(self._wrong_shares(client))
-            found[client] = secret
+
+            def fits(secret: bytes, client: int = client) -> bool:
+                if client in left:
+                    return hashlib.sha256(secret).hexdigest() == seeds[client]
+                return key_pair(secret).public == keys[client][KEY_BYTES:]
+
+            found[client] = self._secret_of(client, [*held.items()], needed, fits)
         return found
+
+    def _secret_of(
+        self, client: int, held: list[tuple[int, bytes]], needed: int, fits: Callable[[bytes], bool]
+    ) -> bytes:
+        """The secret that the client committed itself to: of the first shares, or, as one holder may lie, of
+        those that follow one another from the second on, and so forth."""
+        for first in range(len(held)):
+            some = (held[first:] + held[:first])[:needed]
+            with suppress(UpdateRejected):
+                if fits(secret := combine(dict(some))):
+                    return secret
+        raise SpoiledSum(self._wrong_shares(client), client)
 
     def _unmasked(
         self, question: bytes, survivors: list[int], members: list[int], around: Circle
@@ -216,12 +234,6 @@ class SecureSum:
             if (answer := self._read("unmask", outcome, template)) is not None:
                 rows = messages.texts(answer[1]["shares"])
                 yield outcome.client, dict(zip(held[outcome.client], rows, strict=True))
-
-    def _combined(self, client: int, shares: Mapping[int, bytes]) -> bytes:
-        try:
-            return combine(shares)
-        except UpdateRejected:
-            raise RunFailed(self._wrong_shares(client)) from None
 
     def _take_off(
         self,
@@ -315,7 +327,7 @@ class SecureSum:
     def _wrong_shares(self, client: int) -> str:
         return (
             f"{self._what()}: the shares of {self._name(client)} that its peers gave are not of what it "
-            "committed itself to, so nothing can be unmasked; one of them is at fault. Resume to try again"
+            "committed itself to, so nothing can be unmasked"
         )
 
     def _what(self) -> str:
