@@ -210,7 +210,8 @@ def _total(
 ) -> Total:
     """The secure sum of everybody's answers; who is not in it is told of."""
     terms, coding = new_terms(kind, number, draw, heaviest), FixedPoint(*ONCE, len(draw))
-    total = SecureSum(remote.ask, terms, rules, question, coding, size).total()
+    made = SecureSum(remote.ask, terms, rules, question, coding, size, verify=remote.verify)
+    total = made.total()
     for client, reason in total.lost.items():
         progress.client_ends(client, reason)
     return total

@@ -73,7 +73,8 @@ def _sum_of(
         ask: Ask = Here(rules, _work_here(prepared, exchange, train, question), integers, coding)
     else:
         ask = _elsewhere(prepared, train, number)
-    return SecureSum(ask, terms, rules, question, coding, size, prepared.data.sites)
+    verify = prepared.remote.verify if prepared.remote else None
+    return SecureSum(ask, terms, rules, question, coding, size, prepared.data.sites, verify)
 
 
 def _charge_again(prepared: Prepared, number: int) -> None:

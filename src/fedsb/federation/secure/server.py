@@ -21,7 +21,7 @@ from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.secure import messages
 from fedsb.federation.secure.fixed_point import LARGEST_LOSS, FixedPoint
 from fedsb.federation.secure.masks import KEY_BYTES, add_mask, agree, derived, key_pair
-from fedsb.federation.secure.member import pair_key, sign_of
+from fedsb.federation.secure.member import Verify, pair_key, sign_of
 from fedsb.federation.secure.messages import BOTH_KEYS, SEALED, SIGNATURE_BYTES, TAIL, named
 from fedsb.federation.secure.shares import SHARE_BYTES, combine
 from fedsb.federation.secure.terms import (
@@ -96,6 +96,7 @@ class SecureSum:
 
     Args:
         question: what every client is asked; its answer has `size` numbers.
+        verify: whether a client signed a text, where the server knows; who did not sign its keys is left out.
     """
 
     ask: Ask
@@ -105,6 +106,7 @@ class SecureSum:
     coding: FixedPoint
     size: int
     sites: Sequence[str] = ()
+    verify: Verify | None = None
     lost: Lost = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,13 +133,21 @@ class SecureSum:
         keys, signatures = dict[int, bytes](), dict[int, bytes]()
         template = {"keys": _bytes(BOTH_KEYS), "signature": _bytes(SIGNATURE_BYTES)}
         for client, _, tensors in self._answers("keys", self.terms.cohort, lambda client: question, template):
-            public = bytes(tensors["keys"].numpy())
-            if (fault := _key_fault(public, keys.values())) is not None:
+            public, signature = bytes(tensors["keys"].numpy()), bytes(tensors["signature"].numpy())
+            fault = _key_fault(public, keys.values()) or self._signature_fault(client, public, signature)
+            if fault is not None:
                 self.lost[client] = fault
                 continue
-            keys[client], signatures[client] = public, bytes(tensors["signature"].numpy())
+            keys[client], signatures[client] = public, signature
         self._check_enough(len(keys), "sent keys")
         return keys, signatures
+
+    def _signature_fault(self, client: int, public: bytes, row: bytes) -> str | None:
+        """Why everybody who knows this client's own key would refuse."""
+        text = messages.keys_statement(self.terms.digest(self.rules), client, public)
+        if self.verify is None or self.verify(client, messages.signature_of(row), text):
+            return None
+        return "its keys are not signed with the key that is registered for it"
 
     def _shares(
         self, keys: Mapping[int, bytes], signatures: Mapping[int, bytes], around: Circle
