@@ -7,6 +7,7 @@ from fedsb.common.dotted import at
 from fedsb.common.files import write_bytes
 from fedsb.compare.page.figures import figures, plots_of
 from fedsb.compare.page.load import Compared, load_comparison, settings_apart
+from fedsb.compare.page.sites import sites
 from fedsb.compare.page.tables import config, differences, listed, result, runs, settings, tuning
 from fedsb.errors import InputError
 from fedsb.report.load import mapping, number, sequence, whole
@@ -25,6 +26,7 @@ def comparison_page(folder: Path) -> str:
     title = _title(comparison)
     sections = (
         ("differences", f"Seed by seed, against {comparison.baseline}", differences(comparison)),
+        ("sites", "At the sites", sites(comparison)),
         ("tuning", "Learning rates", tuning(comparison)),
         ("settings", "What sets the methods apart", settings(comparison)),
         ("runs", "Every run", runs(comparison)),
@@ -60,7 +62,7 @@ def write_comparison_figures(folder: Path, out: Path, kinds: Sequence[str]) -> l
         InputError: the folder holds no comparison, or `out` is a file.
     """
     comparison = load_comparison(folder)
-    tables = joined(*(of(comparison) for of in (result, differences, tuning, settings, runs)))
+    tables = joined(*(of(comparison) for of in (result, differences, sites, tuning, settings, runs)))
     return write_files(plots_of(comparison), tables, out, kinds)
 
 
