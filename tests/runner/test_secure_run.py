@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_data
+from run_helpers import (
+    changed,
+    classification_config,
+    main_status,
+    metrics_of,
+    tiny_bert,
+    write_config,
+    write_data,
+)
 
 from fedsb import RunConfig, run
 from fedsb.config.checks import check_settings
@@ -200,3 +208,23 @@ def test_noised_sums_of_a_private_start_go_through_it(world, tmp_path):
     assert lines["noised sums of clipped gradients", "up"].clients == 3
     assert result.summary["privacy"]["epsilon"] <= 20
     assert metrics_of(tmp_path / "run")[1]["train_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["federation.secure_aggregation.threshold=5"],
+            "expected at most 3 (the clients of a round), found 5",
+        ),
+        (["method.name=flora"], "needs more of its clients' updates than their sum"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(world, tmp_path, monkeypatch, capsys, settings, said):
+    file = write_config(tmp_path / "run.yaml", config_of(world, federation__secure_aggregation=SECURE))
+    changes = [part for setting in settings for part in ("-s", setting)]
+    assert main_status(monkeypatch, "run", file, *changes, "--out", tmp_path / "run") == 2
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert said in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
