@@ -54,7 +54,7 @@ def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
             "set training.optimizer: sgd"
         )
     elif config.training.momentum:
-        yield f"{key}: with training.momentum a client's steps lead elsewhere than its mean gradient; leave it 0"
+        yield f"{key}: with training.momentum a client's steps are no mean of gradients; leave it 0"
     if config.privacy is not None:
         yield f"{key}: a client's own is made of its rows without noise; leave privacy or {key} out"
     without = {
