@@ -73,7 +73,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     else:
         saved.state, report, traffic = _plain_round(session, saved, number, cohort, release)
     saved.traffic += traffic
-    downloaded = total_bytes(traffic, direction="down")
+    downloaded = sum(entry.bytes for entry in traffic if entry.direction == "down")
     exchange, experts = session.local_model.exchange, saved.state.experts
     if experts is not None and not experts.counts and not folders_of(prepared.config):
         saved.state = with_equal_experts(exchange, saved.state)
