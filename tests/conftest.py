@@ -112,13 +112,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _plots(request: pytest.FixtureRequest) -> Iterator[None]:
     """Half of a tiny run's time goes into the plots of its page: only modules marked `plots` draw them."""
-    from fedsb.compare.page import front
-    from fedsb.report import plots
+    from fedsb.report.canvas import Plot
 
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("plots"):
-            for module in (front, plots):
-                patch.setattr(module, "draw", lambda paint, **_: "<svg></svg>")
+            patch.setattr(Plot, "svg", "<svg></svg>")
         yield
 
 

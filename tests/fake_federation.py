@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from fedsb.federation import wire
 from fedsb.federation.client import client_update
 from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.local_model import LocalModel, load_state
+from fedsb.federation.second_exchange import after_second_exchange, second_answer
 from fedsb.federation.server import Arrived, Failed, Outcome, RoundReport, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import LocalTraining
-from fedsb.methods import Method, Shape
+from fedsb.methods import Averaged, Method, Shape
 
 SEED = 3
 LAYERS = {"large": Shape(20, 24), "tall": Shape(40, 7), "small": Shape(5, 4)}
@@ -56,7 +58,7 @@ def start_of(method: Method, layers: Mapping[str, Shape], rank: int, heads: int)
         made[name] = Factors(
             B=torch.linalg.qr(torch.randn(out, k, generator=draw)).Q,
             A=torch.linalg.qr(torch.randn(n_in, k, generator=draw)).Q.T.contiguous(),
-            R=torch.randn(heads, rank, rank, generator=draw),
+            R=torch.randn(heads, rank, rank, generator=draw) if method.has_core else None,
             s=torch.ones(heads) if "s" in method.trains(1) else None,
             P=torch.zeros(heads, rank, rank) if "P" in method.stays else None,
         )
@@ -98,15 +100,33 @@ class Federation:
         head_start = {"out.weight": self.globally.model.out.weight.detach()}
         self.state = ServerState(0, self.exchange.down(self.rank).flatten(sent | head_start))
         dense = {
-            n: Dense(numbers(f.B), numbers(f.A), None if f.R is None else numbers(f.R))
+            n: Dense(
+                numbers(f.B),
+                numbers(f.A),
+                f.R if f.R is None else numbers(f.R),
+                self.method.less_start,
+                f.F if f.F is None else numbers(f.F),
+            )
             for n, f in self.start.items()
         }
         self.oracle = Oracle(self.method.name, dense, scale, self.padding, self.residual_rank)
         self.adopt()
 
+    @property
+    def start_by_name(self) -> dict[str, torch.Tensor]:
+        """The factors that all started with, as an aggregation knows them."""
+        return {f"{n}.{f}": getattr(part, f) for n, part in self.start.items() for f in "BA"}
+
     def _party(self) -> LocalModel:
         model = Linears(self.layers)
-        attached = attach(model, self.start, trains=self.method.trains(1), scale=self.exchange.scale)
+        method = self.method
+        attached = attach(
+            model,
+            self.start,
+            trains=method.trains(1),
+            scale=self.exchange.scale,
+            less_start=method.less_start,
+        )
         head = {"out.weight": model.out.weight}
         return LocalModel(
             attached,
@@ -134,8 +154,9 @@ class Federation:
         weights: Mapping[int, int] | None = None,
         parts: Mapping[int, Part] | None = None,
         failing: Sequence[int] = (),
+        silent: Sequence[int] = (),
     ) -> RoundReport:
-        """One round of the server, of these clients and of the oracle."""
+        """One round of the server, of these clients and of the oracle; `silent` answer once, not twice."""
         weights, parts = weights or {}, parts or {}
         self.messages, self.client_models, self.received = {}, {}, {}
         self.base_before = {n: numbers(total) for n, total in self.state.base.total.items()}
@@ -149,7 +170,7 @@ class Federation:
                 if client in failing:
                     yield Failed(client, "went away")
                     continue
-                answers.append(self._answer(number, part, weight, answer))
+                answers.append(self._answer(number, part, weight, client, answer))
                 self.client_models[client] = self._whole_model(self.party(client))
                 yield Arrived(client, answer)
 
@@ -159,12 +180,39 @@ class Federation:
             self.exchange,
             weighting="examples",
             part_of=lambda c: parts.get(c, self.exchange.whole),
+            start=self.start_by_name,
+            second=self.second(self.state, silent),
         )
         self.answer_weights = [a.weight for a in answers]
         self.heads_sent = [a.tensors["out.weight"] for a in answers]
         self.oracle.close_round(number, answers)
         self.adopt()
         return report
+
+    def second(
+        self, state: ServerState, silent: Sequence[int] = ()
+    ) -> Callable[[Averaged, RoundReport], Averaged] | None:
+        """The second exchange of the round that began at this state; None where it has one exchange."""
+        if self.method.follow_up is None:
+            return None
+
+        def ask(clients: Sequence[int], question: bytes) -> Sequence[Outcome]:
+            for client in clients:
+                if client in silent:
+                    yield Failed(client, "went away later")
+                    continue
+                count = wire.header_of(self.messages[client][1]).num_examples
+                kept = self.kept[client]
+                answer = second_answer(question, self.exchange, kept, client=client, num_examples=count)
+                yield Arrived(client, answer)
+
+        return partial(
+            after_second_exchange,
+            state=state,
+            exchange=self.exchange,
+            ask=ask,
+            weighting="examples",
+        )
 
     def _client_round(self, client: int, part: Part, weight: int) -> bytes:
         message = broadcast(self.state, self.exchange, client, part)
@@ -199,14 +247,16 @@ class Federation:
                 client=client,
                 seed=SEED,
                 part=part,
-                kept=self.kept.setdefault(client, {}) if self.method.stays else None,
+                kept=self.kept.setdefault(client, {}) if self.exchange.keeps else None,
             )
         return answer
 
-    def _answer(self, number: int, part: Part, weight: int, message: bytes) -> Answer:
+    def _answer(self, number: int, part: Part, weight: int, client: int, message: bytes) -> Answer:
         _, vector = wire.unpack(message)
         tensors = self.exchange.up(number, part).unflatten(vector)
-        return Answer(weight, {name: numbers(t) for name, t in tensors.items()}, part.heads)
+        layers = self.party(client).attached.layers
+        trained = {f"{n}.{f}": numbers(p) for n, layer in layers.items() for f, p in layer.factors().items()}
+        return Answer(weight, {name: numbers(t) for name, t in tensors.items()}, trained, part.heads)
 
     def _whole_model(self, party: LocalModel) -> dict[str, np.ndarray]:
         """Change of each weight, the base's included, read from the layer's parts in fp64."""
@@ -222,8 +272,13 @@ class Federation:
                 r, core = len(blocks[0]), np.zeros((k, k))
                 for h, block in enumerate(blocks):
                     core[h * r : (h + 1) * r, h * r : (h + 1) * r] = scales[h] * block
+            if layer.F is not None:
+                core = numbers(layer.F).T @ numbers(layer.F)
             base = 0.0 if layer.base_update is None else numbers(layer.base_update)
-            whole[name] = base + layer.scale * numbers(layer.B) @ core @ numbers(layer.A)
+            product = numbers(layer.B) @ core @ numbers(layer.A)
+            if self.method.less_start:
+                product -= numbers(self.start[name].B) @ numbers(self.start[name].A)
+            whole[name] = base + layer.scale * product
         return whole
 
     def whole(self) -> dict[str, np.ndarray]:

@@ -49,6 +49,8 @@ def dense_update(factors: Factors, scale: float = 1.0) -> np.ndarray:
             for i in range(r):
                 for j in range(r):
                     core[h * r + i, h * r + j] = float(factors.R[h, i, j])
+    if factors.F is not None:
+        core = numbers(factors.F).T @ numbers(factors.F)
     return scale * (B @ core @ A)
 
 
@@ -156,3 +158,24 @@ def mixture_loop(
             tokens.append(weight @ x[n, t] + B @ mixed)
         rows.append(torch.stack(tokens))
     return torch.stack(rows)
+
+
+# Secret sharing
+
+
+def dense_secret(shares: dict[int, bytes], prime: int) -> bytes:
+    """The polynomial's value at 0, its coefficients found by Gauss' elimination over the field."""
+    size = len(shares)
+    rows = [
+        [pow(holder + 1, power, prime) for power in range(size)] + [int.from_bytes(share, "big")]
+        for holder, share in shares.items()
+    ]
+    for column in range(size):
+        pivot = next(i for i in range(column, size) if rows[i][column])
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        inverse = pow(rows[column][column], prime - 2, prime)
+        rows[column] = [value * inverse % prime for value in rows[column]]
+        for i in set(range(size)) - {column}:
+            factor = rows[i][column]
+            rows[i] = [(a - factor * b) % prime for a, b in zip(rows[i], rows[column], strict=True)]
+    return rows[0][-1].to_bytes(32, "big")

@@ -34,7 +34,7 @@ PAGES = [
     "tutorial",
     "method",
     *(f"guides/{n}" for n in ("data", "hospital", "chat", "model", "methods")),
-    *(f"guides/{n}" for n in ("privacy", "deployment", "report")),
+    *(f"guides/{n}" for n in ("privacy", "secure-aggregation", "deployment", "report")),
 ]
 PAGES += [
     "guides/serving",

@@ -20,7 +20,7 @@ from fedsb.runner import loop
 
 HOME = Path(fedsb.__file__).parent
 FEW = ["federation.rounds=2", "data.limit.train=120", "data.limit.test=30", "method.init.samples=40"]
-MOST = 18
+MOST = 16
 
 
 class Blind:

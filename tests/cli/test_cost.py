@@ -174,6 +174,7 @@ def test_what_the_tables_count_otherwise(ask):
 def by_hand(method, out, n_in, rank, clients):
     """(trained, up, down) of one layer."""
     both, B, square = (out + n_in) * rank, out * rank, rank * rank
+    sketch = min(rank + 4, out, n_in)
     return {
         "fed-sb": (square, square, square),
         "lora-xs": (square, square, square),
@@ -188,6 +189,13 @@ def by_hand(method, out, n_in, rank, clients):
         "fedsa-lora": (both, n_in * rank, n_in * rank),
         "flora": (both, both, min(clients * both, out * n_in)),
         "fedex-lora": (both, both, both + min((clients - 1) * both, out * n_in)),
+        "fedrot-lora": (both, both, both),
+        "lora-fair": (both, both, both),
+        "fedmomentum": (both, both, both + min((clients - 1) * both, out * n_in)),
+        "la-lora": (both, both, both),
+        "florg": (min(out, n_in) * rank,) * 3,
+        "fedask": (B, sketch * (out + n_in), both + sketch * out),
+        "fr-lora": (both, both, min(2 * both, out * n_in)),
     }[method]
 
 

@@ -33,6 +33,8 @@ STAYS = {
     "shared": {"method__name": "flora"},
     "personal": {"method__personal": True},
     "fedsa": {"method__name": "fedsa-lora"},
+    "two exchanges": {"method__name": "fedask"},
+    "less the start": {"method__name": "fr-lora"},
 }
 
 
@@ -99,8 +101,8 @@ def test_sites_have_the_simulated_runs_scores_and_models(world, tmp_path, name):
         assert a | {"seconds": 0} == b | {"seconds": 0}
     assert set(lines[1][0]["baselines"]["local"]) == set(lines[1][-1]["sites"]) == {"0", "1"}
     own = Path(nodes[1]["state"]) / RUN / "adapter"
-    assert own.exists() == (name != "shared")
-    if name == "shared":
+    assert own.exists() == (name in ("personal", "fedsa"))
+    if not own.exists():
         return
     export_lora(tmp_path / "simulated", tmp_path / "lora", client="south")
     (_, pairs, head), (_, expected, its_head) = read_adapter(own), read_adapter(tmp_path / "lora")
@@ -254,6 +256,58 @@ def test_noised_scores_of_a_fixed_seed_are_the_simulated_ones(world, tmp_path):
         ("score", 0), ("round", 1), ("score", 1), ("round", 2), ("score", 2),
     ]  # fmt: skip
     assert own == [spend for spend in servers if spend.client == 1]
+
+
+def test_nodes_keep_their_control_variates_as_simulated_clients_do(world, tmp_path):
+    config = config_of(
+        world,
+        evaluation={"at_clients": True},
+        federation__control_variates=True,
+        training__optimizer="sgd",
+        training__learning_rate=0.05,
+    )
+    run(RunConfig.from_dict(config), tmp_path / "simulated")
+    nodes = node_configs(config, tmp_path)
+    run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote_of(config, nodes))
+    both = [load_checkpoint(tmp_path / kind / "checkpoint") for kind in ("simulated", "deployed")]
+    assert torch.equal(both[0].state.vector, both[1].state.vector)
+    assert both[0].state.memory.keys() == both[1].state.memory.keys() != set()
+    kept = OwnPart(Path(nodes[1]["state"]) / RUN, config_digest(RunConfig.from_dict(config))).before(3)
+    assert {n: t.tolist() for n, t in kept.items()} == {n: t.tolist() for n, t in both[0].kept[1].items()}
+
+
+def test_the_first_exchange_of_a_round_pays_for_the_second(world, tmp_path):
+    """With noise that nobody knows; asked again, the second answer is the same and costs nothing."""
+    privacy, sent = {"noise_multiplier": 2.0, "delta": 1e-3}, {}
+    config = config_of(
+        world, evaluation={"every": None}, data__client_test=None, privacy=privacy, method__name="fedask"
+    )
+    nodes = node_configs(config, tmp_path)
+
+    def ask_again(kind, client, answer):
+        if kind == "train" and wire.header_of(answer).exchange == 2:
+            sent[client, wire.header_of(answer).round] = answer
+        return answer
+
+    run(RunConfig.from_dict(config), tmp_path / "deployed", remote=remote_of(config, nodes, ask_again))
+    assert set(sent) == {(0, 1), (1, 1), (0, 2), (1, 2)}
+    assert not any(line["rejected"] for line in metrics_of(tmp_path / "deployed"))
+    for folder in (tmp_path / "state-1" / RUN, tmp_path / "deployed"):
+        own = [spend for spend in read_spends(folder / LEDGER) if spend.client == 1]
+        assert [(spend.phase, spend.round) for spend in own] == [("round", 1), ("round", 2)]
+
+
+def test_a_second_question_without_a_first_is_refused_and_costs_nothing(world, tmp_path):
+    privacy = {"noise_multiplier": 2.0, "delta": 1e-3}
+    config = config_of(
+        world, evaluation={"every": None}, data__client_test=None, privacy=privacy, method__name="fedask"
+    )
+    node = opened(config, node_configs(config, tmp_path)[0])
+    layout = node.local_client.local_model.exchange.question()
+    header = wire.Header("fedask", 1, layout.digest, exchange=2)
+    with pytest.raises(UpdateRejected, match="no first answer in this round"):
+        node.answer("train", wire.pack(header, torch.zeros(layout.size)))
+    assert not (node.folder / LEDGER).exists()
 
 
 def test_a_run_that_asks_for_no_scores_gets_none(world, tmp_path):

@@ -9,7 +9,7 @@ from oracles import best_of_rank, numbers, relative_error, weighted_mean
 from fedsb.common.seeding import torch_generator
 from fedsb.federation import wire
 from fedsb.federation.exchange import Part
-from fedsb.methods import ALL, Shape, fed_sb, fedex_lora, flexlora, flora, ravan
+from fedsb.methods import ALL, Shape, fed_sb, fedex_lora, flexlora, flora, florg, ravan
 
 named = pytest.mark.parametrize("method", [m for m in ALL if m.experts is None], ids=lambda m: m.name)
 HEADS = {"ravan": 2}
@@ -79,6 +79,14 @@ def test_mixed_ranks_give_the_oracles_model(method, padding, own):
         part_of=lambda client: Part(RANKS[client]),
         after=lambda report: assert_global_model(federation),
     )
+
+
+def test_a_factor_of_a_gram_matrix_lies_as_near_to_the_last_broadcast_as_it_can():
+    federation = Federation(florg, layers={"large": Shape(20, 24), "tall": Shape(40, 7)})
+    for cohort in ([0, 1, 2], [1], [0, 3]):
+        federation.close_round(cohort, weights={c: c + 1 for c in cohort})
+        for name, layer in federation.globally.attached.layers.items():
+            assert relative_error(numbers(layer.F), federation.oracle.layers[name].F) < 1e-4
 
 
 def parts_with_heads(heads, ranks, seed=0):

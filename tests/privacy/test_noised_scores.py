@@ -24,7 +24,8 @@ from fedsb.runner import clients
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.site_data import hold_out
-from fedsb.tasks.totals import class_sums, of_classes, of_numbers, of_responses, scores_of_counts
+from fedsb.tasks.logits import class_sums, of_classes, of_numbers, scores_of_counts
+from fedsb.tasks.totals import of_responses
 
 PRIVACY = {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "score_noise_multiplier": 8.0}
 
@@ -84,7 +85,7 @@ def test_a_row_is_predicted_alone(world):
     measured = SimpleNamespace(sums=class_sums(np.eye(3), np.arange(3), np.zeros(3)))
     task = replace(data.task, measure=lambda *_, **options: seen.append(options["batch_size"]) or [measured])
     data = replace(data, task=task)
-    local_model = SimpleNamespace(exchange=SimpleNamespace(method=SimpleNamespace(stays=())))
+    local_model = SimpleNamespace(exchange=SimpleNamespace(keeps=False))
     for private in (None, object()):
         clients.local_clients(config, data, local_model, private)(0).measure(None, [])
     assert seen == [64, 1]
@@ -101,7 +102,7 @@ def test_which_rows_are_held_out_depends_on_no_row(world):
 
 
 def test_counts_that_are_to_be_noised_do_not_leave_without_noise(monkeypatch):
-    monkeypatch.setattr(federation_scores, "open_broadcast", lambda *_, **__: (None, {}))
+    monkeypatch.setattr(federation_scores, "open_broadcast", lambda *_, **__: (None, {}, {}))
     measured = SimpleNamespace(sums=class_sums(np.eye(3), np.arange(3), np.ones(3)))
     with pytest.raises(RunFailed, match="stay here"):
         federation_scores.client_scores(

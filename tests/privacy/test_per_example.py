@@ -21,6 +21,7 @@ def random_factors(method, layer, draw, rank=2):
         A=0.3 * torch.randn(k, n_in, generator=draw),
         R=torch.randn(heads, rank, rank, generator=draw) if method.has_core else None,
         s=torch.rand(heads, generator=draw) + 0.5 if "s" in method.trains(1) else None,
+        F=torch.randn(3, k, generator=draw) if "F" in method.trains(1) else None,
     )
 
 

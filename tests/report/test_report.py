@@ -284,7 +284,7 @@ def test_several_runs_are_told_apart(make: Make) -> None:
     page = report(*folders)
     text = Outline(page).text
     assert "4 runs compared" in text
-    assert text.count("fed-sb · seed 1") == 2
+    assert text.count("fed-sb · seed 1") == 1
     assert "Accuracy by traffic" in text
     assert "5 of 5, unfinished" in text
     assert "fed-sb 2 91.3 %" in text
@@ -300,8 +300,8 @@ def test_an_unfinished_run_is_neither_best_nor_cheapest_nor_averaged(make: Make)
         make("d", config=changed(CONFIG, method={"name": "fedit"}), summary=changed(cheap, method="fedit")),
     ]
     text = words(*folders)
-    assert "Best accuracy: fed-sb · seed 0, 91.3 % with 9.11 MB of traffic." in text
-    assert "Least traffic: fedit, 50.0 % with 8.99 MB of traffic." in text
+    assert "Best accuracy: a, 91.3 % with 9.11 MB of traffic." in text
+    assert "Least traffic: d, 50.0 % with 8.99 MB of traffic." in text
     assert "fed-sb 2 91.3 % 0.0 % 9.11 MB" in text
 
 

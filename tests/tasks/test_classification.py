@@ -19,7 +19,7 @@ from transformers import (
 
 from fedsb.errors import InputError
 from fedsb.tasks import classification, label_set
-from fedsb.tasks.classification import class_scores
+from fedsb.tasks.logits import class_scores
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 ROWS = [

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from fedsb.tasks.classification import class_scores
-from fedsb.tasks.totals import class_sums, number_sums, of_classes, of_numbers, of_responses
+from fedsb.tasks.logits import class_scores, class_sums, number_sums, of_classes, of_numbers
+from fedsb.tasks.totals import of_responses
 
 RNG = np.random.default_rng(3)
 LOGITS, LABELS = RNG.normal(size=(40, 3)), RNG.integers(0, 3, 40)
@@ -29,12 +29,18 @@ def test_counts_of_classes_give_the_scores_of_the_examples():
 def test_moments_give_the_correlation_of_the_numbers():
     predictions, targets = RNG.normal(size=30) + 50, RNG.normal(size=30) + 50
     targets = targets + predictions
-    sums, totals = as_sent(number_sums(predictions, targets)), of_numbers()
+    sums, totals = (
+        as_sent(number_sums(predictions[:, None], targets, (predictions - targets) ** 2)),
+        of_numbers(),
+    )
     found = totals.metrics(sums, 30)
     assert found["pearson"] == pytest.approx(pearsonr(predictions, targets).statistic, rel=1e-5)
     assert found["mse"] == pytest.approx(np.mean((predictions - targets) ** 2), rel=1e-5)
     assert totals.fault(sums, 30) is None
-    assert of_numbers().metrics(as_sent(number_sums(targets[:1], targets[:1])), 1)["pearson"] == 0.0
+    assert (
+        of_numbers().metrics(as_sent(number_sums(targets[:1, None], targets[:1], np.zeros(1))), 1)["pearson"]
+        == 0.0
+    )
 
 
 GOOD = as_sent(class_sums(LOGITS, LABELS, np.ones(40)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ def attach(
     trains: Sequence[str] = ("R",),
     scale: float = 1.0,
     routing: Routing | None = None,
+    less_start: bool = False,
 ) -> Attached:
     """Freeze the model and put a LowRankLinear over each layer named in `factors`.
 
@@ -92,10 +94,8 @@ def attach(
     by all layers, and lies at `model.routing`.
     """
     before = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
-    layers = {
-        name: LowRankLinear(model.get_submodule(name), start, trains=trains, scale=scale, routing=routing)
-        for name, start in factors.items()
-    }
+    over = partial(LowRankLinear, trains=trains, scale=scale, routing=routing, less_start=less_start)
+    layers = {name: over(model.get_submodule(name), start) for name, start in factors.items()}
     model.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)

@@ -57,6 +57,16 @@ def bases_from_weight(
     return Factors(B=U * S if singular_values else U, A=Vh, R=_zero_core(heads, rank, weight.device))
 
 
+def principal_pair(weight: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> Factors:
+    """B A is the best rank-`rank` approximation of W0, its singular values shared evenly; no R.
+
+    PiSSA's start (Meng et al. 2024, arXiv 2404.02948), for a layer whose update counts from there.
+    """
+    U, S, Vh = truncated_svd(weight, rank, generator=generator)
+    root = S.sqrt()
+    return Factors(B=U * root, A=root[:, None] * Vh, R=None)
+
+
 def orthonormal_bases(
     out: int, n_in: int, rank: int, *, heads: int = 1, generator: torch.Generator
 ) -> Factors:

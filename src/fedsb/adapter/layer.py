@@ -11,6 +11,11 @@ layer's dtype.
 
 P, where there is one, is a core of one client's own, shaped as R: the core is then R + P.
 
+F (r, k), where there is one, makes the core F^T F (Meng et al. 2026, arXiv 2602.17095), over bases of k
+directions.
+
+Where the update counts from the start, it is s (B A - B0 A0), with the factors B0, A0 as they were given.
+
 With a routing, R holds experts instead: (E, r, r) over bases of rank r, mixed by the gate G (E, r + 1) as
 `routing` says.
 """
@@ -29,12 +34,13 @@ from fedsb.adapter.linear import dense_weight, features, is_quantized, like_base
 from fedsb.adapter.routing import Gate, Routing
 from fedsb.errors import InputError
 
-FACTOR_NAMES = ("A", "R", "B", "s", "G", "P")
+FACTOR_NAMES = ("A", "R", "B", "s", "G", "P", "F")
 
 
 class Factors(NamedTuple):
     """The factors of one layer; `R` is None for plain LoRA, `s` where heads have no scale of their own, `G`
-    where there is one core or one gate for all layers, `P` where clients have no cores of their own."""
+    where there is one core or one gate for all layers, `P` where clients have no cores of their own, `F`
+    where the core is no Gram matrix."""
 
     B: Float[Tensor, "out k"]
     A: Float[Tensor, "k in"]
@@ -42,6 +48,7 @@ class Factors(NamedTuple):
     s: Float[Tensor, "heads"] | None = None
     G: Float[Tensor, "experts r1"] | None = None
     P: Float[Tensor, "heads r r"] | None = None
+    F: Float[Tensor, "r k"] | None = None
 
 
 class LoraPair(NamedTuple):
@@ -57,9 +64,10 @@ class LowRankLinear(nn.Module):
     Args:
         base: nn.Linear, GPT-2's Conv1D, or any layer with `in_features` and `out_features` (4-bit ones).
         factors: start values, copied to fp32 parameters on the base's device.
-        trains: which of "A", "R", "B", "s", "G", "P" get gradients.
+        trains: which of "A", "R", "B", "s", "G", "P", "F" get gradients.
         scale: s, a plain number (LoRA's alpha / r; 1 for Fed-SB).
         routing: what chooses between experts; None: R's blocks are heads of one core.
+        less_start: whether the update counts from these factors, so that it begins at zero.
     """
 
     A: nn.Parameter
@@ -67,6 +75,7 @@ class LowRankLinear(nn.Module):
     R: nn.Parameter | None
     s: nn.Parameter | None
     P: nn.Parameter | None
+    F: nn.Parameter | None
 
     def __init__(
         self,
@@ -76,6 +85,7 @@ class LowRankLinear(nn.Module):
         trains: Sequence[str] = ("R",),
         scale: float = 1.0,
         routing: Routing | None = None,
+        less_start: bool = False,
     ):
         super().__init__()
         _check_factors(base, factors, mixes=routing is not None)
@@ -95,6 +105,7 @@ class LowRankLinear(nn.Module):
                 self.register_parameter(name, parameter)
             else:
                 self.gate = None if parameter is None else Gate(parameter)
+        self._less = self._pair() if less_start else None
 
     @property
     def G(self) -> nn.Parameter | None:
@@ -120,7 +131,12 @@ class LowRankLinear(nn.Module):
             z = self.routing.through(self, z)
         elif (core := self.core()) is not None:
             z = through_core(z, core.to(z.dtype))
+        elif self.F is not None:
+            gram = self.F.to(z.dtype)
+            z = F.linear(F.linear(z, gram), gram.T)
         update = F.linear(z, self.B.to(z.dtype))
+        if self._less is not None:
+            update = update - F.linear(F.linear(x, self._less.A.to(x.dtype)), self._less.B.to(x.dtype))
         if self._beside is not None:
             return y + torch.add(F.linear(x, self._beside), update, alpha=self.scale)
         return y + update if self.scale == 1.0 else torch.add(y, update, alpha=self.scale)
@@ -185,10 +201,19 @@ class LowRankLinear(nn.Module):
         return self._own_pair() if self.base_update is None else _svd_pair(self.update())
 
     def _own_pair(self) -> LoraPair:
-        B, A = self.B.detach(), self.A.detach()
+        B, A = self._pair()
+        if self._less is not None:
+            B, A = torch.cat([B, -self._less.B], 1), torch.cat([A, self._less.A], 0)
+        return LoraPair(self.scale * B, A)
+
+    def _pair(self) -> LoraPair:
+        """B R and A, or B F^T and F A, copied; neither scale nor start."""
+        B, A = self.B.detach().clone(), self.A.detach().clone()
         if (core := self.core()) is not None:
             B = through_core(B, core.detach().transpose(1, 2))
-        return LoraPair(self.scale * B, A.clone())
+        if self.F is not None:
+            B, A = B @ self.F.detach().T, self.F.detach() @ A
+        return LoraPair(B, A)
 
     def update(self) -> Float[Tensor, "out in"]:
         """The dense weight update s B R A, with what was added to the base, if anything was."""
@@ -231,6 +256,8 @@ def _check_factors(base: nn.Module, factors: Factors, *, mixes: bool) -> None:
             expected["s"] = (heads,)
         if factors.P is not None:
             expected["P"] = (heads, r, r)
+    elif factors.F is not None:
+        expected["F"] = (len(factors.F), k)
     for name, shape in expected.items():
         actual = tuple(getattr(factors, name).shape)
         if actual != shape:
@@ -240,7 +267,9 @@ def _check_factors(base: nn.Module, factors: Factors, *, mixes: bool) -> None:
 
 
 def leading(factors: Factors, rank: int) -> Factors:
-    """The first `rank` directions of each head: what a client of that rank holds."""
+    """The first `rank` directions of each head, or rows of F: what a client of that rank holds."""
+    if factors.F is not None:
+        return factors._replace(F=factors.F[:rank])
     heads, full = (1, factors.A.shape[0]) if factors.R is None else factors.R.shape[:2]
     if rank == full:
         return factors

@@ -16,6 +16,7 @@ from fedsb.cli.audit import audit
 from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json, refuse_unused
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
+from fedsb.cli.report import report
 from fedsb.common.stage import DEBUG
 from fedsb.errors import FedsbError, InputError, explain
 from fedsb.report.screen import shown
@@ -233,23 +234,6 @@ def export(
 
 
 @app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders; several are set side by side.")],
-    out: Annotated[
-        Path | None, typer.Option(help="HTML file. Default: report.html in the first folder.")
-    ] = None,
-) -> None:
-    """Build the one-page HTML report from run folders.
-
-    Examples: `fedsb report runs/quickstart` · `fedsb report runs/a runs/b --out both.html`
-    """
-    from fedsb.report import write_report
-
-    default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
-    out_console.print(f"wrote {write_report(folders, out or default)}", highlight=False, markup=False)
-
-
-@app.command()
 def doctor(
     config: Annotated[
         Path | None, typer.Argument(help="YAML file to check; without it only the machine.")
@@ -325,6 +309,7 @@ def cost(
     terminal.show_costs(table, out_console)
 
 
+app.command()(report)
 app.command()(privacy)
 app.command()(audit)
 app.add_typer(deploy, name="deploy")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsb.common.files import write_bytes, write_json
+from fedsb.common.files import write_json
 from fedsb.compare import tuning
 from fedsb.compare.arms import Arm, check_seeds, final_jobs, make_arms
 from fedsb.compare.config import CompareConfig
 from fedsb.compare.execute import Problems, execute
 from fedsb.compare.folder import check_folder, write_config
 from fedsb.compare.inputs import INPUTS, check_inputs, check_same_inputs
-from fedsb.compare.page import comparison_page
+from fedsb.compare.page import write_comparison
 from fedsb.compare.progress import Progress, Silent
 from fedsb.compare.results import (
     better_than,
@@ -78,7 +78,7 @@ def compare(
         problems = execute(final_jobs(root, arms, rates, seeds), jobs, progress)
         document = _document(root, methods, settings.metric, {**hopeless, **problems})
         write_json(root / "comparison.json", document)
-        write_bytes(root / "report.html", comparison_page(root).encode("utf-8", errors="replace"))
+        write_comparison(root)
     return Comparison(document, Path(out))
 
 

@@ -40,6 +40,11 @@ def check_folder(folder: Path, config: RunConfig, settings: CompareConfig) -> Co
     return settings.model_copy(update=grown)
 
 
+def is_comparison(folder: Path) -> bool:
+    """Whether the folder holds a finished comparison."""
+    return (folder / "comparison.json").is_file()
+
+
 def write_config(folder: Path, config: RunConfig, settings: CompareConfig) -> None:
     """config.yaml: a whole config of `fedsb compare`, and of `fedsb run`."""
     folder.mkdir(parents=True, exist_ok=True)

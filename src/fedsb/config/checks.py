@@ -7,10 +7,12 @@ from operator import attrgetter
 
 from fedsb.config.expert_checks import expert_faults
 from fedsb.config.method import able_names, method_of
+from fedsb.config.optimization_checks import optimization_faults
 from fedsb.config.privacy_checks import privacy_faults
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections.federation import FederationConfig
 from fedsb.config.sections.task import AnswerSection
+from fedsb.config.secure_checks import secure_faults
 from fedsb.config.site_checks import site_faults
 from fedsb.errors import InputError
 from fedsb.methods import Method
@@ -24,7 +26,16 @@ def check_settings(config: RunConfig) -> None:
         InputError: an unknown method, heads that do not divide, mixed ranks a method cannot do, private data
             left unprotected, ...; one line per fault.
     """
-    parts = (_cohort, _packing, site_faults, method_faults, expert_faults, privacy_faults)
+    parts = (
+        _cohort,
+        _packing,
+        site_faults,
+        method_faults,
+        optimization_faults,
+        expert_faults,
+        secure_faults,
+        privacy_faults,
+    )
     faults = [fault for part in parts for fault in part(config)]
     if len(faults) == 1:
         raise InputError(faults[0])

@@ -1,4 +1,5 @@
-"""What a config with `privacy` has where it says nothing: settings that look at no private row."""
+"""What a config with `privacy` or secure aggregation has where it says nothing: settings that look at no
+private row, or at sums alone."""
 
 from __future__ import annotations
 
@@ -27,6 +28,17 @@ def with_private_defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if by_client and isinstance(federation, Mapping):
         values = {**values, "federation": {"weighting": "uniform", **federation}}
     return values
+
+
+def with_secure_defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of a config, with a start that is a sum where secure aggregation is asked for and nothing
+    else is set."""
+    method, federation = values.get("method", {}), values.get("federation", {})
+    init = method.get("init", {}) if isinstance(method, Mapping) else None
+    secure = isinstance(federation, Mapping) and federation.get("secure_aggregation") is not None
+    if not (secure and isinstance(init, Mapping)):
+        return values
+    return {**values, "method": {**method, "init": {"upload": "sketch", **init}}}
 
 
 def _start(init: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedsb.common.dotted import flat
 from fedsb.config.base import Section, checked
-from fedsb.config.private_defaults import with_private_defaults
+from fedsb.config.private_defaults import with_private_defaults, with_secure_defaults
 from fedsb.config.sections.data import DEFAULT_SHARE, DataConfig
 from fedsb.config.sections.evaluation import EvaluationConfig
 from fedsb.config.sections.federation import FederationConfig
@@ -62,7 +62,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _private_defaults(cls, values: Any) -> Any:
-        return with_private_defaults(values) if isinstance(values, Mapping) else values
+        return with_secure_defaults(with_private_defaults(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _benchmarks_are_written(self) -> RunConfig:

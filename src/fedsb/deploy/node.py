@@ -37,9 +37,12 @@ from fedsb.deploy.node_config import (
 from fedsb.deploy.node_data import localized, read_data
 from fedsb.deploy.node_folder import make_private, run_folder
 from fedsb.deploy.node_start import NodeStart
+from fedsb.deploy.node_sums import NodeSums, node_sums
 from fedsb.deploy.own_part import OwnPart
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
+from fedsb.federation.secure.fixed_point import FixedPoint
+from fedsb.federation.secure.summands import ONCE, of_update
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.ledger import Spend
@@ -52,6 +55,8 @@ from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_round import integers_of
+from fedsb.runner.secure_settings import secure_rules
 
 CORES = "experts.safetensors"
 """In the folder of a run of a mixture: all experts as they were after the hard rounds."""
@@ -164,6 +169,18 @@ class Node:
         return NodeStart(*settings, self.data, self.base, self.folder, private)
 
     @cached_property
+    def sums(self) -> NodeSums:
+        """This party's side of secure sums.
+
+        Raises:
+            UpdateRejected: this run has none.
+        """
+        rules = secure_rules(self.config, self.folder.name)
+        if rules is None:
+            raise UpdateRejected("this run's config has no federation.secure_aggregation")
+        return node_sums(self.node_config, rules, self.folder)
+
+    @cached_property
     def local_client(self) -> LocalClient:
         local_model = local_model_of(self.config, self.data, self.base, self.start.factors())
         this_client = local_clients(self.config, self.data, local_model, self.private)(self.client)
@@ -191,9 +208,31 @@ class Node:
             return self._answered(kind, message)
 
     def _answered(self, kind: str, message: bytes) -> bytes:
-        answer = self.door.let_out(QUESTIONS[kind](self, message))
-        self._audit(kind, answer)
+        secure = self.config.federation.secure_aggregation is not None and kind in SUMMED
+        disclosure = self._summed(kind, message) if secure else QUESTIONS[kind](self, message)
+        answer = self.door.let_out(disclosure)
+        self._audit("sum" if secure else kind, answer)
         return answer
+
+    def _summed(self, kind: str, message: bytes) -> Disclosure:
+        """As the question in this message is answered, under masks."""
+        question = self.sums.opened(kind, message)
+        disclosure = QUESTIONS[kind](self, question)
+        if isinstance(disclosure, PublicFacts):
+            return PublicFacts(self._masked(kind, question, lambda: disclosure.message))
+        return replace(disclosure, make=partial(self._masked, kind, question, disclosure.make))
+
+    def _masked(self, kind: str, question: bytes, make: Callable[[], bytes]) -> bytes:
+        answer, terms = make(), self.sums.terms
+        if kind == "train":
+            exchange, weighting = self.local_client.local_model.exchange, self.config.federation.weighting
+            summand = of_update(question, answer, exchange, weighting)
+            size, rules = summand.values.numel(), self.sums.member.rules
+            integers, coding = integers_of(self.private, rules, terms, size)
+            return self.sums.masked(integers(self.client, summand), coding)
+        coding = FixedPoint(*ONCE, len(terms.cohort))
+        summand = self.start.summand(kind, question, answer)
+        return self.sums.masked(summand.integers(coding, terms.heaviest), coding)
 
     def hello(self, question: bytes) -> Disclosure:
         """`NodeFacts` as JSON."""
@@ -236,30 +275,33 @@ class Node:
             raise UpdateRejected(f"wrong round: expected one from 1 to {last}, found {number}")
 
     def train(self, broadcast: bytes) -> Disclosure:
-        """This party's update of a round of the plan."""
-        number = wire.unpack(broadcast)[0].round
+        """This party's update of a round of the plan, or its second answer, which the first paid for."""
+        header = wire.unpack(broadcast)[0]
+        number, again = header.round, header.exchange is not None
         self._check_number(number, self.config.federation.rounds)
         this_client = replace(self.local_client, private=self._with_secret_batches())
         make = partial(self._answered_and_kept, this_client, broadcast, LocalClient.answer)
         mechanism = this_client.private.charge_of(self.client, number) if this_client.private else None
         if mechanism is None:
             return UnprotectedUpdate(make)
-        return NoisedRelease(make, Spend(self.client, "round", number, mechanism))
+        return NoisedRelease(make, Spend(self.client, "round", number, mechanism), again=again)
 
     def _answered_and_kept(
         self, this_client: LocalClient, broadcast: bytes, answers: Callable[[LocalClient, bytes], bytes]
     ) -> bytes:
         """The answer, given with what this node keeps of the run, which is kept as the answer left it."""
-        local_model, number = this_client.local_model, wire.unpack(broadcast)[0].round
+        local_model, header = this_client.local_model, wire.unpack(broadcast)[0]
+        number, second = header.round, header.exchange is not None
         if local_model.base_round == 0:
             self._restore_base()
         before, cores = local_model.base_round, self._restored_cores()
         own = OwnPart(self.folder, self.digest)
         stays = local_model.exchange.method.stays
-        if stays:
-            this_client = replace(this_client, kept=own.before(number))
+        keeps = local_model.exchange.keeps
+        if keeps:
+            this_client = replace(this_client, kept=own.before(number + second))
         answer = answers(this_client, broadcast)
-        if stays and answers is LocalClient.answer:
+        if keeps and answers is LocalClient.answer and not second:
             own.keep(number, this_client.kept)
         elif stays and number > self.config.federation.rounds:  # the end of the run: this party's own model
             digest = layer_digest({name: layer.base for name, layer in local_model.attached.layers.items()})
@@ -315,11 +357,16 @@ QUESTIONS: Mapping[str, Callable[[Node, bytes], Disclosure]] = {
     "contribute": lambda node, question: node.start.contribute(question),
     "bases": lambda node, question: node.start.take_bases(question),
     "statistics": Node.statistics,
+    "keys": lambda node, question: PublicFacts(node.sums.answer("keys", question)),
+    "shares": lambda node, question: PublicFacts(node.sums.answer("shares", question)),
+    "unmask": lambda node, question: PublicFacts(node.sums.answer("unmask", question)),
     "train": Node.train,
     "score": Node.score,
     "alone": Node.alone,
 }
 """Every question there is (`clients.Kind`), and what is disclosed in answer. Nothing else is answered."""
+SUMMED = ("warm-up", "contribute", "train")
+"""Questions whose answers leave under masks, with secure aggregation; they come in its messages then."""
 
 
 def _said(kind: str, answer: bytes) -> dict[str, object]:

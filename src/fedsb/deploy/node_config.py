@@ -67,6 +67,10 @@ class LimitsConfig(Section):
     smallest_clip_norm: Positive | None = None
     """Below it, noise and rounding would be all that is sent. null: any."""
 
+    smallest_cohort: Annotated[int, Field(ge=2)] | None = None
+    """Updates leave under masks alone (federation.secure_aggregation), in sums over so many parties or more,
+    whose keys lie in `peers`; other runs are refused. It is no limit on what sums tell. null: no minimum."""
+
     @property
     def of_a_run(self) -> float | None:
         """The largest epsilon of one run."""
@@ -87,6 +91,10 @@ class NodeConfig(Section):
     key: str | None = None
     """File of this party's private key, whose public part the server registered; it signs every answer. null:
     answers are not signed, which servers with registered keys refuse."""
+    peers: str | None = None
+    """Folder of all parties' public keys (client-K.pub), got from their owners and not from the server: with
+    secure aggregation this party masks its updates with holders of these keys alone. null: the server's word
+    is taken, which could then play the others' part."""
     model: NodeModelConfig = NodeModelConfig()
     limits: LimitsConfig = LimitsConfig()
     allow_unprotected: bool | None = None
@@ -115,12 +123,14 @@ class NodeConfig(Section):
         if node.data.public is not None:
             files["public"] = str(folder / node.data.public)
         data, key = node.data.model_copy(update=files), node.key and str(folder / node.key)
-        return node.model_copy(update={"data": data, "state": str(folder / node.state), "key": key})
+        found = {"data": data, "state": str(folder / node.state), "key": key}
+        return node.model_copy(update=found | {"peers": node.peers and str(folder / node.peers)})
 
     @property
     def limited(self) -> bool:
-        """Whether its owner set any limit."""
-        return any(value is not None for value in self.limits.model_dump().values())
+        """Whether its owner set any limit on what a run may learn."""
+        limits = self.limits.model_dump(exclude={"smallest_cohort"})
+        return any(value is not None for value in limits.values())
 
     @property
     def gives_unprotected(self) -> bool:
@@ -163,6 +173,7 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
             f"client: this party is number {node.client}, the run has {config.federation.clients} clients "
             f"(0 to {config.federation.clients - 1}); fix client here or federation.clients at the server"
         )
+    _check_cohort(node, config)
     if not (node.gives_unprotected or protects_examples(privacy)):
         raise Refused(unprotected_refusal(node))
     if privacy is None:
@@ -185,6 +196,27 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
         raise Refused(_refusal("clip_norm", f"at least {smallest:g}", "smallest_clip_norm", clip))
 
 
+def _check_cohort(node: NodeConfig, config: RunConfig) -> None:
+    smallest, federation = node.limits.smallest_cohort, config.federation
+    if smallest is None:
+        return
+    if federation.secure_aggregation is None:
+        raise Refused(
+            f"limits.smallest_cohort: this party's updates leave in sums over {smallest} parties or more; "
+            "set federation.secure_aggregation at the server"
+        )
+    if (cohort := federation.clients_per_round or federation.clients) < smallest:
+        raise Refused(
+            f"limits.smallest_cohort: this party takes part in sums over {smallest} parties or more, a "
+            f"round of this run has {cohort}; ask more of them at the server"
+        )
+    if node.peers is None:
+        raise Refused(
+            "limits.smallest_cohort: a server could play the other parties itself; put the others' public "
+            "keys into a folder and name it in peers in node.yaml here"
+        )
+
+
 def protects_examples(privacy: PrivacyConfig | None) -> bool:
     """Whether each party adds noise for its own examples, that nobody else can take off."""
     return privacy is not None and privacy.unit == "example" and privacy.insecure_seed is None
@@ -192,7 +224,8 @@ def protects_examples(privacy: PrivacyConfig | None) -> bool:
 
 def unprotected_refusal(node: NodeConfig) -> str:
     """Why this party gives no unprotected update."""
-    set_limits = [name for name, value in node.limits.model_dump().items() if value is not None]
+    limits = node.limits.model_dump(exclude={"smallest_cohort"})
+    set_limits = [name for name, value in limits.items() if value is not None]
     key = f"limits.{set_limits[0]}" if set_limits else "allow_unprotected"
     largest = node.limits.of_a_run
     within = "" if largest is None else f" with epsilon {largest:g} or less"

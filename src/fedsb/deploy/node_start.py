@@ -22,9 +22,18 @@ from fedsb.config.method import method_of
 from fedsb.deploy.door import Disclosure, NoisedRelease, PublicFacts, UnprotectedUpdate
 from fedsb.deploy.node_config import Refused
 from fedsb.errors import UpdateRejected
+from fedsb.federation.exchange import Layout
 from fedsb.federation.fixed_shape import OfOneShape
+from fedsb.federation.secure.summands import Summand
 from fedsb.federation.start.contribution import SENT_AS, empty
-from fedsb.federation.start.from_gradients import Calibration, Draw, as_received, contribute, estimating
+from fedsb.federation.start.from_gradients import (
+    Calibration,
+    Draw,
+    as_received,
+    contribute,
+    estimating,
+    summed_layout,
+)
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import bases_kind, draw_calibration, start_factors
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
@@ -129,6 +138,16 @@ class NodeStart:
         )
         write_bytes(self.folder / BASES, bases, private=True)
         return PublicFacts(self._pack("bases", 0, {}))
+
+    def summand(self, kind: str, question: bytes, answer: bytes) -> Summand:
+        """What an answer of this start adds to a secure sum."""
+        _, tensors = unpack_start(answer)
+        if kind == "contribute":
+            return Summand(summed_layout(self.base.targets, self.start).flatten(tensors))
+        layout = Layout.of({f"head.{name}": part for name, part in self.base.task_head.items()})
+        sent = {name: tensor for name, tensor in unpack_start(question)[1].items() if name != "sizes"}
+        calibration, _ = self._calibration(question, "warm-up")
+        return Summand(layout.flatten(tensors) - layout.flatten(sent), len(calibration.draw[self.client]))
 
     def _calibration(self, question: bytes, kind: Kind) -> tuple[Calibration, int]:
         """The draw of all parties, of which this one's examples alone are here, or its own public rows; the

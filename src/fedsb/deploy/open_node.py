@@ -17,6 +17,7 @@ import torch
 from fedsb.config import RunConfig
 from fedsb.deploy.node import Node
 from fedsb.deploy.node_config import NodeConfig
+from fedsb.federation.secure.messages import STAGES
 from fedsb.runner.clients import ADAPTED
 
 
@@ -44,10 +45,11 @@ class OpenNode:
         data = node_config.data
         stamps = [_stamp(rows) for rows in (data.train, data.public) if rows is not None]
         opened_from = (config.model_dump_json(), node_config.model_dump_json(), run, stamps)
-        if self.node is None or opened_from != self._opened_from or (self.trained and kind not in ADAPTED):
+        other = self.trained and kind not in (*ADAPTED, *STAGES)
+        if self.node is None or opened_from != self._opened_from or other:
             self.drop()
             self.node, self._opened_from = Node(config, node_config, run), opened_from
-        self.trained = kind in ADAPTED
+        self.trained = self.trained if kind in STAGES and self.trained else kind in ADAPTED
         return self.node
 
     def drop(self) -> None:

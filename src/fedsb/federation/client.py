@@ -8,16 +8,22 @@ Between rounds a client keeps what was sent once and, for methods that change th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import FACTOR_NAMES
 from fedsb.adapter.routing import routing_of
+from fedsb.common.seeding import torch_generator
 from fedsb.federation import wire
+from fedsb.federation.control_variates import Controls
 from fedsb.federation.exchange import USAGE, Exchange, Part
 from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
+from fedsb.federation.moments import Moments
+from fedsb.federation.second_exchange import forget, remembered
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
+from fedsb.methods.method import UploadInputs
 
 
 def client_update(
@@ -49,7 +55,12 @@ def client_update(
     if not examples:
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
-    header, parameters = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
+    header, parameters, shared = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
+    controls = Controls.of(exchange, header.round, shared, kept or {})
+    before = copied(parameters) if exchange.method.finish_upload or controls.names else {}
+    lasting = Moments.of(exchange, header.round, shared, kept or {})
+    more: dict[str, Any] = {"shift": controls.shift(parameters)} if controls.names else {}
+    more |= {"moments": lasting} if lasting else {}
     mean_loss = (train_with or train)(
         local_model,
         parameters,
@@ -60,16 +71,26 @@ def client_update(
         client=client,
         seed=seed,
         on_step=on_step,
+        **more,
     )
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
-    vector = layout.flatten(_answer(exchange, parameters, part) | _usage(local_model, header.round))
+    settled = _answer(local_model, parameters, before, part, header.round, seed)
+    after = controls.after(before, parameters, training.rates(header.round, len(examples)))
+    settled |= _usage(local_model, header.round) | controls.changes(after)
+    settled |= lasting.found if lasting and exchange.moments == "averaged" else {}
+    vector = layout.flatten(settled)
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
         raise ClientFailed(str(reason)) from None
     if kept is not None:
+        forget(kept)
+        if exchange.method.follow_up is not None:
+            kept |= remembered(local_model, header.round)
+        kept |= after
+        kept |= lasting.to_keep() if lasting and exchange.moments == "kept" else {}
         kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
     return message
 
@@ -80,8 +101,10 @@ Kept = dict[str, Tensor]
 
 def open_broadcast(
     broadcast: bytes, local_model: LocalModel, part: Part, *, seed: int, kept: Kept | None = None
-) -> tuple[wire.Header, dict[str, nn.Parameter]]:
+) -> tuple[wire.Header, dict[str, nn.Parameter], dict[str, Tensor]]:
     """Put a broadcast into the model; its header, and the parameters that train in its round.
+
+    What it shares, by name, comes third.
 
     Raises:
         UpdateRejected: the broadcast is no message for this part of this method.
@@ -96,19 +119,38 @@ def open_broadcast(
     if exchange.experts is not None:
         keep_cores(local_model, header, vector[down.size :])
     shared = down.unflatten(vector[: down.size])
-    return header, load_round(
-        local_model, shared, part, round_number=header.round, seed=seed, kept=kept or {}
-    )
+    parameters = load_round(local_model, shared, part, round_number=header.round, seed=seed, kept=kept or {})
+    return header, parameters, shared
 
 
-def _answer(exchange: Exchange, parameters: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values that they have now, on their devices."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _answer(
+    local_model: LocalModel,
+    parameters: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    part: Part,
+    round_number: int,
+    seed: int,
+) -> dict[str, Tensor]:
     """What goes up: trained factors as the method settles them (of heads that trained), and the task head."""
+    exchange = local_model.exchange
     answer = {name: parameters[name].detach() for name in exchange.task_head}
     travel = [factor for factor in FACTOR_NAMES if factor not in exchange.method.stays]
     for layer in exchange.layers:
         factors = {f: p.detach() for f in travel if (p := parameters.get(f"{layer}.{f}")) is not None}
-        settled = exchange.method.finish_upload(factors) if exchange.method.finish_upload else factors
-        for name, value in settled.items():
+        if exchange.method.finish_upload is not None:
+            known = UploadInputs(
+                {f: before[f"{layer}.{f}"] for f in factors},
+                {f: p.detach() for f, p in local_model.attached.layers[layer].factors().items()},
+                round_number,
+                torch_generator(seed, "upload", round_number, layer),
+            )
+            factors = dict(exchange.method.finish_upload(factors, known))
+        for name, value in factors.items():
             answer[f"{layer}.{name}"] = value if part.heads is None else value[list(part.heads)]
     return answer
 

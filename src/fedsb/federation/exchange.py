@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -22,7 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsb.adapter import Factors
 from fedsb.federation.experts import ExpertsPlan
+from fedsb.federation.moments import Lasting
+from fedsb.methods.averaging.beside import CONTROL, MOMENTS
 from fedsb.methods.averaging.stack import factors_are_smaller
 from fedsb.methods.method import AggregationInputs, Method, Padding, Shape
 
@@ -138,6 +141,8 @@ class Exchange:
         padding, residual_rank: see `AggregationInputs`.
         upload_dtype: what an upload's numbers travel as; broadcasts are fp32.
         experts: of a mixture, whose R has a block for each; None: one core.
+        control_variates: whether they travel with what trains, down as they are and up as they changed.
+        moments: whether Adam's start anew in a round, stay with each client, or are averaged too.
     """
 
     method: Method
@@ -150,6 +155,20 @@ class Exchange:
     residual_rank: int | None = None
     upload_dtype: torch.dtype = torch.float32
     experts: ExpertsPlan | None = None
+    control_variates: bool = False
+    moments: Lasting = "fresh"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients keep something of their own from one message to the next."""
+        own = self.control_variates or self.moments == "kept"
+        return own or bool(self.method.stays) or self.method.follow_up is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """How names of what travels beside trained numbers start."""
+        control = (CONTROL,) if self.control_variates else ()
+        return (*control, *(MOMENTS if self.moments == "averaged" else ()))
 
     @property
     def whole(self) -> Part:
@@ -158,14 +177,41 @@ class Exchange:
 
     def up(self, round_number: int, part: Part) -> Layout:
         """An upload's layout. Scales of heads never travel: they are folded into R first; nor what stays."""
-        trained = self.method.trains(round_number)
+        trained = self.method.uploads or self.method.trains(round_number)
         names = tuple(name for name in trained if name != "s" and name not in self.method.stays)
-        return Layout((*self._factors(names, part.rank, part.blocks), *self._others(names)))
+        entries = (*self._factors(names, part.rank, part.blocks), *self._others(names))
+        return Layout((*entries, *((f"{kind}{n}", shape) for kind in self.kinds for n, shape in entries)))
+
+    def beside(self, round_number: int) -> Layout:
+        """What travels, down too, beside what trains in a round."""
+        whole, kinds = self.up(round_number, self.whole), self.kinds
+        return Layout(tuple(entry for entry in whole.entries if kinds and entry[0].startswith(kinds)))
+
+    def trained(self, round_number: int) -> tuple[str, ...]:
+        """Names of what trains in a round and goes up."""
+        names = {name for name, _ in self.beside(round_number).entries}
+        return tuple(n for n, _ in self.up(round_number, self.whole).entries if n not in names)
+
+    def question(self) -> Layout:
+        """What the server asks with in a round's second exchange."""
+        rule = self.method.follow_up
+        return Layout(tuple(self._factors(rule.asks if rule else (), self.rank)))
+
+    def second_answers(self) -> Layout:
+        """What a client answers to it."""
+        rule = self.method.follow_up
+        return Layout(tuple(self._factors(rule.answers if rule else (), self.rank)))
 
     def stays(self, round_number: int) -> list[str]:
         """What each client keeps of this round, as `layer.FACTOR`."""
         kept = [name for name in self.method.trains(round_number) if name in self.method.stays]
         return [f"{layer}.{name}" for layer in self.layers for name in kept]
+
+    def in_step(self, names: Iterable[str], step: int) -> dict[str, str]:
+        """Of a round's trained factors, as `layer.FACTOR`, those that train in its step -> FACTOR."""
+        chosen = self.method.trains_in_step
+        factors = {name: name.rpartition(".")[2] for name in names if name not in self.task_head}
+        return {n: f for n, f in factors.items() if chosen is None or f in chosen(step)}
 
     def down(self, rank: int) -> Layout:
         """All that the server shares, at this rank, without an update of the base."""
@@ -174,7 +220,7 @@ class Exchange:
     def broadcast(self, round_number: int, part: Part) -> Layout:
         """What of it goes to a client of this part in this round; of a mixture, what trains."""
         if self.experts is None:
-            return self.down(part.rank)
+            return Layout((*self.down(part.rank).entries, *self.beside(round_number).entries))
         names = self.method.trains(round_number)
         return Layout((*self._factors(names, part.rank, part.experts), *self._others(names)))
 
@@ -214,6 +260,12 @@ class Exchange:
             entries += tuple((f"{name} kept", shape) for name, shape in self.cores().entries)
         return Layout(entries)
 
+    def started(self, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+        """Of the factors as they started, what an aggregation of this method needs, by name."""
+        if not self.method.less_start:
+            return {}
+        return {f"{layer}.{f}": getattr(part, f) for layer, part in factors.items() for f in ("B", "A")}
+
     def frame(self, round_number: int, vector: Tensor) -> AggregationInputs:
         """What the aggregation of this round knows; `vector` as in `ServerState`."""
         return AggregationInputs(
@@ -238,11 +290,14 @@ class Exchange:
         count = (experts or self.heads) if blocks is None else len(blocks)
         entries: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
-            shapes = {
+            shapes: dict[str, tuple[int, ...]] = {
                 "A": (width, n_in),
                 "B": (out, width),
                 "R": (count, rank, rank),
                 "G": (experts, rank + 1),
+                "F": (rank, min(out, n_in)),
             }
+            if self.method.shapes is not None:
+                shapes |= self.method.shapes(Shape(out, n_in), rank)
             entries += [(f"{layer}.{name}", shapes[name]) for name in names]
         return entries

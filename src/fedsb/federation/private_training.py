@@ -29,12 +29,15 @@ from fedsb.federation.canaries import Canaries, GradientsOf, RowCanaries
 from fedsb.federation.dropout import check_repeatable, without_dropout
 from fedsb.federation.fixed_shape import computes_in_16_bits, of_shape
 from fedsb.federation.local_model import Example, LocalModel
+from fedsb.federation.moments import Moments
 from fedsb.federation.training import (
     ClientFailed,
     LocalTraining,
     OnStep,
+    Pull,
     autocast,
     make_optimizer,
+    resting,
     set_learning_rate,
     to_device,
 )
@@ -65,6 +68,7 @@ def train_privately(
     client: int,
     seed: int = 0,
     on_step: OnStep = lambda num_examples: None,
+    moments: Moments | None = None,
     canaries: Canaries | RowCanaries | None = None,
     correlated: Correlated | None = None,
 ) -> None:
@@ -78,6 +82,7 @@ def train_privately(
         coins: of the Poisson batches; of this call alone, since what is composed as independent samples must
             be independent.
         masks: by parameter, 0 where it must not change (heads of the core this client does not train).
+        moments: what AdamW starts from, and leaves: made of noised gradients alone.
         seed: plays no part: whoever sees the results may know it.
         canaries: take part in every step, for an audit.
         correlated: the steps' noise where it is not independent.
@@ -95,19 +100,26 @@ def train_privately(
             check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
         path = ("step", client, round_number)
         optimizer = clipping_optimizer(parameters, training, plan, noise, path, correlated)
+        pulled = Pull.of(local_model, parameters, training, round_number)
+        if moments is not None:
+            moments.put(optimizer.original_optimizer, parameters, plan.steps_per_round)
         with per_example_gradients(local_model.model):
             for number, batch in enumerate(plan.batches(coins, round_number)):
                 set_learning_rate(optimizer, done + number, total, training)
                 chosen = [units[i] for i in batch]
-                clip_norm = optimizer.max_grad_norm
-                of = partial(_gradients, local_model, parameters, training=training, masks=masks)
-                joining, see = _with_canaries(canaries, parameters, plan, clip_norm, of)
-                private_step(
-                    local_model, parameters, optimizer, chosen, training, masks, joining=joining, see=see
-                )
+                with resting(local_model, parameters, number) as filter_gradients:
+                    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+                    of = partial(_gradients, local_model, trained, training=training, masks=masks)
+                    joining, see = _with_canaries(canaries, trained, plan, optimizer.max_grad_norm, of)
+                    hooks = (see, partial(pulled.finish, filter_gradients))
+                    private_step(
+                        local_model, trained, optimizer, chosen, training, masks, joining=joining, hooks=hooks
+                    )
                 on_step(plan.expected_batch_size)
                 if deadline is not None and time.monotonic() > deadline:
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+        if moments is not None:
+            moments.take(optimizer.original_optimizer, parameters)
 
 
 def _with_canaries(
@@ -198,19 +210,21 @@ def private_step(
     masks: Mapping[str, Tensor],
     *,
     joining: Sequence[MakeGradients] = (),
-    see: Callable[[], None] = lambda: None,
+    hooks: Sequence[Callable[[], None]] = (),
 ) -> None:
     """One noisy step over a Poisson batch, in physical batches of the config's size.
 
     Args:
+        parameters: those that are clipped and noised.
         joining: make gradients of more units, which are clipped and summed with the batch's.
-        see: is called when the parameters have the step's noised gradient.
+        hooks: are called in turn when the parameters have the step's noised gradient.
     """
     optimizer.zero_grad()
 
     def finished(_: Any) -> None:
         _mask_gradients(parameters, masks)
-        see()
+        for hook in hooks:
+            hook()
 
     optimizer.attach_step_hook(finished)
     groups = physical_batches(batch, training.batch_size, lambda unit: max(map(length_of, unit)))
@@ -304,7 +318,7 @@ def _usable(parameter: Any, num_examples: int, rows: int, mask: Tensor | None) -
 
 
 def _mask_gradients(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
+    for name, mask in ((name, mask) for name, mask in masks.items() if name in parameters):
         gradient = parameters[name].grad
         assert gradient is not None
         gradient.mul_(mask)

@@ -54,7 +54,7 @@ def client_scores(
         UpdateRejected: the broadcast is no message for this part of this method.
         RunFailed: there is no noise for totals that need it; nothing may leave.
     """
-    header, _ = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
+    header, _, _ = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
     sums = {name: torch.zeros(shape) for name, shape in totals.shapes.items()}
     if examples:
         for measured in measure(local_model.model, examples):

@@ -20,9 +20,10 @@ from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange, Layout, Part
 from fedsb.federation.experts import ExpertState
 from fedsb.federation.state import ServerState, base_by_name, base_for, changed_base
+from fedsb.federation.traffic import Traffic
 from fedsb.methods.averaging.mean import region
 from fedsb.methods.averaging.robust import NormBound
-from fedsb.methods.method import Aggregation, BaseUpdate, Upload
+from fedsb.methods.method import Aggregation, Averaged, BaseUpdate, Upload
 
 Weighting = Literal["examples", "uniform"]
 PartOf = Callable[[int], Part]
@@ -66,6 +67,8 @@ class RoundReport:
     """See `methods.Averaged.deviation`."""
     untrained: list[int] = field(default_factory=list)
     """Experts that no usable update trained."""
+    second: list[Traffic] = field(default_factory=list)
+    """Of the round's second exchange, where it has one."""
 
     @property
     def train_loss(self) -> float | None:
@@ -104,6 +107,8 @@ def _broadcast(
     number = state.round + 1
     layout = exchange.message(number, part, base_rank, with_cores=with_cores)
     named = exchange.down(exchange.rank).unflatten(state.vector)
+    for name, shape in exchange.beside(number).entries:
+        named[name] = state.memory.get(name, torch.zeros(shape))
     down = exchange.broadcast(number, part)
     held = {name: named[name][region(name, shape, part.experts)] for name, shape in down.entries}
     numbers = [down.flatten(held)]
@@ -137,6 +142,8 @@ def aggregate(
     bound: NormBound | None = None,
     registered: Mapping[int, int] | None = None,
     sites: Sequence[str] = (),
+    start: Mapping[str, Tensor] | None = None,
+    second: Callable[[Averaged, RoundReport], Averaged] | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Take in the cohort's outcomes one at a time and close the round.
 
@@ -150,12 +157,15 @@ def aggregate(
         registered: the examples of each client of the cohort, as they were before the run: nobody else is
             listened to, and an update that counts others is refused. None: anybody, and any count.
         sites: what clients are called, for messages.
+        start: see `AggregationInputs`.
+        second: the round's second exchange (`second_exchange.after_second_exchange`).
 
     Raises:
         RunFailed: no update could be used, or too few; the state given is still the current one.
     """
     report, aggregation = RoundReport(), aggregation or exchange.method.aggregation
-    accumulator = aggregation.start(exchange.frame(state.round + 1, state.vector))
+    frame = exchange.frame(state.round + 1, state.vector)._replace(start=start or {}, memory=state.memory)
+    accumulator = aggregation.start(frame)
     layout_of = cache(partial(exchange.up, state.round + 1))
     before_of = cache(partial(_before, state, exchange))
     heard: set[int] = set()
@@ -163,7 +173,7 @@ def aggregate(
         try:
             _check_sender(outcome.client, heard, registered)
             part = part_of(outcome.client) if part_of else exchange.whole
-            header, vector = _accept(outcome, state, exchange, layout_of(part), report, registered)
+            header, vector = accept(outcome, state, exchange, layout_of(part), report, registered)
             if bound is not None:
                 vector = _bounded(outcome.client, vector, before_of(part), bound, report)
         except UpdateRejected as reason:
@@ -177,6 +187,19 @@ def aggregate(
     if len(report.clients) < fewest:
         raise RunFailed(_too_few(state.round + 1, report, fewest, sites))
     averaged = aggregation.finish(accumulator)
+    if second is not None:
+        averaged = second(averaged, report)
+    return close_round(state, exchange, averaged, report, part_of)
+
+
+def close_round(
+    state: ServerState,
+    exchange: Exchange,
+    averaged: Averaged,
+    report: RoundReport,
+    part_of: PartOf | None = None,
+) -> tuple[ServerState, RoundReport]:
+    """The state after a round that gave this."""
     report.deviation = averaged.deviation
     down = exchange.down(exchange.rank)
     named = down.unflatten(state.vector) | dict(averaged.tensors)
@@ -185,7 +208,8 @@ def aggregate(
     if averaged.base_update or base.changed:
         base = changed_base(state, exchange, averaged.base_update, report.clients)
     experts = _experts_after(state, exchange, report, part_of)
-    return ServerState(state.round + 1, vector, base, experts), report
+    memory = {**state.memory, **averaged.memory}
+    return ServerState(state.round + 1, vector, base, experts, memory), report
 
 
 def _of_experts(
@@ -224,7 +248,7 @@ def _check_sender(client: int, heard: set[int], registered: Mapping[int, int] | 
     heard.add(client)
 
 
-def _accept(
+def accept(
     outcome: Outcome,
     state: ServerState,
     exchange: Exchange,
@@ -232,6 +256,11 @@ def _accept(
     report: RoundReport,
     registered: Mapping[int, int] | None,
 ) -> tuple[wire.Header, Tensor]:
+    """Header and numbers of an answer that can be used; its size is added to the report.
+
+    Raises:
+        UpdateRejected: it cannot be.
+    """
     if isinstance(outcome, Failed):
         raise UpdateRejected(outcome.reason)
     report.upload_bytes += len(outcome.message)
@@ -251,7 +280,13 @@ def _accept(
 
 def _before(state: ServerState, exchange: Exchange, part: Part) -> Tensor:
     """What was broadcast of the numbers in an upload of this part."""
-    named, layout = exchange.down(exchange.rank).unflatten(state.vector), exchange.up(state.round + 1, part)
+    return sent_before(exchange, state.round + 1, state.vector, part)
+
+
+def sent_before(exchange: Exchange, number: int, vector: Tensor, part: Part | None = None) -> Tensor:
+    """Of what is shared as this round begins, the numbers of an upload of this part (None: of all)."""
+    part = part or exchange.whole
+    named, layout = exchange.down(exchange.rank).unflatten(vector), exchange.up(number, part)
     return torch.cat([named[n][region(n, shape, part.blocks)].reshape(-1) for n, shape in layout.entries])
 
 

@@ -36,13 +36,14 @@ class BaseChange:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change, and
-    of a mixture who has which experts."""
+    """All that changes between rounds: finished rounds, the vector to broadcast next, the base's change, of a
+    mixture who has which experts, and what aggregations left to be kept, by name."""
 
     round: int
     vector: Float[Tensor, "size"]
     base: BaseChange = field(default_factory=BaseChange)
     experts: ExpertState | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def base_for(state: ServerState, client: int) -> tuple[int | None, int | None]:

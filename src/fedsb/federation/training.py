@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsb.common.seeding import numpy_generator, scoped_global_seed
 from fedsb.federation.local_model import Batch, Example, LocalModel
+from fedsb.federation.moments import Moments
 from fedsb.tasks.task import length_of
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -70,6 +73,8 @@ class LocalTraining:
     rounds: int = 1
     """Rounds of the whole run, for the schedule."""
     timeout_seconds: float | None = None
+    proximal: float = 0.0
+    """mu of FedProx."""
 
     def batches_per_round(self, num_examples: int) -> int:
         """Batches of one round's local training."""
@@ -78,6 +83,12 @@ class LocalTraining:
     def steps_per_round(self, num_examples: int) -> int:
         """Optimizer steps of one round's local training."""
         return math.ceil(self.batches_per_round(num_examples) / self.accumulation)
+
+    def rates(self, round_number: int, num_examples: int) -> float:
+        """The sum of the rates of one round's steps of a client with so many examples."""
+        steps = self.steps_per_round(num_examples)
+        first, total = (round_number - 1) * steps, self.rounds * steps
+        return sum(self.learning_rate_at(step, total) for step in range(first, first + steps))
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """The rate of this optimizer step, from 0, of the whole run's `total`."""
@@ -105,8 +116,12 @@ def train(
     client: int,
     seed: int,
     on_step: OnStep = lambda num_examples: None,
+    shift: Mapping[str, Tensor] = MappingProxyType({}),
+    moments: Moments | None = None,
 ) -> float:
     """Train the parameters in place; the mean loss over the examples seen. `masks` as `_masked` takes them.
+
+    shift: what is added to each step's gradient, by parameter. moments: what AdamW starts from, and leaves.
 
     Randomness depends on (seed, round, client) alone: the batches' order by its own generator, dropout
     by torch's global one, seeded for this call and put back.
@@ -118,17 +133,25 @@ def train(
     optimizer = make_optimizer(
         _groups(parameters, local_model.exchange.stays(round_number), training), training
     )
+    if moments is not None:
+        moments.put(optimizer, parameters, len(steps))
     loss_sum = seen = 0.0
+    pulled = Pull.of(local_model, parameters, training, round_number, shift)
     local_model.model.train()
     with scoped_global_seed(seed, "dropout", round_number, client), _masked(parameters, masks or {}):
         for number, group in enumerate(steps, start=(round_number - 1) * len(steps)):
             set_learning_rate(optimizer, number, training.rounds * len(steps), training)
             chosen = [[examples[i] for i in batch] for batch in group]
-            loss_sum += plain_step(local_model, parameters, optimizer, chosen, training)
+            step = number - (round_number - 1) * len(steps)
+            with resting(local_model, parameters, step) as filter_gradients:
+                finish = partial(pulled.finish, filter_gradients)
+                loss_sum += plain_step(local_model, parameters, optimizer, chosen, training, finish)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
             if deadline is not None and time.monotonic() > deadline:
                 raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
+    if moments is not None:
+        moments.take(optimizer, parameters)
     return loss_sum / seen
 
 
@@ -184,8 +207,12 @@ def plain_step(
     optimizer: torch.optim.Optimizer,
     group: Sequence[Sequence[Example]],
     training: LocalTraining,
+    finish_gradients: Callable[[], None] = lambda: None,
 ) -> float:
-    """One optimizer step over a group of batches; the sum of the examples' losses."""
+    """One optimizer step over a group of batches; the sum of the examples' losses.
+
+    finish_gradients: what is done with the gradients, clipped before, as they go to the optimizer.
+    """
     optimizer.zero_grad(set_to_none=True)
     num_examples = sum(map(len, group))
     total = 0.0
@@ -201,8 +228,74 @@ def plain_step(
         )
     if training.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), training.grad_clip)
+    finish_gradients()
     optimizer.step()
     return total
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What joins each gradient beside the loss's own: of FedProx, and of control variates.
+
+    Attributes:
+        anchors: what a round's trained numbers began from, by parameter, where they are drawn back to it.
+        proximal: by how much.
+        shift: what is added as it is, by parameter.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    anchors: Mapping[str, Tensor]
+    proximal: float
+    shift: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(
+        local_model: LocalModel,
+        parameters: Mapping[str, nn.Parameter],
+        training: LocalTraining,
+        round_number: int,
+        shift: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Pull:
+        """As a round begins. What stays with a client is drawn nowhere."""
+        own = set(local_model.exchange.stays(round_number)) if training.proximal else parameters.keys()
+        anchors = {n: p.detach().clone() for n, p in parameters.items() if n not in own}
+        return Pull(parameters, anchors, training.proximal, shift)
+
+    def finish(self, filter_gradients: Callable[[], None]) -> None:
+        """Put the gradients through the method's filter, and add what joins them."""
+        filter_gradients()
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            if name in self.anchors:
+                parameter.grad.add_(parameter.detach() - self.anchors[name], alpha=self.proximal)
+            if name in self.shift:
+                parameter.grad.add_(self.shift[name])
+
+
+@contextmanager
+def resting(
+    local_model: LocalModel, parameters: Mapping[str, nn.Parameter], step: int
+) -> Iterator[Callable[[], None]]:
+    """Inside the block, what does not train in this step of the round asks for no gradient; what is given
+    puts the gradients through the method's filter."""
+    exchange = local_model.exchange
+    active, rule = exchange.in_step(parameters, step), exchange.method.filter_gradient
+    rests = [p for name, p in parameters.items() if name not in active and name not in exchange.task_head]
+
+    def filter_gradients() -> None:
+        for name, factor in active.items():
+            gradient = parameters[name].grad
+            if rule is not None and gradient is not None:
+                gradient.copy_(rule(factor, gradient))
+
+    try:
+        for parameter in rests:
+            parameter.requires_grad_(False)
+        yield filter_gradients
+    finally:
+        for parameter in rests:
+            parameter.requires_grad_(True)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -54,6 +54,7 @@ class Header:
         needs: the round whose base weights the receiver must have already, for what follows to add to; None
             if it needs none.
         cores: of a mixture, true if all cores as they were after the hard rounds follow; None otherwise.
+        exchange: 2 in a round's second exchange; None in its first.
     """
 
     method: str
@@ -65,6 +66,7 @@ class Header:
     base: int | None = None
     needs: int | None = None
     cores: bool | None = None
+    exchange: int | None = None
 
 
 def pack(header: Header, vector: Float[Tensor, "size"], dtype: torch.dtype = torch.float32) -> bytes:
@@ -187,8 +189,8 @@ def _check_kinds(header: Header) -> None:
         text = getattr(header, name)
         if type(text) is not str or len(text) > LONGEST_TEXT:
             raise UpdateRejected(f"wrong {name}: expected a short text, found {printable(repr(text), 40)}")
-    for name in ("round", "num_examples", "client", "base", "needs"):
-        number, may_lack = getattr(header, name), name in ("client", "base", "needs")
+    for name in ("round", "num_examples", "client", "base", "needs", "exchange"):
+        number, may_lack = getattr(header, name), name in ("client", "base", "needs", "exchange")
         if not (type(number) is int and 0 <= number < LARGEST_COUNT) and not (number is None and may_lack):
             raise UpdateRejected(f"wrong {name}: expected a count, found {printable(repr(number), 40)}")
     if header.cores is not None and header.cores is not True:

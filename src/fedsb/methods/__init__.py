@@ -9,23 +9,32 @@ from fedsb.common.registry import Registry
 from fedsb.errors import InputError
 from fedsb.methods.fed_mixer import fed_mixer as fed_mixer
 from fedsb.methods.fed_sb import fed_sb as fed_sb
+from fedsb.methods.fedask import method as fedask
 from fedsb.methods.fedex_lora import fedex_lora as fedex_lora
 from fedsb.methods.fedit import fedit as fedit
+from fedsb.methods.fedmomentum import method as fedmomentum
+from fedsb.methods.fedrot_lora import method as fedrot_lora
 from fedsb.methods.fedsa_lora import fedsa_lora as fedsa_lora
 from fedsb.methods.fedsvd import fedsvd as fedsvd
 from fedsb.methods.ffa_lora import ffa_lora as ffa_lora
 from fedsb.methods.flexlora import flexlora as flexlora
 from fedsb.methods.flora import flora as flora
+from fedsb.methods.florg import florg as florg
+from fedsb.methods.fr_lora import fr_lora as fr_lora
 from fedsb.methods.hetlora import hetlora as hetlora
+from fedsb.methods.la_lora import method as la_lora
+from fedsb.methods.lora_fair import method as lora_fair
 from fedsb.methods.lora_xs import lora_xs as lora_xs
 from fedsb.methods.method import Aggregation as Aggregation
 from fedsb.methods.method import AggregationInputs as AggregationInputs
 from fedsb.methods.method import Averaged as Averaged
 from fedsb.methods.method import BaseUpdate as BaseUpdate
 from fedsb.methods.method import Counts as Counts
+from fedsb.methods.method import FollowUp as FollowUp
 from fedsb.methods.method import Method as Method
 from fedsb.methods.method import Shape as Shape
 from fedsb.methods.method import Upload as Upload
+from fedsb.methods.method import UploadInputs as UploadInputs
 from fedsb.methods.ravan import ravan as ravan
 from fedsb.methods.rolora import rolora as rolora
 
@@ -42,6 +51,13 @@ ALL: tuple[Method, ...] = (
     fedsvd,
     rolora,
     fedsa_lora,
+    fedrot_lora,
+    lora_fair,
+    fedmomentum,
+    fr_lora,
+    la_lora,
+    florg,
+    fedask,
     fed_mixer,
 )
 """Those of this package."""

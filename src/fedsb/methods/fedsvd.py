@@ -43,4 +43,5 @@ fedsvd = Method(
     aggregation=Aggregation(WeightedSum, WeightedSum.add, _finish),
     cost=one_factor_cost,
     draw=_draw,
+    turns=True,
 )

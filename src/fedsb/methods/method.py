@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fedsb.adapter import Factors, LoraPair
+from fedsb.errors import InputError
 
 Named = Mapping[str, Tensor]
 Padding = Literal["all", "owners"]
@@ -54,6 +56,8 @@ class AggregationInputs(NamedTuple):
         scale: s of the update s B R A.
         padding: how entries that smaller clients lack count (methods with mixed ranks).
         residual_rank: rank kept of a residual; None keeps all of it.
+        start: the factors as they started, by name (methods whose updates count from there).
+        memory: what former rounds' aggregations left to be kept, by name.
     """
 
     current: Named
@@ -62,6 +66,8 @@ class AggregationInputs(NamedTuple):
     scale: float
     padding: Padding = "all"
     residual_rank: int | None = None
+    start: Named = MappingProxyType({})
+    memory: Named = MappingProxyType({})
 
 
 class Upload(NamedTuple):
@@ -82,6 +88,39 @@ class Upload(NamedTuple):
     heads: tuple[int, ...] | None = None
     client: int = 0
     weights: tuple[float, ...] | None = None
+
+
+class UploadInputs(NamedTuple):
+    """What a client knows as it finishes one layer's upload.
+
+    Attributes:
+        before: the layer's trained factors as they were before training, by name.
+        factors: all factors of the layer as they are now, those that do not train too.
+        round_number: the round, from 1.
+        generator: the same for every client of a round, another one for each layer.
+    """
+
+    before: Named
+    factors: Named
+    round_number: int
+    generator: torch.Generator
+
+
+class FollowUp(NamedTuple):
+    """The second exchange of a round, with the clients whose first answers were used, layer by layer.
+
+    Attributes:
+        asks, answers: names of what the server asks with, and of what a client answers (`Method.shapes`).
+        ask: the weighted mean of the first answers -> what the server asks with.
+        answer: (the client's factors as it trained them, what it was asked with) -> its answer.
+        finish: (what was asked with, the weighted mean of the answers, the last broadcast) -> new factors.
+    """
+
+    asks: tuple[str, ...]
+    answers: tuple[str, ...]
+    ask: Callable[[Named], Named]
+    answer: Callable[[Named, Named], Named]
+    finish: Callable[[Named, Named, Named], Named]
 
 
 def views_by_name(vector: Tensor, frame: AggregationInputs) -> dict[str, Tensor]:
@@ -107,11 +146,13 @@ class Averaged(NamedTuple):
         base_update: what every client adds to its base weights; None for most methods.
         deviation: ||averaged update - mean of the updates||_F / ||mean of the updates||_F over all layers,
             before any base update fixes it; None where it is zero by construction.
+        memory: what the server is to keep for later rounds; names that are missing stay as they were.
     """
 
     tensors: Named
     base_update: BaseUpdate | None = None
     deviation: float | None = None
+    memory: Named = MappingProxyType({})
 
 
 class Aggregation(NamedTuple):
@@ -140,7 +181,7 @@ class Method(NamedTuple):
         name: as in `method.name`.
         source: author, year, arXiv number.
         exact: whether the averaged model equals the weighted mean of the clients' models.
-        trains: round -> the factors A, R, B, s, G, P that get gradients and go up.
+        trains: round -> the factors A, R, B, s, G, P, F that get gradients and go up.
         sends: the factors a broadcast carries. What trains and is not sent starts again each round, or
             `stays`.
         stays: of what trains, the factors that never leave their client and go on there from round to round.
@@ -148,11 +189,21 @@ class Method(NamedTuple):
         aggregation: how updates become the next broadcast.
         cost: (layer, rank, heads, cohort size) -> numbers of a round.
         draw: start values without data; None means bases of `bases`.
-        bases: "init" takes the bases `method.init` asks for; the others are fixed by the method.
+        bases: "init" takes the bases `method.init` asks for; the others are fixed by the method. "principal"
+            is a pair without a core, the best approximation of W0.
         singular_values: whether bases of "weights" keep W0's singular values in B.
-        finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R).
+        finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R), to others
+            of the same names and shapes, less s; or to `uploads`.
+        uploads: names of what goes up in place of the trained factors.
+        shapes: (layer, rank) -> shapes of what travels and is no factor, by name.
+        follow_up: the second exchange of a round; None: there is one.
+        trains_in_step: of the factors that train in a round, those of its step, from 0; None: all of them.
+        filter_gradient: (factor, its gradient, under privacy clipped and noised) -> what the optimizer gets.
         heads: heads of the core if the config names none.
         mixed_ranks: whether clients may have ranks of their own.
+        less_start: whether a layer's update is s (B A - B0 A0), of the factors less what they started as.
+        turns: whether a round's end gives factors other directions, so that what was kept of their numbers
+            means nothing.
         changes_base: whether rounds add to base weights.
         averages: whether the server needs nothing of the clients' factors but their mean.
         residual: whether it sends what a mean of factors leaves out, which `residual_rank` may cut.
@@ -171,11 +222,18 @@ class Method(NamedTuple):
     aggregation: Aggregation
     cost: Callable[[Shape, int, int, int], Counts]
     draw: DrawFactors | None = None
-    bases: Literal["init", "weights", "orthonormal"] = "init"
+    bases: Literal["init", "weights", "orthonormal", "principal"] = "init"
     singular_values: bool = False
-    finish_upload: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    finish_upload: Callable[[Named, UploadInputs], Named] | None = None
+    uploads: tuple[str, ...] | None = None
+    shapes: Callable[[Shape, int], Mapping[str, tuple[int, ...]]] | None = None
+    follow_up: FollowUp | None = None
+    trains_in_step: Callable[[int], tuple[str, ...]] | None = None
+    filter_gradient: Callable[[str, Tensor], Tensor] | None = None
     heads: int = 1
     mixed_ranks: bool = False
+    less_start: bool = False
+    turns: bool = False
     changes_base: bool = False
     averages: bool = True
     residual: bool = False
@@ -197,7 +255,14 @@ class Method(NamedTuple):
     @property
     def sends_what_it_trains(self) -> bool:
         """Whether a broadcast holds what an update can be measured from."""
-        return set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)
+        return self.uploads is None and set(self.trains(1)) - {"s", *self.stays} <= set(self.sends)
+
+    @property
+    def sends_plainly(self) -> bool:
+        """Whether a client sends what it trained in every step, over directions that stay, and the server
+        needs its mean alone."""
+        as_trained = self.finish_upload is None and self.trains_in_step is None and self.experts is None
+        return self.averages and self.sends_what_it_trains and as_trained and not self.turns
 
     def with_personal_cores(self) -> Method:
         """The method with R + P for R, where P starts at zero, trains in the same steps and stays."""
@@ -216,6 +281,18 @@ def always(*names: str) -> Callable[[int], tuple[str, ...]]:
 def no_scale(rank: int, alpha: float | None) -> float:
     """Methods over orthonormal bases have no scale."""
     return 1.0
+
+
+def check_option(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a value of an option of a method's own.
+
+    Raises:
+        InputError: it is not from `low` to `high`.
+    """
+    if not low <= value <= high:
+        raise InputError(
+            f"method.options.{name}: expected a number from {low:g} to {high:g}, found {value:g}"
+        )
 
 
 def lora_scale(rank: int, alpha: float | None) -> float:

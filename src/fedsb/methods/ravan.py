@@ -7,14 +7,12 @@ bases come from the shared seed. Exact: the products s_h R_h are averaged, and s
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fedsb.methods.fed_sb import core_cost, fed_sb
-from fedsb.methods.method import Counts, Shape, always
+from fedsb.methods.method import Counts, Named, Shape, UploadInputs, always
 
 
-def _fold_scales(factors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"R": factors["s"][:, None, None] * factors["R"]}
+def _fold_scales(trained: Named, inputs: UploadInputs) -> Named:
+    return {"R": trained["s"][:, None, None] * trained["R"]}
 
 
 def _cost(shape: Shape, rank: int, heads: int, cohort: int) -> Counts:

@@ -39,11 +39,19 @@ class Mechanism(NamedTuple):
         noise_multiplier: standard deviation of the noise over the sum's L2 sensitivity.
         sampling_probability: of each record, independently; 1 is no sampling.
         steps: how often, on samples independent of each other.
+        discrete: whole numbers, and noise that is the sum of several parties' discrete Gaussians: of these
+            Renyi DP bounds the loss (`discrete_noise`), and nobody is sampled.
     """
 
     noise_multiplier: float
     sampling_probability: float
     steps: int
+    discrete: bool = False
+
+    @property
+    def record(self) -> dict[str, float | bool]:
+        """As ledgers have it."""
+        return {name: value for name, value in self._asdict().items() if value is not False}
 
 
 def epsilon(
@@ -79,7 +87,8 @@ def _epsilon(
     if any(m.noise_multiplier <= 0 for m in mechanisms):
         return math.inf
     _check_installed()
-    if accountant != "pld" or any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms):
+    beyond_pld = any(m.discrete or m.noise_multiplier < LEAST_NOISE_OF_PLD for m in mechanisms)
+    if accountant != "pld" or beyond_pld:
         return _renyi_epsilon(mechanisms, delta, WHOLE_ORDERS if accountant == "rough rdp" else ORDERS)
     return float(_composed(mechanisms, grid).get_epsilon_for_delta(delta))
 
@@ -92,7 +101,18 @@ def deltas(mechanisms: Iterable[Mechanism], epsilons: np.ndarray, *, grid: float
     if any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in together):
         return np.ones(len(epsilons))
     _check_installed()
+    if any(m.discrete for m in together):
+        return _renyi_deltas(together, epsilons)
     return np.asarray(_composed(together, grid).get_delta_for_epsilon(list(epsilons)), float)
+
+
+def _renyi_deltas(mechanisms: Iterable[Mechanism], epsilons: np.ndarray) -> np.ndarray:
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(ORDERS)
+    with _without_warnings():
+        accountant.compose(_event(mechanisms))
+        return np.array([accountant.get_delta(float(at)) for at in epsilons])
 
 
 def _composed(mechanisms: Iterable[Mechanism], grid: float) -> Any:
@@ -189,10 +209,10 @@ def _without_warnings() -> Iterator[None]:
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     """Equal mechanisms as one of all their steps, in order: fewer compositions, the same distribution."""
-    steps: Counter[tuple[float, float]] = Counter()
+    steps: Counter[Mechanism] = Counter()
     for m in mechanisms:
-        steps[m.noise_multiplier, m.sampling_probability] += m.steps
-    return tuple(Mechanism(*key, count) for key, count in steps.items() if count)
+        steps[m._replace(steps=1)] += m.steps
+    return tuple(m._replace(steps=count) for m, count in steps.items() if count)
 
 
 def _check_installed() -> None:

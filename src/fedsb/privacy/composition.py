@@ -73,4 +73,7 @@ def _dominating(lists: Sequence[tuple[Mechanism, ...]]) -> list[Mechanism]:
     """Place by place the least noise, the most sampling, the most steps: no client's list costs more."""
     absent = Mechanism(math.inf, 0.0, 0)
     places = (zip(*column, strict=True) for column in zip_longest(*lists, fillvalue=absent))
-    return [Mechanism(min(noises), max(probabilities), max(steps)) for noises, probabilities, steps in places]
+    return [
+        Mechanism(min(noises), max(probabilities), max(steps), any(discrete))
+        for noises, probabilities, steps, discrete in places
+    ]

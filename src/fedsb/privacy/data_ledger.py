@@ -57,7 +57,7 @@ class Charge:
     chain: str = ""
 
     def line(self) -> dict[str, Any]:
-        return asdict(self) | {"mechanism": self.mechanism._asdict()}
+        return asdict(self) | {"mechanism": self.mechanism.record}
 
 
 @dataclass(frozen=True)

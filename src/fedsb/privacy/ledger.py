@@ -71,7 +71,7 @@ class PrivacyLedger:
 
     def append(self, spend: Spend) -> None:
         """Write the spend down, inside `held`; it is on disk when this returns."""
-        self._lines.append(json.dumps(asdict(spend) | {"mechanism": spend.mechanism._asdict()}))
+        self._lines.append(json.dumps(asdict(spend) | {"mechanism": spend.mechanism.record}))
 
     def mechanisms(self, client: int | None, phase: Phase | None = None) -> list[Mechanism]:
         """What this client (or the clients as such) spent, in one phase or in all."""

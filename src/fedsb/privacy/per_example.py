@@ -2,6 +2,7 @@
 
 With z = A x (rows of tokens), u = B^T g (g the gradient at the layer's output), per example n and head h:
 
+    F: F sum_t (z u^T + u z^T)
     R: s_h sum_t u_h z_h^T      s: <R_h, sum_t u_h z_h^T>
     B: sum_t g (core z)^T       A: sum_t (core^T u) x^T          all times the layer's scale
 
@@ -42,6 +43,11 @@ def factor_gradients(
         core = core.detach().to(x.dtype)
         core_z, core_u = _blocks(z, core, "hoi"), _blocks(u, core, "hio")
     gradients = _core_gradients(layer, z, u)
+    if layer.F is not None and layer.F.requires_grad:
+        F = layer.F.detach().to(x.dtype)
+        gradients[layer.F] = torch.einsum("ntr,ntk->nrk", z @ F.T, u) + torch.einsum(
+            "ntr,ntk->nrk", u @ F.T, z
+        )
     if layer.B.requires_grad:
         gradients[layer.B] = torch.einsum("nto,ntk->nok", g, core_z)
     if layer.A.requires_grad:

@@ -175,6 +175,8 @@ class ClientPlan:
         clip_norm: largest L2 norm of one client's update, head included.
         noise_multiplier: of a round's whole release.
         column: as of `ExamplePlan`, over rounds.
+        fewest: clients of a round that each add a share of the noise, at least, where the server adds none;
+            it draws the cohort, so sampling hides nothing from it. None: the server adds the noise.
     """
 
     num_clients: int
@@ -185,6 +187,7 @@ class ClientPlan:
     quantile: float | None = None
     clip_norm_rate: float = 0.2
     column: tuple[float, ...] = ()
+    fewest: int | None = None
 
     @property
     def bands(self) -> int:
@@ -194,18 +197,21 @@ class ClientPlan:
     @property
     def sampling_probability(self) -> float:
         """Of a client in a round in which it may be drawn."""
+        if self.fewest is not None:
+            return 1.0
         return min(1.0, self.bands * self.expected_cohort / self.num_clients)
 
     def of_round(self, number: int) -> Mechanism:
-        """What this round adds to all before it. With bands, whether any one client may be drawn once
-        more."""
-        again = int((number - 1) % self.bands == 0)
-        return Mechanism(self.noise_multiplier, self.sampling_probability, again)
+        """What this round adds to all before it. With bands, whether any one client may be drawn again."""
+        return self._release(int((number - 1) % self.bands == 0))
 
     @property
     def whole(self) -> Mechanism:
         """What all rounds release together."""
-        return Mechanism(self.noise_multiplier, self.sampling_probability, -(-self.rounds // self.bands))
+        return self._release(-(-self.rounds // self.bands))
+
+    def _release(self, steps: int) -> Mechanism:
+        return Mechanism(self.noise_multiplier, self.sampling_probability, steps, self.fewest is not None)
 
     @property
     def count_noise_std(self) -> float:

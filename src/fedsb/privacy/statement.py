@@ -30,6 +30,8 @@ def statement(facts: Mapping[str, Any]) -> str:
 
 
 def _of_clients(facts: Mapping[str, Any]) -> list[str]:
+    if facts.get("fewest_honest"):
+        return _of_clients_that_share_the_noise(facts)
     return [
         f"All models that this run made, over {_rounds(facts)}, are together (epsilon, delta)-differentially "
         f"private with {_bound(facts)}, for data sets that differ in one client, whose update is present or "
@@ -39,6 +41,23 @@ def _of_clients(facts: Mapping[str, Any]) -> list[str]:
         f"{_client_noise(facts)}, {_source(facts)}.",
         "The server is trusted. Taken as public: how many clients there are, and how many examples each has. "
         f"{_cohorts(facts)}Not covered: how many bytes were sent; {OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
+def _of_clients_that_share_the_noise(facts: Mapping[str, Any]) -> list[str]:
+    fewest = facts["fewest_honest"]
+    return [
+        f"All that the server learned of updates in this run, over {_rounds(facts)}, which is one sum a "
+        "round, and all models made of it, are together (epsilon, delta)-differentially private with "
+        f"{_bound(facts)}, for data sets that differ in one client, whose update is present or blanked.",
+        f"Each client clipped its update to the L2 norm {facts['clip_norm']:g}, rounded it to whole numbers "
+        "and added its share of discrete Gaussian noise before its masks (secure aggregation): the shares of "
+        f"any {fewest} of a round's {facts['cohort']} clients are together noise of {_noise(facts)} times "
+        f"the sum's sensitivity, {_source(facts)}. A round with fewer clients was not unmasked.",
+        f"No server is trusted with an update. Trusted: that {fewest} clients or more of each sum followed "
+        "the protocol, kept their noise to themselves and did not collude with the server; and whose keys "
+        "are whose, as each node's peers say. Taken as public: how many clients there are, how many examples "
+        f"each has, and who took part in which round. Not covered: {OBSERVABLE}; {OTHER_DATA}",
     ]
 
 
@@ -214,6 +233,11 @@ def _source(facts: Mapping[str, Any]) -> str:
 
 
 def _accounting(facts: Mapping[str, Any]) -> str:
+    if facts.get("fewest_honest"):
+        return (
+            "Epsilon composes every release that was made, repeated ones included, without any gain from "
+            f"sampling, with the accountant {facts['accountant']}, which bounds sums of discrete Gaussians."
+        )
     return (
         f"Epsilon composes every release that was made, repeated ones included, with the accountant "
         f"{facts['accountant']} (Renyi accounting gives {facts['epsilon_rdp']:.3g})."

@@ -1,23 +1,35 @@
-"""From a drawing function to an inline SVG whose colours and fonts come from the page.
+"""From a drawing function to an inline SVG whose colours and fonts come from the page, or to a file.
 
-Matplotlib draws with stand-in colours, `#fe01xx`. They are replaced by CSS variables, so that one drawing
-suits light, dark and paper. Legends are HTML, not drawn: long names wrap, and no name reaches Matplotlib.
+Drawing functions name colours by their place in the palette, `C0` to `C12`. On a page these are stand-ins,
+`#fe01xx`, which are replaced by CSS variables, so that one drawing suits light, dark and paper, and legends
+are HTML, where long names wrap. A file has colours of its own, its title and its legend in it.
 """
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-INK, MUTED, GRID, PAPER, FAINT = (f"#fe01{n:02x}" for n in range(5))
-VARIABLES = ("ink", "muted", "grid", "paper", "faint")
 SERIES = 8
+VARIABLES = ("ink", "muted", "grid", "paper", "faint")
+INK, MUTED, GRID, PAPER, FAINT = (f"C{SERIES + n}" for n in range(len(VARIABLES)))
+STAND_INS = [f"#fe01{n:02x}" for n in range(SERIES + len(VARIABLES))]
+IN_FILES = [
+    *("#0b62a8", "#c8500a", "#00805c", "#a3478a", "#9a7000", "#2b93c9", "#4a4f57", "#d14a61"),
+    *("#000000", "#444444", "#dddddd", "#ffffff", "#dddddd"),
+]
+"""Of a printed page, as in style.css."""
 GLYPHS = "●■▲◆▼"
 MARKERS = "os^Dv"
 WIDTH = 460.0
+LEGEND_LINE = 0.22
+"""Inches."""
 
 
 class Key(NamedTuple):
@@ -28,41 +40,91 @@ class Key(NamedTuple):
     name: str
 
 
+class Drawing(NamedTuple):
+    """What draws on axes, and the size in points. `name` keeps its ids apart from those of other plots."""
+
+    paint: "Callable[[Axes], None]"
+    name: str
+    width: float = WIDTH
+    height: float = 250.0
+
+
+class Data(NamedTuple):
+    """The numbers behind a plot, not rounded."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
 class Plot(NamedTuple):
     title: str
-    svg: str
+    drawing: Drawing
     alt: str
+    data: Data
     keys: tuple[Key, ...] = ()
     note: str = ""
 
+    @property
+    def svg(self) -> str:
+        """An SVG element for a page."""
+        import matplotlib.style
+
+        name = self.drawing.name
+        with matplotlib.style.context(["default", {**_style(STAND_INS), "svg.hashsalt": name}]):
+            written = io.StringIO()
+            _figure(self.drawing)[0].savefig(written, format="svg", transparent=True, metadata={"Date": None})
+        return _inline(written.getvalue())
+
+    def save(self, file: Path, kind: str) -> None:
+        """Write it as a pdf, svg or png that stands alone, with its title and its legend."""
+        import matplotlib.style
+
+        style = {**_style(IN_FILES), "svg.fonttype": "path", "pdf.fonttype": 42, "font.size": 11.0}
+        with matplotlib.style.context(["default", style]):
+            figure, axes = _figure(self.drawing)
+            axes.set_title(self.title, loc="left")
+            if self.keys:
+                figure.set_figheight(figure.get_figheight() + LEGEND_LINE * -(-len(self.keys) // 2))
+                figure.legend(handles=[_handle(key) for key in self.keys], loc="outside lower left", ncols=2)
+            metadata = {"Date" if kind == "svg" else "CreationDate": None} if kind != "png" else {}
+            figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+
 
 def series(index: int) -> str:
-    """The stand-in colour of data series `index`."""
-    return f"#fe01{16 + index % SERIES:02x}"
+    """The colour of data series `index`."""
+    return f"C{index % SERIES}"
 
 
 def key(index: int, name: str, glyph: str = "") -> Key:
     return Key(glyph or GLYPHS[index % len(GLYPHS)], f"s{index % SERIES}", name)
 
 
-def draw(paint: "Callable[[Axes], None]", *, name: str, width: float = WIDTH, height: float = 250.0) -> str:
-    """The SVG element that `paint` draws. `name` keeps its ids apart from those of the page's other plots."""
-    import matplotlib.style
+def _figure(drawing: Drawing) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context(["default", {**_style(), "svg.hashsalt": name}]):
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        paint(figure.add_subplot())
-        written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(written.getvalue())
+    figure = Figure(figsize=(drawing.width / 72, drawing.height / 72), layout="constrained")
+    axes = figure.add_subplot()
+    drawing.paint(axes)
+    return figure, axes
 
 
-def _style() -> dict[str, object]:
+def _handle(key: Key) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    colour = series(int(key.paint[1:])) if key.paint[1:].isdigit() else FAINT
+    marker = dict(zip(GLYPHS, MARKERS, strict=True)).get(key.glyph, "X")
+    return Line2D([], [], color=colour, marker=marker, linestyle="", label=key.name)
+
+
+def _style(colours: Sequence[str]) -> dict[str, object]:
+    from cycler import cycler
+
     return {
+        "axes.prop_cycle": cycler(color=colours),
         "svg.fonttype": "none",
         "text.parse_math": False,
         "font.size": 12.0,
+        "legend.frameon": False,
         "text.color": INK,
         "axes.edgecolor": MUTED,
         "axes.labelcolor": MUTED,
@@ -99,5 +161,5 @@ def _shorten(attribute: re.Match[str]) -> str:
 
 
 def _variable(match: re.Match[str]) -> str:
-    code = int(match[1], 16)
-    return f"var(--plot-{VARIABLES[code]})" if code < 16 else f"var(--s{code - 16})"
+    place = int(match[1], 16)
+    return f"var(--s{place})" if place < SERIES else f"var(--plot-{VARIABLES[place - SERIES]})"

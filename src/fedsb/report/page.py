@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from fedsb.report import facts, figures, routing, sites, tables
 from fedsb.report import side_by_side as compare
+from fedsb.report.canvas import Plot
 from fedsb.report.cuts import cut_notes, cut_table
 from fedsb.report.load import Run, number, whole
 from fedsb.report.markup import Card, cards, document, folded_run, header, joined, paragraph, plots, section
@@ -38,14 +39,15 @@ def several_runs(title: str, runs: Sequence[Run]) -> Markup:
 
 def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Markup:
     """Header, cards, plots and tables; headings start at `level`."""
+    drawn = {title: plots(items) if items else "" for title, items in plots_of(run, anchor).items()}
     sections = [
-        ("Results", plots(figures.quality(run, anchor)), tables.rounds(run)),
+        ("Results", drawn["Results"], tables.rounds(run)),
         ("Scores", tables.scores(run)),
-        ("Sites", sites.scores(run), plots(sites.plots_of(run, anchor)) if facts.site_scores(run) else ""),
-        ("Routing", routing.scores(run), plots(routed) if (routed := routing.plots_of(run, anchor)) else ""),
+        ("Sites", sites.scores(run), drawn["Sites"]),
+        ("Routing", routing.scores(run), drawn["Routing"]),
         ("Answers", tables.samples(run)),
-        ("Traffic", plots(figures.traffic(run, anchor)), tables.ledger(run)),
-        ("Clients", plots(figures.people(run, anchor)), tables.rejected(run)),
+        ("Traffic", drawn["Traffic"], tables.ledger(run)),
+        ("Clients", drawn["Clients"], tables.rejected(run)),
         ("Tokens", cut_table(facts.stated(run, "tokens"))),
         ("Initialization", tables.initialization(run)),
         ("Privacy", tables.privacy(run), tables.audit(run)),
@@ -64,6 +66,17 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Ma
         cards([*_quality(run), *_traffic(run), *_effort(run)]),
         *body,
     )
+
+
+def plots_of(run: Run, anchor: str) -> dict[str, list[Plot]]:
+    """The plots of a run, by section."""
+    return {
+        "Results": figures.quality(run, anchor),
+        "Sites": sites.plots_of(run, anchor) if facts.site_scores(run) else [],
+        "Routing": routing.plots_of(run, anchor),
+        "Traffic": figures.traffic(run, anchor),
+        "Clients": figures.people(run, anchor),
+    }
 
 
 def _setup(run: Run) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedsb.report.canvas import INK, MARKERS, PAPER, Key, Plot, draw, key, series
+from fedsb.report.canvas import INK, MARKERS, PAPER, Data, Drawing, Key, Plot, key, series
 from fedsb.report.units import human_bytes, percent, plural
 
 if TYPE_CHECKING:
@@ -72,11 +72,26 @@ def curves(
 
     keys = {item.label: key(item.group, item.label) for item in drawn} if len(drawn) > 1 else {}
     alt = f"Line plot, {title}. " + " ".join(_say(item, span) for item in drawn[:12])
-    return Plot(title, draw(paint, name=name), alt, tuple(keys.values()), note)
+    return Plot(
+        title, Drawing(paint, name), alt, _points(title, drawn, bands, span), tuple(keys.values()), note
+    )
+
+
+def _points(title: str, items: Sequence[Curve], bands: Sequence[Band], span: Span) -> Data:
+    """Every point of the curves, with the ends of its band where it has one."""
+    ends = {(band.group, x): (low, high) for band in bands for x, low, high in band.points}
+    rows = [[item.label, x, y, *ends.get((item.group, x), ())] for item in items for x, y in item.points]
+    return Data(["curve", span.x_title, title, *(("low", "high") if ends else ())], rows)
 
 
 def layers(
-    title: str, items: Sequence[Layer], *, name: str, alt: str, frame: "Callable[[Axes], None]"
+    title: str,
+    items: Sequence[Layer],
+    *,
+    name: str,
+    alt: str,
+    data: Data,
+    frame: "Callable[[Axes], None]",
 ) -> Plot:
     """Boxes by colour: bars, stacked bars, grids. `frame` sets limits and ticks."""
 
@@ -85,7 +100,7 @@ def layers(
             _boxes(axes, item)
         frame(axes)
 
-    return Plot(title, draw(paint, name=name), alt, tuple(item.key for item in items))
+    return Plot(title, Drawing(paint, name), alt, data, tuple(item.key for item in items))
 
 
 def bytes_by_round(rounds: Sequence[int], up: Sequence[int], down: Sequence[int], *, name: str) -> Plot:
@@ -103,7 +118,8 @@ def bytes_by_round(rounds: Sequence[int], up: Sequence[int], down: Sequence[int]
 
     title, done = "Traffic of each round", plural(len(rounds), "round")
     alt = f"Stacked bars, {title}: up {human_bytes(sum(up))} and down {human_bytes(sum(down))} in {done}."
-    return layers(title, items, name=name, alt=alt, frame=frame)
+    data = Data(["round", "up, bytes", "down, bytes"], list(zip(rounds, up, down, strict=True)))
+    return layers(title, items, name=name, alt=alt, data=data, frame=frame)
 
 
 def stacked(
@@ -125,7 +141,11 @@ def stacked(
         f"{f'client {bar}' if bar.isdecimal() else bar}: {size:,}"
         for bar, size in zip(bars[:20], below, strict=False)
     )
-    plot = layers(title, items, name=name, alt=f"Bar plot, {title}. {said}.", frame=frame)
+    data = Data(
+        ["client", *(label for label, _ in parts)],
+        list(zip(bars, *(sizes for _, sizes in parts), strict=True)),
+    )
+    plot = layers(title, items, name=name, alt=f"Bar plot, {title}. {said}.", data=data, frame=frame)
     return plot if len(parts) > 1 else plot._replace(keys=())
 
 
@@ -143,7 +163,13 @@ def grid(
 
     says = ", ".join(f"{len(item.boxes)} times {item.key.name}" for item in items)
     alt = f"Grid, {title}: {plural(len(rows), 'client')} by {plural(len(rounds), 'round')}; {says}."
-    return layers(title, items, name=name, alt=alt, frame=frame)
+    states = [
+        [item.key.name, round(x + w / 2), rows[round(y + h / 2)]]
+        for item in items
+        for x, y, w, h in item.boxes
+    ]
+    data = Data(["state", "round", "client"], states)
+    return layers(title, items, name=name, alt=alt, data=data, frame=frame)
 
 
 class Ticks(NamedTuple):
@@ -170,7 +196,9 @@ def heat(title: str, down: Ticks, across: Ticks, shares: Sequence[Sequence[float
         _place(axes.yaxis, down, 10)
 
     said = "; ".join(" ".join(percent(share, 0) for share in line) for line in shares[:20])
-    return Plot(title, draw(paint, name=name), f"Heat map, {title}, row by row: {said}.")
+    columns = [f"{down.title}, row", *(f"{across.title} {n}" for n in range(len(shares[0])))]
+    data = Data(columns, [[name, *line] for name, line in zip(down.names, shares, strict=True)])
+    return Plot(title, Drawing(paint, name), f"Heat map, {title}, row by row: {said}.", data)
 
 
 def _shade(axes: "Axes", box: Box, share: float) -> None:

@@ -12,7 +12,7 @@ from fedsb.report.load import Run, number, whole
 from fedsb.report.markup import numbers, paragraph, table, texts
 from fedsb.report.metrics import describe, show, show_change, show_tick
 from fedsb.report.plots import Curve, Span, curves
-from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural
+from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural, short_name
 
 NOT_TELLING = ("seed", "method.name")
 MOST_DIFFERENCES = 3
@@ -24,11 +24,8 @@ def groups(runs: Sequence[Run]) -> list[str]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run that no other run has."""
-    names = groups(runs)
-    for extra in (lambda run: f"seed {facts.setting(run, 'seed')}", lambda run: run.name):
-        twice = {label for label in names if names.count(label) > 1}
-        names = [f"{a} · {extra(run)}" if a in twice else a for a, run in zip(names, runs, strict=True)]
+    """The names of the runs' folders; of those with one name, numbered."""
+    names = [run.name for run in runs]
     return [f"{label} ({at + 1})" if names.count(label) > 1 else label for at, label in enumerate(names)]
 
 
@@ -58,11 +55,18 @@ def overview(runs: Sequence[Run]) -> str:
     """One line per run; and one per group, with mean and spread, if seeds were repeated."""
     name = _common_metric(runs)
     title = describe(name).title.lower() if name else "metric"
-    columns = texts("run") + numbers(f"{title}, base", "final", "change", "rounds", "all traffic")
+    columns = texts("run", "settings") + numbers(f"{title}, base", "final", "change", "rounds", "all traffic")
     columns += numbers("sent per client", "parameters sent*", "ε", "time")
-    rows = [_row(run, label, name) for run, label in zip(runs, labels(runs), strict=True)]
+    names = zip(runs, labels(runs), groups(runs), strict=True)
+    rows = [[label, *_row(run, f"{group}{_seed(run, runs)}", name)] for run, label, group in names]
     note = paragraph("* per client and round. All traffic counts up, down and what is sent once.", "note")
     return table("All runs", columns, rows) + note + _spread(runs, name)
+
+
+def _seed(run: Run, runs: Sequence[Run]) -> str:
+    """The run's seed, where the runs have several."""
+    seeds = {facts.setting(each, "seed") for each in runs}
+    return f" · seed {facts.setting(run, 'seed')}" if len(seeds) > 1 else ""
 
 
 def figures(runs: Sequence[Run]) -> list[Plot]:
@@ -71,9 +75,9 @@ def figures(runs: Sequence[Run]) -> list[Plot]:
         return []
     names = groups(runs)
     order = list(dict.fromkeys(names))
-    if len(order) == 1:  # one setting repeated: tell the seeds apart
+    if len(order) in (1, len(runs)):  # one setting repeated, or none: each run by its folder
         names = order = labels(runs)
-    group = [order.index(label) for label in names]
+    group = [order.index(label) for label in names]  # runs that differ in the seed alone look alike
     plots = [_by_round(runs, names, group, name), _by_bytes(runs, names, group, name)]
     return [plot for plot in plots if plot]
 
@@ -145,12 +149,8 @@ def _mean(label: str, seeds: list[Run], name: str) -> list[str]:
 
 def _differences(run: Run, runs: Sequence[Run]) -> list[str]:
     """What sets this run's config apart from those of the same method, the seed aside."""
-    settings = _texts(run)
-    peers = [_texts(peer) for peer in runs if facts.method(peer) == facts.method(run)]
+    settings = flat(run.config)
+    peers = [flat(peer.config) for peer in runs if facts.method(peer) == facts.method(run)]
     keys = dict.fromkeys(key for peer in peers for key in peer if key not in NOT_TELLING)
     apart = [key for key in keys if any(peer.get(key) != settings.get(key) for peer in peers)]
-    return [f"{key.split('.')[-1]} {settings.get(key, DASH)}" for key in apart[:MOST_DIFFERENCES]]
-
-
-def _texts(run: Run) -> dict[str, str]:
-    return {key: str(value) for key, value in flat(run.config).items()}
+    return [f"{key.split('.')[-1]} {short_name(settings.get(key, DASH))}" for key in apart[:MOST_DIFFERENCES]]

@@ -9,8 +9,10 @@ from typing import Any
 
 from fedsb.common.files import write_bytes
 from fedsb.errors import InputError
-from fedsb.report.load import load_run
-from fedsb.report.page import build_page
+from fedsb.report import side_by_side
+from fedsb.report.load import Run, load_run
+from fedsb.report.page import build_page, one_run, plots_of
+from fedsb.report.paper import write_files
 
 LIVE_SECONDS = 5
 REFRESH = '<meta http-equiv="refresh"'  # as in parts.html
@@ -36,6 +38,27 @@ def write_report(runs: Sequence[Path], out: Path, *, live: bool = False) -> Path
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, page.encode("utf-8", errors="replace"))
     return out
+
+
+def write_figures(runs: Sequence[Path], folder: Path, kinds: Sequence[str]) -> list[Path]:
+    """Write the plots and tables of the page as files of `kinds`: those of one run into `folder`, of several
+    each run's into a folder of its name there, beside those that set the runs side by side.
+
+    Raises:
+        InputError: as `write_report`, or `folder` is a file.
+    """
+    loaded = [load_run(Path(run)) for run in runs]
+    if len(loaded) == 1:
+        return _of_one(loaded[0], folder, kinds)
+    written = write_files(side_by_side.figures(loaded), side_by_side.overview(loaded), folder, kinds)
+    for run, label in zip(loaded, side_by_side.labels(loaded), strict=True):
+        written += _of_one(run, folder / label, kinds)
+    return written
+
+
+def _of_one(run: Run, folder: Path, kinds: Sequence[str]) -> list[Path]:
+    plots = [plot for drawn in plots_of(run, "run").values() for plot in drawn]
+    return write_files(plots, one_run(run, "run", 1), folder, kinds)
 
 
 def is_live(page: Path) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.federation import partition
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Weighting
 from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
@@ -14,6 +15,7 @@ from fedsb.federation.start.settings import Start, Warmup
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Aggregation
 from fedsb.methods.averaging.robust import NormBound, robust
+from fedsb.methods.averaging.server_optimizer import ServerOptimizer, stepped
 
 
 def heads_of(config: RunConfig) -> int:
@@ -26,9 +28,13 @@ class RoundRules:
     """What every round of a run follows.
 
     Attributes:
-        aggregation: the method's, over the average that federation.robust asks for.
+        aggregation: the method's, over the average that federation.robust asks for and the server's own step.
         norm_bound: how far an update may lie from the broadcast; None: anywhere.
         refresh_every: rounds between new bases; None: never.
+        scored_after: rounds after which the model is scored; 0 is before the first.
+        at_clients: whether each client is scored on rows of its own.
+        on_test_rows: whether the model is scored on test rows in one place.
+        secure: how updates are added up under masks; None: they are not.
     """
 
     rounds: int
@@ -37,11 +43,16 @@ class RoundRules:
     norm_bound: NormBound | None
     min_updates: int
     refresh_every: int | None
+    scored_after: frozenset[int]
+    at_clients: bool
+    on_test_rows: bool
+    secure: Rules | None = None
 
 
 def round_rules(config: RunConfig) -> RoundRules:
     """The rules, looked up once."""
-    federation, checks, aggregation = config.federation, robust_of(config), method_of(config).aggregation
+    federation, checks, method = config.federation, robust_of(config), method_of(config)
+    aggregation = stepped(method.aggregation, server_optimizer(config))
     if checks is not None:
         aggregation = robust(aggregation, checks.average, checks.trim)
     return RoundRules(
@@ -51,7 +62,16 @@ def round_rules(config: RunConfig) -> RoundRules:
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         refresh_every=config.method.refresh_every,
+        scored_after=frozenset(n for n in range(federation.rounds + 1) if config.scored_after(n)),
+        at_clients=config.scores_at_clients,
+        on_test_rows=config.scores_test_rows,
     )
+
+
+def server_optimizer(config: RunConfig) -> ServerOptimizer | None:
+    """The config's federation.server as the rule that it is."""
+    settings = config.federation.server
+    return None if settings is None else ServerOptimizer(**settings.model_dump())
 
 
 def robust_of(config: RunConfig) -> Robust | None:
@@ -65,13 +85,14 @@ def robust_of(config: RunConfig) -> Robust | None:
 
 def local_training(config: RunConfig) -> LocalTraining:
     """The config's training section as the client's flat arguments."""
-    apart = {"gradient_checkpointing", "class_weights", "packing"}
+    apart = {"gradient_checkpointing", "class_weights", "packing", "moments"}
     if config.training.max_length == "auto":  # nothing that is asked before rows are read depends on it
         apart.add("max_length")
     return LocalTraining(
         **config.training.model_dump(exclude=apart),
         rounds=config.federation.rounds,
         timeout_seconds=config.federation.client_timeout_seconds,
+        proximal=config.federation.proximal or 0.0,
     )
 
 
@@ -101,5 +122,6 @@ def needs_weights_at_server(config: RunConfig) -> bool:
     """Whether a server of clients elsewhere computes with the base model: to evaluate it, to add to its
     weights, to take bases from them, or to look at public examples through it."""
     method, init = method_of(config), config.method.init
-    from_weights = method.draw is None and bases_kind(start_of(config, [[0]]), method) == "weights"
+    kind = bases_kind(start_of(config, [[0]]), method)
+    from_weights = method.draw is None and kind in ("weights", "principal")
     return config.scores_test_rows or method.changes_base or from_weights or bool(init.public)

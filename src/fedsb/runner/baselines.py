@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from fedsb.adapter.attached import set_base_updates
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
+from fedsb.federation.second_exchange import after_second_exchange
 from fedsb.federation.server import Arrived, Outcome, aggregate, broadcast
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import ClientFailed, OnStep
@@ -65,8 +67,21 @@ def _trained_alone(client: LocalClient, rounds: int, question: bytes, on_step: O
     state = ServerState(0, vector.clone())
     for _ in range(rounds):
         answer = client.answer(broadcast(state, exchange, client.client, whole), on_step)
+        again = partial(
+            after_second_exchange,
+            state=state,
+            exchange=exchange,
+            ask=lambda clients, question: [Arrived(client.client, client.answer(question))],
+            weighting="uniform",
+        )
         state, report = aggregate(
-            state, [Arrived(client.client, answer)], exchange, weighting="uniform", fewest=0
+            state,
+            [Arrived(client.client, answer)],
+            exchange,
+            weighting="uniform",
+            fewest=0,
+            start=exchange.started(client.local_model.start),
+            second=again if exchange.method.follow_up else None,
         )
         if report.rejected:
             raise ClientFailed(str(report.rejected[0]["reason"]))

@@ -87,6 +87,7 @@ def _start_name(factors_round: int) -> str:
 def _state_tensors(state: ServerState) -> dict[str, Tensor]:
     """The vector, and by layer what was added to base weights: all of it, and the last addition."""
     tensors = {"vector": state.vector} | {f"total {n}": value for n, value in state.base.total.items()}
+    tensors |= {f"memory {name}": value for name, value in state.memory.items()}
     for name, value in state.base.last.items():
         parts = value._asdict() if isinstance(value, LoraPair) else {"dense": value}
         tensors |= {f"last {part} {name}": tensor for part, tensor in parts.items()}
@@ -126,7 +127,8 @@ def _state_of(tensors: dict[str, Tensor], record: dict[str, Any]) -> ServerState
         last[name] = LoraPair(tensors[f"last B {name}"], tensors[f"last A {name}"])
     facts = record["base"] | {"seen": {int(client): at for client, at in record["base"]["seen"].items()}}
     experts = _experts_of(tensors, record["experts"])
-    return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts), experts)
+    memory = {n.removeprefix("memory "): t for n, t in tensors.items() if n.startswith("memory ")}
+    return ServerState(record["round"], tensors["vector"], BaseChange(total, last, **facts), experts, memory)
 
 
 def load_checkpoint(folder: Path) -> RunState | None:

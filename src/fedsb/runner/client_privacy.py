@@ -14,12 +14,13 @@ from fedsb.privacy.client_level import ClientRelease
 from fedsb.privacy.plan import ClientPlan
 from fedsb.runner.banded_plan import banded_column
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_settings import fewest_honest
 
 
 def secret_cohort(private: PrivateRun, number: int) -> list[int] | None:
     """The Poisson cohort of a round, another one if it was charged before; None: the seeded one, which a run
-    has whose unit is an example."""
-    if private.server_plan is None:
+    has whose unit is an example, or whose clients add the noise: against the server no cohort is secret."""
+    if private.server_plan is None or private.server_plan.fewest is not None:
         return None
     repeat = private.guard.ledger.times(None, "round", number)
     return private.server_plan.cohort(private.samples.stream("cohort", number, repeat), number)
@@ -32,6 +33,8 @@ def server_release(private: PrivateRun, number: int, clip_norm: float | None) ->
         return None
     private.check_not_begun(None, number)
     private.guard.charge(None, "round", number, plan.of_round(number))
+    if plan.fewest is not None:
+        return None
     clip_norm = private.settings.clip_norm if clip_norm is None else clip_norm
     return ClientRelease(
         plan, clip_norm, private.noise, number, correlated=private.correlated(None, plan, number - 1)
@@ -48,6 +51,8 @@ def cohort_facts(
     most = max(listed.values(), default=0) + charged - metrics[-1]["round"]
     seen = plan.whole._replace(sampling_probability=1.0, steps=most)
     return {
+        "fewest_honest": plan.fewest,
+        "cohort": plan.expected_cohort,
         "count_noise_std": plan.count_noise_std,
         "update_noise_multiplier": plan.update_noise_multiplier,
         "rounds_of_one_client": most,
@@ -74,6 +79,7 @@ def client_plan(config: RunConfig, settings: PrivacyConfig, delta: float) -> Cli
         clip_norm=settings.clip_norm,
         quantile=settings.quantile,
         noise_multiplier=settings.noise_multiplier or 0.0,
+        fewest=fewest_honest(config),
     )
     if settings.mechanism == "banded":
         plan = replace(plan, column=banded_column(config, settings, plan, plan.rounds, delta))

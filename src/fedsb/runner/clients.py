@@ -21,6 +21,7 @@ from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.scores import AddNoise, Measure, client_scores
+from fedsb.federation.second_exchange import second_answer
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
@@ -65,7 +66,10 @@ class LocalClient:
             UpdateRejected: the broadcast is no message for this client.
             ClientFailed: training failed, or the privacy budget has no room for it.
         """
-        number = wire.unpack(broadcast)[0].round
+        header = wire.unpack(broadcast)[0]
+        number = header.round
+        if header.exchange is not None:
+            return self._second(broadcast)
         if self.private is None:
             return self._update(broadcast, number, on_step)
         return self.private.release(self.client, number, lambda: self._update(broadcast, number, on_step))
@@ -120,6 +124,12 @@ class LocalClient:
             noise=noise,
         )
 
+    def _second(self, question: bytes) -> bytes:
+        """The second answer of a round, made of what the first was made of and charged for."""
+        count = len(self.examples) if self.registered is None else self.registered
+        exchange = self.local_model.exchange
+        return second_answer(question, exchange, self.kept, client=self.client, num_examples=count)
+
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
         return client_update(
             broadcast,
@@ -171,15 +181,15 @@ def local_clients(
     training, seed, kept = local_training(config), config.seed, {} if kept is None else kept
     size, generate = config.evaluation.batch_size, config.evaluation.generate
     size = size if private is None else 1
-    measure = partial(data.task.measure, batch_size=size, generate=generate)
+    measure, scored = partial(data.task.measure, batch_size=size, generate=generate), config.scores_at_clients
 
     def local_client(client: int) -> LocalClient:
         examples = [data.train[i] for i in data.parts[client]]
         part = partial(part_of, config, client, own_experts(examples))
         made = LocalClient(client, local_model, examples, training, seed, part, private)
-        if local_model.exchange.method.stays:
+        if local_model.exchange.keeps:
             made = replace(made, kept=kept.setdefault(client, {}))
-        if not config.scores_at_clients:
+        if not scored:
             return made
         tests = [data.train[i] for i in data.client_tests[client]]
         return replace(made, tests=tests, measure=measure, totals=data.task.totals)
@@ -196,7 +206,19 @@ MessageTo = Callable[[int], bytes]
 AskClients = Callable[[Sequence[int], MessageTo], Iterable[Outcome]]
 """(cohort, client -> its broadcast) -> one outcome for each client, as they come."""
 
-Kind = Literal["hello", "warm-up", "contribute", "bases", "statistics", "train", "score", "alone"]
+Kind = Literal[
+    "hello",
+    "warm-up",
+    "contribute",
+    "bases",
+    "statistics",
+    "train",
+    "score",
+    "alone",
+    "keys",
+    "shares",
+    "unmask",
+]
 """Every question that a node answers; `node.QUESTIONS` has the answer of each."""
 
 ADAPTED: tuple[Kind, Kind, Kind, Kind] = ("train", "statistics", "score", "alone")
@@ -215,6 +237,7 @@ class RemoteClients:
         experts: of a mixture, how many of them are of each expert, where they say so.
         tests: how many examples more each has to be scored on, where the run asks for that.
         base_digest: of the base model they have; None if they were not asked.
+        run: what they call this run.
     """
 
     sizes: Sequence[int]
@@ -222,6 +245,7 @@ class RemoteClients:
     base_digest: str | None = None
     experts: Sequence[Sequence[int]] = ()
     tests: Sequence[int] = ()
+    run: str = ""
 
     @property
     def parts(self) -> list[list[int]]:

@@ -210,6 +210,8 @@ def _weights(model: nn.Module, in_4_bits: bool) -> int:
 
 def _factor_numbers(shape: Shape, config: RunConfig, method: Method, experts: int) -> int:
     rank, heads = config.method.rank, heads_of(config)
+    if "F" in method.trains(1):
+        return min(shape) * (shape.out + shape.n_in + rank)
     core = (experts or heads) * rank * rank + experts * (rank + 1) if method.has_core else 0
     return heads * rank * (shape.out + shape.n_in) + core
 
@@ -338,7 +340,11 @@ def _kept_by_formula(config: RunConfig, model: nn.Module, examples: int, tokens:
 
 def _empty_factors(layer: nn.Module, rank: int, heads: int, method: Method) -> Factors:
     out, n_in = features(layer)
-    k = rank * heads
+    if "F" in method.trains(1):
+        k, gram = min(out, n_in), torch.empty(rank, min(out, n_in), device="meta")
+    else:
+        k, gram = rank * heads, None
     core = torch.empty(heads, rank, rank, device="meta") if method.has_core else None
     scales = torch.empty(heads, device="meta") if "s" in method.trains(1) else None
-    return Factors(torch.empty(out, k, device="meta"), torch.empty(k, n_in, device="meta"), core, scales)
+    B, A = torch.empty(out, k, device="meta"), torch.empty(k, n_in, device="meta")
+    return Factors(B, A, core, scales, F=gram)

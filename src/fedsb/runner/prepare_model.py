@@ -219,6 +219,8 @@ def exchange_of(config: RunConfig, base: BaseModel, experts: Sequence[str] = ())
         padding="owners" if experts else config.federation.padding,
         residual_rank=settings.residual_rank,
         upload_dtype=getattr(torch, config.federation.upload_dtype),
+        moments=config.training.moments,
+        control_variates=config.federation.control_variates,
         experts=plan_of(config, experts, getattr(base.model.config, "hidden_size", 0)),
     )
 
@@ -237,7 +239,12 @@ def local_model_of(
     routing = routing_for(config, data.experts, data.counts)
     with stage("method.targets", "putting the adapter in", "take other layers, or another model"):
         attached = attach(
-            base.model, factors, trains=exchange.method.trains(1), scale=exchange.scale, routing=routing
+            base.model,
+            factors,
+            trains=exchange.method.trains(1),
+            scale=exchange.scale,
+            routing=routing,
+            less_start=exchange.method.less_start,
         )
     for parameter in base.task_head.values():
         parameter.requires_grad_(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from fedsb.models.devices import slow_bfloat16
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.report.cuts import cut_notes, length_lines
 from fedsb.report.progress import Progress
-from fedsb.runner.arguments import RoundRules, method_of, needs_weights_at_server, round_rules, start_of
+from fedsb.runner.arguments import (
+    RoundRules,
+    method_of,
+    needs_weights_at_server,
+    round_rules,
+    start_of,
+)
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import RemoteClients
 from fedsb.runner.continued import notes
@@ -34,6 +40,7 @@ from fedsb.runner.prepare_data import (
 from fedsb.runner.prepare_model import BaseModel, prepare_base, prepare_shapes
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_settings import secure_rules
 from fedsb.runner.site_data import score_notes
 from fedsb.runner.split_record import kept_split
 from fedsb.runner.started_on import check_same, first_config, started_on
@@ -82,7 +89,8 @@ def prepare(
     Raises:
         InputError: one of them is wrong.
     """
-    method, rules = method_of(config), round_rules(config)
+    method, secure = method_of(config), secure_rules(config, remote.run if remote else "")
+    rules = replace(round_rules(config), secure=secure)
     earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
     if remote is None:
@@ -120,7 +128,7 @@ def prepare(
         folder=folder,
         method=method,
         rules=rules,
-        start=start_of(config, data.parts),
+        start=replace(start_of(config, data.parts), secure=secure),
         data=data,
         base=base,
         privacy=privacy,

@@ -42,7 +42,7 @@ def privacy_summary(
         "private": private,
         "epsilon": worst["epsilon"] if private else None,
         "delta": run.guard.delta,
-        "accountant": f"PLD (dp-accounting {version('dp-accounting')})",
+        "accountant": f"{_accountant(run)} (dp-accounting {version('dp-accounting')})",
         "epsilon_rdp": worst["epsilon_rdp"] if private else None,
         "epsilon_start": worst["epsilon_start"] if private else None,
         "epsilon_rounds": worst["epsilon_rounds"] if private else None,
@@ -55,7 +55,7 @@ def privacy_summary(
         "bands": max(plan.bands for plan in run.accounts.values()),
         "target_epsilon": settings.epsilon,
         "relation": f"one {settings.protects} present or blanked",
-        "sampling": "Poisson",
+        "sampling": "none" if shared_noise(run) else "Poisson",
         "units": _units(run),
         "rounds": rounds_done,
         "stopped_early": rounds_done < run.rounds,
@@ -69,6 +69,15 @@ def privacy_summary(
     if owner_like is not None and private:
         facts |= {"owner_like": owner_like, "groups": _groups(run)}
     return facts | {"statement": statement(facts)}
+
+
+def shared_noise(run: PrivateRun) -> bool:
+    """Whether clients add the noise of a round together."""
+    return run.server_plan is not None and run.server_plan.fewest is not None
+
+
+def _accountant(run: PrivateRun) -> str:
+    return "Renyi DP" if shared_noise(run) else "PLD"
 
 
 def _units(run: PrivateRun) -> int | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,10 @@ from fedsb.common.files import write_bytes
 from fedsb.common.printable import printable
 from fedsb.errors import UpdateRejected
 from fedsb.federation.exchange import Layout
+from fedsb.federation.secure.fixed_point import FixedPoint
+from fedsb.federation.secure.server import SecureSum, Total, new_terms
+from fedsb.federation.secure.summands import ONCE
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Failed, Outcome
 from fedsb.federation.start.from_gradients import (
     Calibration,
@@ -32,9 +37,11 @@ from fedsb.federation.start.from_gradients import (
     as_sent,
     bases_down,
     combine,
+    combine_total,
     contribution,
+    summed_layout,
 )
-from fedsb.federation.start.head_warmup import Answers, AskForHeads, warm_up
+from fedsb.federation.start.head_warmup import Answers, AskForHeads, warm_up, warm_up_securely
 from fedsb.federation.start.initialize import StartResult, bases_kind, needs_data, start_factors
 from fedsb.federation.start.messages import LARGEST, Facts, check_start, pack_start, unpack_start
 from fedsb.federation.start.robust import Head
@@ -83,12 +90,19 @@ def start_remotely(
         return replace(made, factors=_shared(made.factors, bases)) if from_gradients else made
     draw, traffic = calibration.draw, list[Traffic]()
     if head and start.head_warmup is not None:
-        ask = _ask_for_heads(head, remote, draw, progress)
-        traffic = warm_up(head, start.head_warmup.rounds, len(draw), ask, start.robust)
+        rounds = start.head_warmup.rounds
+        if start.secure is not None:
+            heaviest = max(map(len, draw.values()))
+            sum_of = partial(_sum_of_heads, head, remote, start.secure, draw, progress)
+            traffic = warm_up_securely(head, rounds, heaviest, sum_of)
+        else:
+            ask = _ask_for_heads(head, remote, draw, progress)
+            traffic = warm_up(head, rounds, len(draw), ask, start.robust)
     bases_alone = replace(start, head_warmup=None)
     if needs_data(bases_alone, method, head):
         factors, up = _gather(targets, head, start, remote, draw, progress)
-        return StartResult(_shared(factors, bases), [*traffic, up, bases_down(factors, num_clients)], draw)
+        traffic += [*up, bases_down(factors, num_clients)]
+        return StartResult(_shared(factors, bases), traffic, draw)
     made = start_factors(model, targets, head, method, bases_alone, calibration, num_clients=num_clients)
     return replace(made, traffic=[*traffic, *made.traffic], draw=draw)
 
@@ -142,16 +156,64 @@ def _gather(
     remote: RemoteClients,
     draw: Draw,
     progress: Progress,
-) -> tuple[dict[str, Factors], Traffic]:
+) -> tuple[dict[str, Factors], list[Traffic]]:
     shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
     question = _question("contribute", 0, head, remote)
     if start.private is not None:
         for client in draw:
             start.private.charge(client)
+    if start.secure is not None:
+        size = summed_layout(targets, start).size
+        total = _total(remote, start.secure, "contribute", 0, draw, question, size, progress)
+        return combine_total(targets, start, draw, total)
     answers = remote.ask("contribute", list(draw), lambda client: question)
     template = contribution(start).template(shapes, start)
     usable = _usable("contribute", 0, answers, template, progress, asked=draw, largest=LARGEST_SUM)
-    return combine(targets, start, ((tensors, len(draw[client]), size) for client, tensors, size in usable))
+    sizes = ((tensors, len(draw[client]), size) for client, tensors, size in usable)
+    factors, up = combine(targets, start, sizes)
+    return factors, [up]
+
+
+def _sum_of_heads(
+    head: Mapping[str, nn.Parameter],
+    remote: RemoteClients,
+    rules: Rules,
+    draw: Draw,
+    progress: Progress,
+    number: int,
+    before: Tensor,
+) -> Total:
+    question = _question("warm-up", number, head, remote)
+    return _total(
+        remote,
+        rules,
+        "warm-up",
+        number,
+        draw,
+        question,
+        before.numel(),
+        progress,
+        max(map(len, draw.values())),
+    )
+
+
+def _total(
+    remote: RemoteClients,
+    rules: Rules,
+    kind: Kind,
+    number: int,
+    draw: Draw,
+    question: bytes,
+    size: int,
+    progress: Progress,
+    heaviest: int = 1,
+) -> Total:
+    """The secure sum of everybody's answers; who is not in it is told of."""
+    terms, coding = new_terms(kind, number, draw, heaviest), FixedPoint(*ONCE, len(draw))
+    total = SecureSum(remote.ask, terms, rules, question, coding, size).total()
+    for client, reason in total.lost.items():
+        progress.client_ends(client, reason)
+    return total
 
 
 def _usable(

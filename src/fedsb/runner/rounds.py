@@ -14,10 +14,14 @@ from fedsb.common.seeding import derive
 from fedsb.federation import wire
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import LocalModel, load_state
+from fedsb.federation.second_exchange import after_second_exchange, forget
 from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.methods import Aggregation, Averaged
+from fedsb.methods.averaging.beside import CONTROL, MOMENTS, added_by, replaced, with_beside
+from fedsb.privacy.client_level import ClientRelease
 from fedsb.runner.arguments import RoundRules
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
@@ -25,6 +29,7 @@ from fedsb.runner.clients import AskClients, expecting, part_of
 from fedsb.runner.external_experts import folders_of
 from fedsb.runner.gate import find_groups, finds_groups, open_gate, opens_gate, with_equal_experts
 from fedsb.runner.prepared import Prepared, calibration_of
+from fedsb.runner.secure_round import secure_round
 from fedsb.runner.site_scores import ask_for_scores, mean_scores, read_scores
 from fedsb.runner.spill import SpilledTensors
 
@@ -57,41 +62,26 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         RunFailed: too few updates could be used.
     """
     prepared, rules = session.prepared, session.prepared.rules
-    privacy, progress, parts = prepared.privacy, prepared.progress, prepared.data.parts
+    privacy, progress = prepared.privacy, prepared.progress
     progress.round_begins(number, rules.rounds, cohort)
-    held, sent = _parts(prepared, saved.state, cohort, number), Sent()
-    outcomes = _ask(session, saved.state, held, sent)
-    exchange = session.local_model.exchange
-    mixes = saved.state.experts is not None
-    if mixes and finds_groups(prepared.config, number):
-        outcomes = list(outcomes)
-        saved.state = find_groups(prepared, exchange, saved.state, outcomes)
-        held = _parts(prepared, saved.state, cohort, number)
     clip_norm = saved.metrics[-1].get("clip_norm")
     release = server_release(privacy, number, clip_norm) if privacy else None
-    saved.state, report = aggregate(
-        saved.state,
-        outcomes,
-        exchange,
-        weighting=rules.weighting,
-        part_of=held.__getitem__,
-        aggregation=release.wrap(prepared.method.aggregation) if release else rules.aggregation,
-        fewest=0 if release else rules.min_updates,
-        bound=rules.norm_bound,
-        registered={client: len(parts[client]) for client in cohort},
-        sites=prepared.data.sites,
-    )
-    saved.traffic += [
-        Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
-        Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
-    ]
-    if saved.state.experts is not None and not saved.state.experts.counts and not folders_of(prepared.config):
+    if rules.secure is not None:
+        saved.state, report, traffic = secure_round(
+            prepared, session.local_model.exchange, session.ask_clients, saved.state, cohort
+        )
+    else:
+        saved.state, report, traffic = _plain_round(session, saved, number, cohort, release)
+    saved.traffic += traffic
+    downloaded = total_bytes(traffic, direction="down")
+    exchange, experts = session.local_model.exchange, saved.state.experts
+    if experts is not None and not experts.counts and not folders_of(prepared.config):
         saved.state = with_equal_experts(exchange, saved.state)
-    if mixes:
+    if experts is not None:
         make_gate(session, saved)
     put_state(session, saved)
-    scored = prepared.config.scored_after(number)
-    record = record_of(number, score(prepared) if scored else {}, report, sent["bytes"])
+    scored = number in rules.scored_after
+    record = record_of(number, score(prepared) if scored else {}, report, downloaded)
     if scored:
         score_sites(session, saved, record)
     if report.untrained:
@@ -103,6 +93,71 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     if refresh_due(saved, rules):
         refresh_bases(session, saved, record)
     return record
+
+
+def _aggregation(prepared: Prepared) -> Aggregation:
+    """The run's, and what is made of what travels beside trained numbers."""
+    rules, config = prepared.rules, prepared.config
+    aggregation = rules.aggregation
+    if config.training.moments == "averaged":
+        aggregation = with_beside(aggregation, MOMENTS, replaced)
+    if not config.federation.control_variates:
+        return aggregation
+    sizes = [float(len(part)) for part in prepared.data.parts]
+    total = sum(sizes) if rules.weighting == "examples" else float(len(sizes))
+    return with_beside(aggregation, (CONTROL,), added_by(total))
+
+
+def _second(session: Session, state: ServerState) -> Callable[[Averaged, RoundReport], Averaged]:
+    """The second exchange of a round that begins at this state; the first paid for what leaves in it."""
+    prepared = session.prepared
+    parts = prepared.data.parts
+    return partial(
+        after_second_exchange,
+        state=state,
+        exchange=session.local_model.exchange,
+        ask=lambda clients, question: session.ask_clients(clients, lambda client: question),
+        weighting=prepared.rules.weighting,
+        registered={client: len(part) for client, part in enumerate(parts)},
+    )
+
+
+def _plain_round(
+    session: Session, saved: RunState, number: int, cohort: Sequence[int], release: ClientRelease | None
+) -> tuple[ServerState, RoundReport, list[Traffic]]:
+    """A round in which the server takes in each client's update."""
+    prepared, rules, exchange = session.prepared, session.prepared.rules, session.local_model.exchange
+    held, sent = _parts(prepared, saved.state, cohort, number), Sent()
+    outcomes = _ask(session, saved.state, held, sent)
+    if saved.state.experts is not None and finds_groups(prepared.config, number):
+        outcomes = list(outcomes)
+        saved.state = find_groups(prepared, exchange, saved.state, outcomes)
+        held = _parts(prepared, saved.state, cohort, number)
+    state, report = aggregate(
+        saved.state,
+        outcomes,
+        exchange,
+        weighting=rules.weighting,
+        part_of=held.__getitem__,
+        aggregation=release.wrap(rules.aggregation) if release else _aggregation(prepared),
+        fewest=0 if release else rules.min_updates,
+        bound=rules.norm_bound,
+        registered={client: len(prepared.data.parts[client]) for client in cohort},
+        sites=prepared.data.sites,
+        start=exchange.started(saved.factors),
+        second=_second(session, saved.state) if prepared.method.follow_up else None,
+    )
+    for own in saved.kept.values():
+        forget(own)
+    return (
+        state,
+        report,
+        [
+            Traffic(number, "broadcast", "down", len(cohort), sent["bytes"], sent["parameters"]),
+            Traffic(number, "updates", "up", len(cohort), report.upload_bytes, report.upload_parameters),
+            *report.second,
+        ],
+    )
 
 
 def refresh_due(saved: RunState, rules: RoundRules) -> bool:
@@ -143,7 +198,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
     in one place their mean is the round's score. Baselines are scored once, before the first round."""
     prepared, exchange = session.prepared, session.local_model.exchange
     config, state = prepared.config, saved.state
-    if not config.scores_at_clients:
+    if not prepared.rules.at_clients:
         return
     held = _parts(prepared, state, range(len(prepared.data.parts)), state.round + 1)
     message_for, ask = broadcasts(state, exchange), partial(ask_for_scores, prepared, exchange, saved, record)
@@ -157,7 +212,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
     record["sites"] = ask(ask_scores, message_to, what="scores", round_number=number)
     if privacy is not None:
         record["epsilon"] = privacy.epsilon()
-    if not config.scores_test_rows:
+    if not prepared.rules.on_test_rows:
         record["eval"] = mean_scores(record["sites"])
     if state.round == 0 and config.evaluation.baselines:
         last = prepared.rules.rounds + 1
@@ -169,7 +224,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
             prepared.progress.stage("baseline: all rows in one place")
             pooled = read_scores(prepared, exchange, session.pooled(message_to(0)), last)
             record["baselines"] = record.get("baselines", {}) | {"pooled": pooled}
-    if state.round == 0 and not config.scores_test_rows:
+    if state.round == 0 and not prepared.rules.on_test_rows:
         prepared.progress.round_ends(record)
     put_state(session, saved)
 
@@ -177,7 +232,7 @@ def score_sites(session: Session, saved: RunState, record: dict[str, Any]) -> No
 def score(prepared: Prepared) -> dict[str, float]:
     """The task's metrics on the test examples; none if the config wants none, or has none."""
     settings, data, report = prepared.config.evaluation, prepared.data, prepared.progress.evaluating
-    if not prepared.config.scores_test_rows:
+    if not prepared.rules.on_test_rows:
         return {}
     model, size, generate = prepared.base.model, settings.batch_size, settings.generate
     return data.task.evaluate(model, data.test, batch_size=size, generate=generate, progress=report)
@@ -191,9 +246,10 @@ def record_of(
         "round": number,
         "train_loss": report.train_loss,
         "eval": dict(metrics),
-        "upload_bytes": report.upload_bytes,
-        "download_bytes": download_bytes,
-        "upload_parameters": report.upload_parameters,
+        "upload_bytes": report.upload_bytes + total_bytes(report.second, direction="up"),
+        "download_bytes": download_bytes + total_bytes(report.second, direction="down"),
+        "upload_parameters": report.upload_parameters
+        + sum(entry.parameters for entry in report.second if entry.direction == "up"),
         "clients": sorted(report.clients),
         "rejected": report.rejected,
         "seconds": 0.0,

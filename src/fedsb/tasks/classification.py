@@ -1,40 +1,33 @@
 """Texts to classes, or to one number (regression)."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from fedsb.config.sections.task import ClassificationConfig
 from fedsb.errors import InputError
 from fedsb.tasks.cuts import Tokens
 from fedsb.tasks.labels import class_ids, label_set, row_name, targets
+from fedsb.tasks.logits import (
+    class_scores,
+    class_sums,
+    correlations,
+    losses,
+    measure,
+    number_sums,
+    of_classes,
+    of_numbers,
+)
 from fedsb.tasks.prompts import adds_at_start
 from fedsb.tasks.rows import cell_text, require_columns
 from fedsb.tasks.task import (
-    Batch,
-    Collate,
     Example,
-    Measurement,
-    Progress,
     Row,
     Task,
-    attention_mask,
-    batches_by_length,
-    evaluating,
-    length_of,
-    model_logits,
-    own_experts,
-    pad,
-    pad_token_id,
+    collate_texts,
 )
-from fedsb.tasks.totals import class_sums, number_sums, of_classes, of_numbers, scores_of_counts
 
 
 def classification(
@@ -61,7 +54,7 @@ def classification(
     encode = partial(encode_texts, tokenizer, columns=columns, max_length=max_length)
     label_type = torch.float32 if regression else torch.long
     collate = partial(collate_texts, tokenizer, label_type=label_type)
-    scoring = (_correlations, _numbers_summed) if regression else (class_scores, class_sums)
+    scoring = (correlations, number_sums) if regression else (class_scores, class_sums)
     return Task(
         primary_metric=checked_metric(metric, names),
         higher_is_better=True,
@@ -134,7 +127,7 @@ def checked_columns(text: Sequence[str]) -> tuple[str, ...]:
     return tuple(text)
 
 
-# Examples and batches
+# Examples
 
 
 def encode_texts(
@@ -201,110 +194,3 @@ def _labels(
 def no_labels(rows: Sequence[Row], source: str) -> list[int]:
     """Labels in the place of those that nobody knows."""
     return [0] * len(rows)
-
-
-def collate_texts(tokenizer: Any, examples: Sequence[Example], *, label_type: torch.dtype) -> Batch:
-    """A batch of what `encode_texts` gives."""
-    ids = [example["input_ids"] for example in examples]
-    batch = {"input_ids": pad(ids, pad_token_id(tokenizer)), "attention_mask": attention_mask(ids)}
-    if any("token_type_ids" in example for example in examples):
-        batch["token_type_ids"] = pad([e["token_type_ids"] for e in examples], tokenizer.pad_token_type_id)
-    batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=label_type)
-    return batch | own_experts(examples)
-
-
-# Losses and metrics
-
-
-def losses(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
-    """Each example's loss, see `losses_of_logits`."""
-    return losses_of_logits(model_logits(model, batch), batch["labels"])
-
-
-def losses_of_logits(logits: Float[Tensor, "batch labels"], labels: Tensor) -> Float[Tensor, " batch"]:
-    """Cross-entropy for whole labels; for float labels the squared error, or with several for each example
-    the mean of their binary cross-entropies. In fp32 whatever the model's dtype."""
-    labels, logits = labels.to(logits.device), logits.float()
-    if labels.dim() > 1:
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
-    if labels.is_floating_point():
-        return (logits.squeeze(-1) - labels) ** 2
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def measure(
-    collate: Collate,
-    scored: Callable[[np.ndarray, np.ndarray], dict[str, float]],
-    summed: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]] | None,
-    model: nn.Module,
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-    generate: int | None = None,
-    progress: Progress | None = None,
-    shares: frozenset[str] = frozenset({"accuracy"}),
-) -> list[Measurement]:
-    """What a task that has one row of logits for each example measures: the loss, and `scored` of logits and
-    labels; `summed` gives the sums of its totals, where it has any, of these and the losses."""
-    if not examples:
-        raise ValueError("expected at least one example to evaluate, got none")
-    logits, labels = _logits_and_labels(collate, model, examples, batch_size, progress)
-    each = losses_of_logits(logits, labels).double().numpy()
-
-    def metrics(indices: np.ndarray) -> dict[str, float]:
-        scores = scored(logits.numpy()[indices], labels.numpy()[indices])
-        return {**scores, "loss": float(each[indices].mean())}
-
-    given = logits.numpy(), labels.numpy()
-    sums = {} if summed is None else summed(*given, each)
-    return [Measurement(len(examples), metrics, shares, sums)]
-
-
-def _logits_and_labels(
-    collate: Collate,
-    model: nn.Module,
-    examples: Sequence[Example],
-    batch_size: int,
-    progress: Progress | None,
-) -> tuple[Float[Tensor, "examples labels"], Tensor]:
-    """fp32 logits and labels on the CPU, in the order of the examples."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    order: list[int] = []
-    with evaluating(model):
-        for indices in batches_by_length([length_of(example) for example in examples], batch_size):
-            batch = collate([examples[i] for i in indices])
-            parts.append((model_logits(model, batch).float().cpu(), batch["labels"].cpu()))
-            order += indices
-            if progress is not None:
-                progress(len(order), len(examples))
-    places = torch.tensor(order).argsort()
-    logits, labels = (torch.cat(tensors)[places] for tensors in zip(*parts, strict=True))
-    return logits, labels
-
-
-def class_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """As `scores_of_counts`, of predictions and labels."""
-    return scores_of_counts(class_sums(logits, labels, np.zeros(0)))
-
-
-def _numbers_summed(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> dict[str, np.ndarray]:
-    return number_sums(logits[:, 0], labels)
-
-
-def _correlations(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Correlations are 0 where they are undefined (all predictions or all labels alike, or one example)."""
-    from scipy.stats import rankdata
-
-    predictions, targets = logits[:, 0].astype(np.float64), labels.astype(np.float64)
-    return {
-        "pearson": _correlation(predictions, targets),
-        "spearman": _correlation(rankdata(predictions), rankdata(targets)),
-        "mse": float(np.mean((predictions - targets) ** 2)),
-    }
-
-
-def _correlation(predictions: np.ndarray, targets: np.ndarray) -> float:
-    if not np.isfinite(predictions).all():
-        return math.nan
-    spread = len(predictions) > 1 and bool(np.ptp(predictions)) and bool(np.ptp(targets))
-    return float(np.corrcoef(predictions, targets)[0, 1]) if spread else 0.0

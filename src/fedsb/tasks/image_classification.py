@@ -12,12 +12,12 @@ import torch
 
 from fedsb.config.sections.task import ImageClassificationConfig
 from fedsb.errors import InputError
-from fedsb.tasks.classification import checked_metric, class_scores, losses, measure
+from fedsb.tasks.classification import checked_metric
 from fedsb.tasks.labels import class_ids, label_set, row_name
+from fedsb.tasks.logits import class_scores, class_sums, losses, measure, of_classes
 from fedsb.tasks.pictures import picture_of, rgb_of
 from fedsb.tasks.rows import place, require_columns
 from fedsb.tasks.task import Batch, Example, Row, Task
-from fedsb.tasks.totals import class_sums, of_classes
 
 
 def image_classification_of(

@@ -11,11 +11,12 @@ from torch import Tensor
 from fedsb.config.labels import label_name
 from fedsb.config.sections.task import MultiLabelConfig
 from fedsb.errors import InputError
-from fedsb.tasks.classification import checked_columns, collate_texts, encode_texts, losses, measure
+from fedsb.tasks.classification import checked_columns, encode_texts
 from fedsb.tasks.labels import check_count, class_names, unknown_class
+from fedsb.tasks.logits import losses, measure
 from fedsb.tasks.rows import is_missing, place, require_columns
 from fedsb.tasks.rows.cells import check_text
-from fedsb.tasks.task import Batch, Example, Row, Task
+from fedsb.tasks.task import Batch, Example, Row, Task, collate_texts
 
 THRESHOLD = 0.5
 """A class is predicted where its probability is larger."""

@@ -187,6 +187,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def collate_texts(tokenizer: Any, examples: Sequence[Example], *, label_type: torch.dtype) -> Batch:
+    """A batch of examples with input_ids, labels and, maybe, token_type_ids."""
+    ids = [example["input_ids"] for example in examples]
+    batch = {"input_ids": pad(ids, pad_token_id(tokenizer)), "attention_mask": attention_mask(ids)}
+    if any("token_type_ids" in example for example in examples):
+        batch["token_type_ids"] = pad([e["token_type_ids"] for e in examples], tokenizer.pad_token_type_id)
+    batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=label_type)
+    return batch | own_experts(examples)
+
+
 def pad_token_id(tokenizer: Any) -> int:
     """The id to fill batches with: the tokenizer's pad token, else its end-of-sequence token, else 0.
 

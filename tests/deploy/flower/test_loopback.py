@@ -35,5 +35,6 @@ def test_the_loopback_deployment_equals_the_simulated_run_and_refuses_who_has_no
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 rounds equal to the simulated run's" in done.stdout
+    assert "its update is in the sum of [0, 1, 2]" in done.stdout
     for what in REFUSED:
         assert f"{what}: refused, exit" in done.stdout, done.stdout

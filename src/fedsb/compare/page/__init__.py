@@ -1,14 +1,19 @@
 """The page of a comparison, from its folder alone: comparison.json, config.yaml and the run folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedsb.common.dotted import at
-from fedsb.compare.page.figures import figures
+from fedsb.common.files import write_bytes
+from fedsb.compare.page.figures import figures, plots_of
 from fedsb.compare.page.load import Compared, load_comparison, settings_apart
+from fedsb.compare.page.sites import sites
 from fedsb.compare.page.tables import config, differences, listed, result, runs, settings, tuning
+from fedsb.errors import InputError
 from fedsb.report.load import mapping, number, sequence, whole
 from fedsb.report.markup import document, header, joined, paragraph, section
 from fedsb.report.metrics import describe
+from fedsb.report.paper import write_files
 from fedsb.report.units import count, plural, short_name
 
 TRAINING = ("epochs", "batch_size", "accumulation", "max_length")
@@ -21,6 +26,7 @@ def comparison_page(folder: Path) -> str:
     title = _title(comparison)
     sections = (
         ("differences", f"Seed by seed, against {comparison.baseline}", differences(comparison)),
+        ("sites", "At the sites", sites(comparison)),
         ("tuning", "Learning rates", tuning(comparison)),
         ("settings", "What sets the methods apart", settings(comparison)),
         ("runs", "Every run", runs(comparison)),
@@ -33,6 +39,31 @@ def comparison_page(folder: Path) -> str:
         *(section(anchor, 2, heading, part) for anchor, heading, part in sections if part),
     )
     return document(title, body)
+
+
+def write_comparison(folder: Path, out: Path | None = None) -> Path:
+    """Write the page to `out`, by default report.html in the folder; returns where it is.
+
+    Raises:
+        InputError: the folder holds no comparison, or `out` is a folder.
+    """
+    out = out or folder / "report.html"
+    if out.is_dir():
+        raise InputError(f"{out}: expected a file name for the page, found a folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, comparison_page(folder).encode("utf-8", errors="replace"))
+    return out
+
+
+def write_comparison_figures(folder: Path, out: Path, kinds: Sequence[str]) -> list[Path]:
+    """Write the comparison's plots and tables as files of `kinds` into `out`.
+
+    Raises:
+        InputError: the folder holds no comparison, or `out` is a file.
+    """
+    comparison = load_comparison(folder)
+    tables = joined(*(of(comparison) for of in (result, differences, sites, tuning, settings, runs)))
+    return write_files(plots_of(comparison), tables, out, kinds)
 
 
 def _title(comparison: Compared) -> str:

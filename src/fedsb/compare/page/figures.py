@@ -16,6 +16,11 @@ from fedsb.report.plots import Band, Curve, Span, curves
 MOST_BANDS = 4
 
 
+def plots_of(comparison: Compared) -> list[Plot]:
+    """Score by traffic, score by round; fewer where there is nothing to draw."""
+    return [plot for plot in (_by_bytes(comparison), _by_round(comparison)) if plot]
+
+
 def figures(comparison: Compared) -> str:
     by_bytes, by_round = _by_bytes(comparison), _by_round(comparison)
     return joined(wide(plots([by_bytes])) if by_bytes else "", plots([by_round]) if by_round else "")

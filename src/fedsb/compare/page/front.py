@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedsb.compare.page.labels import Box, Spot, place
-from fedsb.report.canvas import FAINT, INK, MARKERS, MUTED, PAPER, Plot, draw, key, series
+from fedsb.report.canvas import FAINT, INK, MARKERS, MUTED, PAPER, Data, Drawing, Plot, key, series
 from fedsb.report.plots import Show, limits, ticks
 from fedsb.report.units import human_bytes
 
@@ -55,8 +55,13 @@ def front(title: str, dots: Sequence[Dot], show: Show, tick: Show, *, name: str,
         f"{d.label}: {show(d.quality)} at {human_bytes(d.cost)}{', not dominated' if d.best else ''}."
         for d in drawn
     )
-    svg = draw(paint, name=name, width=WIDTH, height=HEIGHT)
-    return Plot(title, svg, f"Scatter plot, {title}. {places}", keys if len(drawn) > 1 else (), note)
+    drawing, alt = Drawing(paint, name, WIDTH, HEIGHT), f"Scatter plot, {title}. {places}"
+    return Plot(title, drawing, alt, _numbers(title, drawn), keys if len(drawn) > 1 else (), note)
+
+
+def _numbers(title: str, dots: Sequence[Dot]) -> Data:
+    columns = ["method", "bytes", title, "standard deviation", "not dominated"]
+    return Data(columns, [[d.label, d.cost, d.quality, d.spread, d.best] for d in dots])
 
 
 def _frame(axes: "Axes", dots: Sequence[Dot], tick: Show) -> None:

@@ -59,6 +59,37 @@ class RobustConfig(Section):
     """What is done with a larger one: left out with the reason, or scaled back to the bound."""
 
 
+class ServerConfig(Section):
+    """What the server does with the averaged update d (Reddi et al. 2021, arXiv 2003.00295), for methods that
+    need nothing but the mean. `{momentum: 0}` is plain averaging."""
+
+    optimizer: Literal["sgd", "adam", "yogi"] = "sgd"
+    """sgd: a step along the momentum of d. adam, yogi: each number over the root of its d^2 so far."""
+    learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adaptivity: Positive = 1.0e-3
+    """tau of adam and yogi, beside that root: as large as the numbers' own steps, or they all move alike."""
+
+
+class SecureAggregationConfig(Section):
+    """The server learns the sum of a round's updates and nothing else of any one (Bonawitz et al. 2017), for
+    methods that average factors. A round then has four exchanges in place of one."""
+
+    threshold: Annotated[float, Field(gt=0.5, le=100_000)] = 0.67
+    """Share of a round's clients that must stay to its end, or (above 1) how many; with fewer the round
+    fails. Always more than half of them."""
+    largest_change: Positive = 8.0
+    """A number of an update, less what was broadcast, is cut to this magnitude and rounded to a whole
+    number of steps of largest_change x clients / 2^31."""
+
+    @field_validator("threshold")
+    @classmethod
+    def _a_share_or_a_count(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"expected a share of at most 1 or a whole number of clients, found {value:g}")
+        return value
+
+
 class FederationConfig(Section):
     clients: PositiveInt = 3
     sites: list[str] | None = None
@@ -81,11 +112,22 @@ class FederationConfig(Section):
     processes: PositiveInt = 1
     """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
     of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
+    proximal: Positive | None = None
+    """mu of FedProx (Li et al. 2020, arXiv 1812.06127): every step of a client's is drawn back to where its
+    round began by mu times the distance, beside the loss's clipped gradient; null: not."""
+    control_variates: bool = False
+    """SCAFFOLD (Karimireddy et al. 2020, arXiv 1910.06378, option II): clients correct each step by how their
+    mean gradients of former rounds differ from all clients'. It doubles what travels of trained numbers, and
+    each client keeps as many; training.optimizer: sgd."""
+    server: ServerConfig | None = None
+    """A server's step of its own along the averaged update; null: all of it."""
     upload_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """What the numbers of an update travel as; broadcasts are float32. 16 bits halve the upload: float16
     has 11 binary digits and ends at 65504 (more is an error), bfloat16 has 8 digits and float32's range."""
     robust: RobustConfig | None = None
     """Checks against poisoned updates; null: none."""
+    secure_aggregation: SecureAggregationConfig | None = None
+    """Masks that hide each client's update from the server, e.g. {threshold: 0.67}; null: none."""
     client_timeout_seconds: Positive | None = None
     """A client whose local training takes longer is left out of the round; null: no limit of its own."""
     deadline_seconds: Positive | None = 3600.0

@@ -46,6 +46,10 @@ class PrivacyConfig(Section):
     score_noise_multiplier: Positive | None = None
     """evaluation.at_clients: noise on the counts that a client gives, over their sensitivity (the square root
     of 3); each score is one more release of the same budget. null: no client is scored."""
+    honest: Annotated[float, Field(gt=0, le=1)] | None = None
+    """unit: client with federation.secure_aggregation: each client adds some of the noise, and this share of
+    a round's clients, at least, stay and do not collude with the server; with fewer the round stops. null:
+    as many as secure_aggregation.threshold asks for."""
     insecure_seed: int | None = None
     """For tests alone: noise that repeats. The run is then marked as not private."""
     ledger: str | None = None

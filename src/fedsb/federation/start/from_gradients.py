@@ -29,7 +29,12 @@ from fedsb.adapter import Factors
 from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import estimate_update
 from fedsb.federation.dropout import without_dropout
+from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Example, Losses
+from fedsb.federation.secure.here import secure_sum_here
+from fedsb.federation.secure.server import Total, traffic_of
+from fedsb.federation.secure.summands import Summand
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.start.contribution import (
     SENT_AS,
     Contribution,
@@ -83,14 +88,16 @@ def bases_from_gradients(
     sums: MutableMapping[str, Tensor] | None = None,
 ) -> Bases:
     """The SVD of the estimated first update of all contributors together. The model stays as it is."""
-    alone = len(calibration.draw) == 1
+    alone = len(calibration.draw) == 1 and start.secure is None
     with estimating(model):
         if start.private is None and start.rule != "moments" and (alone or start.upload == "whole"):
             factors = _from_pooled(model, targets, start, calibration, sums)
-            up = _bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))
+            up = [_bases_up(factors) if alone else _gradients_up(targets, len(calibration.draw))]
+        elif start.secure is not None and not calibration.public:
+            factors, up = _from_secure_sum(model, targets, start, calibration, start.secure, sums)
         else:
-            factors, up = _from_contributions(model, targets, start, calibration, sums)
-    ups = [] if calibration.public else [up]
+            factors, *up = _from_contributions(model, targets, start, calibration, sums)
+    ups = [] if calibration.public else up
     return Bases(as_received(factors), [*ups, bases_down(factors, num_clients)])
 
 
@@ -124,6 +131,40 @@ def _from_contributions(
             yield message, len(indices), len(save(message))
 
     return combine(targets, start, messages())
+
+
+def _from_secure_sum(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    start: Start,
+    calibration: Calibration,
+    rules: Rules,
+    sums: MutableMapping[str, Tensor] | None,
+) -> tuple[dict[str, Factors], list[Traffic]]:
+    layout = summed_layout(targets, start)
+
+    def summand_of(client: int) -> Summand:
+        return Summand(layout.flatten(contribute(model, targets, start, calibration, client, sums)))
+
+    total = secure_sum_here(rules, "contribute", 0, summand_of, [*calibration.draw], layout.size)
+    return combine_total(targets, start, calibration.draw, total)
+
+
+def summed_layout(targets: Mapping[str, nn.Module], start: Start) -> Layout:
+    """Where each number of a contribution lies in the sum of all."""
+    shapes = {name: Shape(*features(layer)) for name, layer in targets.items()}
+    return Layout.of(contribution(start).template(shapes, start))
+
+
+def combine_total(
+    targets: Mapping[str, nn.Module], start: Start, draw: Draw, total: Total
+) -> tuple[dict[str, Factors], list[Traffic]]:
+    """As `combine`, of a secure sum."""
+    examples = sum(len(draw[client]) for client in total.clients)
+    tensors = summed_layout(targets, start).unflatten(total.values)
+    factors, _ = combine(targets, start, [(tensors, examples, 0)])
+    what = contribution(start).what
+    return factors, traffic_of([total], 0, f"questions for {what}", what)
 
 
 def contribute(

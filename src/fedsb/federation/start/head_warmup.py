@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from fedsb.federation import wire
 from fedsb.federation.exchange import Layout
 from fedsb.federation.local_model import Batch, Losses
+from fedsb.federation.secure.here import secure_sum_here
+from fedsb.federation.secure.server import Total, traffic_of
+from fedsb.federation.secure.summands import Summand
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.start.from_gradients import Calibration, only_these_train
 from fedsb.federation.start.robust import Head, Robust, average_heads
 from fedsb.federation.start.settings import Warmup
@@ -51,6 +56,22 @@ def warm_up(
     return [down.entry("head warm-up", "down", clients), up.entry("head warm-up", "up", clients)]
 
 
+SumOfHeads = Callable[[int, Tensor], Total]
+"""(round, the head that was sent) -> the secure sum of how far each client's went."""
+
+
+def warm_up_securely(
+    head: Mapping[str, nn.Parameter], rounds: int, heaviest: int, sum_of: SumOfHeads
+) -> list[Traffic]:
+    """As `warm_up`, of heads that the server knows as a sum alone."""
+    layout, totals = Layout.of(head), []
+    for number in range(1, rounds + 1):
+        before = layout.flatten(head)
+        totals.append(total := sum_of(number, before))
+        layout.copy_into(head, (before + total.values * (heaviest / total.weight)).float())
+    return traffic_of(totals, 0, "head warm-up", "head warm-up")
+
+
 def warm_up_here(
     model: nn.Module,
     head: Mapping[str, nn.Parameter],
@@ -58,6 +79,7 @@ def warm_up_here(
     batch_size: int,
     calibration: Calibration,
     robust: Robust | None = None,
+    secure: Rules | None = None,
 ) -> list[Traffic]:
     """The warm-up of clients in this process, over cached base outputs; public examples travel nowhere."""
     layout, losses = Layout.of(head), calibration.losses
@@ -65,18 +87,42 @@ def warm_up_here(
         client: cache_base_outputs(model, calibration.batches_of(indices, batch_size))
         for client, indices in calibration.draw.items()
     }
+
+    def trained(client: int, before: Tensor) -> Tensor:
+        layout.copy_into(head, before)
+        train_head(model, head, cached[client], losses, warmup)
+        return layout.flatten(head)
+
+    if secure is not None and not calibration.public:
+        weights = {client: len(indices) for client, indices in calibration.draw.items()}
+        sum_of = partial(_secure_sum_of_heads, secure, weights, trained)
+        return warm_up_securely(head, warmup.rounds, max(weights.values()), sum_of)
     size = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
 
     def answers(before: Tensor) -> Iterator[tuple[Head, int]]:
-        for client, outputs in cached.items():
-            layout.copy_into(head, before)
-            train_head(model, head, outputs, losses, warmup)
-            yield Head(client, layout.flatten(head), len(calibration.draw[client])), size
+        for client, indices in calibration.draw.items():
+            yield Head(client, trained(client, before), len(indices)), size
 
     traffic = warm_up(
         head, warmup.rounds, len(cached), lambda number: (size, answers(layout.flatten(head))), robust
     )
     return [] if calibration.public else traffic
+
+
+def _secure_sum_of_heads(
+    rules: Rules,
+    weights: Mapping[int, int],
+    trained: Callable[[int, Tensor], Tensor],
+    number: int,
+    before: Tensor,
+) -> Total:
+    def summand_of(client: int) -> Summand:
+        return Summand(trained(client, before) - before, weights[client])
+
+    heaviest = max(weights.values())
+    return secure_sum_here(
+        rules, "warm-up", number, summand_of, [*weights], before.numel(), heaviest=heaviest
+    )
 
 
 def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cached]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors
-from fedsb.adapter.bases import bases_from_weight, orthonormal_bases
+from fedsb.adapter.bases import bases_from_weight, orthonormal_bases, principal_pair
 from fedsb.adapter.linear import dense_weight, features
 from fedsb.common.seeding import numpy_generator, torch_generator
 from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_gradients
@@ -81,7 +81,8 @@ def start_factors(
     model.eval()
     traffic: list[Traffic] = []
     if head and start.head_warmup is not None:
-        traffic += warm_up_here(model, head, start.head_warmup, start.batch_size, calibration, start.robust)
+        steps, checks = start.head_warmup, (start.robust, start.secure)
+        traffic += warm_up_here(model, head, steps, start.batch_size, calibration, *checks)
     if _estimates(start, method):
         factors, sent = bases_from_gradients(
             model, targets, start, calibration, num_clients=num_clients, sums=sums
@@ -100,6 +101,8 @@ def _factors_without_data(name: str, layer: nn.Module, method: Method, start: St
         return method.draw(*features(layer), rank, generator=generator)
     if bases_kind(start, method) == "orthonormal":
         return orthonormal_bases(*features(layer), rank, heads=heads, generator=generator)
+    if method.bases == "principal":
+        return principal_pair(dense_weight(layer), rank, generator=generator)
     keeps = method.singular_values
     return bases_from_weight(
         dense_weight(layer), rank, heads=heads, singular_values=keeps, generator=generator

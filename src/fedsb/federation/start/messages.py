@@ -25,7 +25,14 @@ FORMAT = "fedsb-start-1"
 HEADER_BYTES = 16 << 20
 """Most bytes of a header where nobody said which tensors are expected."""
 FACTS_BYTES = 4096
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+}
 """Types that tensors may travel as, by what safetensors calls them."""
 DIMENSIONS = 8
 LARGEST = 1e6

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsb.adapter.update_estimate import Rule
+from fedsb.federation.secure.terms import Rules
 from fedsb.federation.start.robust import Robust
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.noise import NoiseSource
@@ -62,3 +63,5 @@ class Start:
     private: PrivateStart | None = None
     robust: Robust | None = None
     """What is done against clients that want to spoil the start; None: nothing."""
+    secure: Rules | None = None
+    """How what clients send is added up under masks; None: the server adds it as it is."""

@@ -61,14 +61,22 @@ class Covariance:
             return self.stack.truncated(rank, factor / self.weight)
         return self.stack.result(factor / self.weight)
 
-    def squared_norms(self) -> tuple[float, float]:
-        """(||residual||_F^2, ||mean of products||_F^2)."""
+    def squared_norm(self, plus: LoraPair | None = None) -> float:
+        """||residual (+ B @ A)||_F^2."""
+        self._settle()
+        scaled = plus and LoraPair(self.weight * plus.B, plus.A)
+        return self.stack.squared_norm(scaled) / self.weight**2
+
+    def means(self) -> LoraPair:
+        """mean(B_i) and mean(A_i), in fp64."""
         self._settle()
         assert self.B is not None
         assert self.A is not None
-        means = LoraPair(self.B * self.weight, self.A)
-        scale = self.weight**-2
-        return scale * self.stack.squared_norm(), scale * self.stack.squared_norm(means)
+        return LoraPair(self.B, self.A)
+
+    def squared_norms(self) -> tuple[float, float]:
+        """(||residual||_F^2, ||mean of products||_F^2)."""
+        return self.squared_norm(), self.squared_norm(self.means())
 
 
 class MeansAndCovariances:

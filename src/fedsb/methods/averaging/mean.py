@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsb.errors import RunFailed
@@ -96,8 +96,13 @@ def keep_directions(tensors: dict[str, Tensor], frame: AggregationInputs) -> Non
     """
     for layer in frame.layers:
         B, A = tensors[f"{layer}.B"], tensors[f"{layer}.A"]
-        lost = ~(B.any(0) | A.any(1))
-        tensors[f"{layer}.A"] = torch.where(lost[:, None], frame.current[f"{layer}.A"], A)
+        lost = dead_directions(B, A)[:, None]
+        tensors[f"{layer}.A"] = torch.where(lost, frame.current[f"{layer}.A"], A)
+
+
+def dead_directions(B: Float[Tensor, "out r"], A: Float[Tensor, "r in"]) -> Bool[Tensor, "r"]:
+    """Which directions are zero in both factors."""
+    return ~(B.any(0) | A.any(1))
 
 
 def weighted_mean() -> Aggregation:

@@ -54,16 +54,16 @@ class Stack:
         pair = self.pair()
         return LoraPair((factor * pair.B).float(), pair.A.float())
 
+    def svd(self) -> tuple[Float[Tensor, "out k"], Float[Tensor, "k"], Float[Tensor, "k in"]]:
+        """The sum's singular triplets, descending: as many as its rank can be."""
+        if self.dense is None:
+            return product_svd(self.pair())
+        return _with_signs(*torch.linalg.svd(self.dense, full_matrices=False))
+
     def truncated(self, rank: int, factor: float) -> LoraPair:
         """The best rank-`rank` approximation of factor * sum, singular values shared evenly by B and A."""
-        if self.dense is None:
-            U, S, Vh = product_svd(self.pair())
-        else:
-            U, S, Vh = _with_signs(*torch.linalg.svd(self.dense, full_matrices=False))
-        root = (factor * S[:rank]).clamp_min(0).sqrt()
-        B, A = (U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float()
-        missing = rank - root.numel()
-        return LoraPair(pad(B, (0, missing)), pad(A, (0, 0, 0, missing)))
+        U, S, Vh = self.svd()
+        return balanced_pair(U, factor * S, Vh, rank)
 
     def squared_norm(self, plus: LoraPair | None = None) -> float:
         """||sum (+ B @ A)||_F^2."""
@@ -74,6 +74,17 @@ class Stack:
         if plus is not None:
             pair = LoraPair(torch.cat([pair.B, plus.B.double()], 1), torch.cat([pair.A, plus.A.double()], 0))
         return product_squared_norm(pair)
+
+
+def balanced_pair(
+    U: Float[Tensor, "out k"], S: Float[Tensor, "k"], Vh: Float[Tensor, "k in"], rank: int
+) -> LoraPair:
+    """The leading `rank` of these directions in fp32, singular values shared evenly; zeros where there are
+    fewer."""
+    root = S[:rank].clamp_min(0).sqrt()
+    B, A = (U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float()
+    missing = rank - root.numel()
+    return LoraPair(pad(B, (0, missing)), pad(A, (0, 0, 0, missing)))
 
 
 def product_squared_norm(pair: LoraPair) -> float:

@@ -1,0 +1,99 @@
+"""Which settings of the federated optimization do not go with the method or with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedsb.config.method import able_names, method_of
+from fedsb.config.run_config import RunConfig
+from fedsb.methods import Method
+
+
+def optimization_faults(config: RunConfig) -> Iterator[str]:
+    """What is wrong with them.
+
+    Raises:
+        InputError: the method, or an option of it, is unknown.
+    """
+    method = method_of(config)
+    yield from _server(config, method)
+    yield from _control_variates(config, method)
+    yield from _moments(config, method)
+
+
+def takes_server_steps(method: Method) -> bool:
+    """Whether a server may step along this method's averaged update."""
+    return method.averages and method.sends_what_it_trains and not method.turns
+
+
+def _server(config: RunConfig, method: Method) -> Iterator[str]:
+    if config.federation.server is None:
+        return
+    if not takes_server_steps(method):
+        yield (
+            f"federation.server: {method.name} gives no averaged update whose numbers mean the same in each "
+            f"round; leave it out, or take one of {able_names(takes_server_steps)}"
+        )
+    if config.method.refresh_every is not None:
+        yield "federation.server: momentum is over bases that method.refresh_every replaces; leave one out"
+
+
+def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
+    key, federation = "federation.control_variates", config.federation
+    if not federation.control_variates:
+        return
+    if not method.sends_plainly:
+        yield (
+            f"{key}: {method.name} does not send just what it trains in each step; leave them out, or take "
+            f"one of {able_names(lambda m: m.sends_plainly)}"
+        )
+    if config.training.optimizer != "sgd":
+        yield (
+            f"{key}: they take a client's mean gradient from where its steps led, which AdamW's do not tell; "
+            "set training.optimizer: sgd"
+        )
+    if config.privacy is not None:
+        yield f"{key}: a client's own is made of its rows without noise; leave privacy or {key} out"
+    without = {
+        "federation.robust": federation.robust,
+        "federation.client_ranks": federation.client_ranks,
+        "federation.client_heads": federation.client_heads,
+        "federation.processes": federation.processes > 1,
+        "method.refresh_every": config.method.refresh_every,
+        "evaluation.baselines": config.evaluation.baselines,
+    }
+    yield from (
+        f"{key}: not with {other}; leave one of the two out" for other, set_ in without.items() if set_
+    )
+
+
+def lasting_moments(method: Method) -> bool:
+    """Whether Adam's moments of one round mean something in the next."""
+    return method.sends_plainly and method.trains(1) == method.trains(2)
+
+
+def _moments(config: RunConfig, method: Method) -> Iterator[str]:
+    training, federation = config.training, config.federation
+    key = f"training.moments: {training.moments}"
+    if training.moments == "fresh":
+        return
+    if training.optimizer != "adamw":
+        yield f"{key}: {training.optimizer} has none; leave moments out, or set training.optimizer: adamw"
+    if not lasting_moments(method):
+        yield (
+            f"{key}: what {method.name} trains is not the same numbers from round to round; leave moments "
+            f"out, or take one of {able_names(lasting_moments)}"
+        )
+    averaged = training.moments == "averaged"
+    without = {
+        "privacy.unit: client": config.privacy is not None and config.privacy.unit == "client",
+        "federation.robust": federation.robust is not None and averaged,
+        "federation.client_ranks": federation.client_ranks,
+        "federation.client_heads": federation.client_heads,
+        "federation.processes": federation.processes > 1 and not averaged,
+        "method.refresh_every": config.method.refresh_every,
+        "evaluation.baselines": config.evaluation.baselines and averaged,
+    }
+    yield from (
+        f"{key}: not with {other}; leave one of the two out" for other, found in without.items() if found
+    )

@@ -1,0 +1,109 @@
+"""A round whose updates the server gets as one sum, of clients here or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fedsb.errors import RunFailed
+from fedsb.federation.exchange import Exchange
+from fedsb.federation.secure.fixed_point import FixedPoint
+from fedsb.federation.secure.here import Here, Integers, Work
+from fedsb.federation.secure.messages import STAGES
+from fedsb.federation.secure.noise_shares import NoiseShares
+from fedsb.federation.secure.rounds import aggregate_total
+from fedsb.federation.secure.server import Ask, SecureSum, new_terms, traffic_of
+from fedsb.federation.secure.summands import ROUND_BITS, Summand, of_update
+from fedsb.federation.secure.terms import Rules, Terms
+from fedsb.federation.server import Failed, Outcome, RoundReport, broadcasts
+from fedsb.federation.state import ServerState
+from fedsb.federation.traffic import Traffic
+from fedsb.runner.clients import AskClients, MessageTo, expecting
+from fedsb.runner.prepared import Prepared
+from fedsb.runner.private_run import PrivateRun
+
+Closed = tuple[ServerState, RoundReport, list[Traffic]]
+
+
+def secure_round(
+    prepared: Prepared, exchange: Exchange, train: AskClients, state: ServerState, cohort: Sequence[int]
+) -> Closed:
+    """The state after a round over these clients, what happened, and what was sent.
+
+    Args:
+        train: asks clients for updates, under masks or, of clients here, as they are.
+
+    Raises:
+        RunFailed: fewer clients than the threshold stayed; the state is still the one given.
+    """
+    rules, number = prepared.rules.secure, state.round + 1
+    assert rules is not None
+    weights = weights_of(prepared, cohort)
+    heaviest = max(weights.values())
+    question = broadcasts(state, exchange)(cohort[0], exchange.whole)
+    terms, size = new_terms("train", number, cohort, heaviest), exchange.up(number, exchange.whole).size
+    integers, coding = integers_of(prepared.privacy, rules, terms, size)
+    if prepared.remote is None:
+        work = _work_here(prepared, exchange, train, question)
+        ask: Ask = Here(rules, work, integers, coding)
+    else:
+        ask = _elsewhere(prepared, train, number)
+    total = SecureSum(ask, terms, rules, question, coding, size, prepared.data.sites).total()
+    if len(total.clients) < prepared.rules.min_updates:
+        raise RunFailed(
+            f"round {number}: {len(total.clients)} usable updates, federation.min_updates is "
+            f"{prepared.rules.min_updates}; fix the clients and resume"
+        )
+    expected = sum(weights[client] for client in total.clients)
+    aggregation = prepared.rules.aggregation
+    closed = aggregate_total(state, total, exchange, aggregation, heaviest=heaviest, expected=expected)
+    return *closed, traffic_of([total], number, "broadcast", "updates")
+
+
+def weights_of(prepared: Prepared, cohort: Iterable[int]) -> Mapping[int, int]:
+    """Client -> its weight, as it registered."""
+    by_examples = prepared.rules.weighting == "examples"
+    return {client: len(prepared.data.parts[client]) if by_examples else 1 for client in cohort}
+
+
+def integers_of(
+    private: PrivateRun | None, rules: Rules, terms: Terms, size: int
+) -> tuple[Integers, FixedPoint]:
+    """(client, its update) -> what it adds to the round's sum, with its share of the noise where clients add
+    that; and how numbers are written there."""
+    plan = private.server_plan if private is not None else None
+    if private is None or plan is None:
+        coding = FixedPoint(ROUND_BITS, rules.largest, len(terms.cohort))
+        return (lambda client, summand: summand.integers(coding, terms.heaviest)), coding
+    shares, noise = NoiseShares(plan, len(terms.cohort), size), private.noise
+
+    def noised(client: int, summand: Summand) -> np.ndarray:
+        return shares.integers(summand, noise.stream("share", terms.number, client, terms.session))
+
+    return noised, shares.coding
+
+
+def _work_here(prepared: Prepared, exchange: Exchange, train: AskClients, question: bytes) -> Work:
+    def work(clients: Sequence[int], question_to: MessageTo) -> Iterator[tuple[int, Summand] | Failed]:
+        for outcome in train(clients, question_to):
+            if isinstance(outcome, Failed):
+                yield outcome
+            else:
+                summand = of_update(question, outcome.message, exchange, prepared.rules.weighting)
+                yield outcome.client, summand
+
+    return work
+
+
+def _elsewhere(prepared: Prepared, train: AskClients, number: int) -> Ask:
+    remote, privacy = prepared.remote, prepared.privacy
+    assert remote is not None
+    work = expecting(privacy, train, number) if privacy is not None else train
+
+    def ask(kind: str, clients: Sequence[int], message_to: MessageTo) -> Iterable[Outcome]:
+        if kind in STAGES:
+            return remote.ask(kind, clients, message_to)
+        return work(clients, message_to)
+
+    return ask
