@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 import ipaddress
 import socket
 from collections.abc import Callable, Iterator
@@ -96,6 +97,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the real data and models in ../shared, beside the checkout; that folder is absent")
     return SHARED
+
+
+def pytest_collection_finish() -> None:
+    """The libraries' objects, half a million, are never garbage: no collection looks at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -178,6 +178,10 @@ REFUSED = {
         },
         "training.moments: averaged: not with privacy.unit: client",
     ),
+    "control variates with momentum": (
+        CONTROLS | {"training__momentum": 0.9},
+        "federation.control_variates: with training.momentum",
+    ),
     "control variates in processes": (
         CONTROLS | {"federation__processes": 2},
         "federation.control_variates: not with federation.processes",

@@ -2,13 +2,23 @@
 
 import pytest
 import torch
-from run_helpers import changed, classification_config, metrics_of, tiny_bert, write_data
+from run_helpers import (
+    changed,
+    classification_config,
+    main_status,
+    metrics_of,
+    tiny_bert,
+    write_config,
+    write_data,
+)
 
 from fedsb import RunConfig, run
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
+from fedsb.federation.secure.member import Member
 from fedsb.federation.secure.server import KEYS
+from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.accounting import Mechanism, epsilon
 from fedsb.report import write
@@ -61,6 +71,16 @@ def test_a_secure_run_equals_the_plain_one(world, tmp_path, method):
         assert (a["train_loss"] or 0) == pytest.approx(b["train_loss"] or 0, abs=1e-3)
 
 
+def test_a_server_steps_along_the_secure_mean_with_its_momentum(world, tmp_path):
+    changes = {"federation__server": {"momentum": 0.9}, "federation__proximal": 0.1}
+    plain, secure = both(config_of(world, **changes), tmp_path)
+    torch.testing.assert_close(plain, secure, rtol=0, atol=5e-4)
+    memory = [load_checkpoint(tmp_path / name / "checkpoint").state.memory for name in ("plain", "secure")]
+    assert memory[0].keys() == memory[1].keys() != set()
+    other, _ = both(config_of(world, federation__proximal=0.1), tmp_path / "no momentum")
+    assert (plain - other).abs().max() > 2e-3
+
+
 @pytest.mark.parametrize("rule", ["sign", "moments"])
 def test_the_start_goes_through_it_too(world, tmp_path, rule):
     init = {"rule": rule, "upload": "sketch", "samples": 48, "head_warmup": {"rounds": 1, "steps": 5}}
@@ -110,6 +130,22 @@ def test_below_the_threshold_the_round_fails_and_a_resumed_run_ends_as_if_nothin
     torch.testing.assert_close(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"), rtol=0, atol=0)
 
 
+def test_a_client_that_spoils_a_sum_is_left_out_and_the_round_asked_again(world, tmp_path, monkeypatch):
+    original = Member.shares
+
+    def worthless(member, question):
+        facts, tensors = unpack_start(original(member, question))
+        if member.client == 1:
+            tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        return pack_start(facts, tensors)
+
+    monkeypatch.setattr(Member, "shares", worthless)
+    run(RunConfig.from_dict(config_of(world, federation__secure_aggregation=SECURE)), tmp_path / "run")
+    for line in metrics_of(tmp_path / "run")[1:]:
+        assert line["clients"] == [0, 2]
+        assert [(r["client"], "committed itself to" in r["reason"]) for r in line["rejected"]] == [(1, True)]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -125,6 +161,7 @@ def test_below_the_threshold_the_round_fails_and_a_resumed_run_ends_as_if_nothin
         ({"method__init": {"upload": "factors"}}, "take sketch"),
         ({"data__client_test": 0.2}, "no sum"),
         ({"method__refresh_every": 1}, "different messages"),
+        ({"training__moments": "averaged"}, "beside an update"),
     ],
 )
 def test_what_needs_more_of_a_client_than_a_sum_is_refused(world, changes, said):
@@ -164,9 +201,42 @@ def test_clients_share_the_noise_and_the_statement_says_who_is_trusted(world, tm
         ({"privacy": CLIENT, "federation__secure_aggregation": None}, "privacy.honest: clients share"),
         ({"privacy": CLIENT | {"unit": "example"}}, "privacy.honest: clients share"),
         ({"privacy": CLIENT | {"clip_norm": "auto"}}, "privacy.quantile"),
+        ({"privacy": CLIENT | {"mechanism": "banded"}}, "privacy.mechanism: with"),
     ],
 )
 def test_shared_noise_that_cannot_be_is_refused(world, changes, said):
     config = config_of(world, **{"federation__secure_aggregation": SECURE} | changes)
     with pytest.raises(InputError, match=said):
         check_settings(RunConfig.from_dict(config))
+
+
+def test_noised_sums_of_a_private_start_go_through_it(world, tmp_path):
+    privacy = {"unit": "example", "epsilon": 20.0, "delta": 1e-2, "clip_norm": 1.0}
+    init = {"kind": "gradient", "private": True, "samples": 48, "head_warmup": None}
+    changes = {"federation__rounds": 1, "privacy": privacy, "method__init": init}
+    config = config_of(world, federation__secure_aggregation=SECURE, **changes)
+    result = run(RunConfig.from_dict(config), tmp_path / "run")
+    lines = {(e.what, e.direction): e for e in load_checkpoint(tmp_path / "run/checkpoint").traffic}
+    assert lines["noised sums of clipped gradients", "up"].clients == 3
+    assert result.summary["privacy"]["epsilon"] <= 20
+    assert metrics_of(tmp_path / "run")[1]["train_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["federation.secure_aggregation.threshold=5"],
+            "expected at most 3 (the clients of a round), found 5",
+        ),
+        (["method.name=flora"], "needs more of its clients' updates than their sum"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(world, tmp_path, monkeypatch, capsys, settings, said):
+    file = write_config(tmp_path / "run.yaml", config_of(world, federation__secure_aggregation=SECURE))
+    changes = [part for setting in settings for part in ("-s", setting)]
+    assert main_status(monkeypatch, "run", file, *changes, "--out", tmp_path / "run") == 2
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert said in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

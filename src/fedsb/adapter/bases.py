@@ -57,6 +57,33 @@ def bases_from_weight(
     return Factors(B=U * S if singular_values else U, A=Vh, R=_zero_core(heads, rank, weight.device))
 
 
+def turned(factors: Factors, *, generator: torch.Generator) -> Factors:
+    """The same update over B U and V A, with random rotations U and V for each head: the same subspaces, seen
+    from another frame. Adam, which goes number by number, takes another path there."""
+    assert factors.R is not None
+    heads, rank, _ = factors.R.shape
+    B, A = factors.B.unflatten(1, (heads, rank)), factors.A.unflatten(0, (heads, rank))
+    U, V = (
+        torch.stack([orthonormal_columns(rank, rank, generator) for _ in range(heads)]).to(B) for _ in "UV"
+    )
+    return factors._replace(
+        B=torch.einsum("ohr,hrk->ohk", B, U).flatten(1).contiguous(),
+        A=torch.einsum("hkr,hri->hki", V, A).flatten(0, 1).contiguous(),
+        R=U.transpose(1, 2) @ factors.R @ V.transpose(1, 2),
+    )
+
+
+def weighted_directions(factors: Factors, S: Float[Tensor, "k"]) -> Factors:
+    """The same update over a B whose columns are as long as these singular values, over their mean.
+
+    A step in R then moves the update more along the leading directions: a fixed preconditioner.
+    """
+    assert factors.R is not None
+    lengths = S / S.mean()
+    inverse = torch.where(lengths > 0, 1 / lengths, 0.0).reshape(factors.R.shape[:2])
+    return factors._replace(B=factors.B * lengths, R=inverse[:, :, None] * factors.R)
+
+
 def principal_pair(weight: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> Factors:
     """B A is the best rank-`rank` approximation of W0, its singular values shared evenly; no R.
 

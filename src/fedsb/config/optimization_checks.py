@@ -19,6 +19,7 @@ def optimization_faults(config: RunConfig) -> Iterator[str]:
     yield from _server(config, method)
     yield from _control_variates(config, method)
     yield from _moments(config, method)
+    yield from _bases(config, method)
 
 
 def takes_server_steps(method: Method) -> bool:
@@ -52,6 +53,8 @@ def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
             f"{key}: they take a client's mean gradient from where its steps led, which AdamW's do not tell; "
             "set training.optimizer: sgd"
         )
+    elif config.training.momentum:
+        yield f"{key}: with training.momentum a client's steps are no mean of gradients; leave it 0"
     if config.privacy is not None:
         yield f"{key}: a client's own is made of its rows without noise; leave privacy or {key} out"
     without = {
@@ -97,3 +100,18 @@ def _moments(config: RunConfig, method: Method) -> Iterator[str]:
     yield from (
         f"{key}: not with {other}; leave one of the two out" for other, found in without.items() if found
     )
+
+
+def _bases(config: RunConfig, method: Method) -> Iterator[str]:
+    init, values = config.method.init, "method.init.singular_values"
+    has_core = method.has_core and method.draw is None
+    if init.frame != "singular" and not has_core:
+        able = able_names(lambda m: m.has_core and m.draw is None)
+        yield f"method.init.frame: {method.name} has no core over bases; leave it out, or take one of {able}"
+    if not init.singular_values:
+        return
+    if not has_core or method.bases != "init" or method.experts is not None:
+        able = able_names(lambda m: m.has_core and m.bases == "init" and m.experts is None)
+        yield f"{values}: {method.name} has bases of its own making; leave it out, or take one of {able}"
+    elif init.kind != "weights":
+        yield f"{values}: of W0's, so with method.init.kind: weights alone; set that, or leave it out"

@@ -83,6 +83,11 @@ def _single_updates(config: RunConfig, method: Method) -> Iterator[str]:
             f"privacy.quantile: the share of updates within the clip norm is not added up with {KEY}; leave "
             "quantile out, or clip_norm: auto"
         )
+    if privacy is not None and privacy.unit == "client" and privacy.mechanism == "banded":
+        yield (
+            f"privacy.mechanism: with {KEY} clients share the noise, which is independent between rounds; "
+            "leave banded out"
+        )
     if config.scores_at_clients:
         yield (
             f"evaluation.at_clients, data.client_test: the server would learn each client's own score, which "

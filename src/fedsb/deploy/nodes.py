@@ -32,6 +32,7 @@ from fedsb.deploy.identity import PublicKey, read_registered, statement, verify
 from fedsb.deploy.node import NodeFacts
 from fedsb.deploy.records import Facts, pack
 from fedsb.errors import RunFailed, UpdateRejected
+from fedsb.federation.secure.member import Verify
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.runner.clients import ADAPTED, Kind, MessageTo
 
@@ -179,6 +180,16 @@ class Nodes:
                 f"its answer is not signed with the key registered for client {client}, or it was altered or "
                 "answers another question"
             )
+
+    @property
+    def verify(self) -> Verify | None:
+        """Whether a client's registered key signed a text; None where no keys are registered."""
+
+        def signed(client: int, signature: bytes, text: bytes) -> bool:
+            key = self.registered.get(client)
+            return key is not None and verify(key, signature, text)
+
+        return None if self.keys is None else signed
 
     def ask(self, kind: Kind, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
         """`clients.Ask` over Flower: answers as they come, until all have or the round's deadline.

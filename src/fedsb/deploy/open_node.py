@@ -54,6 +54,8 @@ class OpenNode:
 
     def drop(self) -> None:
         """Let go of the node and its model."""
+        if self.node is None:
+            return
         self.node, self.trained, self._opened_from = None, False, ()
         gc.collect()
         if torch.cuda.is_initialized():

@@ -56,7 +56,7 @@ def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig
     facts = [nodes.facts[client] for client in range(config.federation.clients)]
     sizes, experts = [f.num_examples for f in facts], [f.expert_counts for f in facts]
     tests = [f.test_examples or 0 for f in facts]
-    remote = RemoteClients(sizes, nodes.ask, facts[0].base_digest, experts, tests, name)
+    remote = RemoteClients(sizes, nodes.ask, facts[0].base_digest, experts, tests, name, nodes.verify)
     result = run(config, out, resume=resume, progress=progress, remote=remote)
     console.print(f"report   {result.folder / 'report.html'}", highlight=False, markup=False)
 

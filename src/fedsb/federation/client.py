@@ -8,7 +8,6 @@ Between rounds a client keeps what was sent once and, for methods that change th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,9 @@ from fedsb.adapter import FACTOR_NAMES
 from fedsb.adapter.routing import routing_of
 from fedsb.common.seeding import torch_generator
 from fedsb.federation import wire
-from fedsb.federation.control_variates import Controls
+from fedsb.federation.beside import Beside
 from fedsb.federation.exchange import USAGE, Exchange, Part
 from fedsb.federation.local_model import Example, LocalModel, apply_base_change, keep_cores, load_round
-from fedsb.federation.moments import Moments
 from fedsb.federation.second_exchange import forget, remembered
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep, Train, train
 from fedsb.methods.method import UploadInputs
@@ -56,11 +54,8 @@ def client_update(
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
     header, parameters, shared = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
-    controls = Controls.of(exchange, header.round, shared, kept or {})
-    before = copied(parameters) if exchange.method.finish_upload or controls.names else {}
-    lasting = Moments.of(exchange, header.round, shared, kept or {})
-    more: dict[str, Any] = {"shift": controls.shift(parameters)} if controls.names else {}
-    more |= {"moments": lasting} if lasting else {}
+    beside = Beside.of(exchange, header.round, shared, kept or {}) if exchange.has_beside else None
+    before = copied(parameters) if exchange.method.finish_upload or beside else {}
     mean_loss = (train_with or train)(
         local_model,
         parameters,
@@ -71,26 +66,24 @@ def client_update(
         client=client,
         seed=seed,
         on_step=on_step,
-        **more,
+        **(beside.for_training(parameters) if beside else {}),
     )
     layout = exchange.up(header.round, part)
     count = len(examples) if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
     settled = _answer(local_model, parameters, before, part, header.round, seed)
-    after = controls.after(before, parameters, training.rates(header.round, len(examples)))
-    settled |= _usage(local_model, header.round) | controls.changes(after)
-    settled |= lasting.found if lasting and exchange.moments == "averaged" else {}
-    vector = layout.flatten(settled)
+    if beside is not None:
+        settled |= beside.sent(before, parameters, training.rates(header.round, len(examples)))
+    vector = layout.flatten(settled | _usage(local_model, header.round))
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
     except wire.Overflow as reason:
         raise ClientFailed(str(reason)) from None
     if kept is not None:
-        forget(kept)
         if exchange.method.follow_up is not None:
+            forget(kept)
             kept |= remembered(local_model, header.round)
-        kept |= after
-        kept |= lasting.to_keep() if lasting and exchange.moments == "kept" else {}
+        kept |= beside.to_keep() if beside else {}
         kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
     return message
 

@@ -165,6 +165,11 @@ class Exchange:
         return own or bool(self.method.stays) or self.method.follow_up is not None
 
     @property
+    def has_beside(self) -> bool:
+        """Whether control variates or moments outlast a round."""
+        return self.control_variates or self.moments != "fresh"
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """How names of what travels beside trained numbers start."""
         control = (CONTROL,) if self.control_variates else ()

@@ -174,9 +174,9 @@ class ClientPlan:
         expected_cohort: clients in a round on average; also what sums are divided by.
         clip_norm: largest L2 norm of one client's update, head included.
         noise_multiplier: of a round's whole release.
-        column: as of `ExamplePlan`, over rounds.
         fewest: clients of a round that each add a share of the noise, at least, where the server adds none;
             it draws the cohort, so sampling hides nothing from it. None: the server adds the noise.
+        column: as of `ExamplePlan`, over rounds.
     """
 
     num_clients: int
@@ -202,15 +202,15 @@ class ClientPlan:
         return min(1.0, self.bands * self.expected_cohort / self.num_clients)
 
     def of_round(self, number: int) -> Mechanism:
-        """What this round adds to all before it. With bands, whether any one client may be drawn again."""
-        return self._release(int((number - 1) % self.bands == 0))
+        """What this round adds to all before it. With bands, whether any one client may be drawn once
+        more."""
+        again = int((number - 1) % self.bands == 0)
+        return Mechanism(self.noise_multiplier, self.sampling_probability, again, self.fewest is not None)
 
     @property
     def whole(self) -> Mechanism:
         """What all rounds release together."""
-        return self._release(-(-self.rounds // self.bands))
-
-    def _release(self, steps: int) -> Mechanism:
+        steps = -(-self.rounds // self.bands)
         return Mechanism(self.noise_multiplier, self.sampling_probability, steps, self.fewest is not None)
 
     @property

@@ -100,7 +100,9 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
     """The config's method.init section as flat arguments."""
     init = config.method.init
     return Start(
-        **init.model_dump(include={"kind", "rule", "samples", "batch_size", "upload"}),
+        **init.model_dump(
+            include={"kind", "rule", "samples", "batch_size", "upload", "frame", "singular_values"}
+        ),
         head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
         rank=config.method.rank,
         heads=heads_of(config),

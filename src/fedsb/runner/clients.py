@@ -22,6 +22,7 @@ from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
 from fedsb.federation.scores import AddNoise, Measure, client_scores
 from fedsb.federation.second_exchange import second_answer
+from fedsb.federation.secure.member import Verify
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
@@ -238,6 +239,7 @@ class RemoteClients:
         tests: how many examples more each has to be scored on, where the run asks for that.
         base_digest: of the base model they have; None if they were not asked.
         run: what they call this run.
+        verify: (client, signature, text) -> whether that client's registered key signed it; None: none is.
     """
 
     sizes: Sequence[int]
@@ -246,6 +248,7 @@ class RemoteClients:
     experts: Sequence[Sequence[int]] = ()
     tests: Sequence[int] = ()
     run: str = ""
+    verify: Verify | None = None
 
     @property
     def parts(self) -> list[list[int]]:

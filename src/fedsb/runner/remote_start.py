@@ -94,7 +94,7 @@ def start_remotely(
         if start.secure is not None:
             heaviest = max(map(len, draw.values()))
             sum_of = partial(_sum_of_heads, head, remote, start.secure, draw, progress)
-            traffic = warm_up_securely(head, rounds, heaviest, sum_of)
+            traffic = warm_up_securely(head, rounds, len(draw), heaviest, sum_of)
         else:
             ask = _ask_for_heads(head, remote, draw, progress)
             traffic = warm_up(head, rounds, len(draw), ask, start.robust)
@@ -210,7 +210,8 @@ def _total(
 ) -> Total:
     """The secure sum of everybody's answers; who is not in it is told of."""
     terms, coding = new_terms(kind, number, draw, heaviest), FixedPoint(*ONCE, len(draw))
-    total = SecureSum(remote.ask, terms, rules, question, coding, size).total()
+    made = SecureSum(remote.ask, terms, rules, question, coding, size, verify=remote.verify)
+    total = made.total()
     for client, reason in total.lost.items():
         progress.client_ends(client, reason)
     return total

@@ -147,7 +147,7 @@ def _plain_round(
         start=exchange.started(saved.factors),
         second=_second(session, saved.state) if prepared.method.follow_up else None,
     )
-    for own in saved.kept.values():
+    for own in saved.kept.values() if report.second else ():
         forget(own)
     return (
         state,
@@ -242,18 +242,21 @@ def record_of(
     number: int, metrics: Mapping[str, float], report: RoundReport, download_bytes: int
 ) -> dict[str, Any]:
     """One line of metrics.jsonl, without its seconds."""
-    record = {
+    record: dict[str, Any] = {
         "round": number,
         "train_loss": report.train_loss,
         "eval": dict(metrics),
-        "upload_bytes": report.upload_bytes + total_bytes(report.second, direction="up"),
-        "download_bytes": download_bytes + total_bytes(report.second, direction="down"),
-        "upload_parameters": report.upload_parameters
-        + sum(entry.parameters for entry in report.second if entry.direction == "up"),
+        "upload_bytes": report.upload_bytes,
+        "download_bytes": download_bytes,
+        "upload_parameters": report.upload_parameters,
         "clients": sorted(report.clients),
         "rejected": report.rejected,
         "seconds": 0.0,
     }
+    if report.second:
+        record["upload_bytes"] += total_bytes(report.second, direction="up")
+        answers = [entry for entry in report.second if entry.direction == "up"]
+        record["upload_parameters"] += sum(entry.parameters for entry in answers)
     if report.scaled:
         record["scaled"] = report.scaled
     if report.deviation is not None:

@@ -10,15 +10,16 @@ from fedsb.errors import RunFailed
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.secure.fixed_point import FixedPoint
 from fedsb.federation.secure.here import Here, Integers, Work
+from fedsb.federation.secure.member import MOST_SESSIONS
 from fedsb.federation.secure.messages import STAGES
 from fedsb.federation.secure.noise_shares import NoiseShares
 from fedsb.federation.secure.rounds import aggregate_total
-from fedsb.federation.secure.server import Ask, SecureSum, new_terms, traffic_of
+from fedsb.federation.secure.server import Ask, SecureSum, SpoiledSum, Total, new_terms, traffic_of
 from fedsb.federation.secure.summands import ROUND_BITS, Summand, of_update
 from fedsb.federation.secure.terms import Rules, Terms
 from fedsb.federation.server import Failed, Outcome, RoundReport, broadcasts
 from fedsb.federation.state import ServerState
-from fedsb.federation.traffic import Traffic
+from fedsb.federation.traffic import Traffic, total_bytes
 from fedsb.runner.clients import AskClients, MessageTo, expecting
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.private_run import PrivateRun
@@ -35,30 +36,66 @@ def secure_round(
         train: asks clients for updates, under masks or, of clients here, as they are.
 
     Raises:
-        RunFailed: fewer clients than the threshold stayed; the state is still the one given.
+        RunFailed: fewer clients than the threshold stayed, or one after the other spoiled it; the state is
+            still the one given.
     """
+    sums, lost = list[SecureSum](), dict[int, str]()
+    while True:
+        sums.append(made := _sum_of(prepared, exchange, train, state, cohort))
+        try:
+            total = made.total()
+        except SpoiledSum as spoiled:
+            if len(sums) == MOST_SESSIONS:
+                raise
+            cohort, lost[spoiled.client] = [c for c in cohort if c != spoiled.client], str(spoiled)
+            _charge_again(prepared, state.round + 1)
+            continue
+        break
+    total.lost |= lost
+    new_state, report = _closed(prepared, exchange, state, total, weights_of(prepared, cohort))
+    asked = len(cohort) + len(lost)
+    traffic = traffic_of(sums, state.round + 1, asked, "broadcast", "updates")
+    report.upload_bytes = total_bytes(traffic, direction="up")
+    return new_state, report, traffic
+
+
+def _sum_of(
+    prepared: Prepared, exchange: Exchange, train: AskClients, state: ServerState, cohort: Sequence[int]
+) -> SecureSum:
+    """A session over these clients that nobody was asked for yet."""
     rules, number = prepared.rules.secure, state.round + 1
     assert rules is not None
-    weights = weights_of(prepared, cohort)
-    heaviest = max(weights.values())
+    heaviest = max(weights_of(prepared, cohort).values())
     question = broadcasts(state, exchange)(cohort[0], exchange.whole)
     terms, size = new_terms("train", number, cohort, heaviest), exchange.up(number, exchange.whole).size
     integers, coding = integers_of(prepared.privacy, rules, terms, size)
     if prepared.remote is None:
-        work = _work_here(prepared, exchange, train, question)
-        ask: Ask = Here(rules, work, integers, coding)
+        ask: Ask = Here(rules, _work_here(prepared, exchange, train, question), integers, coding)
     else:
         ask = _elsewhere(prepared, train, number)
-    total = SecureSum(ask, terms, rules, question, coding, size, prepared.data.sites).total()
-    if len(total.clients) < prepared.rules.min_updates:
+    verify = prepared.remote.verify if prepared.remote else None
+    return SecureSum(ask, terms, rules, question, coding, size, prepared.data.sites, verify)
+
+
+def _charge_again(prepared: Prepared, number: int) -> None:
+    """A session that failed after shares were given counts as a sum that was read."""
+    private = prepared.privacy
+    if private is not None and private.server_plan is not None:
+        private.guard.charge(None, "round", number, private.server_plan.round)
+
+
+def _closed(
+    prepared: Prepared, exchange: Exchange, state: ServerState, total: Total, weights: Mapping[int, int]
+) -> tuple[ServerState, RoundReport]:
+    number, fewest = state.round + 1, prepared.rules.min_updates
+    if len(total.clients) < fewest:
         raise RunFailed(
-            f"round {number}: {len(total.clients)} usable updates, federation.min_updates is "
-            f"{prepared.rules.min_updates}; fix the clients and resume"
+            f"round {number}: {len(total.clients)} usable updates, federation.min_updates is {fewest}; fix "
+            "the clients and resume"
         )
-    expected = sum(weights[client] for client in total.clients)
+    heaviest, expected = max(weights.values()), sum(weights[client] for client in total.clients)
     aggregation = prepared.rules.aggregation
-    closed = aggregate_total(state, total, exchange, aggregation, heaviest=heaviest, expected=expected)
-    return *closed, traffic_of([total], number, "broadcast", "updates")
+    return aggregate_total(state, total, exchange, aggregation, heaviest=heaviest, expected=expected)
 
 
 def weights_of(prepared: Prepared, cohort: Iterable[int]) -> Mapping[int, int]:

@@ -1,14 +1,17 @@
 """What a client refuses, and what a server sees of it."""
 
 import hashlib
+import re
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from oracles import dense_secret
 
-from fedsb.errors import UpdateRejected
+from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.secure import member as member_module
 from fedsb.federation.secure import messages, shares
 from fedsb.federation.secure.fixed_point import FixedPoint
@@ -16,9 +19,10 @@ from fedsb.federation.secure.here import Here
 from fedsb.federation.secure.masks import add_mask, agree, derived, key_pair, seal, unsealed
 from fedsb.federation.secure.member import Member
 from fedsb.federation.secure.messages import named
-from fedsb.federation.secure.server import SecureSum, new_terms
+from fedsb.federation.secure.server import SecureSum, SpoiledSum, new_terms
 from fedsb.federation.secure.summands import Summand
 from fedsb.federation.secure.terms import EVERYBODY, Circle, Rules, reach
+from fedsb.federation.server import Failed
 from fedsb.federation.start.messages import pack_start, unpack_start
 
 RULES = Rules("a run", 0.67, 8.0)
@@ -229,6 +233,38 @@ def test_a_public_key_of_low_order_is_refused():
         agree(key_pair().private, [bytes(32)])
 
 
+@pytest.mark.parametrize("stage", ["shares", "unmask"])
+def test_one_share_that_is_a_lie_costs_nothing_while_others_suffice(stage):
+    """Of four, three are needed."""
+    members = here(partial(work, torch.ones(16)), FixedPoint(32, 8.0, COUNT))
+
+    def ask(kind, clients, message_to):
+        for outcome in members(kind, clients, message_to):
+            liar = kind == stage and outcome.client == 2
+            yield replace(outcome, message=outcome.message[:-20] + bytes(20)) if liar else outcome
+
+    made = SecureSum(ask, new_terms("train", 1, range(COUNT)), RULES, b"q", FixedPoint(32, 8.0, COUNT), 16)
+    expected = torch.full((16,), 4.0).double()
+    torch.testing.assert_close(made.total().values, expected, rtol=0, atol=1e-6)
+
+
+def test_a_dealer_whose_shares_are_of_no_use_spoils_the_sum_and_is_named():
+    members = here(partial(work, torch.ones(16)), FixedPoint(32, 8.0, COUNT))
+
+    def ask(kind, clients, message_to):
+        for outcome in members(kind, clients, message_to):
+            if kind == "shares" and outcome.client == 2:
+                facts, tensors = unpack_start(outcome.message)
+                worthless = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+                outcome = replace(outcome, message=pack_start(facts, worthless))
+            yield outcome
+
+    made = SecureSum(ask, new_terms("train", 1, range(COUNT)), RULES, b"q", FixedPoint(32, 8.0, COUNT), 16)
+    with pytest.raises(SpoiledSum, match="client 2") as spoiled:
+        made.total()
+    assert spoiled.value.client == 2
+
+
 # Shares and circles
 
 
@@ -265,3 +301,108 @@ def test_in_a_large_circle_neighbours_are_mutual_and_as_many_for_all():
 def test_neighbours_grow_slowly_with_the_cohort():
     assert reach(EVERYBODY, RULES) * 2 + 1 >= EVERYBODY
     assert 2 * reach(1000, RULES) < 200
+
+
+# Hostile bytes
+
+
+def mutated(message, rng):
+    """The message with some bytes changed, cut off, or put in."""
+    changed = bytearray(message)
+    for _ in range(int(rng.integers(1, 6))):
+        place = int(rng.integers(0, min(len(changed), 1200)))
+        what = rng.integers(0, 3)
+        if what == 0:
+            changed[place] = int(rng.integers(0, 256))
+        elif what == 1:
+            del changed[place : place + int(rng.integers(1, 40))]
+        else:
+            changed[place:place] = bytes(rng.integers(0, 256, 4, dtype=np.uint8))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "unmask"])
+def test_whatever_a_server_sends_is_answered_or_refused(stage):
+    """At every stage, to a member that is ready for it."""
+    rng, session = np.random.default_rng(1), Recorded(size=16)
+    for _ in range(40):
+        member = Member(1, RULES)
+        for earlier in ("keys", "shares", "train"):
+            if earlier == stage:
+                break
+            step(member, earlier, as_before(session, member, earlier))
+        question = mutated(as_before(session, member, stage), rng)
+        with suppress(UpdateRejected):
+            step(member, stage, question)
+
+
+def as_before(session, member, stage):
+    """A recorded question of this stage, its keys and shares replaced by what this fresh member can read."""
+    if stage == "keys":
+        return session.asked["keys", 1]
+    if stage == "shares":
+        facts, tensors = unpack_start(session.asked["shares", 1])
+        held = member.held
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        own = key_pair(held.share_key).public + key_pair(held.mask_key).public
+        tensors["keys"][1] = messages.rows([own], messages.BOTH_KEYS)[0]
+        return pack_start(facts, tensors)
+    if stage == "train":
+        told, question = messages.parted(session.asked["train", 1])
+        facts, tensors = unpack_start(told)
+        sealed = [resealed(session, member, other) for other in range(COUNT)]
+        return messages.with_question(
+            pack_start(facts, tensors | {"sealed": messages.rows(sealed, messages.SEALED)}), question
+        )
+    return session.asked["unmask", 1]
+
+
+def resealed(session, member, other):
+    """A pair of shares under the key that this member shares with the other."""
+    (secret,) = agree(member.held.share_key, [member.held.keys[other][:32]])
+    key = derived(secret, "share", member.held.terms.digest(RULES), other, 1)
+    return seal(key, bytes(66))
+
+
+def step(member, stage, question):
+    if stage != "train":
+        return member.answer(stage, question)
+    member.opened("train", question)
+    return member.masked(np.zeros(16 + messages.TAIL, np.int64), FixedPoint(32, 8.0, COUNT))
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "unmask"])
+def test_whatever_a_client_sends_costs_that_client_or_the_round_and_no_more(stage):
+    rng, values = np.random.default_rng(2), torch.ones(16)
+    for _ in range(12):
+        total = total_with_hostile(stage, rng, values)
+        if isinstance(total, str):
+            assert re.search("client 2|shares of|weights", total), total
+        elif 2 not in total.clients or stage == "unmask":
+            torch.testing.assert_close(total.values, len(total.clients) * values.double(), rtol=0, atol=1e-5)
+
+
+def total_with_hostile(stage, rng, values):
+    """A sum in which client 2's answer to one question is mutated; or why there is none."""
+    coding = FixedPoint(32, 8.0, COUNT)
+    members = here(partial(work, values), coding)
+
+    def ask(kind, clients, message_to):
+        for outcome in members(kind, clients, message_to):
+            hostile = kind == stage and outcome.client == 2
+            yield replace(outcome, message=mutated(outcome.message, rng)) if hostile else outcome
+
+    try:
+        return SecureSum(ask, new_terms("train", 1, range(COUNT)), RULES, b"q", coding, 16).total()
+    except RunFailed as reason:
+        return str(reason)
+
+
+def work(values, clients, question_to):
+    for client in clients:
+        try:
+            question_to(client)
+        except UpdateRejected as reason:
+            yield Failed(client, str(reason))
+        else:
+            yield client, Summand(values)

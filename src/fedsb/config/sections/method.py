@@ -42,6 +42,12 @@ class InitConfig(Section):
     step_size: NonNegative | None = None
     """Learning rate of the estimated update, so the size of R0; null: training.learning_rate over the
     steps of the run; 0: R0 = 0."""
+    frame: Literal["singular", "random"] = "singular"
+    """Of a core's bases: singular vectors as they are, or both turned by random rotations from the seed: the
+    same subspaces, traffic and exactness, and another path for Adam."""
+    singular_values: bool = False
+    """kind: weights: let B's columns be as long as W0's singular values over their mean, so that steps of the
+    core go further along leading directions (lora-xs has them as they are)."""
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()

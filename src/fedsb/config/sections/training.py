@@ -12,11 +12,11 @@ from fedsb.config.labels import label_name
 
 class TrainingConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """sgd: of a round's steps; starts again with each round."""
     moments: Literal["fresh", "kept", "averaged"] = "fresh"
     """AdamW's moments from round to round. fresh: anew in each. kept: each client goes on with its own.
     averaged: they travel and are averaged as what trains is, which triples both ways."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """sgd: of a round's steps; starts again with each round."""
     learning_rate: Positive = 1e-3
     epochs: Positive = 1
     """Passes over the client's data per round; fractions are allowed."""

@@ -194,10 +194,15 @@ class Member:
         digest, senders = held.terms.digest(self.rules), tensors["from"].tolist()
         agreed = _agreed(held.share_key, held, senders, SHARE_KEY)
         for other, sealed in zip(senders, messages.texts(tensors["sealed"]), strict=True):
-            held.received[other] = unsealed(
-                derived(agreed[other], "share", digest, other, self.client), sealed
-            )
+            held.received[other] = self._unsealed(agreed[other], digest, other, sealed)
         return question
+
+    def _unsealed(self, agreed: bytes, digest: bytes, other: int, sealed: bytes) -> bytes:
+        """The pair of shares; of one that cannot be read nothing, at the cost of who sent it."""
+        try:
+            return unsealed(derived(agreed, "share", digest, other, self.client), sealed)
+        except UpdateRejected:
+            return bytes(2 * SHARE_BYTES)
 
     def _checked_members(self, held: Held, members: list[int], senders: list[int]) -> tuple[int, ...]:
         if set(members) - set(held.keys) or self.client not in members:

@@ -38,7 +38,7 @@ def aggregate_total(
         )
     change = total.values * (heaviest / total.weight)
     before = sent_before(exchange, state.round + 1, state.vector)
-    frame = exchange.frame(state.round + 1, state.vector)
+    frame = exchange.frame(state.round + 1, state.vector)._replace(memory=state.memory)
     averaged = aggregate_one(aggregation, (before.double() + change).to(torch.float32), frame)
     return close_round(state, exchange, averaged, report_of(total))
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation.secure import messages
 from fedsb.federation.secure.fixed_point import LARGEST_LOSS, FixedPoint
 from fedsb.federation.secure.masks import KEY_BYTES, add_mask, agree, derived, key_pair
-from fedsb.federation.secure.member import pair_key, sign_of
+from fedsb.federation.secure.member import Verify, pair_key, sign_of
 from fedsb.federation.secure.messages import BOTH_KEYS, SEALED, SIGNATURE_BYTES, TAIL, named
 from fedsb.federation.secure.shares import SHARE_BYTES, combine
 from fedsb.federation.secure.terms import (
@@ -61,18 +62,22 @@ class Total:
     keys_down: Tally
     keys_up: Tally
 
-    @property
-    def asked(self) -> int:
-        """How many clients there were."""
-        return len({*self.clients, *self.lost})
+
+class SpoiledSum(RunFailed):
+    """Nothing can be unmasked, since one client's shares are of no use: it dealt wrong ones."""
+
+    def __init__(self, reason: str, client: int):
+        super().__init__(reason)
+        self.client = client
 
 
 KEYS = "keys and shares of secure aggregation"
 
 
-def traffic_of(totals: Sequence[Total], number: int, down: str, up: str) -> list[Traffic]:
+def traffic_of(
+    totals: Sequence[Total | SecureSum], number: int, clients: int, down: str, up: str
+) -> list[Traffic]:
     """What these sums sent, the work under these names, and keys and shares in lines of their own."""
-    clients = max((total.asked for total in totals), default=0)
     lines: list[tuple[str, Direction, list[Tally]]] = [
         (down, "down", [total.down for total in totals]),
         (up, "up", [total.up for total in totals]),
@@ -91,6 +96,7 @@ class SecureSum:
 
     Args:
         question: what every client is asked; its answer has `size` numbers.
+        verify: whether a client signed a text, where the server knows; who did not sign its keys is left out.
     """
 
     ask: Ask
@@ -100,6 +106,7 @@ class SecureSum:
     coding: FixedPoint
     size: int
     sites: Sequence[str] = ()
+    verify: Verify | None = None
     lost: Lost = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,13 +129,25 @@ class SecureSum:
         return self._decoded(survivors)
 
     def _keys(self) -> tuple[dict[int, bytes], dict[int, bytes]]:
-        question, keys, signatures = messages.pack_keys_question(self.terms), {}, {}
+        question = messages.pack_keys_question(self.terms)
+        keys, signatures = dict[int, bytes](), dict[int, bytes]()
         template = {"keys": _bytes(BOTH_KEYS), "signature": _bytes(SIGNATURE_BYTES)}
         for client, _, tensors in self._answers("keys", self.terms.cohort, lambda client: question, template):
-            keys[client] = bytes(tensors["keys"].numpy())
-            signatures[client] = bytes(tensors["signature"].numpy())
+            public, signature = bytes(tensors["keys"].numpy()), bytes(tensors["signature"].numpy())
+            fault = _key_fault(public, keys.values()) or self._signature_fault(client, public, signature)
+            if fault is not None:
+                self.lost[client] = fault
+                continue
+            keys[client], signatures[client] = public, signature
         self._check_enough(len(keys), "sent keys")
         return keys, signatures
+
+    def _signature_fault(self, client: int, public: bytes, row: bytes) -> str | None:
+        """Why everybody who knows this client's own key would refuse."""
+        text = messages.keys_statement(self.terms.digest(self.rules), client, public)
+        if self.verify is None or self.verify(client, messages.signature_of(row), text):
+            return None
+        return "its keys are not signed with the key that is registered for it"
 
     def _shares(
         self, keys: Mapping[int, bytes], signatures: Mapping[int, bytes], around: Circle
@@ -193,13 +212,26 @@ class SecureSum:
             held = shares.get(client, {})
             if len(held) < needed:
                 raise RunFailed(self._too_few(len(held), f"gave shares of {self._name(client)}", needed))
-            secret = self._combined(client, dict(list(held.items())[:needed]))
-            if client in left and hashlib.sha256(secret).hexdigest() != seeds[client]:
-                raise RunFailed(self._wrong_shares(client))
-            if client not in left and key_pair(secret).public != keys[client][KEY_BYTES:]:
-                raise RunFailed(self._wrong_shares(client))
-            found[client] = secret
+
+            def fits(secret: bytes, client: int = client) -> bool:
+                if client in left:
+                    return hashlib.sha256(secret).hexdigest() == seeds[client]
+                return key_pair(secret).public == keys[client][KEY_BYTES:]
+
+            found[client] = self._secret_of(client, [*held.items()], needed, fits)
         return found
+
+    def _secret_of(
+        self, client: int, held: list[tuple[int, bytes]], needed: int, fits: Callable[[bytes], bool]
+    ) -> bytes:
+        """The secret that the client committed itself to: of the first shares, or, as one holder may lie, of
+        those that follow one another from the second on, and so forth."""
+        for first in range(len(held)):
+            some = (held[first:] + held[:first])[:needed]
+            with suppress(UpdateRejected):
+                if fits(secret := combine(dict(some))):
+                    return secret
+        raise SpoiledSum(self._wrong_shares(client), client)
 
     def _unmasked(
         self, question: bytes, survivors: list[int], members: list[int], around: Circle
@@ -212,12 +244,6 @@ class SecureSum:
             if (answer := self._read("unmask", outcome, template)) is not None:
                 rows = messages.texts(answer[1]["shares"])
                 yield outcome.client, dict(zip(held[outcome.client], rows, strict=True))
-
-    def _combined(self, client: int, shares: Mapping[int, bytes]) -> bytes:
-        try:
-            return combine(shares)
-        except UpdateRejected:
-            raise RunFailed(self._wrong_shares(client)) from None
 
     def _take_off(
         self,
@@ -311,7 +337,7 @@ class SecureSum:
     def _wrong_shares(self, client: int) -> str:
         return (
             f"{self._what()}: the shares of {self._name(client)} that its peers gave are not of what it "
-            "committed itself to, so nothing can be unmasked; one of them is at fault. Resume to try again"
+            "committed itself to, so nothing can be unmasked"
         )
 
     def _what(self) -> str:
@@ -319,6 +345,17 @@ class SecureSum:
 
     def _name(self, client: int) -> str:
         return site_name(self.sites, client)
+
+
+def _key_fault(public: bytes, others: Collection[bytes]) -> str | None:
+    """Why everybody would refuse these keys."""
+    if public in others:
+        return "its keys are another client's"
+    try:
+        agree(key_pair().private, [public[:KEY_BYTES], public[KEY_BYTES:]])
+    except UpdateRejected as reason:
+        return str(reason)
+    return None
 
 
 def new_terms(kind: str, number: int, cohort: Iterable[int], heaviest: int = 1) -> Terms:

@@ -41,7 +41,7 @@ class Rules:
     def needed(self, cohort: int, holders: int) -> int:
         """Of so many holders of a client's shares, how many give its secrets: always more than half, so that
         no two groups of honest clients can be told different lists."""
-        share = self.threshold / cohort if self.threshold > 1 else self.threshold
+        share = min(1.0, self.threshold / cohort) if self.threshold > 1 else self.threshold
         return max(SMALLEST_COHORT, round(share * holders), holders // 2 + 1)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors
-from fedsb.adapter.bases import bases_from_update
+from fedsb.adapter.bases import bases_from_update, turned
 from fedsb.adapter.update_estimate import Rule
 from fedsb.common.seeding import torch_generator
 from fedsb.errors import RunFailed
@@ -85,9 +85,16 @@ def reducer(start: Start) -> Callable[[str, Tensor], Factors]:
     def reduce(name: str, update: Tensor) -> Factors:
         generator = torch_generator(start.seed, "bases", name)
         unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
-        return unit if unit.R is None else unit._replace(R=start.step_size * unit.R)
+        return unit if unit.R is None else in_frame(unit._replace(R=start.step_size * unit.R), start, name)
 
     return reduce
+
+
+def in_frame(factors: Factors, start: Start, name: str) -> Factors:
+    """A layer's start factors in the frame that is asked for."""
+    if start.frame == "singular" or factors.R is None:
+        return factors
+    return turned(factors, generator=torch_generator(start.seed, "frame", name))
 
 
 def check_some(count: int) -> None:

@@ -164,7 +164,7 @@ def combine_total(
     tensors = summed_layout(targets, start).unflatten(total.values)
     factors, _ = combine(targets, start, [(tensors, examples, 0)])
     what = contribution(start).what
-    return factors, traffic_of([total], 0, f"questions for {what}", what)
+    return factors, traffic_of([total], 0, len(draw), f"questions for {what}", what)
 
 
 def contribute(

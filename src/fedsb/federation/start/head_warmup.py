@@ -61,7 +61,7 @@ SumOfHeads = Callable[[int, Tensor], Total]
 
 
 def warm_up_securely(
-    head: Mapping[str, nn.Parameter], rounds: int, heaviest: int, sum_of: SumOfHeads
+    head: Mapping[str, nn.Parameter], rounds: int, clients: int, heaviest: int, sum_of: SumOfHeads
 ) -> list[Traffic]:
     """As `warm_up`, of heads that the server knows as a sum alone."""
     layout, totals = Layout.of(head), []
@@ -69,7 +69,7 @@ def warm_up_securely(
         before = layout.flatten(head)
         totals.append(total := sum_of(number, before))
         layout.copy_into(head, (before + total.values * (heaviest / total.weight)).float())
-    return traffic_of(totals, 0, "head warm-up", "head warm-up")
+    return traffic_of(totals, 0, clients, "head warm-up", "head warm-up")
 
 
 def warm_up_here(
@@ -96,7 +96,7 @@ def warm_up_here(
     if secure is not None and not calibration.public:
         weights = {client: len(indices) for client, indices in calibration.draw.items()}
         sum_of = partial(_secure_sum_of_heads, secure, weights, trained)
-        return warm_up_securely(head, warmup.rounds, max(weights.values()), sum_of)
+        return warm_up_securely(head, warmup.rounds, len(weights), max(weights.values()), sum_of)
     size = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
 
     def answers(before: Tensor) -> Iterator[tuple[Head, int]]:

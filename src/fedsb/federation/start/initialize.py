@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapter import Factors
-from fedsb.adapter.bases import bases_from_weight, orthonormal_bases, principal_pair
+from fedsb.adapter.bases import bases_from_weight, orthonormal_bases, principal_pair, weighted_directions
 from fedsb.adapter.linear import dense_weight, features
 from fedsb.common.seeding import numpy_generator, torch_generator
+from fedsb.federation.start.contribution import in_frame
 from fedsb.federation.start.from_gradients import Calibration, Draw, bases_from_gradients
 from fedsb.federation.start.head_warmup import warm_up_here
 from fedsb.federation.start.settings import Start
@@ -100,10 +101,13 @@ def _factors_without_data(name: str, layer: nn.Module, method: Method, start: St
     if method.draw is not None:
         return method.draw(*features(layer), rank, generator=generator)
     if bases_kind(start, method) == "orthonormal":
-        return orthonormal_bases(*features(layer), rank, heads=heads, generator=generator)
+        found = orthonormal_bases(*features(layer), rank, heads=heads, generator=generator)
+        return in_frame(found, start, name)
     if method.bases == "principal":
         return principal_pair(dense_weight(layer), rank, generator=generator)
     keeps = method.singular_values
-    return bases_from_weight(
-        dense_weight(layer), rank, heads=heads, singular_values=keeps, generator=generator
-    )
+    weight = dense_weight(layer)
+    found = bases_from_weight(weight, rank, heads=heads, singular_values=keeps, generator=generator)
+    if start.singular_values and not keeps:
+        found = weighted_directions(found, (found.B.T @ weight @ found.A.T).diagonal())
+    return in_frame(found, start, name)

@@ -22,7 +22,15 @@ from fedsb.adapter.bases import column_signs, orthonormal_columns
 from fedsb.adapter.linear import features
 from fedsb.adapter.update_estimate import sum_over_batches
 from fedsb.common.seeding import torch_generator
-from fedsb.federation.start.contribution import Contribution, Contributor, Shapes, Tensors, norms_of, summed
+from fedsb.federation.start.contribution import (
+    Contribution,
+    Contributor,
+    Shapes,
+    Tensors,
+    in_frame,
+    norms_of,
+    summed,
+)
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
 
@@ -114,7 +122,7 @@ def _combine_moments(
     """R0 is zero, since moments have no sign."""
     total = summed(messages, torch.float32)
     rank, shared = start.heads * start.rank, _moment_probes(shapes, start)
-    return {
+    found = {
         name: Factors(
             B=leading_directions(total[f"{name}.left"], probe.left, rank),
             A=leading_directions(total[f"{name}.right"], probe.right, rank).T.contiguous(),
@@ -122,6 +130,7 @@ def _combine_moments(
         )
         for name, probe in shared.items()
     }
+    return {name: in_frame(factors, start, name) for name, factors in found.items()}
 
 
 def _moment_probes(shapes: Shapes, start: Start) -> dict[str, MomentSketch]:

@@ -60,6 +60,10 @@ class Start:
     step_size: float
     """Learning rate of the estimated update: the size of R0."""
     seed: int
+    frame: Literal["singular", "random"] = "singular"
+    """In which frame of their subspaces B and A are."""
+    singular_values: bool = False
+    """Whether B's columns are as long as singular values, over their mean."""
     private: PrivateStart | None = None
     robust: Robust | None = None
     """What is done against clients that want to spoil the start; None: nothing."""
