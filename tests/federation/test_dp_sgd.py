@@ -93,7 +93,7 @@ def test_each_example_is_clipped_alone():
 class NeverSampled(ExamplePlan):
     """Batches are empty by construction."""
 
-    def batches(self, coins):
+    def batches(self, coins, number=1):
         return iter([[]] * self.steps_per_round)
 
 

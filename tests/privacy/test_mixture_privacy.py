@@ -108,7 +108,7 @@ def test_every_expert_that_is_held_gets_noise_whoever_was_drawn(world, tmp_path,
     """One example in each step, so of one expert, or none: the cores of both that a client holds move."""
     from fedsb.privacy.plan import ExamplePlan
 
-    monkeypatch.setattr(ExamplePlan, "batches", lambda self, coins: iter([batch] * 2))
+    monkeypatch.setattr(ExamplePlan, "batches", lambda self, coins, *_: iter([batch] * 2))
     config = config_of(
         world, federation__rounds=1, method__experts={"by": "site", "start": "zero", "hard_rounds": 1}
     )

@@ -129,7 +129,9 @@ def _banded(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Iterat
         yield f"{key} is for training.optimizer: sgd with schedule: constant or linear; set them"
     if privacy.unit == "example" and federation.clients_per_round is not None:
         yield f"{key} needs every client in every round; leave federation.clients_per_round out"
-    if method.experts is not None or method.trains(1) != method.trains(2):
+    if privacy.unit == "client" and federation.secure_aggregation is not None:
+        yield f"{key}: clients share independent noise under federation.secure_aggregation; leave one out"
+    if method.experts is not None or method.trains(1) != method.trains(2) or method.trains_in_step:
         yield f"{key}: {method.name} does not train the same numbers in every round; take another method"
 
 

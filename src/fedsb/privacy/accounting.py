@@ -101,7 +101,18 @@ def deltas(mechanisms: Iterable[Mechanism], epsilons: np.ndarray, *, grid: float
     if any(m.noise_multiplier < LEAST_NOISE_OF_PLD for m in together):
         return np.ones(len(epsilons))
     _check_installed()
+    if any(m.discrete for m in together):
+        return _renyi_deltas(together, epsilons)
     return np.asarray(_composed(together, grid).get_delta_for_epsilon(list(epsilons)), float)
+
+
+def _renyi_deltas(mechanisms: Iterable[Mechanism], epsilons: np.ndarray) -> np.ndarray:
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(ORDERS)
+    with _without_warnings():
+        accountant.compose(_event(mechanisms))
+        return np.array([accountant.get_delta(float(at)) for at in epsilons])
 
 
 def _composed(mechanisms: Iterable[Mechanism], grid: float) -> Any:

@@ -81,7 +81,7 @@ def _charge_again(prepared: Prepared, number: int) -> None:
     """A session that failed after shares were given counts as a sum that was read."""
     private = prepared.privacy
     if private is not None and private.server_plan is not None:
-        private.guard.charge(None, "round", number, private.server_plan.round)
+        private.guard.charge(None, "round", number, private.server_plan.of_round(number))
 
 
 def _closed(
