@@ -489,7 +489,7 @@ def test_a_comparison_says_what_its_runs_cost_together(world, tmp_path):
     assert said in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_comparison_by_private_selection_costs_less_and_hides_what_was_tried(world, tmp_path, monkeypatch):
+def test_private_selection_states_its_cost_and_hides_what_was_tried(world, tmp_path, monkeypatch):
     """Three runs were drawn, two on average; the data set's ledger has every one of them."""
     monkeypatch.setattr(tuning, "drawn", lambda rates, mean: [rates[0], rates[1], rates[0]])
     ledger = tmp_path / "all.jsonl"
@@ -505,7 +505,6 @@ def test_a_comparison_by_private_selection_costs_less_and_hides_what_was_tried(w
     (total,) = document["privacy_together"]
     assert (total["runs"], total["selections"]) == (1, 1)
     assert total["epsilon"] == pytest.approx(renyi_of_selection(one, 2.0, last, DELTA), rel=1e-6)
-    assert total["epsilon"] < epsilon([one] * 3 + [last], DELTA, accountant="rdp")
     assert "1 learning rate chosen by private selection" in document["privacy"]
     (line,) = document["tuning"]
     assert line["chosen"]
