@@ -1,13 +1,16 @@
 """`fedsb audit`: a bound below the stated epsilon, above it with half the noise gone; the odds."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from run_helpers import classification_config, main_status, tiny_bert, write_config, write_data
 from scipy.stats import norm
 
 from fedsb import RunConfig, run
+from fedsb.cli.terminal import show_audit
 from fedsb.errors import InputError
 from fedsb.federation import private_training
 from fedsb.privacy import client_level
@@ -77,6 +80,9 @@ def test_a_run_keeps_what_its_audit_found(world, tmp_path, monkeypatch, capsys):
     assert found["sampling_probability"] == pytest.approx(1 / 3)
     assert found["epsilon_stated"] == json.loads((folder / "summary.json").read_text())["privacy"]["epsilon"]
     assert found["holds"]
+    printed = Console(file=io.StringIO(), width=10_000)
+    show_audit(found, printed)
+    assert printed.file.getvalue().strip() == found["statement"]
     page = (folder / "report.html").read_text()
     assert "Audit: 200 canaries (gradients of nobody in one client" in page
     assert "In odds: whoever knows all but whether one example was in" in page

@@ -271,7 +271,7 @@ def show_privacy(result: dict[str, Any], console: Console) -> None:
 
 def show_audit(result: dict[str, Any], console: Console) -> None:
     """What an audit found, in words."""
-    console.print(shown(result["statement"]), highlight=False)
+    console.print(result["statement"], markup=False, highlight=False)
 
 
 def show_ledger(report: dict[str, Any], console: Console) -> None:

@@ -61,9 +61,8 @@ def count_owners(owners: Sequence[int], parts: Sequence[Collection[int]]) -> lis
     if scattered := sum(len(clients) > 1 for clients in held.values()):
         raise InputError(
             f"{KEY}: {scattered:,} of {len(held):,} owners have rows at several clients, and what these "
-            "release "
-            "adds up for them; deal whole owners, e.g. federation.partition: {kind: by-column, column: "
-            "the owner's}, with no more clients than owners"
+            "release adds up for them; deal whole owners: federation.partition: {kind: by-column, column: "
+            "that of the owners}, with no more clients than owners"
         )
     return [len({owners[row] for row in part}) for part in parts]
 
