@@ -297,7 +297,7 @@ def test_a_question_that_is_added_must_pass_the_door(world, tmp_path, monkeypatc
     """One that gives its bytes away, adds no noise, or only says that it charged, gets nothing out."""
     node = node_of(world, config_of(world), tmp_path)
     secret = json.dumps(node.data.train).encode()
-    charge = Spend(0, "round", 1, node.private.plans[0].round)
+    charge = Spend(0, "round", 1, node.private.plans[0].of_round(1))
     longer = charge.mechanism._replace(steps=9)
     for answer, error in [
         (secret, TypeError),
