@@ -105,7 +105,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+LONG = ("test_docs", "test_flower_apps", "test_resume", "test_private_run", "test_faults", "test_processes")
+"""Begun first, so that no worker is left with one of them at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
     if SHARED.is_dir():
         return
     for item in items:
