@@ -52,8 +52,6 @@ def _method(config: RunConfig, method: Method) -> Iterator[str]:
         )
     elif method.experts is not None:
         yield f"{KEY}: an expert that one client trains would be in no sum with others; leave it out"
-    elif method.follow_up is not None:
-        yield f"{KEY}: the second exchange of {method.name} is not under masks; leave it out"
 
 
 def _parts(config: RunConfig, method: Method) -> Iterator[str]:
