@@ -72,10 +72,11 @@ NOT_RUN = {
 """Commands that need a package index, another machine, a running federation or a server: how they begin."""
 
 SMALLER = {
-    "fedsb run": "-s federation.rounds=1 -s data.limit.train=160 -s data.limit.test=40",
+    "fedsb run": "-s federation.rounds=1 -s data.limit.train=80 -s data.limit.test=40 -s training.epochs=1",
     "fedsb compare": "-s federation.rounds=1 -s data.limit.train=60 -s data.limit.test=40 "
     "-s training.epochs=1 -s method.rank=8 -s compare.tuning_budget=1",
 }
+SMALLER_START = "-s method.init.samples=40 -s method.init.head_warmup.steps=5"
 """What is added to these commands where they run on the quickstart, so that this takes seconds."""
 
 
@@ -131,6 +132,8 @@ def run_command(monkeypatch: pytest.MonkeyPatch, line: str, where: str) -> None:
         return
     quickstart = words == ["fedsb", "run"] or any("runs/quickstart/config.yaml" in word for word in words)
     more = shlex.split(SMALLER.get(" ".join(words[:2]), "")) if quickstart else []
+    if more and "method.init.kind=weights" not in words:
+        more += shlex.split(SMALLER_START)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO("Good morning\n"))  # of those that talk
         assert main_status(patch, *words[1:], *more) == 0, f"{where}: {line}"

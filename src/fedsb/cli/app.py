@@ -66,6 +66,7 @@ def run(
     `fedsb run --out runs/r32 --resume`
     """
     from fedsb.cli import terminal
+    from fedsb.report.result import show_result
 
     folder = out or terminal.default_folder(config, resume=resume)
     try:
@@ -73,7 +74,7 @@ def run(
     except KeyboardInterrupt:
         err_console.print(terminal.how_to_resume(folder), highlight=False, markup=False)
         raise typer.Exit(130) from None
-    terminal.show_result(summary, folder, out_console)
+    show_result(summary, folder, out_console)
 
 
 @app.command()

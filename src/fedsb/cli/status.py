@@ -11,6 +11,7 @@ from fedsb.config import RunConfig
 from fedsb.errors import InputError
 from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.ledger import LEDGER, Spend, paid_after, read_spends
+from fedsb.report.result import site_names
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -68,13 +69,6 @@ def _delta(folder: Path, config: RunConfig) -> float:
             f"{file}: needed for the epsilon of an unfinished round, and cannot be read ({error})"
         ) from None
     return check_delta(config, sizes)
-
-
-def site_names(folder: Path) -> list[str]:
-    """What clients are called, by their numbers; none where they have no names."""
-    file = folder / "partition.json"
-    names = read_json(file).get("names", {}) if file.is_file() else {}
-    return list(names.values()) if isinstance(names, dict) else []
 
 
 def _age(file: Path) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ from rich.table import Table
 
 from fedsb.cli.common import refuse_unused
 from fedsb.cli.options import check_run_overrides, evaluation_config
-from fedsb.cli.status import site_names
 from fedsb.common.printable import site_name
 from fedsb.config import RunConfig
 from fedsb.errors import InputError
-from fedsb.report.console import LiveBars, PlainLines, sites_table, summary_table
+from fedsb.report.console import LiveBars, PlainLines
 from fedsb.report.progress import Progress, Silent
+from fedsb.report.result import scores_table
 from fedsb.report.screen import shown
 from fedsb.report.units import count, human_bytes, human_count, plural
 
@@ -91,27 +91,6 @@ def how_to_resume(folder: Path) -> str:
     if not (folder / "config.yaml").is_file():
         return "stopped before the run began"
     return f"stopped; resume with: fedsb run --out {folder} --resume"
-
-
-def show_result(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    """The final table, and what to do next."""
-    console.print(summary_table(summary))
-    if (table := sites_table(summary, site_names(folder))) is not None:
-        console.print(table)
-    if "scores" in summary:
-        console.print(_scores_table(summary["scores"], "scores of the final model"))
-    left = f"adapter  {folder / 'adapter'} (a PEFT LoRA folder)", "merged"
-    if "mixture" in summary:
-        left = (
-            f"mixture  {folder / 'mixture'} (with a loader; adapter/ is the mean of its experts)",
-            "experts",
-        )
-    lines = (
-        f"report   {folder / 'report.html'}",
-        left[0],
-        f"next     fedsb export {folder} --format {left[1]} --out {folder.name}-{left[1]}",
-    )
-    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
@@ -189,22 +168,10 @@ ROUTINGS = {
 
 def show_scores(result: dict[str, Any], console: Console) -> None:
     """The scores with their intervals as a small table."""
-    console.print(_scores_table(result["scores"], f"{result['examples']} examples"))
+    console.print(scores_table(result["scores"], f"{result['examples']} examples"))
     for routing, scores in result.get("other_routings", {}).items():
         if scores is not None:
-            console.print(_scores_table(scores, f"with {ROUTINGS[routing]}, which the model does not have"))
-
-
-def _scores_table(scores: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """One row per metric: value, 95 % interval, examples."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    for column in ("value", "95 % interval", "examples"):
-        table.add_column(column, justify="right")
-    for name, score in scores.items():
-        ends = " to ".join("-" if end is None else f"{end:.4f}" for end in (score["low"], score["high"]))
-        table.add_row(shown(name.replace("_", " ")), f"{score['value']:.4f}", ends, str(score["count"]))
-    return table
+            console.print(scores_table(scores, f"with {ROUTINGS[routing]}, which the model does not have"))
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:

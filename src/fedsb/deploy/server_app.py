@@ -22,6 +22,7 @@ from fedsb.config import RunConfig
 from fedsb.deploy.nodes import Nodes
 from fedsb.errors import FedsbError, InputError
 from fedsb.report.console import PlainLines
+from fedsb.report.result import show_result
 from fedsb.report.screen import Screen
 from fedsb.runner import run
 from fedsb.runner.clients import RemoteClients
@@ -58,7 +59,7 @@ def _run_alone(grid: Grid, context: Context, console: Console, config: RunConfig
     tests = [f.test_examples or 0 for f in facts]
     remote = RemoteClients(sizes, nodes.ask, facts[0].base_digest, experts, tests, name, nodes.verify)
     result = run(config, out, resume=resume, progress=progress, remote=remote)
-    console.print(f"report   {result.folder / 'report.html'}", highlight=False, markup=False)
+    show_result(result.summary, result.folder, console)
 
 
 def _setting(context: Context, name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -17,18 +16,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from fedsb.common.printable import site_name
 from fedsb.report.screen import shown
-from fedsb.report.units import human_bytes, plural
+from fedsb.report.units import four_places, human_bytes
 
 LONGEST_STAGE = 1000
 """Characters of a line about what comes next."""
-BESIDE = {"local": "alone", "pooled": "all rows pooled"}
-MOST_SITES = 12
-"""In the table after a run."""
 LONGEST_BAR = 16
 """Characters of a site's name beside its bar."""
 
@@ -189,7 +184,7 @@ def round_line(record: dict[str, Any], rounds: int, *, width: int | None = None)
     Where that is wider than `width`, the metrics between the first and the last go, then the clients.
     """
     metrics = {shown(name.replace("_", " ")): value for name, value in record["eval"].items()}
-    scores = [f"{name} {_number(value) or 'not finite'}" for name, value in metrics.items()]
+    scores = [f"{name} {four_places(value) or 'not finite'}" for name, value in metrics.items()]
     forms = [_round_parts(record, rounds, scores)]
     forms += [_round_parts(record, rounds, [scores[0], *scores[k:]]) for k in range(2, len(scores))]
     forms.append([part for part in forms[-1] if not part.endswith(" clients")])
@@ -208,78 +203,3 @@ def _round_parts(record: dict[str, Any], rounds: int, scores: Sequence[str]) -> 
     if record["rejected"]:
         parts.append(f"[yellow]{len(record['rejected'])} left out[/]")
     return [*parts, f"{record['seconds']:.1f} s"]
-
-
-def _number(value: float | None) -> str:
-    """Four places; nothing for a number that was not finite or is not there."""
-    return "" if value is None else f"{value:.4f}"
-
-
-def _privacy_row(privacy: dict[str, Any]) -> tuple[str, str, str]:
-    if not privacy["private"]:
-        return "privacy", "", "NONE: noise from a fixed seed"
-    spent = f"{privacy['epsilon']:.3g} at {privacy['delta']:.2g}"
-    if privacy["stopped_early"]:
-        spent += f", budget used up after {plural(privacy['rounds'], 'round')}"
-    return f"epsilon, per {shown(privacy['unit'])}", "", spent
-
-
-def summary_table(summary: dict[str, Any]) -> Table:
-    """Base and final metrics, traffic, time and memory."""
-    title = f"{shown(summary['method'])}, {plural(summary['rounds'], 'round')}"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "base model", "after"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, value in summary["final"].items():
-        style = "bold" if name == summary["primary_metric"] else ""
-        before = summary["base"].get(name)
-        table.add_row(shown(name.replace("_", " ")), _number(before), _number(value), style=style)
-    table.add_section()
-    sent = summary["communication"]
-    table.add_row("sent once (start)", "", human_bytes(sent["init_bytes"]))
-    table.add_row("sent up, all rounds", "", human_bytes(sent["upload_bytes"]))
-    table.add_row("sent down, all rounds", "", human_bytes(sent["download_bytes"]))
-    table.add_row("numbers per update", "", f"{sent['upload_parameters_per_client_per_round']:,}")
-    if privacy := summary.get("privacy"):
-        table.add_row(*_privacy_row(privacy))
-    table.add_row("time", "", f"{summary['seconds']:.1f} s")
-    table.add_row("peak memory", "", human_bytes(summary["peak_memory_bytes"]))
-    return table
-
-
-def _noise_said(sites: dict[str, Any], metric: str) -> str | None:
-    """What privacy's noise does to the sites' scores; None without."""
-    if (noise := sites.get("noise")) is None:
-        return None
-    errors = [each[metric] for each in noise["standard_errors"].values() if metric in each]
-    if not errors:
-        return "made of counts with noise, for privacy"
-    mean = noise["standard_error_of_mean"][metric]
-    return f"by noise ± {max(errors):.2g} at a site, ± {mean:.2g} in the mean"
-
-
-def sites_table(summary: dict[str, Any], names: Sequence[str]) -> Table | None:
-    """The primary metric at every site, beside what it is compared with; None of a run without such scores.
-
-    Of many sites the worst alone are shown.
-    """
-    sites, metric = summary.get("sites"), summary["primary_metric"]
-    if not sites:
-        return None
-    kinds = {"this run": sites["scores"], **{BESIDE[kind]: of for kind, of in sites["baselines"].items()}}
-    title, caption = f"{shown(metric.replace('_', ' '))} at each site", _noise_said(sites, metric)
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("")
-    for column in ("test rows", *kinds):
-        table.add_column(column, justify="right")
-    values = {site: scores[metric] for site, scores in sites["scores"].items() if metric in scores}
-    order = sorted(values, key=values.__getitem__, reverse=not summary["higher_is_better"])
-    for site in order[:MOST_SITES]:
-        cells = [_number(of.get(site, {}).get(metric)) for of in kinds.values()]
-        table.add_row(shown(site_name(names, site), 40), str(sites["rows"][site]), *cells)
-    if len(order) > MOST_SITES:
-        table.add_row(f"{len(order) - MOST_SITES} more", "", *[""] * len(kinds))
-    table.add_section()
-    means = [[of[site][metric] for site in of if metric in of[site]] for of in kinds.values()]
-    table.add_row("mean", "", *(_number(fmean(of)) if of else "" for of in means), style="bold")
-    return table

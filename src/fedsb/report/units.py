@@ -88,3 +88,8 @@ def short_name(value: object) -> str:
         return ", ".join(map(short_name, value))
     text = str(value)
     return PurePath(text).name if PurePath(text).is_absolute() else text
+
+
+def four_places(value: float | None) -> str:
+    """Four places; nothing for a number that was not finite or is not there."""
+    return "" if value is None else f"{value:.4f}"

@@ -99,7 +99,7 @@ def prepare(
         data = prepare_server_data(config, remote.parts, remote.experts, remote.client_tests)
     config = data.settled(config)
     progress.sites(data.sites)
-    for note in score_notes(config, data.sites, data.client_tests):
+    for note in score_notes(config, data.sites, data.client_tests, at_nodes=remote is not None):
         progress.stage(note)
     _say(config, data, progress)
     slow = slow_bfloat16(config.model.dtype, config.training.autocast, config.model.device)

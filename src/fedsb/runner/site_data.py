@@ -96,13 +96,19 @@ def _shares(groups: Sequence[Sequence[int]], size: int) -> list[int]:
     return [place for group, count in zip(groups, counts, strict=True) for place in group[:count]]
 
 
-def score_notes(config: RunConfig, sites: Sequence[str], tests: Parts) -> list[str]:
+def score_notes(
+    config: RunConfig, sites: Sequence[str], tests: Parts, *, at_nodes: bool = False
+) -> list[str]:
     """What to say of clients that have no score, and of what test rows in one place do not see."""
     notes = []
     lacking = [site_name(sites, client) for client, rows in enumerate(tests) if not rows]
     if config.scores_at_clients and lacking:
         named = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-        notes.append(f"no score of its own has {named}: a tenth (data.client_test) is under {FEWEST} rows")
+        share = f"data.client_test, {config.data.client_test or SHARE:g} of its rows, is under {FEWEST}"
+        why = (
+            f"it held out no rows; {share}, or its node gives no scores (give_scores)" if at_nodes else share
+        )
+        notes.append(f"no score of its own has {named}: {why}")
     stays = method_of(config).stays
     if stays and not config.scores_at_clients:
         notes.append(

@@ -22,6 +22,7 @@ def test_help_makes_no_folder(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs openssl, ssh-keygen"
 )
@@ -30,7 +31,7 @@ def test_the_loopback_deployment_equals_the_simulated_run_and_refuses_who_has_no
         [sys.executable, SCRIPT, tmp_path],
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=840,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
