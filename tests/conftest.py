@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 from torch import nn
 
@@ -119,7 +120,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs ../shared beside the checkout; it is absent"))
 
 
-# ---------------------------------------------------------------- pages without plots
+# ---------------------------------------------------------------- whole runs without what their parts show
+
+
+PARTS = ("adapter", "federation", "methods", "models", "privacy")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shapes are checked where the parts are tested: in whole runs that is an eighth of their time."""
+    room = request.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping_config.update("jaxtyping_disable", room not in PARTS)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _disk() -> Iterator[None]:
+    """No power fails while tests run, so none waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -37,5 +37,8 @@ def scoped_global_seed(seed: int, *path: str | int) -> Iterator[None]:
     For code that accepts no generator: dropout, and the start values of a fresh head.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive(seed, *path))
+        accelerated = (
+            torch.accelerator.is_available()
+        )  # else its seed would wait, with the stack it came from
+        (torch.manual_seed if accelerated else torch.default_generator.manual_seed)(derive(seed, *path))
         yield
