@@ -1,10 +1,10 @@
 """A run that was killed, at whatever moment, is finished by --resume as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import suppress
 
@@ -13,11 +13,8 @@ from run_helpers import (
     adapter_bytes,
     changed,
     classification_config,
-    command,
-    environment,
     main_status,
     metrics_of,
-    python,
     snapshot,
     timeless,
     tiny_bert,
@@ -27,7 +24,7 @@ from run_helpers import (
 
 from fedsb import RunConfig, run
 from fedsb.common import files
-from fedsb.errors import InputError
+from fedsb.errors import InputError, RunFailed
 from fedsb.runner import checkpoint
 
 
@@ -216,43 +213,33 @@ def slow_config(world, config):
 @pytest.fixture(scope="module")
 def killed(world, slow_config):
     """Name -> the folder of a run killed then; and `unbroken`. All but that one then resumed."""
-    path = write_config(world / "slow.yaml", slow_config)
     folders = {name: world / f"killed-{name}" for name in MOMENTS}
     for name, folder in folders.items():
-        _kill_when(path, folder, MOMENTS[name])
+        _kill_when(slow_config, folder, MOMENTS[name])
     before = {name: snapshot(folder) for name, folder in folders.items()}
-    calls = [["run", path, "--out", folder, "--resume"] for folder in folders.values()]
-    _several([["run", path, "--out", world / "killed-none"], *calls])
+    for folder in folders.values():
+        start(slow_config, folder, resume=True)
+    start(slow_config, world / "killed-none")
     return folders | {"unbroken": world / "killed-none"}, before
 
 
 def _kill_when(config, folder, appears):
-    process = subprocess.Popen(
-        command("run", config, "--out", folder), env=environment(), stdout=subprocess.DEVNULL
-    )
+    process = child(start, config, folder)
     deadline = time.monotonic() + 120
     while not (folder / appears).exists():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
 
 
-def _several(calls):
-    """Several commands in one process, to load the libraries once."""
-    script = """
-import json, sys
-from fedsb.cli.app import main
-for call in json.loads(sys.argv[1]):
-    sys.argv = ["fedsb", *call]
-    try:
-        main()
-    except SystemExit as stop:
-        assert not stop.code, (call, stop.code)
-"""
-    done = python(script, json.dumps([[str(word) for word in call] for call in calls]))
-    assert done.returncode == 0, done.stderr
+def child(do, *arguments):
+    """A process that does this and has the libraries loaded already."""
+    process = multiprocessing.get_context("fork").Process(target=do, args=arguments)
+    process.start()
+    return process
 
 
 @pytest.mark.slow
@@ -489,24 +476,23 @@ def test_a_second_process_on_a_folder_is_refused_and_damages_nothing(started, un
 
 
 def test_of_two_that_resume_at_once_one_does_it(started, unbroken):
-    _, folder = started
-    calls = [
-        subprocess.Popen(
-            command("run", "--out", folder / "run", "--resume"),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [call.communicate(timeout=300)[0] for call in calls]
-    codes = [call.returncode for call in calls]
-    assert 0 in codes, said
-    assert all(
-        code == 0 or "another process works on it" in text for code, text in zip(codes, said, strict=True)
-    )
+    config, folder = started
+    calls = [child(resume_or_say_why, config, folder, number) for number in range(2)]
+    for call in calls:
+        call.join(300)
+    said = [(folder / f"said-{number}").read_text() for number in range(2)]
+    assert "" in said
+    assert all(not text or "another process works on it" in text for text in said), said
     assert adapter_bytes(folder / "run") == adapter_bytes(unbroken)
+
+
+def resume_or_say_why(config, folder, number):
+    try:
+        start(config, folder / "run", resume=True)
+        said = ""
+    except RunFailed as failed:
+        said = str(failed)
+    (folder / f"said-{number}").write_text(said)
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path, config):
