@@ -29,12 +29,15 @@ from fedsb.runner.prepare_data import prepare_data
 
 RUN = "3" * 32
 CLIENTS = 2
+WARMUP = {"rounds": 1, "steps": 5}
 STAYS = {
     "shared": {"method__name": "flora"},
     "personal": {"method__personal": True},
     "fedsa": {"method__name": "fedsa-lora"},
     "two exchanges": {"method__name": "fedask"},
     "less the start": {"method__name": "fr-lora"},
+    "warm head": {"method__name": "fedit", "method__init": {"samples": 30, "head_warmup": WARMUP}},
+    "gradients": {"method__init": {"samples": 30, "head_warmup": WARMUP}},
 }
 
 
@@ -111,6 +114,20 @@ def test_sites_have_the_simulated_runs_scores_and_models(world, tmp_path, name):
     assert all(torch.allclose(head[n], its_head[n], atol=1e-6) for n in its_head)
     with pytest.raises(InputError, match="each node has its own model"):
         export_lora(tmp_path / "deployed", tmp_path / "other", client="south")
+
+
+def test_a_private_start_looks_at_no_row_that_is_scored(world, tmp_path):
+    config = config_of(
+        world,
+        method__init={"private": True, "head_warmup": None},
+        evaluation={"at_clients": True},
+        privacy={"epsilon": 30.0, "delta": 1e-3, "clip_norm": 0.5, "score_noise_multiplier": 10.0},
+    )
+    node = opened(config, node_configs(config, tmp_path)[1] | {"give_scores": True})
+    drawn, scored = node.start._draw([24, 24])[1], node.data.client_tests[1]
+    assert drawn == node.data.parts[1]
+    assert scored
+    assert not set(drawn) & set(scored)
 
 
 def test_a_round_that_is_asked_again_begins_where_it_began(world, tmp_path):

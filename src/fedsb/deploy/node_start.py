@@ -194,16 +194,16 @@ class NodeStart:
         return counts
 
     def _draw(self, sizes: Sequence[int]) -> Draw:
-        """Everybody's draw, or, under privacy, all of this party's rows; its own as indices of its rows, of
+        """Everybody's draw, or, under privacy, all that this party trains on; its own as indices of its rows, of
         which there may be fewer than registered."""
-        client = self.client
+        client, trained_on = self.client, self.data.parts[self.client]
         if self.private is not None:
-            return {client: [*range(len(self.data.train))]}
+            return {client: list(trained_on)}
         ends = list(accumulate(sizes, initial=0))
         parts = [range(start, end) for start, end in pairwise(ends)]
         draw = draw_calibration(parts, self.start.samples, seed=self.start.seed)
         drawn = [i - ends[client] for i in draw.get(client, [])]
-        if not (usable := [i for i in drawn if i < len(self.data.train)]):
+        if not (usable := [trained_on[i] for i in drawn if i < len(trained_on)]):
             raise UpdateRejected(f"client {client} has no part in the start")
         return draw | {client: usable}
 
