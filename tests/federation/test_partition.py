@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsb.errors import InputError
-from fedsb.federation.partition import by_column, dirichlet, iid, shards
+from fedsb.federation.partition import by_column, by_name, dirichlet, iid, shards
 
 
 def rng(seed=0):
@@ -166,3 +166,19 @@ def test_by_column_leaves_nobody_without_examples(clients, sizes):
     assert all(parts)
     assert sorted(i for part in parts for i in part) == list(range(len(values)))
     assert clients < len(sizes) or all(len({values[i] for i in part}) == 1 for part in parts)
+
+
+def test_sites_called_as_values_get_the_rows_of_theirs():
+    values = ["South ", "north", "south", "south", "north"]
+    assert by_name(values, ["North", "South"]) == [[1, 4], [0, 2, 3]]
+    assert by_name(values, ["South", "North"]) == [[0, 2, 3], [1, 4]]
+    assert by_name(values, ["one", "two"]) is None
+    assert by_name(values, ()) is None
+
+
+def test_a_site_without_rows_and_rows_without_a_site_are_refused():
+    with pytest.raises(InputError, match=r"federation.sites: west: no row of theirs"):
+        by_name(["north", "south"], ["north", "south", "west"])
+    with pytest.raises(InputError, match=r"federation.sites: 2 rows are of no site listed") as caught:
+        by_name(["north", "secret", "secret"], ["north"])
+    assert "secret" not in str(caught.value)

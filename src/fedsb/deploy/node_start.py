@@ -194,8 +194,8 @@ class NodeStart:
         return counts
 
     def _draw(self, sizes: Sequence[int]) -> Draw:
-        """Everybody's draw, or, under privacy, all that this party trains on; its own as indices of its rows, of
-        which there may be fewer than registered."""
+        """Everybody's draw, or, under privacy, all that this party trains on; its own as indices of its rows,
+        of which there may be fewer than registered."""
         client, trained_on = self.client, self.data.parts[self.client]
         if self.private is not None:
             return {client: list(trained_on)}

@@ -78,6 +78,36 @@ def by_column(values: Sequence[Hashable], clients: int, rng: np.random.Generator
     return _ascending(parts)
 
 
+def by_name(values: Sequence[Hashable], names: Sequence[str]) -> Parts | None:
+    """The examples of the value that a client is called as, for each client; None where no client is called
+    as any value. Upper and lower case, and space around a name, make no other name.
+
+    Raises:
+        InputError: some clients are called as values and others are not, or a value is no client's name.
+    """
+    of_value: dict[str, list[int]] = defaultdict(list)
+    for index, value in enumerate(values):
+        of_value[_called(value)].append(index)
+    wanted = [_called(name) for name in names]
+    if not set(wanted) & set(of_value):
+        return None
+    if missing := [name for name, like in zip(names, wanted, strict=True) if like not in of_value]:
+        raise InputError(
+            f"federation.sites: {', '.join(missing[:5])}: no row of theirs in the column that deals the "
+            "rows, where others have some; remove them, or correct the names"
+        )
+    if left := sum(len(rows) for like, rows in of_value.items() if like not in wanted):
+        raise InputError(
+            f"federation.sites: {left} rows are of no site listed, by the column that deals the rows; list "
+            "all of its values, or remove those rows"
+        )
+    return [of_value[like] for like in wanted]
+
+
+def _called(value: Hashable) -> str:
+    return str(value).strip().casefold()
+
+
 def _shared(groups: Sequence[list[int]], clients: int, rng: np.random.Generator) -> Parts:
     """Each group over clients of its own, the first group's first."""
     shares = [1] * len(groups)

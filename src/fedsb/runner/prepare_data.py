@@ -358,7 +358,8 @@ def make_partition(config: RunConfig, rows: Sequence[Row], labels: Sequence[str]
         return partition.iid(len(rows), clients, rng)
     values = _values(config, rows, section.column, labels)
     if section.kind == "by-column":
-        return partition.by_column(values, clients, rng)
+        named = partition.by_name(values, config.federation.sites or ())
+        return named or partition.by_column(values, clients, rng)
     if section.kind == "dirichlet":
         return partition.dirichlet(values, clients, alpha=section.alpha, min_size=section.min_size, rng=rng)
     return partition.shards(values, clients, shards_per_client=section.shards_per_client, rng=rng)

@@ -94,7 +94,7 @@ class FederationConfig(Section):
     clients: PositiveInt = 3
     sites: list[str] | None = None
     """A name for each client, for people to read; null: the column's values where kind: by-column deals the
-    rows of a run without privacy, else their numbers."""
+    rows of a run without privacy, else their numbers. Names that are that column's values get their rows."""
     clients_per_round: PositiveInt | None = None
     """How many take part in a round; null: all."""
     rounds: PositiveInt = 3
