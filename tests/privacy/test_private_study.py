@@ -46,6 +46,7 @@ def test_rates_are_chosen_before_other_budgets_are_run():
 ROWS = {
     "sst2": 67_349 // 3,
     "sst2-central": 67_349,
+    "sst2-banded": 67_349,
     "sst2-clients": 2000,
     "snli": 20_000 // 3,
     "snli-central": 20_000,
