@@ -1,0 +1,521 @@
+"""Several clients trained in one pass: their batches go through the frozen base together.
+
+    each client  broadcast -> its parameters, a slice of the stack's
+    each step    batches of all that have one -> passes of like length -> losses of examples
+                 -> their mean for each client, summed -> gradients of the stack
+                 -> of each client's slice: masked, clipped, the optimizer's step
+    each client  its slice back into the model -> its answer
+
+A client's loss depends on its own slice alone, so the gradient of the sum is each one's own. Rows that fill
+a client's batch up weigh nothing. Order of the batches, optimizer, rates and steps are those of the client
+alone (`training`), and so are the numbers, up to rounding. Dropout's masks are drawn for the whole stack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedsb.adapter.stacked import Passing, StackedLinear, StackedModule, in_place_of
+from fedsb.common.seeding import scoped_global_seed
+from fedsb.errors import UpdateRejected
+from fedsb.federation.client import Begun, Kept, begin_update, copied, finish_update
+from fedsb.federation.dropout import without_dropout
+from fedsb.federation.exchange import Part
+from fedsb.federation.fixed_shape import computes_in_16_bits
+from fedsb.federation.local_model import Example, LocalModel, load_round, trained_parameters
+from fedsb.federation.moments import Moments
+from fedsb.federation.training import (
+    ClientFailed,
+    LocalTraining,
+    OnStep,
+    Pull,
+    autocast,
+    batches_of_round,
+    filter_gradients,
+    make_optimizer,
+    parameter_groups,
+    resting,
+    set_learning_rate,
+    take_step,
+    to_device,
+)
+from fedsb.tasks.task import length_of
+
+APART = {"cpu": 32}
+ELSEWHERE = 4096
+"""What one more pass costs beside its tokens, in tokens of the model: on a CPU, and on other devices, which
+idle at small batches."""
+REPEATS = 3
+"""Of a pass whose time is taken."""
+MAY_DIFFER, IN_16_BITS = 1e-3, 0.1
+"""How far a client's gradient may be from its own alone, as a share of its norm."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A client that is to train in a stack; fields as of `client_update`."""
+
+    client: int
+    broadcast: bytes
+    examples: Sequence[Example]
+    part: Part
+    registered: int | None = None
+    kept: Kept | None = None
+
+
+@dataclass
+class Member:
+    """A client in its stack.
+
+    Attributes:
+        place: its slice of the stack.
+        values: its parameters as the round begins.
+        batches: of its round, as indices of its examples.
+        parameters: views of its slice, as far as its rank goes.
+    """
+
+    asked: Asked
+    begun: Begun
+    place: int
+    values: Mapping[str, Tensor]
+    batches: list[list[int]]
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    failure: ClientFailed | None = None
+
+    def batch(self, number: int) -> list[Example]:
+        """Its examples of this batch of the round."""
+        return [self.asked.examples[i] for i in self.batches[number]]
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the examples that it has seen."""
+        return self.loss_sum / sum(map(len, self.batches))
+
+
+def stacked_updates(
+    asked: Sequence[Asked],
+    local_model: LocalModel,
+    training: LocalTraining,
+    *,
+    seed: int,
+    declares_loss: bool = True,
+    on_step: OnStep = lambda num_examples: None,
+) -> Iterator[tuple[int, bytes | Exception]]:
+    """Each client's answer, as `client_update` would give it, or why there is none, in their order."""
+    found: dict[int, bytes | Exception] = {}
+    members = begin_all(asked, local_model, training, seed, found)
+    if members:
+        train_stacked(local_model, members, training, seed=seed, on_step=on_step)
+    for member in members:
+        found[member.asked.client] = _answer(member, local_model, training, seed, declares_loss)
+    yield from ((one.client, found[one.client]) for one in asked)
+
+
+def begin_all(
+    asked: Sequence[Asked],
+    local_model: LocalModel,
+    training: LocalTraining,
+    seed: int,
+    failed: dict[int, bytes | Exception],
+) -> list[Member]:
+    """Those whose broadcast could be opened, the others into `failed`. The model has the largest rank."""
+    members: list[Member] = []
+    for one in asked:
+        try:
+            begun = begin_update(
+                one.broadcast, local_model, one.examples, seed=seed, part=one.part, kept=one.kept
+            )
+        except (ClientFailed, UpdateRejected) as reason:
+            failed[one.client] = reason
+            continue
+        batches = batches_of_round(
+            one.examples, training, round_number=begun.header.round, client=one.client, seed=seed
+        )
+        members.append(Member(one, begun, len(members), copied(begun.parameters), batches))
+    largest = max(members, key=lambda member: member.asked.part.rank, default=None)
+    if largest is not None and largest.asked.part.rank != local_model.rank:
+        _load(largest, local_model, seed)
+    return members
+
+
+def _load(member: Member, local_model: LocalModel, seed: int) -> None:
+    """A client's round into the model once more, at its rank."""
+    begun, asked = member.begun, member.asked
+    begun.parameters = load_round(
+        local_model, begun.shared, asked.part, round_number=begun.header.round, seed=seed, kept=asked.kept
+    )
+
+
+def _answer(
+    member: Member, local_model: LocalModel, training: LocalTraining, seed: int, declares_loss: bool
+) -> bytes | Exception:
+    if member.failure is not None:
+        return member.failure
+    asked = member.asked
+    if asked.part.rank != local_model.rank:
+        _load(member, local_model, seed)
+    else:
+        member.begun.parameters = trained_parameters(local_model, member.begun.header.round)
+    with torch.no_grad():
+        for name, parameter in member.begun.parameters.items():
+            parameter.copy_(member.parameters[name])
+    try:
+        return finish_update(
+            member.begun,
+            local_model,
+            training,
+            member.mean_loss if declares_loss else None,
+            client=asked.client,
+            seed=seed,
+            num_examples=len(asked.examples),
+            registered=asked.registered,
+            kept=asked.kept,
+        )
+    except ClientFailed as reason:
+        return reason
+
+
+# ---------------------------------------------------------------- training
+
+
+def train_stacked(
+    local_model: LocalModel,
+    members: Sequence[Member],
+    training: LocalTraining,
+    *,
+    seed: int,
+    on_step: OnStep = lambda num_examples: None,
+) -> None:
+    """Train the members' parameters; each has its losses, or why it failed, afterwards.
+
+    Dropout's randomness depends on (seed, round, clients of the stack) alone.
+    """
+    clients, round_number = [member.asked.client for member in members], members[0].begun.header.round
+    with stacked(local_model, members) as (leaves, passing):
+        trainers = [_Trainer.of(local_model, member, training) for member in members]
+        local_model.model.train()
+        with scoped_global_seed(seed, "dropout", round_number, *clients):
+            for step in range(max(trainer.steps for trainer in trainers)):
+                active = [t for t in trainers if step < t.steps and t.member.failure is None]
+                _step(local_model, leaves, passing, active, training, step, on_step)
+        for trainer in trainers:
+            if trainer.moments is not None and trainer.member.failure is None:
+                trainer.moments.take(trainer.optimizer, trainer.member.parameters)
+
+
+@contextmanager
+def stacked(
+    local_model: LocalModel, members: Sequence[Member]
+) -> Iterator[tuple[dict[str, nn.Parameter], Passing]]:
+    """Inside the block the model computes each row with its client's parameters: those of the whole stack, by
+    name, and what must be told whose rows pass."""
+    leaves, passing = _leaves(members), Passing([])
+    with in_place_of(local_model.model, _modules(local_model, leaves, passing)):
+        yield leaves, passing
+
+
+def _leaves(members: Sequence[Member]) -> dict[str, nn.Parameter]:
+    """All members' parameters, zero where one holds nothing; each member gets its views."""
+    leaves = {}
+    for name, first in members[0].values.items():
+        shapes = [member.values[name].shape for member in members]
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        whole = first.new_zeros((len(members), *largest))
+        leaves[name] = nn.Parameter(whole)
+        for member in members:
+            view = _slice_of(whole, member, name)
+            view.copy_(member.values[name])
+            member.parameters[name] = nn.Parameter(view)
+    return leaves
+
+
+def _slice_of(whole: Tensor, member: Member, name: str) -> Tensor:
+    """A member's part of a parameter of the stack."""
+    return whole[(member.place, *(slice(size) for size in member.values[name].shape))]
+
+
+def _modules(
+    local_model: LocalModel, leaves: Mapping[str, nn.Parameter], passing: Passing
+) -> dict[str, nn.Module]:
+    """What goes in the place of each module that has parameters of the stack, by its name."""
+    layers, own = local_model.attached.layers, dict[str, dict[str, Tensor]]()
+    for name, leaf in leaves.items():
+        owner, _, inner = name.rpartition(".")
+        own.setdefault(owner, {})[inner] = leaf
+    return {
+        name: StackedLinear(layers[name], of, passing)
+        if name in layers
+        else StackedModule(local_model.model.get_submodule(name), of, passing)
+        for name, of in own.items()
+    }
+
+
+@dataclass
+class _Trainer:
+    """What trains one member beside its gradients, as it would be alone."""
+
+    member: Member
+    optimizer: torch.optim.Optimizer
+    pull: Pull
+    moments: Moments | None
+    steps: int
+
+    @staticmethod
+    def of(local_model: LocalModel, member: Member, training: LocalTraining) -> _Trainer:
+        parameters, number = member.parameters, member.begun.header.round
+        more, steps = member.begun.for_training(parameters), -(-len(member.batches) // training.accumulation)
+        groups = parameter_groups(parameters, local_model.exchange.stays(number), training)
+        optimizer, moments = make_optimizer(groups, training), more.get("moments")
+        if moments is not None:
+            moments.put(optimizer, parameters, steps)
+        pull = Pull.of(local_model, parameters, training, number, more.get("shift", {}))
+        return _Trainer(member, optimizer, pull, moments, steps)
+
+    def take_step(self, local_model: LocalModel, total: float, training: LocalTraining, step: int) -> None:
+        """One step of gradients that are there, over losses that add up to `total`."""
+        member = self.member
+        done = (member.begun.header.round - 1) * self.steps
+        set_learning_rate(self.optimizer, done + step, training.rounds * self.steps, training)
+        for name, mask in member.begun.masks.items():
+            if (gradient := member.parameters[name].grad) is not None:
+                gradient.mul_(mask)
+        filter_ = partial(filter_gradients, local_model, member.parameters, step)
+        try:
+            take_step(member.parameters, self.optimizer, total, training, partial(self.pull.finish, filter_))
+        except ClientFailed as failure:
+            member.failure = failure
+        member.loss_sum += total
+
+
+def _step(
+    local_model: LocalModel,
+    leaves: Mapping[str, nn.Parameter],
+    passing: Passing,
+    active: Sequence[_Trainer],
+    training: LocalTraining,
+    step: int,
+    on_step: OnStep,
+) -> None:
+    """One optimizer step of each of these."""
+    first = step * training.accumulation
+    numbers = range(first, first + training.accumulation)
+    seen = {
+        t.member.place: sum(len(b) for b in t.member.batches[first : first + len(numbers)]) for t in active
+    }
+    totals = dict.fromkeys(seen, 0.0)
+    with resting(local_model, leaves, step):
+        for number in numbers:
+            having = [t.member for t in active if number < len(t.member.batches)]
+            for place, total in add_gradients(local_model, having, passing, training, number, seen).items():
+                totals[place] += total
+    for trainer in active:
+        give_gradients(leaves, trainer.member)
+        trainer.take_step(local_model, totals[trainer.member.place], training, step)
+        on_step(seen[trainer.member.place])
+    for leaf in leaves.values():
+        leaf.grad = None
+
+
+def give_gradients(leaves: Mapping[str, nn.Parameter], member: Member) -> None:
+    """To a member's parameters those of its slice."""
+    for name, leaf in leaves.items():
+        gradient = leaf.grad
+        member.parameters[name].grad = None if gradient is None else _slice_of(gradient, member, name)
+
+
+def add_gradients(
+    local_model: LocalModel,
+    members: Sequence[Member],
+    passing: Passing,
+    training: LocalTraining,
+    number: int,
+    seen: Mapping[int, int],
+) -> dict[int, float]:
+    """Add the gradients of one batch of each member's; the sums of their losses, by place.
+
+    seen: by place, the examples that a member's step has in all.
+    """
+    batches = [member.batch(number) for member in members]
+    sizes = [(len(batch), max(1, *map(length_of, batch))) for batch in batches]
+    totals: dict[int, float] = {}
+    for together in passes(sizes, APART.get(local_model.device.type, ELSEWHERE)):
+        rows = max(sizes[i][0] for i in together)
+        filled = [example for i in together for example in _filled(batches[i], rows)]
+        real = torch.tensor([[row < sizes[i][0] for row in range(rows)] for i in together])
+        shares = torch.tensor([1 / seen[members[i].place] for i in together])
+        weights = (real * shares[:, None]).to(local_model.device)
+        passing.places = [members[i].place for i in together]
+        batch = to_device(local_model.collate(filled), local_model.device)
+        with autocast(training, local_model.device):
+            losses = local_model.losses(local_model.model, batch).unflatten(0, (len(together), rows))
+            loss = (losses * weights).sum()
+        loss.backward()
+        sums = torch.where(weights > 0, losses.detach(), 0.0).sum(1).tolist()
+        totals |= dict(zip(passing.places, sums, strict=True))
+    return totals
+
+
+def _filled(batch: Sequence[Example], rows: int) -> list[Example]:
+    """The batch with as many rows, the first repeated."""
+    return [*batch, *[batch[0]] * (rows - len(batch))]
+
+
+def passes(sizes: Sequence[tuple[int, int]], apart: int) -> list[list[int]]:
+    """Indices of the batches, of (rows, tokens), that pass together: the least tokens with what fills them
+    up, where one more pass costs as much as `apart` tokens.
+
+    >>> passes([(1, 10), (1, 200), (1, 12)], apart=32)
+    [[1], [0, 2]]
+    """
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i][1])
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the first so many, and where their last pass begins
+    for end in range(1, len(order) + 1):
+        rows, options = 0, []
+        for start in reversed(range(end)):
+            rows = max(rows, sizes[order[start]][0])
+            cost = apart + (end - start) * rows * sizes[order[start]][1]
+            options.append((best[start][0] + cost, start))
+        best.append(min(options))
+    found, end = list[list[int]](), len(order)
+    while end:
+        start = best[end][1]
+        found.append(sorted(order[start:end]))
+        end = start
+    return found[::-1]
+
+
+# ---------------------------------------------------------------- whether and how fast
+
+
+def not_stackable(local_model: LocalModel, round_number: int) -> str | None:
+    """What of the parameters that train in this round cannot be stacked, in words; None: nothing."""
+    exchange = local_model.exchange
+    if own := set(exchange.method.stays) - set(exchange.method.trains(round_number)):
+        return f"{', '.join(sorted(own))} differs between clients and does not train in this round"
+    for name in local_model.task_head:
+        owner = name.rpartition(".")[0]
+        module = local_model.model.get_submodule(owner) if owner else None
+        if module is None or any(module.children()):
+            return f"the task head's {name} lies beside other modules, not in one of its own"
+    return None
+
+
+def unlike_alone(
+    asked: Sequence[Asked], local_model: LocalModel, training: LocalTraining, seed: int
+) -> str | None:
+    """How the gradients of two of these clients' first batches differ in one pass from each one's alone, in
+    words; None: by rounding. A model that mixes rows, or whose layers see others than a batch has, cannot be
+    stacked."""
+    pair = _unlike_in_length(asked)
+    tolerance = IN_16_BITS if computes_in_16_bits(local_model.model, training.autocast) else MAY_DIFFER
+    try:
+        alone = {one.client: _gradient_alone(one, local_model, training, seed) for one in pair}
+        for client, together in _gradients_together(pair, local_model, training, seed).items():
+            for name, gradient in together.items():
+                whole = torch.stack([g.norm() for g in alone[client].values()]).norm()
+                if not (gradient - alone[client][name]).norm() <= tolerance * whole:
+                    return f"the gradient of {name} is not that of the client alone: the model mixes rows"
+    except (ClientFailed, UpdateRejected):
+        return None  # the round will say so
+    except Exception as error:
+        return f"a pass of two clients failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return None
+
+
+def _unlike_in_length(asked: Sequence[Asked]) -> list[Asked]:
+    def mean(one: Asked) -> float:
+        return sum(map(length_of, one.examples)) / max(1, len(one.examples))
+
+    ordered = sorted(asked, key=mean)
+    return [ordered[0], ordered[-1]]
+
+
+def _gradient_alone(
+    one: Asked, local_model: LocalModel, training: LocalTraining, seed: int
+) -> dict[str, Tensor]:
+    """Of the mean loss of a client's first batch, dropout off."""
+    (member,) = _begun([one], local_model, training, seed)
+    with without_dropout(local_model.model):
+        plain_pass(member, local_model, training)
+    return _taken(member.begun.parameters)
+
+
+def plain_pass(member: Member, local_model: LocalModel, training: LocalTraining) -> float:
+    """Forward and backward of a client's first batch, without the others; its mean loss."""
+    batch = to_device(local_model.collate(member.batch(0)), local_model.device)
+    with autocast(training, local_model.device):
+        loss = local_model.losses(local_model.model, batch).mean()
+    loss.backward()
+    return float(loss.item())
+
+
+def _gradients_together(
+    asked: Sequence[Asked], local_model: LocalModel, training: LocalTraining, seed: int
+) -> dict[int, dict[str, Tensor]]:
+    members = _begun(asked, local_model, training, seed)
+    with (
+        stacked(local_model, members) as (leaves, passing),
+        without_dropout(local_model.model),
+    ):
+        seen = {member.place: len(member.batches[0]) for member in members}
+        add_gradients(local_model, members, passing, training, 0, seen)
+    for member in members:
+        give_gradients(leaves, member)
+    return {member.asked.client: _taken(member.parameters) for member in members}
+
+
+def _begun(
+    asked: Sequence[Asked], local_model: LocalModel, training: LocalTraining, seed: int
+) -> list[Member]:
+    failed: dict[int, bytes | Exception] = {}
+    members = begin_all(asked, local_model, training, seed, failed)
+    for reason in failed.values():
+        assert isinstance(reason, Exception)
+        raise reason
+    return members
+
+
+def _taken(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients, taken off."""
+    found = {}
+    for name, parameter in parameters.items():
+        gradient, parameter.grad = parameter.grad, None
+        found[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
+    return found
+
+
+def seconds_per_client(
+    asked: Sequence[Asked], local_model: LocalModel, training: LocalTraining, seed: int
+) -> float:
+    """What a batch's forward and backward take for each of these clients in one pass; of one, without a
+    stack. The least of REPEATS after one more.
+
+    Raises:
+        ClientFailed, UpdateRejected: a client cannot train.
+    """
+    members = _begun(asked, local_model, training, seed)
+    one_pass = partial(plain_pass, members[0], local_model, training)
+    with ExitStack() as block:
+        if len(members) > 1:
+            leaves, passing = block.enter_context(stacked(local_model, members))
+            seen = {member.place: len(member.batches[0]) for member in members}
+            one_pass = partial(add_gradients, local_model, members, passing, training, 0, seen)
+        else:
+            leaves = members[0].begun.parameters
+        block.enter_context(scoped_global_seed(seed, "measurement"))
+        local_model.model.train()
+        times = []
+        for _ in range(1 + REPEATS):
+            began = time.monotonic()
+            one_pass()
+            times.append(time.monotonic() - began)
+            _taken(leaves)
+    return min(times[1:]) / len(members)
