@@ -7,7 +7,13 @@ from fake_federation import Federation, random_rounds
 from oracles import numbers
 
 from fedsb.federation import wire
-from fedsb.federation.training import ClientFailed, LocalTraining, make_optimizer, parameter_groups, set_learning_rate
+from fedsb.federation.training import (
+    ClientFailed,
+    LocalTraining,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from fedsb.methods import fed_sb, fedsa_lora, lora_xs
 
 PERSONAL = fed_sb.with_personal_cores()

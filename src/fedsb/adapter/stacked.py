@@ -24,16 +24,36 @@ from torch.nn import functional as F
 from fedsb.adapter.layer import LowRankLinear
 
 
+class OtherRows(ValueError):
+    """A layer that is not given a batch's rows: the model uses it for something else, too."""
+
+
 @dataclass
 class Passing:
-    """The places in their stack of the clients whose rows a batch holds, in the rows' order."""
+    """What a batch holds.
+
+    Attributes:
+        places: of the clients in their stack, in the order of their rows.
+        rows: how many there are, of all of them.
+    """
 
     places: list[int]
+    rows: int
 
     @property
     def count(self) -> int:
         """How many clients they are."""
         return len(self.places)
+
+    def apart(self, x: Tensor) -> Float[Tensor, "n rows_t in"]:
+        """The rows of each client, or parts of them in the same order, whatever their other dimensions.
+
+        Raises:
+            OtherRows: these are not the batch's rows.
+        """
+        if len(x) % self.rows:
+            raise OtherRows(f"a layer is given {tuple(x.shape)} where the batch has {self.rows} rows")
+        return x.reshape(self.count, -1, x.shape[-1])
 
     def of(self, stacked: Float[Tensor, "clients *shape"]) -> Float[Tensor, "n *shape"]:
         """These clients' slices."""
@@ -67,7 +87,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "rows *t in"]) -> Float[Tensor, "rows *t out"]:
         y: Tensor = self.layer.base(x)
-        z = _through(x.reshape(self.passing.count, -1, x.shape[-1]), self._factor("A", x.dtype))
+        z = _through(self.passing.apart(x), self._factor("A", x.dtype))
         if self.layer.R is not None:
             z = _through_cores(z, self._core(z.dtype))
         elif self.layer.F is not None:
@@ -119,7 +139,8 @@ class StackedModule(nn.Module):
     def forward(self, x: Float[Tensor, "rows *shape"]) -> Tensor:
         own = {name: self.passing.of(value) for name, value in self._own.items()}
         if isinstance(self.module, nn.Linear):
-            return _linear(x, own["weight"], own.get("bias"))
+            product = _linear(self.passing.apart(x), own["weight"], own.get("bias"))
+            return product.reshape(*x.shape[:-1], -1)
         parts = x.chunk(self.passing.count)
         return torch.cat(
             [
@@ -129,10 +150,11 @@ class StackedModule(nn.Module):
         )
 
 
-def _linear(x: Tensor, weight: Float[Tensor, "n out in"], bias: Float[Tensor, "n out"] | None) -> Tensor:
-    rows = x.to(weight.dtype).reshape(len(weight), -1, x.shape[-1])
-    product = torch.bmm(rows, weight.transpose(1, 2))
-    return (product if bias is None else product + bias[:, None]).reshape(*x.shape[:-1], -1)
+def _linear(
+    x: Float[Tensor, "n t in"], weight: Float[Tensor, "n out in"], bias: Float[Tensor, "n out"] | None
+) -> Float[Tensor, "n t out"]:
+    product = torch.bmm(x.to(weight.dtype), weight.transpose(1, 2))
+    return product if bias is None else product + bias[:, None]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapter.stacked import Passing, StackedLinear, StackedModule, in_place_of
+from fedsb.adapter.stacked import OtherRows, Passing, StackedLinear, StackedModule, in_place_of
 from fedsb.common.seeding import scoped_global_seed
 from fedsb.errors import UpdateRejected
 from fedsb.federation.client import Begun, Kept, begin_update, copied, finish_update
@@ -52,10 +52,14 @@ APART = {"cpu": 32}
 ELSEWHERE = 4096
 """What one more pass costs beside its tokens, in tokens of the model: on a CPU, and on other devices, which
 idle at small batches."""
+NEVER = 1 << 62
+"""Nothing passes apart."""
 REPEATS = 3
 """Of a pass whose time is taken."""
-MAY_DIFFER, IN_16_BITS = 1e-3, 0.1
-"""How far a client's gradient may be from its own alone, as a share of its norm."""
+MAY_DIFFER, SMALLEST = 1e-3, 1e-9
+MAY_DIFFER_IN_16_BITS, SMALLEST_IN_16_BITS = 0.1, 1e-3
+"""How far a client's gradient of a parameter may be from its own alone, as a share of its norm, or of this
+share of that of all parameters."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ def stacked(
 ) -> Iterator[tuple[dict[str, nn.Parameter], Passing]]:
     """Inside the block the model computes each row with its client's parameters: those of the whole stack, by
     name, and what must be told whose rows pass."""
-    leaves, passing = _leaves(members), Passing([])
+    leaves, passing = _leaves(members), Passing([], 0)
     with in_place_of(local_model.model, _modules(local_model, leaves, passing)):
         yield leaves, passing
 
@@ -338,21 +342,24 @@ def add_gradients(
     training: LocalTraining,
     number: int,
     seen: Mapping[int, int],
+    apart: int | None = None,
 ) -> dict[int, float]:
     """Add the gradients of one batch of each member's; the sums of their losses, by place.
 
-    seen: by place, the examples that a member's step has in all.
+    seen: by place, the examples that a member's step has in all. apart: as of `passes`; None: the device's.
     """
+    if apart is None:
+        apart = APART.get(local_model.device.type, ELSEWHERE)
     batches = [member.batch(number) for member in members]
     sizes = [(len(batch), max(1, *map(length_of, batch))) for batch in batches]
     totals: dict[int, float] = {}
-    for together in passes(sizes, APART.get(local_model.device.type, ELSEWHERE)):
+    for together in passes(sizes, apart):
         rows = max(sizes[i][0] for i in together)
         filled = [example for i in together for example in _filled(batches[i], rows)]
         real = torch.tensor([[row < sizes[i][0] for row in range(rows)] for i in together])
         shares = torch.tensor([1 / seen[members[i].place] for i in together])
         weights = (real * shares[:, None]).to(local_model.device)
-        passing.places = [members[i].place for i in together]
+        passing.places, passing.rows = [members[i].place for i in together], len(filled)
         batch = to_device(local_model.collate(filled), local_model.device)
         with autocast(training, local_model.device):
             losses = local_model.losses(local_model.model, batch).unflatten(0, (len(together), rows))
@@ -415,18 +422,29 @@ def unlike_alone(
     words; None: by rounding. A model that mixes rows, or whose layers see others than a batch has, cannot be
     stacked."""
     pair = _unlike_in_length(asked)
-    tolerance = IN_16_BITS if computes_in_16_bits(local_model.model, training.autocast) else MAY_DIFFER
     try:
         alone = {one.client: _gradient_alone(one, local_model, training, seed) for one in pair}
         for client, together in _gradients_together(pair, local_model, training, seed).items():
-            for name, gradient in together.items():
-                whole = torch.stack([g.norm() for g in alone[client].values()]).norm()
-                if not (gradient - alone[client][name]).norm() <= tolerance * whole:
-                    return f"the gradient of {name} is not that of the client alone: the model mixes rows"
+            in_16_bits = computes_in_16_bits(local_model.model, training.autocast)
+            if name := _first_unlike(together, alone[client], in_16_bits=in_16_bits):
+                return f"the gradient of {name} is not that of the client alone: the model mixes rows"
     except (ClientFailed, UpdateRejected):
         return None  # the round will say so
+    except OtherRows as reason:
+        return str(reason)
     except Exception as error:
         return f"a pass of two clients failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return None
+
+
+def _first_unlike(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, in_16_bits: bool
+) -> str | None:
+    share, smallest = (MAY_DIFFER_IN_16_BITS, SMALLEST_IN_16_BITS) if in_16_bits else (MAY_DIFFER, SMALLEST)
+    whole = torch.stack([value.norm().cpu() for value in expected.values()]).norm()
+    for name, value in expected.items():
+        if not (found[name] - value).norm().cpu() <= share * max(value.norm().cpu(), smallest * whole):
+            return name
     return None
 
 
@@ -466,7 +484,7 @@ def _gradients_together(
         without_dropout(local_model.model),
     ):
         seen = {member.place: len(member.batches[0]) for member in members}
-        add_gradients(local_model, members, passing, training, 0, seen)
+        add_gradients(local_model, members, passing, training, 0, seen, apart=NEVER)
     for member in members:
         give_gradients(leaves, member)
     return {member.asked.client: _taken(member.parameters) for member in members}
