@@ -23,14 +23,8 @@ from fedsb.federation.exchange import Exchange, Part
 from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.second_exchange import after_second_exchange, second_answer
 from fedsb.federation.server import Arrived, aggregate, broadcast
-from fedsb.federation.stacked import (
-    Asked,
-    not_stackable,
-    passes,
-    seconds_per_client,
-    stacked_updates,
-    unlike_alone,
-)
+from fedsb.federation.stack_trial import not_stackable, seconds_per_client, unlike_alone
+from fedsb.federation.stacked import Asked, passes, stacked_updates
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import ClientFailed, LocalTraining
 from fedsb.methods import ALL, Shape, by_name

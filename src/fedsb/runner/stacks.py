@@ -19,7 +19,8 @@ from fedsb.config.sections.federation import StackedEngine
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.server import Arrived, Failed, Outcome
-from fedsb.federation.stacked import Asked, not_stackable, seconds_per_client, stacked_updates, unlike_alone
+from fedsb.federation.stack_trial import not_stackable, seconds_per_client, unlike_alone
+from fedsb.federation.stacked import Asked, stacked_updates
 from fedsb.federation.training import ClientFailed
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import most_in_one_pass, why_not_stacked
