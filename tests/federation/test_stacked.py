@@ -24,7 +24,7 @@ from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.second_exchange import after_second_exchange, second_answer
 from fedsb.federation.server import Arrived, aggregate, broadcast
 from fedsb.federation.stack_trial import not_stackable, seconds_per_client, unlike_alone
-from fedsb.federation.stacked import Asked, passes, stacked_updates
+from fedsb.federation.stacked import Asked, PassCost, passes, stacked_updates
 from fedsb.federation.state import ServerState
 from fedsb.federation.training import ClientFailed, LocalTraining
 from fedsb.methods import ALL, Shape, by_name
@@ -337,8 +337,8 @@ def test_a_head_beside_other_modules_is_not_stacked():
 # ---------------------------------------------------------------- passes and times
 
 
-def cost(groups, sizes, apart):
-    return sum(apart + len(g) * max(sizes[i][0] for i in g) * max(sizes[i][1] for i in g) for g in groups)
+def tokens_of(group, sizes):
+    return len(group) * max(sizes[i][0] for i in group) * max(sizes[i][1] for i in group)
 
 
 def splits(order):
@@ -349,16 +349,24 @@ def splits(order):
 
 
 @pytest.mark.parametrize("apart", [0, 32, 10**6])
-def test_passes_are_the_cheapest_of_all_cuts(apart):
+@pytest.mark.parametrize("most", [100, 10**9])
+def test_passes_are_the_cheapest_of_all_cuts(apart, most):
+    def fits(groups):
+        return all(len(group) == 1 or tokens_of(group, sizes) <= most for group in groups)
+
+    def cost(groups):
+        return sum(apart + tokens_of(group, sizes) for group in groups)
+
     rng = np.random.default_rng(apart)
     for count in range(1, 8):
         sizes = [(int(rng.integers(1, 4)), int(rng.integers(1, 90))) for _ in range(count)]
-        found = passes(sizes, apart)
+        found = passes(sizes, PassCost(apart, most))
         assert sorted(i for group in found for i in group) == list(range(count))
+        assert fits(found)
         order = sorted(range(count), key=lambda i: -sizes[i][1])
-        assert cost(found, sizes, apart) == min(cost(groups, sizes, apart) for groups in splits(order))
-    assert len(passes([(1, 9), (1, 50)], 10**6)) == 1
-    assert len(passes([(1, 9), (1, 50)], 0)) == 2
+        assert cost(found) == min(cost(groups) for groups in splits(order) if fits(groups))
+    assert len(passes([(1, 9), (1, 50)], PassCost(10**6, 10**9))) == 1
+    assert len(passes([(1, 9), (1, 50)], PassCost(0, 10**9))) == 2
 
 
 def test_batches_of_unlike_lengths_pass_apart_and_give_the_same():

@@ -20,12 +20,20 @@ from fedsb.errors import UpdateRejected
 from fedsb.federation.dropout import without_dropout
 from fedsb.federation.fixed_shape import computes_in_16_bits
 from fedsb.federation.local_model import LocalModel
-from fedsb.federation.stacked import Asked, Member, add_gradients, begin_all, give_gradients, stacked
+from fedsb.federation.stacked import (
+    Asked,
+    Member,
+    PassCost,
+    add_gradients,
+    begin_all,
+    give_gradients,
+    stacked,
+)
 from fedsb.federation.training import ClientFailed, LocalTraining, autocast, to_device
 from fedsb.tasks.task import length_of
 
-NEVER = 1 << 62
-"""Nothing passes apart."""
+TOGETHER = PassCost(apart=1 << 62, most=1 << 62)
+"""At which nothing passes apart."""
 REPEATS = 3
 """Of a pass whose time is taken."""
 MAY_DIFFER, SMALLEST = 1e-3, 1e-9
@@ -116,7 +124,7 @@ def _gradients_together(
         without_dropout(local_model.model),
     ):
         seen = {member.place: len(member.batches[0]) for member in members}
-        add_gradients(local_model, members, passing, training, 0, seen, apart=NEVER)
+        add_gradients(local_model, members, passing, training, 0, seen, cost=TOGETHER)
     for member in members:
         give_gradients(leaves, member)
     return {member.asked.client: _taken(member.parameters) for member in members}

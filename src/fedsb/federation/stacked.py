@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,21 @@ from fedsb.federation.training import (
 )
 from fedsb.tasks.task import length_of
 
-APART = {"cpu": 32}
-ELSEWHERE = 4096
-"""What one more pass costs beside its tokens, in tokens of the model: on a CPU, and on other devices, which
-idle at small batches."""
+
+class PassCost(NamedTuple):
+    """What passes cost on a device, in tokens of the model.
+
+    Attributes:
+        apart: one more pass, beside its tokens.
+        most: the most tokens of a pass of several clients, from where a pass of each is as fast.
+    """
+
+    apart: int
+    most: int
+
+
+ON_CPU, ELSEWHERE = PassCost(apart=32, most=1024), PassCost(apart=4096, most=1 << 62)
+"""A CPU's caches hold so many; other devices idle at small batches."""
 
 
 @dataclass(frozen=True)
@@ -332,18 +344,17 @@ def add_gradients(
     training: LocalTraining,
     number: int,
     seen: Mapping[int, int],
-    apart: int | None = None,
+    cost: PassCost | None = None,
 ) -> dict[int, float]:
     """Add the gradients of one batch of each member's; the sums of their losses, by place.
 
-    seen: by place, the examples that a member's step has in all. apart: as of `passes`; None: the device's.
+    seen: by place, the examples that a member's step has in all. cost: of passes; None: the device's.
     """
-    if apart is None:
-        apart = APART.get(local_model.device.type, ELSEWHERE)
+    cost = cost or (ON_CPU if local_model.device.type == "cpu" else ELSEWHERE)
     batches = [member.batch(number) for member in members]
     sizes = [(len(batch), max(1, *map(length_of, batch))) for batch in batches]
     totals: dict[int, float] = {}
-    for together in passes(sizes, apart):
+    for together in passes(sizes, cost):
         rows = max(sizes[i][0] for i in together)
         filled = [example for i in together for example in _filled(batches[i], rows)]
         real = torch.tensor([[row < sizes[i][0] for row in range(rows)] for i in together])
@@ -365,11 +376,10 @@ def _filled(batch: Sequence[Example], rows: int) -> list[Example]:
     return [*batch, *[batch[0]] * (rows - len(batch))]
 
 
-def passes(sizes: Sequence[tuple[int, int]], apart: int) -> list[list[int]]:
-    """Indices of the batches, of (rows, tokens), that pass together: the least tokens with what fills them
-    up, where one more pass costs as much as `apart` tokens.
+def passes(sizes: Sequence[tuple[int, int]], cost: PassCost) -> list[list[int]]:
+    """Indices of the batches, of (rows, tokens), that pass together: the least cost with what fills them up.
 
-    >>> passes([(1, 10), (1, 200), (1, 12)], apart=32)
+    >>> passes([(1, 10), (1, 200), (1, 12)], PassCost(apart=32, most=1024))
     [[1], [0, 2]]
     """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i][1])
@@ -378,8 +388,10 @@ def passes(sizes: Sequence[tuple[int, int]], apart: int) -> list[list[int]]:
         rows, options = 0, []
         for start in reversed(range(end)):
             rows = max(rows, sizes[order[start]][0])
-            cost = apart + (end - start) * rows * sizes[order[start]][1]
-            options.append((best[start][0] + cost, start))
+            tokens = (end - start) * rows * sizes[order[start]][1]
+            if options and tokens > cost.most:
+                break
+            options.append((best[start][0] + cost.apart + tokens, start))
         best.append(min(options))
     found, end = list[list[int]](), len(order)
     while end:
