@@ -24,12 +24,15 @@ from safetensors.torch import load_file
 from fedsb import RunConfig, run
 from fedsb.config.checks import check_settings
 from fedsb.errors import InputError
+from fedsb.federation.training import ClientFailed
+from fedsb.privacy.account import Guard
 from fedsb.report.progress import Silent
 from fedsb.runner import stacks
 from fedsb.runner.arguments import most_in_one_pass, why_not_stacked
 from fedsb.runner.memory import Memory, check_memory
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import memory_of
+from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.stacks import counts_to_time, fastest, most_that_fit
 
 STACKED, AUTO = {"kind": "stacked", "clients": 3}, {"kind": "auto", "clients": 3}
@@ -147,7 +150,9 @@ def test_stacks_are_taken_where_they_are_worth_it() -> None:
 
 EXAMPLE = {"epsilon": 3}
 REASONS = {
-    "privacy.unit example": {"privacy": EXAMPLE},
+    "privacy.owner": {"privacy": EXAMPLE | {"owner": "site"}},
+    "privacy.unit example in 16 bits": {"privacy": EXAMPLE, "training__autocast": "bfloat16"},
+    "privacy.unit example: the clock": {"privacy": EXAMPLE, "federation__engine": AUTO},
     "federation.client_timeout_seconds": {"federation__client_timeout_seconds": 60},
     "method.experts": {"method__name": "fed-mixer", "method__experts": {"hard_rounds": 2}},
 }
@@ -161,6 +166,40 @@ def test_what_cannot_be_stacked_has_a_reason(world: Path, reason: str) -> None:
     assert why_not_stacked(config_of(world)) is None
     assert most_in_one_pass(config_of(world)) == 3
     assert most_in_one_pass(config_of(world, federation__engine={"kind": "stacked"})) == 4
+
+
+def test_private_clients_stack_and_who_has_no_room_does_not_train(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each release of a stack is charged to its client, before it leaves."""
+    check, refused = PrivateRun.check_room, list[int]()
+    charged: list[tuple[int | None, int]] = []
+    charge = Guard.charge
+
+    def full(self: PrivateRun, client: int, number: int) -> None:
+        check(self, client, number)
+        if number == 2 and not refused:
+            refused.append(client)
+            raise ClientFailed(self.used_up)
+
+    def counted(self: Guard, client: int | None, phase: Any, number: int, mechanism: Any) -> None:
+        charge(self, client, phase, number, mechanism)
+        charged.append((client, number))
+
+    monkeypatch.setattr(PrivateRun, "check_room", full)
+    monkeypatch.setattr(Guard, "charge", counted)
+    changes = {"privacy": EXAMPLE, "federation__clients": 3, "federation__clients_per_round": None}
+    lines = Lines()
+    run(config_of(world, **changes), world / "private", progress=lines)
+    assert lines.of_engine() == ["federation.engine: up to 3 clients train in one pass"]
+    first, second = metrics_of(world / "private")[1:]
+    assert (first["clients"], first["rejected"], first["train_loss"]) == ([0, 1, 2], [], None)
+    assert [entry["client"] for entry in second["rejected"]] == refused
+    assert "is used up" in second["rejected"][0]["reason"]
+    able = [client for client in range(3) if client not in refused]
+    assert second["clients"] == able
+    assert sorted(charged) == sorted([(c, 1) for c in range(3)] + [(c, 2) for c in able])
+    assert 0 < first["epsilon"] < second["epsilon"] <= 3
 
 
 def test_a_run_that_falls_back_says_so(world: Path) -> None:

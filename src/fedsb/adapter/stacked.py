@@ -35,10 +35,13 @@ class Passing:
     Attributes:
         places: of the clients in their stack, in the order of their rows.
         rows: how many there are, of all of them.
+        copies: where each row is to have a gradient of its own: by the stacked parameter's id, the rows' own
+            copies of it, as far as they were asked for. None: it need not.
     """
 
     places: list[int]
     rows: int
+    copies: dict[int, Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -57,9 +60,19 @@ class Passing:
 
     def of(self, stacked: Float[Tensor, "clients *shape"]) -> Float[Tensor, "n *shape"]:
         """These clients' slices."""
+        if self.copies is not None:
+            return self._copy_of(stacked)
         if self.places == list(range(len(stacked))):
             return stacked
         return stacked.index_select(0, torch.tensor(self.places, device=stacked.device))
+
+    def _copy_of(self, stacked: Tensor) -> Tensor:
+        assert self.copies is not None
+        if id(stacked) not in self.copies:
+            places = torch.tensor(self.places, device=stacked.device)
+            own = stacked.detach().index_select(0, places).requires_grad_(stacked.requires_grad)
+            self.copies[id(stacked)] = own
+        return self.copies[id(stacked)]
 
 
 class StackedLinear(nn.Module):

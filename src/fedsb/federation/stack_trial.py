@@ -81,9 +81,12 @@ def _first_unlike(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, in_16_bits: bool
 ) -> str | None:
     share, smallest = (MAY_DIFFER_IN_16_BITS, SMALLEST_IN_16_BITS) if in_16_bits else (MAY_DIFFER, SMALLEST)
+    expected = {name: value.nan_to_num() for name, value in expected.items()}  # it may be of one row
     whole = torch.stack([value.norm().cpu() for value in expected.values()]).norm()
     for name, value in expected.items():
-        if not (found[name] - value).norm().cpu() <= share * max(value.norm().cpu(), smallest * whole):
+        if not (found[name].nan_to_num() - value).norm().cpu() <= share * max(
+            value.norm().cpu(), smallest * whole
+        ):
             return name
     return None
 

@@ -13,7 +13,7 @@ alone (`training`), and so are the numbers, up to rounding. Dropout's masks are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +75,10 @@ class Asked:
     kept: Kept | None = None
 
 
+TrainStack = Callable[..., None]
+"""A trainer of a stack with the arguments of `train_stacked`."""
+
+
 @dataclass
 class Member:
     """A client in its stack.
@@ -111,14 +115,19 @@ def stacked_updates(
     training: LocalTraining,
     *,
     seed: int,
+    train_with: TrainStack | None = None,
     declares_loss: bool = True,
     on_step: OnStep = lambda num_examples: None,
 ) -> Iterator[tuple[int, bytes | Exception]]:
-    """Each client's answer, as `client_update` would give it, or why there is none, in their order."""
+    """Each client's answer, as `client_update` would give it, or why there is none, in their order.
+
+    Args:
+        train_with: what trains in place of `train_stacked`.
+    """
     found: dict[int, bytes | Exception] = {}
     members = begin_all(asked, local_model, training, seed, found)
     if members:
-        train_stacked(local_model, members, training, seed=seed, on_step=on_step)
+        (train_with or train_stacked)(local_model, members, training, seed=seed, on_step=on_step)
     for member in members:
         found[member.asked.client] = _answer(member, local_model, training, seed, declares_loss)
     yield from ((one.client, found[one.client]) for one in asked)
@@ -236,13 +245,13 @@ def _leaves(members: Sequence[Member]) -> dict[str, nn.Parameter]:
         whole = first.new_zeros((len(members), *largest))
         leaves[name] = nn.Parameter(whole)
         for member in members:
-            view = _slice_of(whole, member, name)
+            view = slice_of(whole, member, name)
             view.copy_(member.values[name])
             member.parameters[name] = nn.Parameter(view)
     return leaves
 
 
-def _slice_of(whole: Tensor, member: Member, name: str) -> Tensor:
+def slice_of(whole: Tensor, member: Member, name: str) -> Tensor:
     """A member's part of a parameter of the stack."""
     own: tuple[int | slice, ...] = (member.place, *map(slice, member.values[name].shape))
     return whole[own]
@@ -334,7 +343,7 @@ def give_gradients(leaves: Mapping[str, nn.Parameter], member: Member) -> None:
     """To a member's parameters those of its slice."""
     for name, leaf in leaves.items():
         gradient = leaf.grad
-        member.parameters[name].grad = None if gradient is None else _slice_of(gradient, member, name)
+        member.parameters[name].grad = None if gradient is None else slice_of(gradient, member, name)
 
 
 def add_gradients(
@@ -350,7 +359,7 @@ def add_gradients(
 
     seen: by place, the examples that a member's step has in all. cost: of passes; None: the device's.
     """
-    cost = cost or (ON_CPU if local_model.device.type == "cpu" else ELSEWHERE)
+    cost = cost or pass_cost(local_model.device)
     batches = [member.batch(number) for member in members]
     sizes = [(len(batch), max(1, *map(length_of, batch))) for batch in batches]
     totals: dict[int, float] = {}
@@ -374,6 +383,11 @@ def add_gradients(
 def _filled(batch: Sequence[Example], rows: int) -> list[Example]:
     """The batch with as many rows, the first repeated."""
     return [*batch, *[batch[0]] * (rows - len(batch))]
+
+
+def pass_cost(device: torch.device) -> PassCost:
+    """What passes cost there."""
+    return ON_CPU if device.type == "cpu" else ELSEWHERE
 
 
 def passes(sizes: Sequence[tuple[int, int]], cost: PassCost) -> list[list[int]]:

@@ -246,10 +246,11 @@ def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], he
 
 
 def _copies_of_examples(config: RunConfig) -> int:
-    """Of each example's gradient in a physical batch: its own, and its owner's sum."""
+    """Of each example's gradient in a physical batch: its own, and its owner's sum; in a stack, what it is
+    the gradient of."""
     if config.privacy is None or config.privacy.unit != "example":
         return 0
-    return 1 if config.privacy.owner is None else 2
+    return 1 if config.privacy.owner is None and _stack(config) == 1 else 2
 
 
 def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fedsb.common.files import read_json, write_json
@@ -21,6 +22,7 @@ from fedsb.federation import wire
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.stack_trial import not_stackable, seconds_per_client, unlike_alone
 from fedsb.federation.stacked import Asked, stacked_updates
+from fedsb.federation.stacked_private import PrivateWay, train_stacked_privately
 from fedsb.federation.training import ClientFailed
 from fedsb.report.progress import Progress
 from fedsb.runner.arguments import most_in_one_pass, why_not_stacked
@@ -32,6 +34,7 @@ from fedsb.tasks.task import length_of
 CHOICE = "engine.json"
 WORTH_IT = 0.95
 """A stack is taken where it needs at most this share of the time of one client after another."""
+NOT_FASTER = "a stack was not faster"
 FEWEST_OF_MOST = 4
 """Stacks are timed at the most clients, at half as many, and so on down to this share of them."""
 log = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ def stacks_here(
         return _Stacks(client_of, one_by_one, progress, most).ask
     chosen = read_json(folder / CHOICE)["clients"] if (folder / CHOICE).exists() else None
     most = int(chosen) if chosen else most_that_fit(config, data)
+    if most == 1:
+        _say_one_by_one(progress, NOT_FASTER if chosen else "no stack fits into memory")
     return _Stacks(client_of, one_by_one, progress, most, None if chosen else folder / CHOICE).ask
 
 
@@ -91,17 +96,17 @@ class _Stacks:
     settled: bool = False
 
     def ask(self, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
-        first = message_to(cohort[0])
+        clients, first = [self.client_of(client) for client in cohort], message_to(cohort[0])
         messages = {cohort[0]: first}
 
         def message_of(client: int) -> bytes:
             return messages.pop(client) if client in messages else message_to(client)
 
-        if self.most == 1 or wire.unpack(first)[0].exchange is not None:
+        audited = any(private.canaries for one in clients if (private := one.private))
+        if self.most == 1 or audited or wire.unpack(first)[0].exchange is not None:
             yield from self.one_by_one(cohort, message_of)
             return
         number = wire.unpack(first)[0].round
-        clients = [self.client_of(client) for client in cohort]
         if not self.settled:
             largest = max(grouped(clients, self.most, number), key=len)
             asked = [_asked(one, message_of(one.client), number) for one in largest]
@@ -132,27 +137,37 @@ class _Stacks:
         if self.most > 1:
             self.progress.stage(f"federation.engine: up to {self.most} clients train in one pass")
         else:
-            _say_one_by_one(self.progress, "a stack was not faster")
+            _say_one_by_one(self.progress, NOT_FASTER)
 
     def _together(
         self, group: Sequence[LocalClient], message_of: MessageTo, number: int
     ) -> Iterator[Outcome]:
-        asked, first = [_asked(one, message_of(one.client), number) for one in group], group[0]
+        messages = {one.client: message_of(one.client) for one in group}
+        first, answers, ways = group[0], dict[int, bytes | Exception](), dict[int, PrivateWay]()
+        for one in group:
+            try:
+                ways |= _private_way(one, number)
+            except ClientFailed as reason:
+                answers[one.client] = reason
+        able = [one for one in group if one.client not in answers]
+        asked = [_asked(one, messages[one.client], number) for one in able]
         self.progress.client_begins(first.client, sum(map(_num_examples, group)))
         try:
-            answers = dict(
+            found = dict(
                 stacked_updates(
                     asked,
                     first.local_model,
                     first.training,
                     seed=first.seed,
+                    train_with=partial(train_stacked_privately, ways=ways) if ways else None,
                     declares_loss=first.private is None,
                     on_step=self.progress.step,
                 )
             )
+            answers |= {one.client: _released(one, found[one.client], number) for one in able}
         except Exception as error:
             log.debug("a stack of %d clients failed", len(group), exc_info=True)
-            answers = {one.client: error for one in group}
+            answers |= {one.client: error for one in able}
         for one in group:
             outcome = _outcome(one.client, answers[one.client])
             self.progress.client_begins(one.client, _num_examples(one))
@@ -191,6 +206,28 @@ def _num_examples(one: LocalClient) -> int:
 def _asked(one: LocalClient, message: bytes, number: int) -> Asked:
     kept = one.kept
     return Asked(one.client, message, one.examples, one.part_of(number), one.registered, kept)
+
+
+def _private_way(one: LocalClient, number: int) -> dict[int, PrivateWay]:
+    """By client, where its examples are protected.
+
+    Raises:
+        ClientFailed: its budget has no room, or its noise was used.
+    """
+    if one.private is None or one.client not in one.private.plans:
+        return {}
+    one.private.check_room(one.client, number)
+    return {one.client: one.private.way(one.client, number)}
+
+
+def _released(one: LocalClient, answer: bytes | Exception, number: int) -> bytes | Exception:
+    """The answer, charged where it costs privacy; what failed costs nothing."""
+    if one.private is None or isinstance(answer, Exception):
+        return answer
+    try:
+        return one.private.release(one.client, number, lambda: answer)
+    except ClientFailed as reason:
+        return reason
 
 
 def _outcome(client: int, answer: bytes | Exception) -> Outcome:
