@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -39,9 +39,15 @@ class Passing:
             copies of it, as far as they were asked for. None: it need not.
     """
 
-    places: list[int]
-    rows: int
+    places: list[int] = field(default_factory=list)
+    rows: int = 0
     copies: dict[int, Tensor] | None = None
+    _indices: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def tell(self, places: list[int], rows: int, *, own_gradients: bool = False) -> None:
+        """Before a pass, what it is of."""
+        self.places, self.rows, self._indices = places, rows, {}
+        self.copies = {} if own_gradients else None
 
     @property
     def count(self) -> int:
@@ -64,13 +70,18 @@ class Passing:
             return self._copy_of(stacked)
         if self.places == list(range(len(stacked))):
             return stacked
-        return stacked.index_select(0, torch.tensor(self.places, device=stacked.device))
+        return stacked.index_select(0, self._index(stacked.device))
+
+    def _index(self, device: torch.device) -> Tensor:
+        if device not in self._indices:
+            self._indices[device] = torch.tensor(self.places, device=device)
+        return self._indices[device]
 
     def _copy_of(self, stacked: Tensor) -> Tensor:
         assert self.copies is not None
         if id(stacked) not in self.copies:
-            places = torch.tensor(self.places, device=stacked.device)
-            own = stacked.detach().index_select(0, places).requires_grad_(stacked.requires_grad)
+            own = stacked.detach().index_select(0, self._index(stacked.device))
+            own.requires_grad_(stacked.requires_grad)
             self.copies[id(stacked)] = own
         return self.copies[id(stacked)]
 

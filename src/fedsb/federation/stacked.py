@@ -231,7 +231,7 @@ def stacked(
 ) -> Iterator[tuple[dict[str, nn.Parameter], Passing]]:
     """Inside the block the model computes each row with its client's parameters: those of the whole stack, by
     name, and what must be told whose rows pass."""
-    leaves, passing = _leaves(members), Passing([], 0)
+    leaves, passing = _leaves(members), Passing()
     with in_place_of(local_model.model, _modules(local_model, leaves, passing)):
         yield leaves, passing
 
@@ -369,7 +369,7 @@ def add_gradients(
         real = torch.tensor([[row < sizes[i][0] for row in range(rows)] for i in together])
         shares = torch.tensor([1 / seen[members[i].place] for i in together])
         weights = (real * shares[:, None]).to(local_model.device)
-        passing.places, passing.rows = [members[i].place for i in together], len(filled)
+        passing.tell([members[i].place for i in together], len(filled))
         batch = to_device(local_model.collate(filled), local_model.device)
         with autocast(training, local_model.device):
             losses = local_model.losses(local_model.model, batch).unflatten(0, (len(together), rows))
@@ -399,7 +399,7 @@ def passes(sizes: Sequence[tuple[int, int]], cost: PassCost) -> list[list[int]]:
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i][1])
     best: list[tuple[int, int]] = [(0, 0)]  # cost of the first so many, and where their last pass begins
     for end in range(1, len(order) + 1):
-        rows, options = 0, []
+        rows, options = 0, list[tuple[int, int]]()
         for start in reversed(range(end)):
             rows = max(rows, sizes[order[start]][0])
             tokens = (end - start) * rows * sizes[order[start]][1]

@@ -182,10 +182,10 @@ def _gradients(
 ) -> list[Gradients]:
     """Of each member, its examples' gradients, from one pass of all."""
     examples = [example for batch in batches for example in batch]
-    passing.places = [m.place for m, batch in zip(members, batches, strict=True) for _ in batch]
-    passing.rows, passing.copies = len(examples), {}
+    places = [m.place for m, batch in zip(members, batches, strict=True) for _ in batch]
+    passing.tell(places, len(examples), own_gradients=True)
     _losses(local_model, examples).sum().backward()
-    copies, passing.copies = passing.copies, None
+    copies = passing.copies or {}
     found, start = list[Gradients](), 0
     for member, batch in zip(members, batches, strict=True):
         rows, start = slice(start, start + len(batch)), start + len(batch)

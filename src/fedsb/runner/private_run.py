@@ -65,11 +65,8 @@ class PrivateRun:
         if client not in self.plans:
             return _without_loss
         way = self.way(client, number)
-        more = {"correlated": way.correlated} if way.correlated else {}
-        canaries = self.canaries.get(client)
-        return partial(
-            train_privately, plan=way.plan, noise=way.noise, coins=way.coins, canaries=canaries, **more
-        )
+        how = partial(train_privately, plan=way.plan, noise=way.noise, coins=way.coins)
+        return partial(how, canaries=self.canaries.get(client), correlated=way.correlated)
 
     def way(self, client: int, number: int) -> PrivateWay:
         """How this client, one with a plan, trains in this round.

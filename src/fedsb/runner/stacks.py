@@ -96,6 +96,8 @@ class _Stacks:
     settled: bool = False
 
     def ask(self, cohort: Sequence[int], message_to: MessageTo) -> Iterator[Outcome]:
+        if not cohort:
+            return
         clients, first = [self.client_of(client) for client in cohort], message_to(cohort[0])
         messages = {cohort[0]: first}
 
