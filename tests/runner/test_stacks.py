@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from run_helpers import (
@@ -29,6 +30,7 @@ from fedsb.privacy.account import Guard
 from fedsb.report.progress import Silent
 from fedsb.runner import stacks
 from fedsb.runner.arguments import most_in_one_pass, why_not_stacked
+from fedsb.runner.clients import LocalClient
 from fedsb.runner.memory import Memory, check_memory
 from fedsb.runner.prepare_data import prepare_data
 from fedsb.runner.prepare_model import memory_of
@@ -209,6 +211,24 @@ def test_a_run_that_falls_back_says_so(world: Path) -> None:
     assert lines.of_engine() == [
         "federation.engine: one client after another (federation.client_timeout_seconds: the time of one "
         "client is not known)"
+    ]
+
+
+def test_an_audit_is_not_stacked_and_a_cohort_may_be_empty() -> None:
+    lines, asked = Lines(), list[int]()
+
+    def one_by_one(cohort: Sequence[int], message_to: Any) -> list[Any]:
+        asked.extend(cohort)
+        return []
+
+    client = SimpleNamespace(client=0, private=SimpleNamespace(canaries={0: object()}))
+    ask = stacks._Stacks(lambda _: cast("LocalClient", client), one_by_one, lines, most=4).ask
+    assert list(ask([], lambda _: b"")) == []
+    assert (asked, lines.said) == ([], [])
+    list(ask([2, 0], lambda _: b""))
+    assert asked == [2, 0]
+    assert lines.of_engine() == [
+        "federation.engine: one client after another (an audit's canaries are in each client's steps)"
     ]
 
 

@@ -104,8 +104,10 @@ class _Stacks:
         def message_of(client: int) -> bytes:
             return messages.pop(client) if client in messages else message_to(client)
 
-        audited = any(private.canaries for one in clients if (private := one.private))
-        if self.most == 1 or audited or wire.unpack(first)[0].exchange is not None:
+        if not self.settled and any(private.canaries for one in clients if (private := one.private)):
+            self.settled, self.most = True, 1
+            _say_one_by_one(self.progress, "an audit's canaries are in each client's steps")
+        if self.most == 1 or wire.unpack(first)[0].exchange is not None:
             yield from self.one_by_one(cohort, message_of)
             return
         number = wire.unpack(first)[0].round
