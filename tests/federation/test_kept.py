@@ -7,7 +7,13 @@ from fake_federation import Federation, random_rounds
 from oracles import numbers
 
 from fedsb.federation import wire
-from fedsb.federation.training import ClientFailed, LocalTraining, _groups, make_optimizer, set_learning_rate
+from fedsb.federation.training import (
+    ClientFailed,
+    LocalTraining,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from fedsb.methods import fed_sb, fedsa_lora, lora_xs
 
 PERSONAL = fed_sb.with_personal_cores()
@@ -100,7 +106,7 @@ def test_an_answer_that_could_not_be_sent_changes_nothing_that_is_kept(monkeypat
 def test_what_stays_has_a_rate_of_its_own():
     parameters = {n: torch.nn.Parameter(torch.zeros(2, 2)) for n in ("l.R", "l.P", "head")}
     training = LocalTraining(optimizer="sgd", learning_rate=0.5, personal_rate=0.1, schedule="linear")
-    optimizer = make_optimizer(_groups(parameters, ["l.P"], training), training)
+    optimizer = make_optimizer(parameter_groups(parameters, ["l.P"], training), training)
     for parameter in parameters.values():
         parameter.grad = torch.ones(2, 2)
     set_learning_rate(optimizer, 1, 2, training)

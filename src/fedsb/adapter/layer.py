@@ -134,7 +134,10 @@ class LowRankLinear(nn.Module):
         elif self.F is not None:
             gram = self.F.to(z.dtype)
             z = F.linear(F.linear(z, gram), gram.T)
-        update = F.linear(z, self.B.to(z.dtype))
+        return self.plus(y, x, F.linear(z, self.B.to(z.dtype)))
+
+    def plus(self, y: Tensor, x: Tensor, update: Tensor) -> Tensor:
+        """The layer's output, of the base's y at x and of B R A x there."""
         if self._less is not None:
             update = update - F.linear(F.linear(x, self._less.A.to(x.dtype)), self._less.B.to(x.dtype))
         if self._beside is not None:

@@ -50,6 +50,11 @@ def _cohort(config: RunConfig) -> Iterator[str]:
             f"federation.clients_per_round: expected at most {clients} (all clients), found {cohort}; "
             "null takes all of them"
         )
+    if config.federation.processes > 1 and config.federation.engine.kind != "sequential":
+        yield (
+            "federation.engine: processes train one client after another each; leave engine out, or set "
+            "federation.processes: 1"
+        )
     if (sites := config.federation.sites) is not None and len(sites) != clients:
         expected = f"expected {clients} names, one for each of federation.clients"
         yield f"federation.sites: {expected}, found {len(sites)}"

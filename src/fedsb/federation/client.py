@@ -8,6 +8,8 @@ Between rounds a client keeps what was sent once and, for methods that change th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,30 +52,111 @@ def client_update(
         UpdateRejected: the broadcast is no message for this part of this method.
         ClientFailed: the loss is not finite, the time is up, or a number is too large for its upload.
     """
+    begun = begin_update(broadcast, local_model, examples, seed=seed, part=part, kept=kept)
+    mean_loss = (train_with or train)(
+        local_model,
+        begun.parameters,
+        examples,
+        training,
+        masks=begun.masks,
+        round_number=begun.header.round,
+        client=client,
+        seed=seed,
+        on_step=on_step,
+        **begun.for_training(begun.parameters),
+    )
+    return finish_update(
+        begun,
+        local_model,
+        training,
+        mean_loss,
+        client=client,
+        seed=seed,
+        num_examples=len(examples),
+        registered=registered,
+        kept=kept,
+    )
+
+
+Kept = dict[str, Tensor]
+"""What stays with one client from round to round, as `layer.FACTOR`; empty before its first round."""
+
+
+@dataclass
+class Begun:
+    """An update before its training.
+
+    Attributes:
+        parameters: those that train, in the model.
+        shared: what the broadcast held, by name.
+        before: their values, where something is made of how they change.
+        masks: as `train` takes them.
+    """
+
+    header: wire.Header
+    part: Part
+    parameters: dict[str, nn.Parameter]
+    shared: dict[str, Tensor]
+    before: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    beside: Beside | None
+
+    def for_training(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+        """More arguments of `train`, for parameters of these names."""
+        return self.beside.for_training(parameters) if self.beside else {}
+
+
+def begin_update(
+    broadcast: bytes,
+    local_model: LocalModel,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    part: Part | None = None,
+    kept: Kept | None = None,
+) -> Begun:
+    """Put a broadcast into the model, for this client's training.
+
+    Raises:
+        UpdateRejected: the broadcast is no message for this part of this method.
+        ClientFailed: there are no examples.
+    """
     if not examples:
         raise ClientFailed("it holds no examples")
     exchange, part = local_model.exchange, part or local_model.exchange.whole
     header, parameters, shared = open_broadcast(broadcast, local_model, part, seed=seed, kept=kept)
     beside = Beside.of(exchange, header.round, shared, kept or {}) if exchange.has_beside else None
     before = copied(parameters) if exchange.method.finish_upload or beside else {}
-    mean_loss = (train_with or train)(
-        local_model,
-        parameters,
-        examples,
-        training,
-        masks=_masks(exchange, parameters, part),
-        round_number=header.round,
-        client=client,
-        seed=seed,
-        on_step=on_step,
-        **(beside.for_training(parameters) if beside else {}),
-    )
-    layout = exchange.up(header.round, part)
-    count = len(examples) if registered is None else registered
+    return Begun(header, part, parameters, shared, before, _masks(exchange, parameters, part), beside)
+
+
+def finish_update(
+    begun: Begun,
+    local_model: LocalModel,
+    training: LocalTraining,
+    mean_loss: float | None,
+    *,
+    client: int,
+    seed: int,
+    num_examples: int,
+    registered: int | None = None,
+    kept: Kept | None = None,
+) -> bytes:
+    """The answer, of what is trained in the model now; arguments as of `client_update`.
+
+    Args:
+        num_examples: that it was trained on.
+
+    Raises:
+        ClientFailed: a number is too large for its upload.
+    """
+    exchange, header, parameters, beside = local_model.exchange, begun.header, begun.parameters, begun.beside
+    layout = exchange.up(header.round, begun.part)
+    count = num_examples if registered is None else registered
     answer = wire.Header(header.method, header.round, layout.digest, client, count, mean_loss)
-    settled = _answer(local_model, parameters, before, part, header.round, seed)
+    settled = _answer(local_model, parameters, begun.before, begun.part, header.round, seed)
     if beside is not None:
-        settled |= beside.sent(before, parameters, training.rates(header.round, len(examples)))
+        settled |= beside.sent(begun.before, parameters, training.rates(header.round, num_examples))
     vector = layout.flatten(settled | _usage(local_model, header.round))
     try:
         message = wire.pack(answer, vector, exchange.upload_dtype)
@@ -86,10 +169,6 @@ def client_update(
         kept |= beside.to_keep() if beside else {}
         kept |= {name: parameters[name].detach().cpu().clone() for name in exchange.stays(header.round)}
     return message
-
-
-Kept = dict[str, Tensor]
-"""What stays with one client from round to round, as `layer.FACTOR`; empty before its first round."""
 
 
 def open_broadcast(

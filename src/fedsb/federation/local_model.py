@@ -79,8 +79,13 @@ def load_round(
     with torch.no_grad():
         for name, parameter in local_model.task_head.items():
             parameter.copy_(shared[name])
-    trained = set_trained(local_model.attached, exchange.method.trains(round_number))
-    return trained | dict(local_model.task_head)
+    return trained_parameters(local_model, round_number)
+
+
+def trained_parameters(local_model: LocalModel, round_number: int) -> dict[str, nn.Parameter]:
+    """Let what trains in this round ask for gradients, and no other factor; these parameters, by name."""
+    names = local_model.exchange.method.trains(round_number)
+    return set_trained(local_model.attached, names) | dict(local_model.task_head)
 
 
 def _routing(local_model: LocalModel) -> Routing:

@@ -127,11 +127,10 @@ def train(
     by torch's global one, seeded for this call and put back.
     """
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
-    rng = numpy_generator(seed, "batches", round_number, client)
-    batches = list(batch_indices([length_of(e) for e in examples], training, rng))
+    batches = batches_of_round(examples, training, round_number=round_number, client=client, seed=seed)
     steps = [batches[i : i + training.accumulation] for i in range(0, len(batches), training.accumulation)]
     optimizer = make_optimizer(
-        _groups(parameters, local_model.exchange.stays(round_number), training), training
+        parameter_groups(parameters, local_model.exchange.stays(round_number), training), training
     )
     if moments is not None:
         moments.put(optimizer, parameters, len(steps))
@@ -143,8 +142,8 @@ def train(
             set_learning_rate(optimizer, number, training.rounds * len(steps), training)
             chosen = [[examples[i] for i in batch] for batch in group]
             step = number - (round_number - 1) * len(steps)
-            with resting(local_model, parameters, step) as filter_gradients:
-                finish = partial(pulled.finish, filter_gradients)
+            with resting(local_model, parameters, step) as filter_:
+                finish = partial(pulled.finish, filter_)
                 loss_sum += plain_step(local_model, parameters, optimizer, chosen, training, finish)
             seen += sum(map(len, group))
             on_step(sum(map(len, group)))
@@ -153,6 +152,14 @@ def train(
     if moments is not None:
         moments.take(optimizer, parameters)
     return loss_sum / seen
+
+
+def batches_of_round(
+    examples: Sequence[Example], training: LocalTraining, *, round_number: int, client: int, seed: int
+) -> list[list[int]]:
+    """The batches of one client's round in their order, as indices of its examples."""
+    rng = numpy_generator(seed, "batches", round_number, client)
+    return list(batch_indices([length_of(e) for e in examples], training, rng))
 
 
 def batch_indices(
@@ -183,7 +190,7 @@ def _epoch_batches(
         yield from (batches[i] for i in rng.permutation(len(batches)))
 
 
-def _groups(
+def parameter_groups(
     parameters: Mapping[str, nn.Parameter], stays: Sequence[str], training: LocalTraining
 ) -> list[dict[str, Any]]:
     """What is shared, and what stays with the client at a rate of its own."""
@@ -222,6 +229,22 @@ def plain_step(
             loss = local_model.losses(local_model.model, batch).sum() / num_examples
         loss.backward()
         total += loss.item() * num_examples
+    take_step(parameters, optimizer, total, training, finish_gradients)
+    return total
+
+
+def take_step(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    total: float,
+    training: LocalTraining,
+    finish_gradients: Callable[[], None] = lambda: None,
+) -> None:
+    """The step itself, of gradients that are there; `total`: the sum of the losses that they are of.
+
+    Raises:
+        ClientFailed: that is not finite.
+    """
     if not math.isfinite(total):
         raise ClientFailed(
             f"the loss is not finite ({total}); lower training.learning_rate or set training.grad_clip"
@@ -230,7 +253,6 @@ def plain_step(
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), training.grad_clip)
     finish_gradients()
     optimizer.step()
-    return total
 
 
 @dataclass(frozen=True)
@@ -261,9 +283,9 @@ class Pull:
         anchors = {n: p.detach().clone() for n, p in parameters.items() if n not in own}
         return Pull(parameters, anchors, training.proximal, shift)
 
-    def finish(self, filter_gradients: Callable[[], None]) -> None:
+    def finish(self, filter_: Callable[[], None]) -> None:
         """Put the gradients through the method's filter, and add what joins them."""
-        filter_gradients()
+        filter_()
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
@@ -279,23 +301,26 @@ def resting(
 ) -> Iterator[Callable[[], None]]:
     """Inside the block, what does not train in this step of the round asks for no gradient; what is given
     puts the gradients through the method's filter."""
-    exchange = local_model.exchange
-    active, rule = exchange.in_step(parameters, step), exchange.method.filter_gradient
-    rests = [p for name, p in parameters.items() if name not in active and name not in exchange.task_head]
-
-    def filter_gradients() -> None:
-        for name, factor in active.items():
-            gradient = parameters[name].grad
-            if rule is not None and gradient is not None:
-                gradient.copy_(rule(factor, gradient))
-
+    active = local_model.exchange.in_step(parameters, step)
+    head = local_model.exchange.task_head
+    rests = [p for name, p in parameters.items() if name not in active and name not in head]
     try:
         for parameter in rests:
             parameter.requires_grad_(False)
-        yield filter_gradients
+        yield partial(filter_gradients, local_model, parameters, step)
     finally:
         for parameter in rests:
             parameter.requires_grad_(True)
+
+
+def filter_gradients(local_model: LocalModel, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+    """Put the gradients of what trains in this step of the round through the method's filter."""
+    rule = local_model.exchange.method.filter_gradient
+    if rule is None:
+        return
+    for name, factor in local_model.exchange.in_step(parameters, step).items():
+        if (gradient := parameters[name].grad) is not None:
+            gradient.copy_(rule(factor, gradient))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -68,6 +68,39 @@ def round_rules(config: RunConfig) -> RoundRules:
     )
 
 
+def why_not_stacked(config: RunConfig) -> str | None:
+    """What of this config makes clients train one after another, in words; None: nothing."""
+    federation, method = config.federation, method_of(config)
+    example = config.privacy is not None and config.privacy.unit == "example"
+    owner = config.privacy is not None and config.privacy.owner is not None
+    in_16_bits = config.model.dtype != "float32" or config.training.autocast is not None
+    bases_train = {"A", "B"} & set(method.trains(1) + method.trains(2))
+    reasons = {
+        "method.experts: each row of a mixture goes to experts of its own": method.experts is not None,
+        "training.packing: a packed row would hold several clients' examples": config.training.packing,
+        "privacy.owner: an owner's rows are clipped as one": example and owner,
+        "privacy.unit example in 16 bits: all batches must have one shape": example and in_16_bits,
+        "privacy.unit example: the clock may not choose; take kind: stacked": (
+            example and federation.engine.kind == "auto"
+        ),
+        "federation.client_timeout_seconds: the time of one client is not known": (
+            federation.client_timeout_seconds is not None
+        ),
+        "federation.client_ranks: bases of several heads train": (
+            federation.client_ranks is not None and heads_of(config) > 1 and bool(bases_train)
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def most_in_one_pass(config: RunConfig) -> int:
+    """How many clients may train together; 1: one after another."""
+    federation, engine = config.federation, config.federation.engine
+    if engine.kind == "sequential" or why_not_stacked(config):
+        return 1
+    return min(engine.clients, federation.clients_per_round or federation.clients)
+
+
 def server_optimizer(config: RunConfig) -> ServerOptimizer | None:
     """The config's federation.server as the rule that it is."""
     settings = config.federation.server

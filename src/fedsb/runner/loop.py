@@ -49,6 +49,7 @@ from fedsb.runner.rounds import (
     score,
     score_sites,
 )
+from fedsb.runner.stacks import stacks_here
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def session_of(prepared: Prepared, saved: RunState, processes: AskClients | None
     return Session(
         prepared,
         local_model,
-        processes or here(),
+        processes or stacks_here(config, data, clients, prepared.folder, prepared.progress),
         here(LocalClient.statistics),
         here(LocalClient.score, silently=True),
         here(lambda client, *question: score_alone(client, rounds, *question)),

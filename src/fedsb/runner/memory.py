@@ -34,7 +34,7 @@ from fedsb.models.limits import text_config
 from fedsb.models.shapes import build_on_meta
 from fedsb.models.targets import group
 from fedsb.report.units import human_bytes
-from fedsb.runner.arguments import heads_of
+from fedsb.runner.arguments import heads_of, most_in_one_pass
 from fedsb.runner.external_experts import target_layers
 from fedsb.tasks.task import length_of
 
@@ -92,7 +92,8 @@ class Longest:
 def estimate_memory(
     config: RunConfig, num_labels: int | None, longest: Longest, experts: int = 0
 ) -> Memory | None:
-    """What one run with one client at a time needs; None if the config alone does not say.
+    """What one run needs, with as many clients at a time as `federation.engine` stacks (kind auto: one); None
+    if the config alone does not say.
 
     An estimate is no reason to refuse a run that it fails on, whatever it fails with: loading the model says
     what is wrong with it, if anything is.
@@ -136,10 +137,17 @@ def check_memory(memory: Memory | None, available: int, config: RunConfig) -> No
     if memory is None or copies * memory.total <= available or not config.model.check_memory:
         return
     times = f", and {copies} times that for federation.processes" if copies > 1 else ""
+    if (stack := _stack(config)) > 1:
+        times = f", with {stack} clients in one pass (federation.engine)"
     raise InputError(
         f"memory: this run needs {memory}{times}; {human_bytes(available)} are free where the model goes. "
         f"{advice(memory, config)}. model.check_memory: false runs all the same"
     )
+
+
+def _stack(config: RunConfig) -> int:
+    """How many clients train at a time here, where the config says so."""
+    return most_in_one_pass(config) if config.federation.engine.kind == "stacked" else 1
 
 
 def _copies(config: RunConfig) -> int:
@@ -159,7 +167,8 @@ def advice(memory: Memory, config: RunConfig) -> str:
 
 def _cures(part: str, config: RunConfig) -> list[str]:
     model, training = config.model, config.training
-    several = model.device_map is None and len(visible_gpus()) > 1
+    several, stack = model.device_map is None and len(visible_gpus()) > 1, _stack(config)
+    fewer = (f"federation.engine: {{kind: stacked, clients: {stack // 2}}}", stack > 1)
     offers = {
         "weights": [
             ("model.dtype: bfloat16", model.dtype == "float32" and not model.load_in_4bit),
@@ -167,8 +176,13 @@ def _cures(part: str, config: RunConfig) -> list[str]:
             ("model.device_map: auto (all GPUs)", several),
         ],
         "factors": [("a lower method.rank", True), ("fewer method.targets", True)],
-        "training": [("a lower method.rank", True), ("training.optimizer: sgd", training.optimizer != "sgd")],
+        "training": [
+            fewer,
+            ("a lower method.rank", True),
+            ("training.optimizer: sgd", training.optimizer != "sgd"),
+        ],
         "activations": [
+            fewer,
             ("training.gradient_checkpointing: true", not training.gradient_checkpointing),
             (f"training.batch_size: {max(1, training.batch_size // 2)} with accumulation", True),
             ("a smaller evaluation.batch_size and method.init.batch_size", True),
@@ -217,7 +231,8 @@ def _factor_numbers(shape: Shape, config: RunConfig, method: Method, experts: in
 
 
 def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int, experts: int) -> int:
-    """Bytes that go with each trained number; for private training its gradient for every example too.
+    """Bytes that go with each trained number: its gradient and moments for each client at a time, for private
+    training its gradient for every example too.
 
     A client may hold all experts.
     """
@@ -226,14 +241,16 @@ def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], he
     trained = head + max(experts, 1) * sum(numbers.trained for numbers in costs)
     gradients = 1 + training.batch_size * _copies_of_examples(config)
     moments = 2 if training.optimizer == "adamw" else 0
-    return 4 * trained * (gradients + moments + MESSAGES)
+    own = 1 if _stack(config) > 1 else 0  # of a stack, the numbers as a client's round began with them
+    return 4 * trained * (_stack(config) * (gradients + moments + own) + MESSAGES)
 
 
 def _copies_of_examples(config: RunConfig) -> int:
-    """Of each example's gradient in a physical batch: its own, and its owner's sum."""
+    """Of each example's gradient in a physical batch: its own, and its owner's sum; in a stack, what it is
+    the gradient of."""
     if config.privacy is None or config.privacy.unit != "example":
         return 0
-    return 1 if config.privacy.owner is None else 2
+    return 1 if config.privacy.owner is None and _stack(config) == 1 else 2
 
 
 def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> int:
@@ -248,7 +265,7 @@ def _activations(config: RunConfig, model: nn.Module, method: Method, longest: L
     """Bytes of activations and logits at the widest place of a run, training or evaluation."""
     training, init = config.training, config.method.init
     estimates = method.draw is None and method.bases == "init" and init.kind == "gradient"
-    examples = max(training.batch_size, init.batch_size if estimates else 0)
+    examples = max(_stack(config) * training.batch_size, init.batch_size if estimates else 0)
     tokens = num_patches(model) if takes_images(model) else min(longest.tokens, training.tokens)
     predicted = 0 if config.task.classifies else longest.predicted
     blocks = len({_block(name) for name in group(model, "all-linear")})

@@ -16,6 +16,7 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation.canaries import Canaries, RowCanaries
 from fedsb.federation.private_training import train_privately
 from fedsb.federation.scores import AddNoise
+from fedsb.federation.stacked_private import PrivateWay
 from fedsb.federation.training import ClientFailed, Train, train
 from fedsb.privacy.account import BudgetSpent, Guard
 from fedsb.privacy.accounting import Mechanism
@@ -63,15 +64,21 @@ class PrivateRun:
         """What trains this client in this round in place of `training.train`; it declares no loss."""
         if client not in self.plans:
             return _without_loss
+        way = self.way(client, number)
+        how = partial(train_privately, plan=way.plan, noise=way.noise, coins=way.coins)
+        return partial(how, canaries=self.canaries.get(client), correlated=way.correlated)
+
+    def way(self, client: int, number: int) -> PrivateWay:
+        """How this client, one with a plan, trains in this round.
+
+        Raises:
+            ClientFailed: it must not.
+        """
         self.check_not_begun(client, number)
-        repeat = self.guard.ledger.times(client, "round", number)
+        repeat, plan = self.guard.ledger.times(client, "round", number), self.plans[client]
         coins = self.samples.stream("poisson", number, client, repeat)
-        plan, canaries = self.plans[client], self.canaries.get(client)
-        how = partial(train_privately, plan=plan, noise=self.noise, coins=coins, canaries=canaries)
-        if plan.column:
-            first = (number - 1) * plan.steps_per_round
-            return partial(how, correlated=self.correlated(client, plan, first))
-        return how
+        first = (number - 1) * plan.steps_per_round
+        return PrivateWay(plan, self.noise, coins, self.correlated(client, plan, first))
 
     def correlated(self, client: int | None, plan: ExamplePlan | ClientPlan, first: int) -> Correlated | None:
         """The noise of the steps from this one on, that cancels with those before it; None: it is
@@ -127,6 +134,19 @@ class PrivateRun:
         except BudgetSpent as spent:
             raise ClientFailed(str(spent)) from None
         return answer
+
+    def check_room(self, client: int, number: int) -> None:
+        """Refuse a round that the client's budget has no room for.
+
+        Raises:
+            ClientFailed: it has none.
+        """
+        mechanism = self.charge_of(client, number)
+        try:
+            if mechanism is not None:
+                self.guard.check(client, mechanism)
+        except BudgetSpent as spent:
+            raise ClientFailed(str(spent)) from None
 
     def expect(self, client: int, number: int, phase: Phase = "round") -> bool:
         """Charge, in the server's account of a client elsewhere, a question as answered; False: no room."""

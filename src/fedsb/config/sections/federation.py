@@ -90,6 +90,28 @@ class SecureAggregationConfig(Section):
         return value
 
 
+class SequentialEngine(Section):
+    kind: Literal["sequential"] = "sequential"
+    """One client after another."""
+
+
+class StackedEngine(Section):
+    kind: Literal["stacked"]
+    """Several clients' batches go through the base model in one pass."""
+    clients: PositiveInt = 16
+    """The most that train together."""
+
+
+class AutoEngine(Section):
+    kind: Literal["auto"]
+    """The faster of the two, as a few batches at the start of the run show; engine.json keeps the choice."""
+    clients: PositiveInt = 16
+    """The most that train together; half as many, and so on, where that does not fit into memory."""
+
+
+EngineConfig = Annotated[SequentialEngine | StackedEngine | AutoEngine, Field(discriminator="kind")]
+
+
 class FederationConfig(Section):
     clients: PositiveInt = 3
     sites: list[str] | None = None
@@ -112,6 +134,9 @@ class FederationConfig(Section):
     processes: PositiveInt = 1
     """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
     of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
+    engine: EngineConfig = SequentialEngine()
+    """Simulated runs: how the clients of one process train. The results are equal up to rounding (dropout's
+    masks aside), and the same to the bit for the same engine."""
     proximal: Positive | None = None
     """mu of FedProx (Li et al. 2020, arXiv 1812.06127): every step of a client's is drawn back to where its
     round began by mu times the distance, beside the loss's clipped gradient; null: not."""
