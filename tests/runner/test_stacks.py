@@ -50,6 +50,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ASKED = {"model__check_memory": True}
+
+
 def config_of(world: Path, **changes: Any) -> RunConfig:
     settings = {
         "federation__clients": 5,
@@ -280,9 +283,11 @@ def test_processes_and_stacks_are_one_too_many(world: Path) -> None:
 def test_a_stack_that_does_not_fit_is_refused_before_anything_is_loaded(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(world, federation__engine={"kind": "stacked", "clients": 4}, training__batch_size=64)
+    config = config_of(
+        world, federation__engine={"kind": "stacked", "clients": 4}, training__batch_size=64, **ASKED
+    )
     data = prepare_data(config)
-    alone = memory_of(config_of(world, federation__engine=..., training__batch_size=64), data)
+    alone = memory_of(config_of(world, federation__engine=..., training__batch_size=64, **ASKED), data)
     assert alone is not None
     monkeypatch.setattr("fedsb.runner.prepare_model.available_bytes", lambda *_, **__: 2 * alone.total)
     file = write_config(tmp_path / "config.yaml", config.model_dump(mode="json"))
@@ -295,14 +300,19 @@ def test_a_stack_that_does_not_fit_is_refused_before_anything_is_loaded(
 def test_the_estimate_grows_with_the_stack_and_auto_takes_what_fits(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(world, federation__engine={"kind": "auto", "clients": 4}, training__batch_size=64)
+    config = config_of(
+        world, federation__engine={"kind": "auto", "clients": 4}, training__batch_size=64, **ASKED
+    )
     data = prepare_data(config)
 
     @cache
     def of(clients: int) -> Memory:
         memory = memory_of(
             config_of(
-                world, federation__engine={"kind": "stacked", "clients": clients}, training__batch_size=64
+                world,
+                federation__engine={"kind": "stacked", "clients": clients},
+                training__batch_size=64,
+                **ASKED,
             ),
             data,
         )
