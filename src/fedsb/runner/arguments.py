@@ -85,7 +85,7 @@ def robust_of(config: RunConfig) -> Robust | None:
 
 def local_training(config: RunConfig) -> LocalTraining:
     """The config's training section as the client's flat arguments."""
-    apart = {"gradient_checkpointing", "class_weights", "packing", "moments"}
+    apart = {"gradient_checkpointing", "class_weights", "packing", "moments", "threads"}
     if config.training.max_length == "auto":  # nothing that is asked before rows are read depends on it
         apart.add("max_length")
     return LocalTraining(

@@ -49,6 +49,7 @@ from fedsb.runner.rounds import (
     score,
     score_sites,
 )
+from fedsb.runner.threads import as_before
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def run(
     """
     config, folder = config.with_absolute_paths(), Path(out)
     check_tracking(config.tracking)
-    with run_folder.held(folder):
+    with run_folder.held(folder), as_before():
         run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
         config = run_folder.as_begun(folder, config) if resume else config
         saved = load_checkpoint(folder / "checkpoint") if resume else None
