@@ -32,6 +32,7 @@ from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.runner.privacy_forecast import forecast
+from fedsb.runner.processes import check_engine
 from fedsb.runner.started_on import versions
 from fedsb.runner.threads import choose_threads
 from fedsb.runner.trial import try_rows
@@ -185,6 +186,7 @@ def _numbers_of_a_round(config: RunConfig, base: BaseModel, cohort: int) -> Coun
 
 def _describe_method(config: RunConfig) -> str:
     check_settings(config)
+    check_engine(config)
     method = method_of(config)
     kind = "exact" if method.exact else "inexact"
     return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains(1))}"

@@ -50,7 +50,7 @@ def choose_threads(config: RunConfig, model: nn.Module, use: Use) -> tuple[int, 
         return config.training.threads, "as the config has it"
     if sum(parameter.numel() for parameter in model.parameters()) <= SMALL:
         return 1, "since the model is small"
-    free, processes = use.free_cores(), config.federation.processes
+    free, processes = use.free_cores(), config.federation.side_by_side
     part = max(1, free // processes)
     said = f"since {free} of {os.cpu_count()} cores are free"
     said += f", for {processes} processes" if processes > 1 else ""
