@@ -7,6 +7,7 @@ prepare -> start (bases, head) -> [broadcast -> cohort trains -> average -> eval
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,8 @@ def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
     saved.started_on = saved.started_on or dict(prepared.inputs)
     if prepared.remote is not None:
         share_bases(folder / BASES, prepared.remote, progress)
-    with workers(config, folder, progress) as processes, _watchers(prepared) as watchers:
+    elsewhere = nullcontext() if prepared.remote else workers(config, folder, progress)
+    with elsewhere as processes, _watchers(prepared) as watchers:
         session = session_of(prepared, saved, processes)
         _rounds(session, saved, clock, watchers)
         summary = run_folder.finished_summary(folder)
