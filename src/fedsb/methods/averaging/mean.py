@@ -20,8 +20,8 @@ from torch import Tensor
 from fedsb.errors import RunFailed
 from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, views_by_name
 
-BLOCK = 2**17
-"""Numbers that are widened together: 1 MiB."""
+BLOCK = 2**18
+"""Numbers that are widened together: 2 MiB."""
 
 
 @contextmanager
