@@ -20,7 +20,7 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig
-from fedsb.common.child import threads
+from fedsb.common.child import part_of_cores
 from fedsb.compare import CompareConfig, tuning
 from fedsb.compare.arms import make_arms
 from fedsb.compare.progress import Silent
@@ -390,6 +390,6 @@ def test_several_at_a_time_give_the_same_and_say_what_failed(world, config, tmp_
 def test_threads_are_shared_among_the_jobs(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert [part_of_cores(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert [threads(n) for n in (1, 2, 8)] == [2, 2, 1]
+    assert [part_of_cores(n) for n in (1, 2, 8)] == [2, 2, 1]

@@ -207,6 +207,7 @@ ABSURD = {
     "training.batch_size": 10**12,
     "training.accumulation": 10**12,
     "training.max_length": 10**9,
+    "training.threads": 10**9,
     "federation.rounds": 10**6,
     "federation.clients": 20_000_000,
     "method.rank": 10**9,

@@ -110,14 +110,31 @@ def test_a_small_update_is_not_lost_among_many_large_ones():
 def test_the_accumulator_does_not_grow_and_keeps_no_update():
     aggregation = fed_sb.aggregation
     state = aggregation.start(frame_of(10))
-    vector = torch.ones(10)
+    vector, wide = torch.ones(10), state.wide.data_ptr()
     for _ in range(50):
         state = aggregation.add(state, Upload({"x": vector}, vector, 1.0))
         held = [v for v in vars(state).values() if isinstance(v, torch.Tensor)]
-        assert [t.numel() for t in held] == [10]
+        assert [t.numel() for t in held] == [10, 10]  # the sum, and the block that is widened
+        assert state.wide.data_ptr() == wide
         assert state.named["x"].data_ptr() == held[0].data_ptr()
     vector.zero_()
     assert torch.equal(aggregation.finish(state).tensors["x"], torch.ones(10))
+
+
+def test_blocks_make_no_difference_and_threads_are_given_back(monkeypatch, rng):
+    """Ten numbers in blocks of four, the last one shorter."""
+    vectors = [torch.from_numpy(rng.standard_normal(10, dtype=np.float32)) for _ in range(5)]
+    weights = [1.0, 3.0, 2.5, 7.0, 1e9]
+    whole = stream(vectors, weights)
+    monkeypatch.setattr("fedsb.methods.averaging.mean.BLOCK", 4)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(stream(vectors, weights), whole)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    expected = weighted_mean([v.double().numpy() for v in vectors], weights)
+    assert np.allclose(whole.double().numpy(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])

@@ -17,6 +17,7 @@ from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
 from fedsb.cli.report import report
+from fedsb.common.cores import WAITING
 from fedsb.common.stage import DEBUG
 from fedsb.errors import FedsbError, InputError, explain
 from fedsb.report.screen import shown
@@ -357,6 +358,7 @@ def main() -> None:
         os.environ[DEBUG] = "1"
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(WAITING)
     try:
         app()
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fedsb.common.cores import Use, usable_cores
 from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
@@ -31,7 +32,9 @@ from fedsb.runner.memory import check_memory
 from fedsb.runner.prepare_data import Data, cut_record, prepare_data
 from fedsb.runner.prepare_model import BaseModel, exchange_of, free_memory, memory_of, prepare_base
 from fedsb.runner.privacy_forecast import forecast
+from fedsb.runner.processes import check_engine
 from fedsb.runner.started_on import versions
+from fedsb.runner.threads import choose_threads
 from fedsb.runner.trial import try_rows
 from fedsb.tasks.scoring.benchmark import check_benchmarks
 
@@ -126,8 +129,13 @@ def _memory(config: RunConfig, data: Data) -> tuple[None, Lines]:
 
 
 def _model(config: RunConfig, data: Data, memory: None) -> tuple[BaseModel, Lines]:
-    base = prepare_base(config, data)
-    return base, [("limits", _describe_limits(base, data)), ("target layers", _describe_targets(base))]
+    use, base = Use(), prepare_base(config, data)
+    number, why = choose_threads(config, base.model, use)
+    return base, [
+        ("limits", _describe_limits(base, data)),
+        ("target layers", _describe_targets(base)),
+        ("threads", f"{number}, {why}"),
+    ]
 
 
 def _start(config: RunConfig, data: Data, base: BaseModel) -> tuple[None, Lines]:
@@ -178,6 +186,7 @@ def _numbers_of_a_round(config: RunConfig, base: BaseModel, cohort: int) -> Coun
 
 def _describe_method(config: RunConfig) -> str:
     check_settings(config)
+    check_engine(config)
     method = method_of(config)
     kind = "exact" if method.exact else "inexact"
     return f"{method.name} ({kind} average; {method.source}), trains {', '.join(method.trains(1))}"
@@ -249,7 +258,7 @@ def _device() -> str:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(total)} free"
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {plural(usable_cores(), 'core')}"
 
 
 def as_json(findings: list[Finding]) -> dict[str, Any]:

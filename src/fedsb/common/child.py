@@ -17,6 +17,8 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import IO, Any
 
+from fedsb.common.cores import WAITING, usable_cores
+
 LENGTHS = struct.Struct(">IQ")
 
 Frame = tuple[dict[str, Any], bytes]
@@ -86,15 +88,19 @@ Answers = Queue[tuple[Child, Frame | None]]
 """Frames of one child or of several, as they come; None: it ended."""
 
 
-def start(program: list[str], answers: Answers, at_once: int = 1) -> Child:
-    """A process of Python with these arguments, of `at_once` that share the cores."""
+def start(program: list[str], answers: Answers, at_once: int = 1, threads: int | None = None) -> Child:
+    """A process of Python with these arguments, of `at_once` that share the cores.
+
+    Args:
+        threads: of torch in it; None: its part of the cores.
+    """
     log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-P", *program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads(at_once))},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads or part_of_cores(at_once)), **WAITING},
         start_new_session=True,  # Ctrl-C is for this process to handle
     )
     child = Child(process, log, answers)
@@ -109,11 +115,10 @@ def next_answer(answers: Answers, seconds: float | None) -> tuple[Child, Frame |
     return None
 
 
-def threads(at_once: int) -> int:
+def part_of_cores(at_once: int) -> int:
     """Torch threads of each of so many processes: a part of the cores, or fewer if the user wants so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    part = max(1, cores // at_once)
+    part = max(1, usable_cores() // at_once)
     return min(part, int(limit)) if limit.isdigit() and int(limit) else part
 
 

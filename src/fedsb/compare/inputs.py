@@ -24,6 +24,7 @@ from fedsb.runner.owners import owners_of
 from fedsb.runner.prepare_data import make_partition, prepare_data, public_examples
 from fedsb.runner.prepare_model import prepare_base
 from fedsb.runner.prepare_privacy import check_budget
+from fedsb.runner.processes import check_engine
 from fedsb.runner.site_data import hold_out as hold_out_of_clients
 from fedsb.runner.started_on import NAMES
 from fedsb.tasks import Row
@@ -101,6 +102,7 @@ def _check_partitions(
 def _check_arm(arm: Arm) -> None:
     with _named(arm):
         check_settings(arm.config)
+        check_engine(arm.config)
         if arm.config.evaluation.every is None:
             raise InputError("evaluation.every: a comparison needs scores; set it to 1 or more")
         _check_scored_rows(arm)

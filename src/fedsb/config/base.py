@@ -75,7 +75,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
 
 
-_UNION_TAGS = {"iid", "dirichlet", "by-column", "shards", "sequential", "stacked", "auto"}
+_UNION_TAGS = {"iid", "dirichlet", "by-column", "shards", "sequential", "stacked", "auto", "ray"}
 
 
 def _all_keys(section: type[Section]) -> set[str]:

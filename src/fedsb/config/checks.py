@@ -50,7 +50,7 @@ def _cohort(config: RunConfig) -> Iterator[str]:
             f"federation.clients_per_round: expected at most {clients} (all clients), found {cohort}; "
             "null takes all of them"
         )
-    if config.federation.processes > 1 and config.federation.engine.kind != "sequential":
+    if config.federation.processes > 1 and config.federation.engine.kind in ("stacked", "auto"):
         yield (
             "federation.engine: processes train one client after another each; leave engine out, or set "
             "federation.processes: 1"
@@ -199,9 +199,11 @@ def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
             "federation.client_heads: training.weight_decay would shrink the heads a client does not train; "
             "set it to 0"
         )
-    for key in ("privacy", "method.refresh_every", "model.device_map") if federation.processes > 1 else ():
+    for key in ("privacy", "method.refresh_every", "model.device_map") if federation.apart else ():
         if attrgetter(key)(config) is not None:
-            yield f"federation.processes: with {key} clients train in one process; leave one of the two out"
+            yield f"{federation.apart}: with {key} clients train in one process; leave one of the two out"
+    if federation.engine.kind == "ray" and federation.processes > 1:
+        yield "federation.processes: federation.engine: ray has workers of its own; leave one of the two out"
     if federation.client_ranks and config.method.refresh_every:
         yield (
             "method.refresh_every: with federation.client_ranks small clients cannot fold the whole core; "

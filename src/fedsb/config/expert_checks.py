@@ -165,8 +165,8 @@ def _not_with(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
     for key, given in others.items():
         if given:
             yield f"{key}: not with method.experts, of which not every client has every one; leave it out"
-    if federation.processes > 1:
-        yield "federation.processes: with method.experts clients train in one process; set processes: 1"
+    if federation.apart:
+        yield f"{federation.apart}: with method.experts clients train in one process; leave it out"
 
 
 def _privacy(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:

@@ -61,7 +61,7 @@ def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
         "federation.robust": federation.robust,
         "federation.client_ranks": federation.client_ranks,
         "federation.client_heads": federation.client_heads,
-        "federation.processes": federation.processes > 1,
+        federation.apart or "": federation.apart,
         "method.refresh_every": config.method.refresh_every,
         "evaluation.baselines": config.evaluation.baselines,
     }
@@ -93,7 +93,7 @@ def _moments(config: RunConfig, method: Method) -> Iterator[str]:
         "federation.robust": federation.robust is not None and averaged,
         "federation.client_ranks": federation.client_ranks,
         "federation.client_heads": federation.client_heads,
-        "federation.processes": federation.processes > 1 and not averaged,
+        federation.apart or "": federation.apart and not averaged,
         "method.refresh_every": config.method.refresh_every,
         "evaluation.baselines": config.evaluation.baselines and averaged,
     }

@@ -109,8 +109,8 @@ def _stays(config: RunConfig, method: Method) -> Iterator[str]:
             f"{key}: what stays with a client is made of its rows without noise and shapes all that it sends "
             "later, which no ledger covers; leave privacy out, or take another method"
         )
-    if federation.processes > 1:
-        yield f"{key}: what stays with clients is in one process; set federation.processes: 1"
+    if federation.apart:
+        yield f"{key}: what stays with clients is in one process; leave {federation.apart} out"
     if federation.client_ranks:
         yield f"{key}: not with federation.client_ranks; leave one of the two out"
     if config.method.refresh_every is not None:

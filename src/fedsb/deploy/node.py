@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 
 from fedsb.adapter.attached import set_base_updates
 from fedsb.adapter.routing import routing_of
+from fedsb.common.cores import Use
 from fedsb.common.files import LOCK, alone, write_bytes, write_json
 from fedsb.config import RunConfig
 from fedsb.config.checks import check_settings
@@ -57,6 +58,7 @@ from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
 from fedsb.runner.secure_round import integers_of
 from fedsb.runner.secure_settings import secure_rules
+from fedsb.runner.threads import hold_to_own_cores
 
 CORES = "experts.safetensors"
 """In the folder of a run of a mixture: all experts as they were after the hard rounds."""
@@ -141,7 +143,9 @@ class Node:
 
     @cached_property
     def base(self) -> BaseModel:
-        return prepare_base(self.config, self.data)
+        use, base = Use(), prepare_base(self.config, self.data)
+        hold_to_own_cores(self.config, base.model, use)
+        return base
 
     @cached_property
     def private(self) -> PrivateRun | None:

@@ -21,6 +21,7 @@ MOST = {
     "training.batch_size": 1_000_000,
     "training.accumulation": 1_000_000,
     "training.max_length": 262_144,
+    "training.threads": 4_096,
     "privacy.clip_norm": 1_000_000,
 }
 """The largest value of each."""

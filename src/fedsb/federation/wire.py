@@ -14,6 +14,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from fedsb.common.printable import printable
 from fedsb.common.strict_json import strict_json
 from fedsb.errors import UpdateRejected
+from fedsb.methods.averaging.mean import one_thread
 
 FORMAT = "fedsb-1"
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -116,7 +118,7 @@ def unpack(
         raise UpdateRejected(f"message too long: {len(message)} bytes, {most} is the most")
     header, described, start = _opened(message)
     numbers_bytes = len(message) - start
-    if _written(described) != _written({"v": _whole(numbers_bytes, dtype)}):
+    if _written(described) != _expected(numbers_bytes, dtype):
         name, text = str(dtype).removeprefix("torch."), printable(described, 200)
         raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {text}")
     if not numbers_bytes:
@@ -126,9 +128,16 @@ def unpack(
 
 def view(message: bytes, dtype: torch.dtype, offset: int, count: int = -1) -> Tensor:
     """The numbers from `offset` on, without a copy: for reading only."""
+    _hear_the_warning()
+    return torch.frombuffer(message, dtype=dtype, count=count, offset=offset)
+
+
+@cache
+def _hear_the_warning() -> None:
+    """Torch says once in a process that a buffer may not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(message, dtype=dtype, count=count, offset=offset)
+        torch.frombuffer(bytes(4), dtype=torch.float32)
 
 
 def header_of(message: bytes) -> Header:
@@ -171,11 +180,12 @@ def _written(described: dict[str, Any]) -> str:
     return json.dumps(described, sort_keys=True)
 
 
-def _whole(numbers_bytes: int, dtype: torch.dtype) -> dict[str, object]:
+@lru_cache(maxsize=16)
+def _expected(numbers_bytes: int, dtype: torch.dtype) -> str:
     """One vector that fills the rest of the message; of part of a number: nothing that could be found."""
     size, remainder = divmod(numbers_bytes, dtype.itemsize)
     shape = [None if remainder else size]
-    return {"dtype": CODES[dtype], "shape": shape, "data_offsets": [0, numbers_bytes]}
+    return _written({"v": {"dtype": CODES[dtype], "shape": shape, "data_offsets": [0, numbers_bytes]}})
 
 
 def count(message: bytes) -> int:
@@ -216,8 +226,9 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
         raise UpdateRejected(
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"
         )
-    if not torch.dot(vector, vector).isfinite() and (bad := not_finite(vector)):
-        # the dot is one fast pass, and too large where no number is
+    with one_thread():
+        finite = torch.dot(vector, vector).isfinite()  # one fast pass, and too large where no number is
+    if not finite and (bad := not_finite(vector)):
         raise UpdateRejected(f"update is not finite: {bad} of {size} numbers are NaN or infinite")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
+from fedsb.config.sections.federation import AutoEngine, StackedEngine
 from fedsb.federation import partition
 from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Weighting
@@ -96,7 +97,7 @@ def why_not_stacked(config: RunConfig) -> str | None:
 def most_in_one_pass(config: RunConfig) -> int:
     """How many clients may train together; 1: one after another."""
     federation, engine = config.federation, config.federation.engine
-    if engine.kind == "sequential" or why_not_stacked(config):
+    if not isinstance(engine, StackedEngine | AutoEngine) or why_not_stacked(config):
         return 1
     return min(engine.clients, federation.clients_per_round or federation.clients)
 
@@ -118,7 +119,7 @@ def robust_of(config: RunConfig) -> Robust | None:
 
 def local_training(config: RunConfig) -> LocalTraining:
     """The config's training section as the client's flat arguments."""
-    apart = {"gradient_checkpointing", "class_weights", "packing", "moments"}
+    apart = {"gradient_checkpointing", "class_weights", "packing", "moments", "threads"}
     if config.training.max_length == "auto":  # nothing that is asked before rows are read depends on it
         apart.add("max_length")
     return LocalTraining(

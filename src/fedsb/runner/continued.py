@@ -40,11 +40,14 @@ def check_continues(before: RunConfig, now: RunConfig, problem: str, *, deployed
 
 
 def as_chosen(before: RunConfig, now: RunConfig) -> RunConfig:
-    """The config with the length that the run's rows chose, where it leaves that to them."""
-    if now.training.max_length != "auto":
-        return now
-    training = now.training.model_copy(update={"max_length": before.training.max_length})
-    return now.model_copy(update={"training": training})
+    """The config with the length that the run's rows chose and the threads that were free, where it leaves
+    them to those."""
+    chosen = {
+        key: getattr(before.training, key)
+        for key in ("max_length", "threads")
+        if getattr(now.training, key) == "auto"
+    }
+    return now.model_copy(update={"training": now.training.model_copy(update=chosen)})
 
 
 def _rounds_of(before: RunConfig, now: RunConfig) -> object:

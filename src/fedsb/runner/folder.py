@@ -95,7 +95,7 @@ def check_free(folder: Path, config: RunConfig, *, resume: bool, deployed: bool 
 
 
 def as_begun(folder: Path, config: RunConfig) -> RunConfig:
-    """The config of a run that is resumed, with the length that its rows chose."""
+    """The config of a run that is resumed, with what was chosen as it began."""
     return as_chosen(RunConfig.from_yaml(folder / "config.yaml"), config)
 
 

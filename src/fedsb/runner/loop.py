@@ -7,6 +7,7 @@ prepare -> start (bases, head) -> [broadcast -> cohort trains -> average -> eval
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from fedsb.runner.clients import (
 from fedsb.runner.gate import finds_groups
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import Prepared, prepare
-from fedsb.runner.processes import pool
+from fedsb.runner.processes import check_engine, workers
 from fedsb.runner.remote_start import BASES, share_bases
 from fedsb.runner.round_zero import begin
 from fedsb.runner.rounds import (
@@ -50,6 +51,7 @@ from fedsb.runner.rounds import (
     score_sites,
 )
 from fedsb.runner.stacks import stacks_here
+from fedsb.runner.threads import as_before
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def run(
     """
     config, folder = config.with_absolute_paths(), Path(out)
     check_tracking(config.tracking)
-    with run_folder.held(folder):
+    if remote is None:
+        check_engine(config)
+    with run_folder.held(folder), as_before():
         run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
         config = run_folder.as_begun(folder, config) if resume else config
         saved = load_checkpoint(folder / "checkpoint") if resume else None
@@ -98,7 +102,8 @@ def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
     saved.started_on = saved.started_on or dict(prepared.inputs)
     if prepared.remote is not None:
         share_bases(folder / BASES, prepared.remote, progress)
-    with pool(config, folder, progress) as processes, _watchers(prepared) as watchers:
+    elsewhere = nullcontext() if prepared.remote else workers(config, folder, progress)
+    with elsewhere as processes, _watchers(prepared) as watchers:
         session = session_of(prepared, saved, processes)
         _rounds(session, saved, clock, watchers)
         summary = run_folder.finished_summary(folder)

@@ -24,6 +24,7 @@ from fedsb.adapter.routing import Routing
 from fedsb.common.stage import show_if_debugging
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
+from fedsb.config.sections.federation import RayEngine
 from fedsb.errors import InputError
 from fedsb.federation.local_model import Example
 from fedsb.methods import Method, Shape
@@ -136,7 +137,7 @@ def check_memory(memory: Memory | None, available: int, config: RunConfig) -> No
     copies = _copies(config)
     if memory is None or copies * memory.total <= available or not config.model.check_memory:
         return
-    times = f", and {copies} times that for federation.processes" if copies > 1 else ""
+    times = f", and {copies} times that for {config.federation.apart}" if copies > 1 else ""
     if (stack := _stack(config)) > 1:
         times = f", with {stack} clients in one pass (federation.engine)"
     raise InputError(
@@ -152,7 +153,9 @@ def _stack(config: RunConfig) -> int:
 
 def _copies(config: RunConfig) -> int:
     """How many processes share the memory: this one and its workers; on GPUs the first holds two."""
-    workers = config.federation.processes if config.federation.processes > 1 else 0
+    workers = config.federation.side_by_side if config.federation.apart else 0
+    if isinstance(config.federation.engine, RayEngine) and config.federation.engine.address is not None:
+        workers = 0  # whose memory is elsewhere
     gpus = len(visible_gpus()) if config.model.device == "auto" else 0
     return 1 + (-(-workers // gpus) if gpus else workers)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedsb.common.cores import Use
 from fedsb.config import RunConfig
 from fedsb.config.private_defaults import notes_on_defaults
 from fedsb.errors import InputError
@@ -44,6 +45,7 @@ from fedsb.runner.secure_settings import secure_rules
 from fedsb.runner.site_data import score_notes
 from fedsb.runner.split_record import kept_split
 from fedsb.runner.started_on import check_same, first_config, started_on
+from fedsb.runner.threads import settle_threads
 from fedsb.runner.trial import try_rows
 
 
@@ -89,7 +91,7 @@ def prepare(
     Raises:
         InputError: one of them is wrong.
     """
-    method, secure = method_of(config), secure_rules(config, remote.run if remote else "")
+    use, method, secure = Use(), method_of(config), secure_rules(config, remote.run if remote else "")
     rules = replace(round_rules(config), secure=secure)
     earlier = earlier_run(config) if saved is None else None
     progress.stage("reading data")
@@ -108,6 +110,9 @@ def prepare(
     progress.stage(f"loading {Path(config.model.path).name}")
     base, weights, layers = _base_model(config, data, remote)
     for note in base.notes:
+        progress.stage(note)
+    if remote is None:
+        config, note = settle_threads(config, base.model, use)
         progress.stage(note)
     progress.stage("trying two rows")
     try_rows(config, data, base)

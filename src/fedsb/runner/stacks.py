@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedsb.common.files import read_json, write_json
 from fedsb.config import RunConfig
-from fedsb.config.sections.federation import StackedEngine
+from fedsb.config.sections.federation import AutoEngine, StackedEngine
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.server import Arrived, Failed, Outcome
@@ -45,7 +45,7 @@ def stacks_here(
 ) -> AskClients:
     """Clients in this process that train as `federation.engine` says."""
     one_by_one, engine = clients_here(client_of, progress), config.federation.engine
-    if engine.kind == "sequential":
+    if not isinstance(engine, StackedEngine | AutoEngine):
         return one_by_one
     if reason := why_not_stacked(config):
         _say_one_by_one(progress, reason)

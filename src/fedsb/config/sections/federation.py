@@ -43,6 +43,15 @@ PartitionConfig = Annotated[
 ]
 
 
+class RayEngine(Section):
+    kind: Literal["ray"]
+    workers: PositiveInt
+    """Processes with a base model of their own, which they keep; clients go to them in turn."""
+    address: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """null: a Ray of its own on this machine, for the length of the run. auto, or HOST:PORT: a cluster whose
+    machines have fedsb and see the model, the data and the run folder under the same paths."""
+
+
 class RobustConfig(Section):
     """Against poisoned clients, in the start too. Needs `weighting: uniform`: how many examples a client has
     is its own claim."""
@@ -109,7 +118,9 @@ class AutoEngine(Section):
     """The most that train together; half as many, and so on, where that does not fit into memory."""
 
 
-EngineConfig = Annotated[SequentialEngine | StackedEngine | AutoEngine, Field(discriminator="kind")]
+EngineConfig = Annotated[
+    SequentialEngine | StackedEngine | AutoEngine | RayEngine, Field(discriminator="kind")
+]
 
 
 class FederationConfig(Section):
@@ -135,8 +146,10 @@ class FederationConfig(Section):
     """Simulated runs: train the clients of a round side by side in so many processes, each with a base model
     of its own: on the GPUs in turn (model.device: auto), or on a share of the cores."""
     engine: EngineConfig = SequentialEngine()
-    """Simulated runs: how the clients of one process train. The results are equal up to rounding (dropout's
-    masks aside), and the same to the bit for the same engine."""
+    """Simulated runs: what trains the clients of a round. sequential: this process or `processes`, one after
+    another. stacked, auto: several in one pass; equal up to rounding (dropout's masks aside), and the same to
+    the bit for the same engine. ray: workers of Ray (pip install 'fedsb[ray]'), on this machine or on a
+    cluster; the same result as sequential."""
     proximal: Positive | None = None
     """mu of FedProx (Li et al. 2020, arXiv 1812.06127): every step of a client's is drawn back to where its
     round began by mu times the distance, beside the loss's clipped gradient; null: not."""
@@ -160,6 +173,18 @@ class FederationConfig(Section):
     an hour for other machines, no limit for processes here."""
     min_updates: PositiveInt = 1
     """With fewer usable updates in a round the run stops, and can be resumed."""
+
+    @property
+    def side_by_side(self) -> int:
+        """How many processes train clients at the same time; 1: this one."""
+        return self.engine.workers if isinstance(self.engine, RayEngine) else self.processes
+
+    @property
+    def apart(self) -> str | None:
+        """The key by which clients train in other processes than this one; None if they do not."""
+        if isinstance(self.engine, RayEngine):
+            return "federation.engine"
+        return "federation.processes" if self.processes > 1 else None
 
     @field_validator("sites")
     @classmethod

@@ -42,6 +42,11 @@ class TrainingConfig(Section):
     class occurs in all training rows (simulated runs without privacy)."""
     group_by_length: bool = False
     """Batches of like length: less padding, so faster; the order stays random otherwise."""
+    threads: PositiveInt | Literal["auto"] = "auto"
+    """CPU threads that each process trains with: of another number sums differ in their last digits. auto:
+    one for a base of up to five million numbers, for a larger one as many as other programs leave cores free
+    when the run begins, at most OMP_NUM_THREADS; config.yaml has the number that was chosen. A node elsewhere
+    takes no more than its own cores."""
     packing: bool = False
     """causal-lm, chat: put a batch's short examples into one row, where each sees itself alone. The same
     losses and steps, faster; a model that would not keep them apart is refused before the start."""
@@ -58,10 +63,10 @@ class TrainingConfig(Section):
         assert self.max_length != "auto"
         return self.max_length
 
-    @field_validator("max_length", mode="before")
+    @field_validator("max_length", "threads", mode="before")
     @classmethod
     def _number_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, int) and value > 0):
+        if value != "auto" and not (isinstance(value, int) and value > 0 and value is not True):
             raise ValueError(f"expected a whole number above 0, or auto, found {value!r:.200}")
         return value
 

@@ -118,7 +118,9 @@ class _Workers:
 
     def _start(self, place: int) -> _Worker:
         """A process with the run's config."""
-        child = start(["-m", "fedsb.runner.processes.worker"], self.answers, self.config.federation.processes)
+        number, at_once = self.config.training.threads, self.config.federation.processes
+        program, threads = ["-m", "fedsb.runner.processes.worker"], None if number == "auto" else number
+        child = start(program, self.answers, at_once, threads)
         config = self.config.model_dump(mode="json")
         child.send({"config": config, "folder": str(self.folder), "number": place})
         return _Worker(child)

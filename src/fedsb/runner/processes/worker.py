@@ -37,7 +37,7 @@ def main() -> None:
         return write_frame(answers, {"broken": explain(error)})
     write_frame(answers, {"ready": True})
     while (frame := read_frame(sys.stdin.buffer)) is not None:
-        write_frame(answers, *_answer(client_of, int(frame[0]["client"]), frame[1]))
+        write_frame(answers, *answer(client_of, int(frame[0]["client"]), frame[1]))
 
 
 def open_run(request: dict[str, Any]) -> Callable[[int], LocalClient]:
@@ -63,9 +63,10 @@ def placed(config: RunConfig, number: int, gpus: int) -> RunConfig:
     )
 
 
-def _answer(
+def answer(
     client_of: Callable[[int], LocalClient], client: int, broadcast: bytes
 ) -> tuple[dict[str, Any], bytes]:
+    """Facts of what the client made of the broadcast, the reason where it failed, and its update."""
     (outcome,) = simulate_cohort([client], lambda c: client_of(c).answer(broadcast))
     if isinstance(outcome, Arrived):
         return {"client": client}, outcome.message
