@@ -40,6 +40,7 @@ PAGES += [
     "guides/serving",
     "guides/mixtures",
     "guides/sites",
+    "guides/python",
     "guides/adding-a-method",
     "guides/adding-a-task",
     "reference/commands",

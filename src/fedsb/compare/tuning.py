@@ -13,7 +13,7 @@ from typing import Any
 from fedsb.common.files import read_json, write_json
 from fedsb.compare.arms import Arm, Trying, number, selection_jobs, tuning_jobs
 from fedsb.compare.config import CompareConfig
-from fedsb.compare.execute import Problems, execute
+from fedsb.compare.execute import HooksOf, Problems, execute, no_hooks
 from fedsb.compare.progress import Progress
 from fedsb.errors import InputError
 from fedsb.runner.folder import finished_summary
@@ -89,14 +89,20 @@ def _listed(rates: Sequence[float]) -> str:
 
 
 def tune(
-    root: Path, arms: Sequence[Arm], seed: int, settings: CompareConfig, at_once: int, progress: Progress
+    root: Path,
+    arms: Sequence[Arm],
+    seed: int,
+    settings: CompareConfig,
+    at_once: int,
+    progress: Progress,
+    hooks: HooksOf = no_hooks,
 ) -> tuple[dict[str, Choice], Problems]:
     """(rate of each arm, arms of which every rate failed). Grids grow at their edges, within the budget."""
     known = {arm.name: choice for arm in arms if (choice := known_choice(root, arm))}
     left, made, failed = [arm for arm in arms if arm.name not in known], dict[str, Choice](), Problems()
     while left:
         grids = [_tried(root, arm, seed, settings) for arm in left]
-        problems = execute([trying.job for grid in grids for trying in grid], at_once, progress)
+        problems = execute([trying.job for grid in grids for trying in grid], at_once, progress, hooks)
         tried, left = zip(left, grids, strict=True), []
         for arm, grid in tried:
             selects = settings.selects(arm.config)
