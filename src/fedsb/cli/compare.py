@@ -69,7 +69,13 @@ def compare_in_terminal(
 
 
 def how_to_resume(
-    config: Path, overrides: Sequence[str], methods: str, seeds: str, folder: Path, jobs: int
+    config: Path,
+    overrides: Sequence[str],
+    methods: str,
+    seeds: str,
+    folder: Path,
+    jobs: int,
+    files: Sequence[Path] = (),
 ) -> str:
     """What to say after Ctrl-C: the same command, with its folder."""
     words = ["fedsb", "compare", str(config), "--methods", methods, "--seeds", seeds, "--out", str(folder)]
@@ -77,6 +83,8 @@ def how_to_resume(
         words += ["-s", text]
     if jobs != 1:
         words += ["--jobs", str(jobs)]
+    for file in files:
+        words += ["--with", str(file)]
     begun = (folder / "config.yaml").is_file()
     advice = "stopped; resume with" if begun else "stopped before the first run; start with"
     return f"{advice}: {shlex.join(words)}"

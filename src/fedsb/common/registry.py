@@ -104,7 +104,7 @@ def run_files() -> None:
         InputError: one is missing, or fails.
     """
     for name in filter(None, os.environ.get(WITH, "").split(os.pathsep)):
-        if name not in sys.modules:
+        if name not in sys.modules and not _is_imported(name):
             _run_file(name)
 
 
@@ -118,6 +118,11 @@ def add_files(files: Sequence[Path]) -> None:
     before = os.environ.get(WITH, "").split(os.pathsep)
     os.environ[WITH] = os.pathsep.join(dict.fromkeys(filter(None, [*before, *names])))
     run_files()
+
+
+def _is_imported(name: str) -> bool:
+    """Whether the program has imported the file by a name of its own."""
+    return any(getattr(module, "__dict__", {}).get("__file__") == name for module in [*sys.modules.values()])
 
 
 def _run_file(name: str) -> None:
