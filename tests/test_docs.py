@@ -52,7 +52,7 @@ PAGES += ["reference/python"]
 
 NOT_RUN = {
     "tutorial": ["python3 -m venv .venv", "source .venv/bin/activate", "python serve.py", "curl -d"],
-    "guides/methods": ["fedsb run recipes/paper/"] * 3,
+    "guides/methods": [*["fedsb reproduce "] * 3, *["fedsb run recipes/paper/"] * 2],
     "guides/own-method": ["fedsb compare recipes/compare/"],
     "guides/deployment": [
         "pip install",

@@ -17,6 +17,7 @@ from fedsb.cli.common import AsJson, Overrides, With, err_console, out_console, 
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
 from fedsb.cli.report import report
+from fedsb.cli.reproduce import reproduce
 from fedsb.common.stage import DEBUG
 from fedsb.errors import FedsbError, InputError, explain
 from fedsb.report.screen import shown
@@ -314,6 +315,7 @@ def cost(
     terminal.show_costs(table, out_console)
 
 
+app.command()(reproduce)
 app.command()(report)
 app.command()(privacy)
 app.command()(audit)
