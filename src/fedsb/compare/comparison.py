@@ -120,7 +120,10 @@ def compare(
             progress.stage("checking data, partitions and model")
             _prepare(root, config, kept, arms, seeds, tuning_seed, hooks.metrics)
         of_run = partial(named, hooks)
-        choices, hopeless = tuning.tune(root, arms, tuning_seed, settings, jobs, progress, of_run)
+        after = len(arms) * len(seeds)
+        choices, hopeless = tuning.tune(
+            root, arms, tuning_seed, settings, jobs, progress, of_run, after=after
+        )
         rates = {arm: choice.learning_rate for arm, choice in choices.items()}
         problems = execute(final_jobs(root, arms, rates, seeds), jobs, progress, of_run)
         document = _document(root, names, settings.metric, {**hopeless, **problems})

@@ -24,15 +24,18 @@ def no_hooks(name: str) -> Mapping[str, Any]:
     return NO_HOOKS
 
 
-def execute(jobs: Sequence[Job], at_once: int, progress: Progress, hooks: HooksOf = no_hooks) -> Problems:
+def execute(
+    jobs: Sequence[Job], at_once: int, progress: Progress, hooks: HooksOf = no_hooks, *, after: int = 0
+) -> Problems:
     """Do the jobs that are not finished, `at_once` at a time; what failed does not stop the others.
 
-    hooks: of a run's name the functions it calls, which none in a process of its own can.
+    hooks: of a run's name the functions it calls, which none in a process of its own can. after: how many
+    runs are to follow these.
     """
     left = [job for job in jobs if not job.finished()]
     if not left:
         return {}
-    progress.begins(len(left))
+    progress.begins(len(left), after)
     return _one_by_one(left, progress, hooks) if at_once == 1 else _several(left, at_once, progress)
 
 
