@@ -10,6 +10,7 @@ from comparison_helpers import assert_refused
 
 from fedsb.cli.made_inputs import ROWS, make_inputs
 from fedsb.compare.arms import make_arms
+from fedsb.compare.papers.page import notices
 from fedsb.compare.papers.reproduce import Inputs, config_of
 from fedsb.compare.papers.table import load_table, settings_of, table_names
 from fedsb.config import RunConfig
@@ -134,6 +135,18 @@ def test_a_table_of_benchmarks_is_reproduced_from_one_command(fedsb, tmp_path):
     run = [value for name, value in ours.items() if value is not None and name != "Average"]
     assert len(run) == 4
     assert ours["Average"] == pytest.approx(mean(run))
+
+
+def test_every_form_says_how_far_it_can_be_compared():
+    table = load_table("commonsense")
+    of = {"unknown": table.unknown, "note": table.reduced.note}
+    made = notices({"made": True, "reduced": True, **of})
+    small = notices({"made": False, "reduced": True, **of})
+    whole = notices({"made": False, "reduced": False, **of, "note": ""})
+    assert all(said[0].startswith("Not comparable") and "likelihood" in said[1] for said in (made, small))
+    assert made[0] != small[0]
+    assert whole == [whole[0]]
+    assert table.unknown in whole[0]
 
 
 def test_the_tables_are_listed(fedsb):

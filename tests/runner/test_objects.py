@@ -145,8 +145,7 @@ def test_an_error_of_a_function_ends_the_run_and_it_resumes(config, tmp_path):
 def test_private_rows_stay_in_the_private_folder(plain, objects, tmp_path):
     config = {**plain, "privacy": {"unit": "example", "epsilon": 3.0, "clip_norm": 1.0}}
     config["method"] = {"rank": 4, "init": {"kind": "weights"}}
-    objects_given = given(config, tmp_path / "run", train=TRAIN, test=TEST, **objects)
-    objects_given.write()
+    given(config, tmp_path / "run", train=TRAIN, test=TEST, **objects)[1].write()
     assert not (tmp_path / "run" / "given").exists()
     assert len([*(tmp_path / "run" / "private" / "given").iterdir()]) == 3
     check_new(tmp_path / "run")  # what a start that was killed then leaves is no obstacle

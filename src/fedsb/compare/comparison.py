@@ -93,8 +93,9 @@ def compare(
         config: of a run, checked or a nested mapping. settings: its section `compare`, where it has none.
         methods: names of methods or arms, the first being the reference; or methods, which are registered.
         train, test, model, tokenizer: objects, as for `fedsb.run`.
-        on_round, on_step, metrics: functions, as for `fedsb.run`; lines and steps have the run's name, and a
-            metric may be `compare.metric` (higher is better then). Not with several jobs.
+        on_round, on_step, metrics: functions, as for `fedsb.run`: lines have the run's name as `run`, on_step
+            gets it as its first argument, and a metric may be `compare.metric` (higher is better then). What
+            one raises makes its run a failed one. Not with several jobs.
         jobs: runs at a time, in processes of their own.
 
     Raises:
@@ -104,8 +105,8 @@ def compare(
     hooks = Hooks(on_round, on_step, metrics or {})
     hooks.check()
     _check_jobs(jobs, hooks, methods)
-    objects = given(config, Path(out), train=train, test=test, model=model, tokenizer=tokenizer)
-    config, settings = objects.config.with_absolute_paths(), _settings(config, settings)
+    run_config, objects = given(config, Path(out), train=train, test=test, model=model, tokenizer=tokenizer)
+    config, settings = run_config.with_absolute_paths(), _settings(config, settings)
     check_seeds(seeds)
     names = [method if isinstance(method, str) else register(method).name for method in methods]
     arms = make_arms(config, settings, names)

@@ -34,15 +34,14 @@ GIVEN = "given"
 DIGITS = 12
 
 
-@dataclass
-class Given:
-    """A config that names files, and what is to be written there.
+@dataclass(frozen=True)
+class Objects:
+    """What is to be written into the folder that a config names.
 
     Attributes:
         place: the folder. files: content by path. models: (model, tokenizer) by folder.
     """
 
-    config: RunConfig
     place: Path
     files: dict[Path, bytes] = field(default_factory=dict)
     models: dict[Path, tuple[Any, Any]] = field(default_factory=dict)
@@ -65,8 +64,8 @@ def given(
     test: Any = None,
     model: Any = None,
     tokenizer: Any = None,
-) -> Given:
-    """The config with these objects in their places. Nothing is written yet.
+) -> tuple[RunConfig, Objects]:
+    """The config with these objects in their places, and the objects, of which nothing is written yet.
 
     Args:
         config: checked, or a nested mapping as in YAML, whose section `compare` is left out.
@@ -78,7 +77,7 @@ def given(
     """
     values = config.model_dump(mode="json") if isinstance(config, RunConfig) else _plain(config)
     place = folder.resolve() / (PRIVATE if values.get("privacy") else "") / GIVEN
-    found = Given(RunConfig.model_construct(), place)
+    found = Objects(place)
     places = {
         ("data", "train"): _sources(train, "train", found),
         ("data", "test"): test if isinstance(test, float) else _source(test, "test", found),
@@ -87,8 +86,7 @@ def given(
     for (section, key), value in places.items():
         if value is not None:
             values[section] = {**(values.get(section) or {}), key: value}
-    found.config = RunConfig.from_dict(values)
-    return found
+    return RunConfig.from_dict(values), found
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 # Rows
 
 
-def _sources(rows: Any, name: str, found: Given) -> Any:
+def _sources(rows: Any, name: str, found: Objects) -> Any:
     """As `_source`; of a mapping, each source by its name."""
     if not isinstance(rows, Mapping):
         return _source(rows, name, found)
@@ -110,7 +108,7 @@ def _sources(rows: Any, name: str, found: Given) -> Any:
     return {str(key): _source(of, f"{name}-{n}", found) for n, (key, of) in enumerate(rows.items(), start=1)}
 
 
-def _source(rows: Any, name: str, found: Given) -> Any:
+def _source(rows: Any, name: str, found: Objects) -> Any:
     """The path or paths that were given, or the path of the file that is to hold the rows."""
     if rows is None:
         return None
@@ -179,7 +177,7 @@ def _as_json(value: Any) -> Any:
 # Models
 
 
-def _model(model: Any, tokenizer: Any, found: Given) -> str | None:
+def _model(model: Any, tokenizer: Any, found: Objects) -> str | None:
     """The path that was given, or the folder that is to hold model and tokenizer."""
     if model is None and tokenizer is None:
         return None

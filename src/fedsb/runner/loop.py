@@ -89,8 +89,8 @@ def run(
     """
     hooks, folder = Hooks(on_round, on_step, metrics or {}), Path(out)
     hooks.check()
-    objects = given(config, folder, train=train, test=test, model=model, tokenizer=tokenizer)
-    config = objects.config.with_absolute_paths()
+    named, objects = given(config, folder, train=train, test=test, model=model, tokenizer=tokenizer)
+    config = named.with_absolute_paths()
     check_tracking(config.tracking)
     with run_folder.held(folder):
         run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
