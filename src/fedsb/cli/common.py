@@ -19,7 +19,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="key.pa
 
 
 def _run(files: list[Path] | None) -> list[Path] | None:
-    add_files(files or [])
+    if files:
+        add_files(files)
     return files
 
 
