@@ -26,6 +26,7 @@ from run_helpers import environment, main_status, tiny_llama
 
 from fedsb.cli.quickstart import MODEL_DIR
 from fedsb.config import RunConfig
+from fedsb.methods import METHODS
 
 pytestmark = pytest.mark.plots
 
@@ -40,6 +41,8 @@ PAGES += [
     "guides/serving",
     "guides/mixtures",
     "guides/sites",
+    "guides/python",
+    "guides/own-method",
     "guides/adding-a-method",
     "guides/adding-a-task",
     "reference/commands",
@@ -49,7 +52,8 @@ PAGES += ["reference/python"]
 
 NOT_RUN = {
     "tutorial": ["python3 -m venv .venv", "source .venv/bin/activate", "python serve.py", "curl -d"],
-    "guides/methods": ["fedsb run recipes/paper/"] * 3,
+    "guides/methods": [*["fedsb reproduce "] * 3, *["fedsb run recipes/paper/"] * 2],
+    "guides/own-method": ["fedsb compare recipes/compare/"],
     "guides/deployment": [
         "pip install",
         "fedsb deploy check",
@@ -121,6 +125,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # programs of one page that another imports
+    monkeypatch.setenv("FEDSB_WITH", "")
+    monkeypatch.setattr(METHODS, "_values", dict(METHODS._values))
     return tmp_path
 
 
@@ -175,7 +181,7 @@ def test_every_command_and_snippet_runs(folder: Path, monkeypatch: pytest.Monkey
         for block in blocks(page):
             run_block(monkeypatch, block)
     compile(Path("serve.py").read_text(), "serve.py", "exec")
-    for name in ("serve_experts", "load_mixture"):
+    for name in ("serve_experts", "load_mixture", "elected_sign"):
         del sys.modules[name]
     assert json.loads(Path("served/adapter_config.json").read_text())["r"] == 8
 

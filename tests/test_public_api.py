@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -34,6 +35,7 @@ def test_the_public_names_are_these():
         "bases_from_update",
         "bases_from_weight",
         "collect",
+        "compare",
         "detach",
         "estimate_update",
         "fed_sb",
@@ -58,7 +60,16 @@ def test_the_names_for_type_checkers_are_the_same():
     assert {name for name, _ in names} == set(fedsb.__all__)
     for name, module in names:
         home = getattr(fedsb, name)
-        assert getattr(sys.modules[module], name) is home
+        assert getattr(import_module(module), name) is getattr(home, name, home)  # a room may be called, too
+
+
+def test_a_comparison_is_one_name_for_the_function_and_its_room():
+    code = (
+        "from fedsb import compare; import fedsb.compare.config as config; import fedsb; "
+        "assert fedsb.compare is compare and callable(compare) and compare.CompareConfig() == "
+        "config.CompareConfig()"
+    )
+    assert loaded_by(code)
 
 
 def test_an_unknown_name_is_an_attribute_error():

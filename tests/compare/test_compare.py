@@ -22,7 +22,7 @@ from run_helpers import (
 from fedsb import RunConfig
 from fedsb.common.child import part_of_cores
 from fedsb.compare import CompareConfig, tuning
-from fedsb.compare.arms import make_arms
+from fedsb.compare.arms import make_arms, tuning_jobs
 from fedsb.compare.progress import Silent
 from fedsb.compare.split import split, write_split
 from fedsb.compare.tuning import Trial, best_rate
@@ -162,6 +162,53 @@ def test_a_rate_that_diverges_loses_and_an_arm_without_a_rate_fails(world, confi
     assert "fed-sb" in content["baseline"]
 
 
+def noting(done):
+    """In place of `execute`: the names of the runs that it was to do."""
+
+    def execute(jobs, *arguments, **named):
+        done.extend(job.name for job in jobs)
+        return {}
+
+    return execute
+
+
+def test_a_rate_is_chosen_by_its_mean_over_seeds(config, tmp_path, monkeypatch):
+    """0.03 is best under the first seed, diverges under the third, and 0.09 has the best mean."""
+    values = {"lr-0.03": [0.9, 0.9, None], "lr-0.01": [0.5, 0.5, 0.6], "lr-0.09": [0.7, 0.5, 0.8]}
+    done = []
+
+    def summary(folder):
+        rate, _, seed = folder.name.partition("-seed-")
+        final = values[rate][int(seed or 7) - 7]
+        return {"primary_metric": "accuracy", "higher_is_better": True, "final": {"accuracy": final}}
+
+    monkeypatch.setattr(tuning, "execute", noting(done))
+    monkeypatch.setattr(tuning, "finished_summary", summary)
+    settings = CompareConfig(learning_rates=[0.01, 0.03, 0.09], tuning_budget=3, tuning_seeds=3)
+    arms = make_arms(RunConfig.from_dict(changed(config, compare=...)), settings, ["fed-sb"])
+    (tmp_path / "tuning/fed-sb").mkdir(parents=True)
+    choice = tuning.tune(tmp_path, arms, 7, settings, 1, Silent())[0]["fed-sb"]
+    assert choice.learning_rate == 0.09
+    assert [trial.value for trial in choice.trials] == pytest.approx([1.6 / 3, None, 2.0 / 3])
+    assert len(done) == 9
+    assert "fed-sb rate 0.01 seed 9" in done
+    jobs = [job for trying in tuning_jobs(tmp_path, arms[0], [7, 8, 9], None) for job in trying.jobs]
+    assert [job.config.seed for job in jobs] == [7, 8, 9] * 3
+    assert len({job.folder for job in jobs}) == 9
+    assert len({job.config.data.train for job in jobs}) == 1
+
+
+def test_random_rates_lie_between_the_ends_of_each_arms_grid():
+    settings = CompareConfig(learning_rates={"default": [1e-3, 1e-1], "a": [1e-2, 1.0]}, random_rates=7)
+    rates, others = settings.rates("fedit", 0.1), settings.rates("a", 0.1)
+    assert len(set(rates)) == 7
+    assert rates == tuple(sorted(rates)) == settings.rates("fed-sb", 0.5)
+    assert min(rates) >= 1e-3
+    assert max(rates) <= 1e-1
+    assert others == pytest.approx([10 * rate for rate in rates], rel=1e-3)
+    assert CompareConfig(learning_rates=[0.1], random_rates=7).rates("fedit", 1.0) == (0.1,)
+
+
 @pytest.mark.parametrize(
     ("budget", "tried", "chosen", "edge"),
     [
@@ -176,7 +223,7 @@ def test_a_grid_grows_at_its_edge_within_the_budget(
     """Runs in whose place a number is made up that is best at 0.1."""
     metric = {"primary_metric": "accuracy", "higher_is_better": True}
     done = []
-    monkeypatch.setattr(tuning, "execute", lambda jobs, *_: done.extend(job.name for job in jobs) or {})
+    monkeypatch.setattr(tuning, "execute", noting(done))
     monkeypatch.setattr(
         tuning,
         "finished_summary",

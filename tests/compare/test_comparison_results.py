@@ -188,6 +188,21 @@ def test_live_bars_count_all_runs():
     assert "failed  b [x] seed 0: KeyError: '[/b]'" in console.file.getvalue()
 
 
+def test_one_bar_counts_tuning_and_what_follows():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    plain = Console(file=io.StringIO(), soft_wrap=True)
+    with LiveBars(console) as bars:
+        for progress in (bars, PlainLines(plain)):
+            for begins in ((1, 2), (2,)):
+                progress.begins(*begins)
+                progress.run_begins(f"a {begins}")
+                progress.run_ends(f"a {begins}", None)
+        (left,) = bars._bars.tasks
+        assert (left.completed, left.total, left.fields["text"]) == (2, 3, "2 of 3")
+    assert "run 1 of 3" in plain.file.getvalue()
+    assert "run 2 of 3" in plain.file.getvalue()
+
+
 def test_the_table_at_the_end(world, copy, fedsb):
     _, out, _ = fedsb("compare", world / "good.yaml", *TWO, "--out", copy)
     rows = [line.split() for line in out.splitlines() if line.strip().startswith(("fed-sb", "fedit"))]

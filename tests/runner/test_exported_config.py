@@ -38,7 +38,7 @@ from transformers import (
 from fedsb import RunConfig, run
 from fedsb.models.public_name import public_name
 from fedsb.runner.export import export_lora, export_merged
-from fedsb.runner.loop import RunResult
+from fedsb.runner.result import RunResult
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 IDS = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}

@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 
 from fedsb.cli.audit import audit
-from fedsb.cli.common import AsJson, Overrides, err_console, out_console, print_json, refuse_unused
+from fedsb.cli.common import AsJson, Overrides, With, err_console, out_console, print_json, refuse_unused
 from fedsb.cli.deploy import deploy
 from fedsb.cli.privacy import privacy
 from fedsb.cli.report import report
+from fedsb.cli.reproduce import reproduce
 from fedsb.common.cores import WAITING
 from fedsb.common.stage import DEBUG
 from fedsb.errors import FedsbError, InputError, explain
@@ -60,6 +61,7 @@ def run(
         Path | None, typer.Option(help="Run folder. Default: runs/NAME, numbered if taken.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
+    with_: With = None,
 ) -> None:
     """Fine-tune across clients and leave a run folder with adapter/ and report.html.
 
@@ -73,7 +75,7 @@ def run(
     try:
         summary = terminal.run_in_terminal(config, set_ or [], folder, resume=resume, console=out_console)
     except KeyboardInterrupt:
-        err_console.print(terminal.how_to_resume(folder), highlight=False, markup=False)
+        err_console.print(terminal.how_to_resume(folder, with_ or []), highlight=False, markup=False)
         raise typer.Exit(130) from None
     show_result(summary, folder, out_console)
 
@@ -89,6 +91,7 @@ def compare(
     ] = None,
     set_: Overrides = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time, which share the cores.")] = 1,
+    with_: With = None,
 ) -> None:
     """Compare methods over seeds: same data, partition, batches and budget; a table and a page.
 
@@ -96,7 +99,8 @@ def compare(
     same --out, the command resumes where it stopped; more methods and seeds may be named then.
 
     Examples: `fedsb compare recipes/sst2.yaml --methods fed-sb,fedit` ·
-    `fedsb compare recipes/compare/sst2-iid.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c`
+    `fedsb compare recipes/compare/sst2-iid.yaml --methods fed-sb,fedit --seeds 0,1 --jobs 2 --out runs/c` ·
+    `fedsb compare recipes/sst2.yaml --with mine.py --methods mine,fed-sb`
     """
     from fedsb.cli import compare as terminal
 
@@ -107,7 +111,7 @@ def compare(
             config, set_ or [], arms, numbers, folder, jobs=jobs, console=out_console
         )
     except KeyboardInterrupt:
-        text = terminal.how_to_resume(config, set_ or [], methods, seeds, folder, jobs)
+        text = terminal.how_to_resume(config, set_ or [], methods, seeds, folder, jobs, with_ or [])
         err_console.print(text, highlight=False, markup=False)
         raise typer.Exit(130) from None
     terminal.show_comparison(comparison, out_console)
@@ -242,6 +246,7 @@ def doctor(
     ] = None,
     set_: Overrides = None,
     json_: AsJson = False,
+    with_: With = None,
 ) -> None:
     """Check versions, data, model, target layers, traffic and memory before a run.
 
@@ -291,6 +296,7 @@ def cost(
         str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
     ] = "float32",
     json_: AsJson = False,
+    with_: With = None,
 ) -> None:
     """Count the numbers and bytes that each method trains and sends, from a model's config alone.
 
@@ -311,6 +317,7 @@ def cost(
     terminal.show_costs(table, out_console)
 
 
+app.command()(reproduce)
 app.command()(report)
 app.command()(privacy)
 app.command()(audit)

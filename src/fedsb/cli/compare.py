@@ -69,7 +69,13 @@ def compare_in_terminal(
 
 
 def how_to_resume(
-    config: Path, overrides: Sequence[str], methods: str, seeds: str, folder: Path, jobs: int
+    config: Path,
+    overrides: Sequence[str],
+    methods: str,
+    seeds: str,
+    folder: Path,
+    jobs: int,
+    files: Sequence[Path] = (),
 ) -> str:
     """What to say after Ctrl-C: the same command, with its folder."""
     words = ["fedsb", "compare", str(config), "--methods", methods, "--seeds", seeds, "--out", str(folder)]
@@ -77,6 +83,8 @@ def how_to_resume(
         words += ["-s", text]
     if jobs != 1:
         words += ["--jobs", str(jobs)]
+    for file in files:
+        words += ["--with", str(file)]
     begun = (folder / "config.yaml").is_file()
     advice = "stopped; resume with" if begun else "stopped before the first run; start with"
     return f"{advice}: {shlex.join(words)}"
@@ -93,8 +101,8 @@ class PlainLines:
     def stage(self, text: str) -> None:
         self.console.print(f"[dim]·[/] {shown(text, 1000)}", highlight=False)
 
-    def begins(self, runs: int) -> None:
-        self._runs, self._begun = runs, 0
+    def begins(self, runs: int, after: int = 0) -> None:
+        self._runs = self._begun + runs + after
 
     def run_begins(self, name: str) -> None:
         self._begun += 1
@@ -110,7 +118,8 @@ class PlainLines:
 
 
 class LiveBars:
-    """A bar over all runs, and under it one for each run in progress."""
+    """A bar over all runs, those to come after tuning too, with the time that is left; under it one for each
+    run in progress."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -136,11 +145,11 @@ class LiveBars:
     def stage(self, text: str) -> None:
         self._bars.console.print(f"[dim]·[/] {shown(text, 1000)}", highlight=False)
 
-    def begins(self, runs: int) -> None:
-        if self._all is not None:
-            self._bars.remove_task(self._all)
-        self._runs, self._done = runs, 0
-        self._all = self._bars.add_task("all runs", total=runs, text=f"0 of {runs}")
+    def begins(self, runs: int, after: int = 0) -> None:
+        self._runs = self._done + runs + after
+        if self._all is None:
+            self._all = self._bars.add_task("all runs", total=self._runs, text="")
+        self._bars.update(self._all, total=self._runs, text=f"{self._done} of {self._runs}")
 
     def run_begins(self, name: str) -> None:
         task = self._bars.add_task(f"  {shown(_short(name))}", total=1.0, text="")

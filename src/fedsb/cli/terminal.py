@@ -86,11 +86,11 @@ def _config_of(
     return quickstart_config(folder, overrides)
 
 
-def how_to_resume(folder: Path) -> str:
-    """What to say after Ctrl-C."""
+def how_to_resume(folder: Path, files: Sequence[Path] = ()) -> str:
+    """What to say after Ctrl-C. files: of --with."""
     if not (folder / "config.yaml").is_file():
         return "stopped before the run began"
-    return f"stopped; resume with: fedsb run --out {folder} --resume"
+    return f"stopped; resume with: fedsb run --out {folder} --resume" + "".join(f" --with {f}" for f in files)
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:

@@ -1,13 +1,22 @@
-"""Values by name: the package's own, those that a program registers, those that installed packages offer."""
+"""Values by name: the package's own, those that a program registers, those that installed packages offer, and
+those of files that the user names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from fedsb.errors import InputError
+
+WITH = "FEDSB_WITH"
+"""Environment variable with Python files, separated as in PATH, that register methods and tasks. A process
+runs each once, when a name is looked up; processes that it starts do so too. No config can name one."""
 
 
 class Named(Protocol):
@@ -48,15 +57,17 @@ class Registry(Generic[T]):
         return value
 
     def names(self) -> list[str]:
-        """All names; nothing is imported."""
+        """All names; of packages nothing is imported."""
+        run_files()
         return list(dict.fromkeys([*self._values, *(entry.name for entry in self._entries)]))
 
     def get(self, name: str) -> T | None:
         """The value of that name; None if there is none.
 
         Raises:
-            InputError: a package offers it, and cannot be used.
+            InputError: a package offers it, and cannot be used; or the user's file cannot be run.
         """
+        run_files()
         if name not in self._values:
             self._load(entry for entry in self._entries if entry.name == name)
         return self._values.get(name)
@@ -65,8 +76,9 @@ class Registry(Generic[T]):
         """Every value.
 
         Raises:
-            InputError: a package offers one that cannot be used.
+            InputError: a package offers one that cannot be used; or the user's file cannot be run.
         """
+        run_files()
         self._load(self._entries)
         return list(self._values.values())
 
@@ -83,3 +95,44 @@ class Registry(Generic[T]):
 def _whose(entry: EntryPoint) -> str:
     package = f"of the package {entry.dist.name} " if entry.dist else ""
     return f"the entry point {entry.name} = {entry.value} {package}in {entry.group} cannot be used"
+
+
+def run_files() -> None:
+    """Run the files that the environment names, those that were not run yet.
+
+    Raises:
+        InputError: one is missing, or fails.
+    """
+    for name in filter(None, os.environ.get(WITH, "").split(os.pathsep)):
+        if name not in sys.modules and not _is_imported(name):
+            _run_file(name)
+
+
+def add_files(files: Sequence[Path]) -> None:
+    """Have these files run, here and in processes that are started from here.
+
+    Raises:
+        InputError: as `run_files`.
+    """
+    names = [str(file.resolve()) for file in files]
+    before = os.environ.get(WITH, "").split(os.pathsep)
+    os.environ[WITH] = os.pathsep.join(dict.fromkeys(filter(None, [*before, *names])))
+    run_files()
+
+
+def _is_imported(name: str) -> bool:
+    """Whether the program has imported the file by a name of its own."""
+    return any(getattr(module, "__dict__", {}).get("__file__") == name for module in [*sys.modules.values()])
+
+
+def _run_file(name: str) -> None:
+    """The file as a module, called by its path."""
+    spec = spec_from_file_location(name, name)
+    if spec is None or spec.loader is None or not Path(name).is_file():
+        raise InputError(f"--with: expected a Python file that registers methods, found {name}")
+    sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(sys.modules[name])
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"--with: {name} cannot be run: {type(error).__name__}: {error}") from error

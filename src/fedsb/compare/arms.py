@@ -142,25 +142,30 @@ def final_jobs(root: Path, arms: Sequence[Arm], rates: dict[str, float], seeds: 
 
 
 class Trying(NamedTuple):
-    """A rate and the run that tries it."""
+    """A rate and the runs that try it, one for each seed."""
 
     rate: float
-    job: Job
+    jobs: tuple[Job, ...]
 
 
-def tuning_jobs(root: Path, arm: Arm, seed: int, rounds: int | None) -> list[Trying]:
-    """One run per rate on the split's files. Benchmarks are test data: no rate is chosen by them."""
-    return [
-        Trying(
-            rate,
-            Job(
-                f"{arm.name} rate {number(rate)}",
-                _tuning_config(arm, rate, root / "tuning", seed, rounds),
-                root / "tuning" / arm.name / f"lr-{number(rate)}",
-            ),
+def tuning_jobs(root: Path, arm: Arm, seeds: Sequence[int], rounds: int | None) -> list[Trying]:
+    """Runs on the split's files, by rate. Benchmarks are test data: no rate is chosen by them."""
+    return [Trying(rate, _tuning_runs(root, arm, rate, seeds, rounds)) for rate in arm.rates]
+
+
+def _tuning_runs(
+    root: Path, arm: Arm, rate: float, seeds: Sequence[int], rounds: int | None
+) -> tuple[Job, ...]:
+    """One for each seed; the first is called by the rate alone."""
+    ends = ["", *(f" seed {seed}" for seed in seeds[1:])]
+    return tuple(
+        Job(
+            f"{arm.name} rate {number(rate)}{end}",
+            _tuning_config(arm, rate, root / "tuning", seed, rounds),
+            root / "tuning" / arm.name / f"lr-{number(rate)}{end.replace(' ', '-')}",
         )
-        for rate in arm.rates
-    ]
+        for seed, end in zip(seeds, ends, strict=True)
+    )
 
 
 def selection_jobs(
@@ -171,10 +176,12 @@ def selection_jobs(
     return [
         Trying(
             rate,
-            Job(
-                f"{arm.name} draw {place} rate {number(rate)}",
-                _tuning_config(arm, rate, folder, seed, rounds),
-                folder / arm.name / f"draw-{place}-lr-{number(rate)}",
+            (
+                Job(
+                    f"{arm.name} draw {place} rate {number(rate)}",
+                    _tuning_config(arm, rate, folder, seed, rounds),
+                    folder / arm.name / f"draw-{place}-lr-{number(rate)}",
+                ),
             ),
         )
         for place, rate in enumerate(drawn, start=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from fedsb.config import RunConfig
 from fedsb.config.base import Positive, Section, checked
@@ -40,6 +41,13 @@ class CompareConfig(Section):
     geometric draw), each taken from the grid by chance. What is charged for the choice is then that of
     private selection (Papernot and Steinke 2022, arXiv 2110.03620), less than that of all runs, for whoever
     sees the chosen rate alone. null: every rate of the grid once, and all of them count."""
+    random_rates: Annotated[int, Field(ge=2)] | None = None
+    """Try so many rates, drawn log-uniformly between the smallest and the largest of an arm's grid, in place
+    of the grid (Bergstra and Bengio 2012, JMLR 13). All arms draw the same places between their ends, from a
+    fixed seed. null: the grid."""
+    tuning_seeds: PositiveInt = 1
+    """Seeds that each rate is tried under, counted up from the first of --seeds; the rate of the best mean is
+    chosen. The rows held out are the same for all. Not with selected_runs."""
     tuning_rounds: PositiveInt | None = None
     """Rounds of a tuning run; null: as the run."""
     metric: str | None = None
@@ -80,6 +88,12 @@ class CompareConfig(Section):
                 raise ValueError(f"{name} has a rate twice; name each once")
         return rates
 
+    @model_validator(mode="after")
+    def _one_seed_where_runs_are_selected(self) -> CompareConfig:
+        if self.selected_runs is not None and self.tuning_seeds > 1:
+            raise ValueError("selected_runs counts runs of one seed; leave tuning_seeds out")
+        return self
+
     @field_validator("validation")
     @classmethod
     def _share_or_number(cls, value: float) -> float:
@@ -99,8 +113,18 @@ class CompareConfig(Section):
 
     def rates(self, arm: str, learning_rate: float) -> tuple[float, ...]:
         """The arm's grid, ascending, to four digits where it is derived; one rate: nothing is tuned."""
-        grid = self.learning_rates.get(arm) or self.learning_rates.get("default")
-        return tuple(sorted(grid or (float(f"{factor * learning_rate:.4g}") for factor in FACTORS)))
+        given = self.learning_rates.get(arm) or self.learning_rates.get("default")
+        grid = sorted(given or (float(f"{factor * learning_rate:.4g}") for factor in FACTORS))
+        if self.random_rates is None or len(grid) == 1:
+            return tuple(grid)
+        return log_uniform(grid[0], grid[-1], self.random_rates)
+
+
+def log_uniform(low: float, high: float, count: int) -> tuple[float, ...]:
+    """So many rates between two, ascending, to four digits; the places between them are always the same."""
+    chance = random.Random("learning rates")
+    places = sorted(chance.random() for _ in range(count))
+    return tuple(float(f"{low * (high / low) ** place:.4g}") for place in places)
 
 
 def _check_key(arm: str, key: str) -> None:

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from fedsb.common.child import Answers, Child, Frame, next_answer, start
 from fedsb.compare.arms import Job
-from fedsb.compare.perform import perform
+from fedsb.compare.perform import NO_HOOKS, perform
 from fedsb.compare.progress import OneRun, Progress
 
 SILENT_SECONDS = 1800.0
 """Without a word of any run, after which that is said."""
 Problems = dict[str, str]
 """Name of a run -> why it failed."""
+HooksOf = Callable[[str], Mapping[str, Any]]
 
 
-def execute(jobs: Sequence[Job], at_once: int, progress: Progress) -> Problems:
-    """Do the jobs that are not finished, `at_once` at a time; what failed does not stop the others."""
+def no_hooks(name: str) -> Mapping[str, Any]:
+    return NO_HOOKS
+
+
+def execute(
+    jobs: Sequence[Job], at_once: int, progress: Progress, hooks: HooksOf = no_hooks, *, after: int = 0
+) -> Problems:
+    """Do the jobs that are not finished, `at_once` at a time; what failed does not stop the others.
+
+    hooks: of a run's name the functions it calls, which none in a process of its own can. after: how many
+    runs are to follow these.
+    """
     left = [job for job in jobs if not job.finished()]
     if not left:
         return {}
-    progress.begins(len(left))
-    return _one_by_one(left, progress) if at_once == 1 else _several(left, at_once, progress)
+    progress.begins(len(left), after)
+    return _one_by_one(left, progress, hooks) if at_once == 1 else _several(left, at_once, progress)
 
 
-def _one_by_one(jobs: Sequence[Job], progress: Progress) -> Problems:
+def _one_by_one(jobs: Sequence[Job], progress: Progress, hooks: HooksOf) -> Problems:
     problems: Problems = {}
     for job in jobs:
         progress.run_begins(job.name)
-        problem = perform(job.config, job.folder, OneRun(partial(progress.run_at, job.name)), asks=job.asks)
+        watcher = OneRun(partial(progress.run_at, job.name))
+        problem = perform(job.config, job.folder, watcher, asks=job.asks, hooks=hooks(job.name))
         if problem is not None:
             problems[job.name] = problem
         progress.run_ends(job.name, problem)

@@ -62,7 +62,7 @@ def _changed(before: CompareConfig, now: CompareConfig, tried: Collection[str]) 
     """Settings that differ. More rates are no change, nor is anything about arms that were not tried yet."""
     changes = [
         f"compare.{key}: {getattr(before, key)!r} -> {getattr(now, key)!r}"
-        for key in ("validation", "tuning_rounds")
+        for key in ("validation", "random_rates", "tuning_seeds", "tuning_rounds")
         if getattr(before, key) != getattr(now, key)
     ]
     kept = {"arms": lambda a, b: a == b, "learning_rates": lambda a, b: set(a) <= set(b)}

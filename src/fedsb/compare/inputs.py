@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +40,15 @@ HeldOut = tuple[list[Row], list[Row]]
 
 
 def check_inputs(
-    arms: Sequence[Arm], settings: CompareConfig, seeds: Sequence[int], tuning_seed: int
+    arms: Sequence[Arm],
+    settings: CompareConfig,
+    seeds: Sequence[int],
+    tuning_seed: int,
+    own_metrics: Collection[str] = (),
 ) -> tuple[HeldOut | None, dict[str, str]]:
     """(The split for tuning, None where nothing is tuned; digests of the rows and the base's weights.) Reads
-    the data, makes every partition, and loads the base model for every kind of adapter.
+    the data, makes every partition, and loads the base model for every kind of adapter. own_metrics: names of
+    scores that a program's functions give.
 
     Raises:
         InputError: as the run in question would.
@@ -51,7 +56,8 @@ def check_inputs(
     for arm in arms:
         _check_arm(arm)
     shared, held_out = arms[0].config, None  # in what no arm may change
-    check_metric(settings.metric, shared)
+    if settings.metric not in own_metrics:
+        check_metric(settings.metric, shared)
     if shared.evaluation.benchmarks:
         check_evaluation(shared)
     rows, test, _ = run_rows(shared)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from fedsb.common.child import read_frame, standard_output, write_frame
@@ -17,12 +19,16 @@ from fedsb.config import RunConfig
 from fedsb.errors import FedsbError, explain
 from fedsb.privacy.ledger import LEDGER, paid_after, read_spends
 
+NO_HOOKS: Mapping[str, Any] = MappingProxyType({})
 
-def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> str | None:
+
+def perform(
+    config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool, hooks: Mapping[str, Any] = NO_HOOKS
+) -> str | None:
     """Do what is not done; None, or why it failed.
 
     A started run is resumed after its last finished round. A private one that was stopped in a round that
-    was charged begins again.
+    was charged begins again. hooks: functions for `fedsb.run`, by its names for them.
     """
     from fedsb.runner import run
     from fedsb.runner.evaluate import evaluate_run
@@ -32,7 +38,7 @@ def perform(config: RunConfig, folder: Path, watcher: OneRun, *, asks: bool) -> 
         if finished_summary(folder) is None:
             if aside := _set_aside(folder):
                 watcher.stage(f"stopped in a round it was charged for: begun again; {aside.name} is kept")
-            run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher)
+            run(config, folder, resume=(folder / "config.yaml").is_file(), progress=watcher, **hooks)
             gc.collect()  # the run's model, before another is loaded
         if asks:
             evaluate_run(folder, watcher)

@@ -12,8 +12,8 @@ class Progress(Protocol):
     def stage(self, text: str) -> None:
         """One line about what comes next."""
 
-    def begins(self, runs: int) -> None:
-        """So many runs more are to be done."""
+    def begins(self, runs: int, after: int = 0) -> None:
+        """So many runs more are to be done now, and so many after them."""
 
     def run_begins(self, name: str) -> None: ...
 
@@ -27,7 +27,7 @@ class Silent:
 
     def stage(self, text: str) -> None: ...
 
-    def begins(self, runs: int) -> None: ...
+    def begins(self, runs: int, after: int = 0) -> None: ...
 
     def run_begins(self, name: str) -> None: ...
 

@@ -8,12 +8,13 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedsb.common.files import read_json, write_json
 from fedsb.compare.arms import Arm, Trying, number, selection_jobs, tuning_jobs
 from fedsb.compare.config import CompareConfig
-from fedsb.compare.execute import Problems, execute
+from fedsb.compare.execute import HooksOf, Problems, execute, no_hooks
 from fedsb.compare.progress import Progress
 from fedsb.errors import InputError
 from fedsb.runner.folder import finished_summary
@@ -26,8 +27,9 @@ NOT_FINITE = "its metric was not finite"
 
 @dataclass(frozen=True)
 class Trial:
-    """One tuning run. `value` is its final primary metric, None if it failed or was not finite; `beyond`: the
-    rate is none of the grid that was asked for, which had its best at that edge."""
+    """One rate that was tried. `value` is the final primary metric, of several seeds the mean, None if one of
+    them failed or was not finite; `run`: the first seed's; `beyond`: the rate is none of the grid that was
+    asked for, which had its best at that edge."""
 
     learning_rate: float
     value: float | None
@@ -89,14 +91,26 @@ def _listed(rates: Sequence[float]) -> str:
 
 
 def tune(
-    root: Path, arms: Sequence[Arm], seed: int, settings: CompareConfig, at_once: int, progress: Progress
+    root: Path,
+    arms: Sequence[Arm],
+    seed: int,
+    settings: CompareConfig,
+    at_once: int,
+    progress: Progress,
+    hooks: HooksOf = no_hooks,
+    *,
+    after: int = 0,
 ) -> tuple[dict[str, Choice], Problems]:
-    """(rate of each arm, arms of which every rate failed). Grids grow at their edges, within the budget."""
+    """(rate of each arm, arms of which every rate failed). Grids grow at their edges, within the budget.
+
+    after: how many runs follow when all rates are chosen.
+    """
     known = {arm.name: choice for arm in arms if (choice := known_choice(root, arm))}
     left, made, failed = [arm for arm in arms if arm.name not in known], dict[str, Choice](), Problems()
     while left:
         grids = [_tried(root, arm, seed, settings) for arm in left]
-        problems = execute([trying.job for grid in grids for trying in grid], at_once, progress)
+        jobs = [job for grid in grids for trying in grid for job in trying.jobs]
+        problems = execute(jobs, at_once, progress, hooks, after=after)
         tried, left = zip(left, grids, strict=True), []
         for arm, grid in tried:
             selects = settings.selects(arm.config)
@@ -115,7 +129,8 @@ def tune(
 def _tried(root: Path, arm: Arm, seed: int, settings: CompareConfig) -> list[Trying]:
     """The arm's grid, or what private selection drew from it."""
     if not settings.selects(arm.config):
-        return tuning_jobs(root, arm, seed, settings.tuning_rounds)
+        seeds = [seed + i for i in range(settings.tuning_seeds)]
+        return tuning_jobs(root, arm, seeds, settings.tuning_rounds)
     file = root / "tuning" / arm.name / DRAWN
     if not file.is_file():
         assert settings.selected_runs is not None
@@ -136,7 +151,7 @@ def drawn(rates: Sequence[float], mean_runs: float) -> list[float]:
 
 
 def _why(grid: Sequence[Trying], problems: Problems) -> str:
-    reasons = dict.fromkeys(problems.get(trying.job.name, NOT_FINITE) for trying in grid)
+    reasons = dict.fromkeys(_problem(trying, problems) or NOT_FINITE for trying in grid)
     return f"no learning rate worked: {'; '.join(reasons)}"
 
 
@@ -154,12 +169,13 @@ def _choose(root: Path, grid: Sequence[Trying], problems: Problems, *, drawn: bo
     """The best of the grid; None if every rate failed. drawn: by chance, so that it has no edge."""
     trials: list[Trial] = []
     any_summary: dict[str, Any] = {}
-    for rate, job in grid:
-        summary = finished_summary(job.folder)
-        any_summary = summary or any_summary
-        value = summary["final"].get(summary["primary_metric"]) if summary else None
-        problem = problems.get(job.name) or (None if value is not None else NOT_FINITE)
-        trials.append(Trial(rate, value, job.folder.relative_to(root).as_posix(), problem))
+    for trying in grid:
+        summaries = [finished_summary(job.folder) for job in trying.jobs]
+        any_summary = next((summary for summary in summaries if summary), any_summary)
+        value = _mean([_primary(summary) for summary in summaries])
+        problem = _problem(trying, problems) or (None if value is not None else NOT_FINITE)
+        first = trying.jobs[0].folder.relative_to(root).as_posix()
+        trials.append(Trial(trying.rate, value, first, problem))
     higher = any_summary.get("higher_is_better", True)
     best = best_rate(trials, higher_is_better=higher)
     if best is None:
@@ -167,6 +183,22 @@ def _choose(root: Path, grid: Sequence[Trying], problems: Problems, *, drawn: bo
     tried = [trying.rate for trying in grid]
     edge = not drawn and best in (min(tried), max(tried))
     return Choice(best, edge, any_summary["primary_metric"], higher, tuple(trials), drawn)
+
+
+def _problem(trying: Trying, problems: Problems) -> str | None:
+    """Why the first of its runs failed that did."""
+    return next((problems[job.name] for job in trying.jobs if job.name in problems), None)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None if one is not known: leaving out the seed under which a rate diverged would flatter it."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _primary(summary: dict[str, Any] | None) -> float | None:
+    """The primary metric at the end of a run; None if there is none."""
+    return summary["final"].get(summary["primary_metric"]) if summary else None
 
 
 def _record(root: Path, arm: Arm, choice: Choice | None) -> None:

@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from fedsb.runner.evaluate import evaluate_run as evaluate_run
     from fedsb.runner.export import export_lora as export_lora
     from fedsb.runner.export import export_merged as export_merged
-    from fedsb.runner.loop import RunResult as RunResult
     from fedsb.runner.loop import run as run
+    from fedsb.runner.result import RunResult as RunResult
 
 _HOME = {
-    "RunResult": "loop",
+    "RunResult": "result",
     "evaluate_run": "evaluate",
     "export_lora": "export",
     "export_merged": "export",

@@ -30,6 +30,7 @@ from fedsb.models.public_name import public_name
 from fedsb.runner.checkpoint import STATE, RunState
 from fedsb.runner.continued import as_chosen, check_continues
 from fedsb.runner.finished_mixture import finish_mixture
+from fedsb.runner.given import GIVEN
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
 from fedsb.runner.prepare_model import BaseModel
 from fedsb.runner.prepared import Prepared
@@ -40,9 +41,9 @@ from fedsb.runner.split_record import write_split
 from fedsb.runner.started_on import versions
 from fedsb.tasks import generate_texts
 
-MAY_BE_THERE = ("data", LOCK)
-"""In a folder that a run may begin in: the quickstart's data, and what a start killed at once leaves, such as
-`.config.yaml.*.part`."""
+MAY_BE_THERE = ("data", GIVEN, LOCK)
+"""In a folder that a run may begin in: the quickstart's data, what a program gave as objects, and what a
+start killed at once leaves, such as `.config.yaml.*.part`."""
 
 
 @contextmanager
@@ -107,6 +108,8 @@ def check_new(folder: Path) -> None:
     """
     check_place(folder)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if PRIVATE in names and all(path.name == GIVEN for path in (folder / PRIVATE).glob("*")):
+        names.remove(PRIVATE)
     if not all(name in MAY_BE_THERE or fnmatch(name, ".config.yaml.*.part") for name in names):
         raise InputError(f"--out: {folder} is not empty and holds no run; name a new folder")
 

@@ -7,13 +7,11 @@ prepare -> start (bases, head) -> [broadcast -> cohort trains -> average -> eval
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from fedsb.common.stage import stage
 from fedsb.config.run_config import RunConfig, flat_settings
@@ -34,11 +32,15 @@ from fedsb.runner.clients import (
     clients_here,
     local_clients,
 )
+from fedsb.runner.finished_model import FinishedModel
 from fedsb.runner.gate import finds_groups
+from fedsb.runner.given import given
+from fedsb.runner.hooks import Hooks, Metric, OnRound, OnStep
 from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import Prepared, prepare
 from fedsb.runner.processes import check_engine, workers
 from fedsb.runner.remote_start import BASES, share_bases
+from fedsb.runner.result import RunResult
 from fedsb.runner.round_zero import begin
 from fedsb.runner.rounds import (
     Session,
@@ -54,19 +56,17 @@ from fedsb.runner.stacks import stacks_here
 from fedsb.runner.threads import as_before
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run gives back: its summary, the model with the final adapter in it, and its folder."""
-
-    summary: dict[str, Any]
-    model: nn.Module
-    folder: Path
-
-
 def run(
-    config: RunConfig,
+    config: RunConfig | Mapping[str, Any],
     out: str | Path,
     *,
+    train: Any = None,
+    test: Any = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    on_round: OnRound | None = None,
+    on_step: OnStep | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     remote: RemoteClients | None = None,
@@ -74,6 +74,15 @@ def run(
     """Do one federated run, or resume one that was stopped or gets more rounds, and leave a whole run folder.
 
     Args:
+        config: checked, or a nested mapping as in YAML. What is given as an object it may leave out.
+        train: the training rows: a list of dicts, a `datasets.Dataset`, a pandas frame; or a dict of such by
+            the names of their sources; or paths. test: likewise, or a share. They are kept in `out`/given.
+        model: a transformers model, with its tokenizer or image processor as `tokenizer`; kept there too.
+        on_round: called after each round with its line of metrics.jsonl, also for round 0. What it raises
+            ends the run; the round is saved, and `resume` continues.
+        on_step: called after each step of a client in this process with a `Step` (round, client, examples).
+        metrics: name -> function(what `predict` says of the test rows, these rows) that gives a number. They
+            cost one more pass over the test rows wherever these are scored.
         remote: clients on other machines, in place of simulated ones.
 
     Raises:
@@ -81,15 +90,20 @@ def run(
         RunFailed: the run could not continue, its last finished round is saved in `out`; or another process
             works on this folder.
     """
-    config, folder = config.with_absolute_paths(), Path(out)
+    hooks, folder = Hooks(on_round, on_step, metrics or {}), Path(out)
+    hooks.check()
+    named, objects = given(config, folder, train=train, test=test, model=model, tokenizer=tokenizer)
+    config = named.with_absolute_paths()
     check_tracking(config.tracking)
     if remote is None:
         check_engine(config)
     with run_folder.held(folder), as_before():
         run_folder.check_free(folder, config, resume=resume, deployed=remote is not None)
         config = run_folder.as_begun(folder, config) if resume else config
+        objects.write()
         saved = load_checkpoint(folder / "checkpoint") if resume else None
-        return _run(prepare(config, folder, progress or Silent(), remote, saved), saved)
+        prepared = prepare(config, folder, hooks.watching(progress or Silent()), remote, saved)
+        return _run(hooks.measuring(prepared), saved)
 
 
 def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
@@ -109,7 +123,8 @@ def _run(prepared: Prepared, saved: RunState | None) -> RunResult:
         summary = run_folder.finished_summary(folder)
         if summary is None:
             summary = run_folder.finish(prepared, session.local_model.attached, saved, clock)
-    return RunResult(summary, prepared.base.model, folder)
+    data = prepared.data
+    return RunResult(summary, FinishedModel(config, data.tokenizer, data.task, prepared.base.model), folder)
 
 
 def _watchers(prepared: Prepared) -> Watchers:

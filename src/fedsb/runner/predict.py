@@ -12,9 +12,11 @@ from torch import Tensor
 
 from fedsb.common.stage import stage
 from fedsb.config import RunConfig
+from fedsb.errors import InputError
 from fedsb.report.progress import Progress, counted
 from fedsb.runner.finished_model import FinishedModel, check_finished, load_finished
 from fedsb.runner.prepare_model import check_limits
+from fedsb.tasks import Row
 from fedsb.tasks.generate import batches, transformers_engine
 from fedsb.tasks.scoring.benchmark import decoding_of
 from fedsb.tasks.sources import asked_rows
@@ -41,15 +43,37 @@ def predict(run: Path, config: RunConfig, file: str, progress: Progress) -> list
     rows = asked_rows(config, file)
     progress.stage(f"loading {Path(config.model.path).name}")
     finished = load_finished(run, config)
-    assert finished.task.questions is not None, "`load_finished` takes tasks that have them"
-    with stage("model.path", f"tokenizing {file}", "fix the row that it stops at", quotes=False):
-        examples = finished.task.questions(rows, file)
-    _check(finished, examples)
     progress.stage(f"{'answering' if finished.task.num_labels is None else 'labelling'} {len(rows)} rows")
-    report = counted(len(examples), progress.evaluating)
-    with stage("evaluation.batch_size", "a pass of the model", "lower it, or take another model.device"):
-        records = (_answers if finished.task.num_labels is None else _labels)(finished, examples, report)
+    return predict_rows(finished, rows, file, counted(len(rows), progress.evaluating))
+
+
+def predict_rows(
+    finished: FinishedModel, rows: Sequence[Row], source: str, report: Callable[[int], None]
+) -> list[Record]:
+    """As `predict`, of rows that were read, by a model that is loaded.
+
+    Args:
+        source: the rows' name, for errors.
+        report: is told how many more are done.
+
+    Raises:
+        InputError: the rows do not fit the task, or the task says nothing of rows without labels.
+    """
+    if finished.task.questions is None:
+        raise InputError(f"task.kind: {finished.config.task.kind} does not say what it predicts")
+    with stage("model.path", f"tokenizing {source}", "fix the row that it stops at", quotes=False):
+        examples = finished.task.questions(rows, source)
+    _check(finished, examples)
+    records = records_of(finished, examples, report)
     return [{"row": row, **record} for row, record in enumerate(records, start=1)]
+
+
+def records_of(
+    finished: FinishedModel, examples: Sequence[Example], report: Callable[[int], None]
+) -> list[Record]:
+    """What the model says of each example, without its row's number."""
+    with stage("evaluation.batch_size", "a pass of the model", "lower it, or take another model.device"):
+        return (_answers if finished.task.num_labels is None else _labels)(finished, examples, report)
 
 
 def _check(finished: FinishedModel, examples: Sequence[Example]) -> None:

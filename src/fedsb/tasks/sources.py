@@ -113,10 +113,14 @@ def test_rows(config: RunConfig, told: Told = _silent) -> list[Row]:  # noqa: PT
 def asked_rows(config: RunConfig, file: str) -> list[Row]:
     """The rows of a file to be labelled or answered, as the config's test rows are read; what it renames they
     may lack."""
+    return as_test_rows(config, read_rows(file, split="test", encoding=config.data.encoding), file)
+
+
+def as_test_rows(config: RunConfig, rows: Sequence[Row], source: str) -> list[Row]:
+    """Rows that were read, in the form and under the names that the config gives its test rows."""
     data, side = config.data, "train" if isinstance(config.data.test, float) else "test"
-    rows: list[Row] = list(read_rows(file, split="test", encoding=data.encoding))
     if (preparation := getattr(data.prepare, side)) is not None:
-        rows = prepare(preparation, rows, file)
+        rows = prepare(preparation, rows, source)
     return [_named(renamed(row, getattr(data.columns, side)), None) for row in rows]
 
 

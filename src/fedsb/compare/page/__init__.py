@@ -105,11 +105,13 @@ def _how_tuned(comparison: Compared) -> str:
     tuned = [name for name, row in comparison.summary.items() if row.get("tuned")]
     if not tuned:
         return "Learning rates were given, not tuned."
+    tried = whole(at(comparison.config, "compare.tuning_seeds")) or 1
+    each = f", each tried under {tried} seeds" if tried > 1 else ""
     all_tuned = len(tuned) == len(comparison.summary)
     exceptions = "" if all_tuned else f" for {listed(tuned)}; the others' rates were given"
     return (
         f"Learning rates were chosen on {count(number(split.get('validation')))} training rows held out for "
-        f"that (seed {split.get('seed')}){exceptions}; the test data chose nothing."
+        f"that (seed {split.get('seed')}){each}{exceptions}; the test data chose nothing."
     )
 
 
