@@ -246,7 +246,8 @@ def test_a_decoder_without_a_pad_id_in_its_config_classifies(tmp_path: Path, nam
     family, data = FAMILIES[name], write_texts(tmp_path / "data", SHORT)
     family.save(tmp_path / "model", pad_token_id=None)
     targets = ["q_proj", "v_proj"] if name == "qwen2_moe" else None
-    config = config_for(replace(family, causal=False), tmp_path / "model", data, method__targets=targets)
+    changes = {"method__targets": targets, "model__check_memory": True}
+    config = config_for(replace(family, causal=False), tmp_path / "model", data, **changes)
     assert {f.what: f.detail for f in examine(config)}["memory"].startswith("about ")
     works(config, tmp_path / "run")
 
