@@ -18,7 +18,7 @@ def test_the_quickstart_learns_and_says_what_to_do_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fedsb", "run"])
+    monkeypatch.setattr(sys, "argv", ["fedsb", "run", "-s", "federation.rounds=2"])
     with pytest.raises(SystemExit) as stopped:
         app.main()
     assert stopped.value.code == 0
