@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 
 from fedsb.common.printable import printable
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 """Between two looks for answers, for every POLLED_AT_ONCE that are waited for."""
 POLLED_AT_ONCE = 8
 LOOK_SECONDS = 2.0

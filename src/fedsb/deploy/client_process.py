@@ -17,7 +17,7 @@ import psutil
 from fedsb.deploy.superexec import Tasks, check_flower
 from fedsb.errors import InputError, RunFailed
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 WATCH_SECONDS = 0.5
 IDLE_SECONDS = 1800.0
 
