@@ -216,6 +216,7 @@ def config_of(saved: dict[str, Path], name: str, **changes: Any) -> RunConfig:
         "method__init": {"samples": 6, "head_warmup": None},
         "federation": {"clients": 1, "rounds": 1},
         "training__batch_size": 6,
+        "model__check_memory": True,
     }
     make = causal_config if FAMILIES[name].causal else classification_config
     values = make(saved[name], saved["data"], **settings | changes)

@@ -236,7 +236,7 @@ def test_an_estimate_that_is_switched_off_is_not_made(saved: Saved, monkeypatch:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "qwen3"])
 def test_a_decoder_that_classifies_is_estimated(saved: Saved, name: str) -> None:
     """None of them has a pad id that the estimate could do without."""
-    values = classification_config(saved[name], saved["data"])
+    values = classification_config(saved[name], saved["data"], model__check_memory=True)
     estimate = estimate_memory(RunConfig.from_dict(values), 3, Longest(8, 0))
     assert estimate is not None
     assert estimate.activations > 0

@@ -48,6 +48,7 @@ SUMMARY_KEYS = {
     "peak_memory_bytes",
     "versions",
 }
+WARMUP = {"rounds": 2, "steps": 15}
 NO_WARMUP = {"method__init__head_warmup": None}
 
 
@@ -68,7 +69,7 @@ def start(config, folder, **options):
 @pytest.fixture(scope="module")
 def learned(world):
     """The default method on the learnable data."""
-    config = classification_config(world / "bert", world / "data")
+    config = classification_config(world / "bert", world / "data", method__init__head_warmup=WARMUP)
     return start(config, world / "learned")
 
 
@@ -98,8 +99,10 @@ def test_folder_holds_what_the_contract_lists(learned):
 
 
 def test_written_config_is_resolved_and_reloads_equal(world, learned):
-    config = RunConfig.from_dict(classification_config(world / "bert", world / "data"))
     written = RunConfig.from_yaml(learned.folder / "config.yaml")
+    assert isinstance(written.training.threads, int)
+    chosen = {"method__init__head_warmup": WARMUP, "training__threads": written.training.threads}
+    config = RunConfig.from_dict(classification_config(world / "bert", world / "data", **chosen))
     assert written == config.with_absolute_paths()
     assert RunConfig.from_dict(written.model_dump()) == written
 
