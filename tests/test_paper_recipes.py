@@ -167,6 +167,7 @@ def _file(world: Path, source: str) -> str:
 def localized(world: Path, path: Path) -> RunConfig:
     """The recipe with local data and a tiny model; ranks, rows and tokens cut to what that takes."""
     values = yaml.safe_load(path.read_text())
+    values.pop("compare", None)
     values["model"]["path"] = str(world / FAMILY[values["model"]["path"]])
     data = values["data"]
     data["train"], data["test"] = _file(world, data["train"]), _file(world, data["test"])
