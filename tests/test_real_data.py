@@ -26,7 +26,8 @@ def test_minilm_learns_sst2_from_its_recipe(shared: Path, tmp_path: Path) -> Non
         "model.path": shared / "models/minilm-l6",
         "data.train": shared / "data/sst2/train.jsonl",
         "data.test": shared / "data/sst2/validation.jsonl",
-        "data.limit": "{train: 600, test: 300}",
+        "data.limit": "{train: 400, test: 200}",
+        "method.init.samples": 128,
         "federation.rounds": 1,
     }
     summary = _run("sst2.yaml", tmp_path / "run", settings).summary
@@ -41,6 +42,7 @@ def test_minilm_fits_pairs_from_the_snli_recipe(shared: Path, tmp_path: Path) ->
         "data.train": shared / "data/snli/train.jsonl",
         "data.test": shared / "data/snli/train.jsonl",
         "data.limit": "{train: 240, test: 240}",
+        "method.init.samples": 120,
         "federation.rounds": 1,
     }
     summary = _run("snli.yaml", tmp_path / "run", settings).summary
@@ -53,7 +55,7 @@ def test_stories260k_learns_the_shape_of_e2e_text(shared: Path, tmp_path: Path) 
         "model.path": shared / "models/stories260k",
         "data.train": shared / "data/e2e_nlg/trainset.csv",
         "data.test": shared / "data/e2e_nlg/devset.csv",
-        "data.limit": "{train: 300, test: 60}",
+        "data.limit": "{train: 300, test: 30}",
         "evaluation.generate": 4,
         "federation.rounds": 1,
     }

@@ -115,7 +115,7 @@ def noise_steps(**more):
 
 
 def test_the_noise_has_the_standard_deviation_of_the_plan():
-    values = torch.cat([noise_steps() for _ in range(40)])
+    values = torch.cat([noise_steps() for _ in range(12)])
     expected = NOISE_ALONE.noise_multiplier * NOISE_ALONE.sensitivity
     assert NOISE_ALONE.noise_std == expected == 1.5
     assert values.std().item() == pytest.approx(expected, rel=4 / math.sqrt(2 * len(values)))

@@ -15,8 +15,8 @@ STUDY = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "noise_energy
 def test_noise_energy_in_the_weights_follows_the_formula(name, clients):
     method, std = by_name(name), 0.3
     start = STUDY["start_of"](method, 24, 20, 4)
-    found = STUDY["measured"](method, start, std, clients, 150)
-    assert found == pytest.approx(STUDY["formula"](method, start, std, clients), rel=0.15)
+    found = STUDY["measured"](method, start, std, clients, 80)
+    assert found == pytest.approx(STUDY["formula"](method, start, std, clients), rel=0.2)
 
 
 def test_the_quadratic_term_is_seen():

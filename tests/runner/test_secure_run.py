@@ -211,14 +211,14 @@ def test_shared_noise_that_cannot_be_is_refused(world, changes, said):
 
 
 def test_noised_sums_of_a_private_start_go_through_it(world, tmp_path):
-    privacy = {"unit": "example", "epsilon": 20.0, "delta": 1e-2, "clip_norm": 1.0}
+    privacy = {"unit": "example", "epsilon": 4.0, "delta": 1e-3, "clip_norm": 1.0}
     init = {"kind": "gradient", "private": True, "samples": 48, "head_warmup": None}
     changes = {"federation__rounds": 1, "privacy": privacy, "method__init": init}
     config = config_of(world, federation__secure_aggregation=SECURE, **changes)
     result = run(RunConfig.from_dict(config), tmp_path / "run")
     lines = {(e.what, e.direction): e for e in load_checkpoint(tmp_path / "run/checkpoint").traffic}
     assert lines["noised sums of clipped gradients", "up"].clients == 3
-    assert result.summary["privacy"]["epsilon"] <= 20
+    assert result.summary["privacy"]["epsilon"] <= 4
     assert metrics_of(tmp_path / "run")[1]["train_loss"] is None
 
 
