@@ -327,3 +327,14 @@ def test_the_estimate_grows_with_the_stack_and_auto_takes_what_fits(
         monkeypatch.setattr(stacks, "free_memory", lambda _, free=fits: free - base)
         assert most_that_fit(config, data) == most
     check_memory(of(4), of(4).total, config)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"clients": "two"}', '{"clients": 0}', '{"clients": 100000}', "["]
+)
+def test_a_choice_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "engine.json"
+    assert stacks._kept_choice(file, 4) is None
+    file.write_text(content)
+    with pytest.raises(InputError, match=r"engine\.json"):
+        stacks._kept_choice(file, 4)

@@ -17,7 +17,7 @@ from pathlib import Path
 from fedsb.common.files import read_json, write_json
 from fedsb.config import RunConfig
 from fedsb.config.sections.federation import AutoEngine, StackedEngine
-from fedsb.errors import UpdateRejected
+from fedsb.errors import InputError, UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.server import Arrived, Failed, Outcome
 from fedsb.federation.stack_trial import not_stackable, seconds_per_client, unlike_alone
@@ -53,11 +53,27 @@ def stacks_here(
     if engine.kind == "stacked":
         most = most_in_one_pass(config)
         return _Stacks(client_of, one_by_one, progress, most).ask
-    chosen = read_json(folder / CHOICE)["clients"] if (folder / CHOICE).exists() else None
-    most = int(chosen) if chosen else most_that_fit(config, data)
+    chosen = _kept_choice(folder / CHOICE, most_in_one_pass(config))
+    most = chosen or most_that_fit(config, data)
     if most == 1:
         _say_one_by_one(progress, NOT_FASTER if chosen else "no stack fits into memory")
     return _Stacks(client_of, one_by_one, progress, most, None if chosen else folder / CHOICE).ask
+
+
+def _kept_choice(file: Path, most: int) -> int | None:
+    """How many clients train together, as the run chose when it began; None: it has not.
+
+    Raises:
+        InputError: the file holds no such number.
+    """
+    if not file.exists():
+        return None
+    clients = read_json(file).get("clients")
+    if type(clients) is not int or not 1 <= clients <= most:
+        raise InputError(
+            f"{file}: expected clients: a whole number from 1 to {most}; remove the file to choose again"
+        )
+    return clients
 
 
 def most_that_fit(config: RunConfig, data: Data) -> int:
