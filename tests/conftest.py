@@ -107,7 +107,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-LONG = ("test_docs", "test_flower_apps", "test_resume", "test_private_run", "test_faults", "test_processes")
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker more than there are cores: tests of several processes wait for them most of the time."""
+    return 1 + (os.cpu_count() or 1)
+
+
+LONG = (
+    "test_loopback",
+    "test_docs",
+    "test_flower_apps",
+    "test_resume",
+    "test_private_run",
+    "test_faults",
+    "test_processes",
+)
 """Begun first, so that no worker is left with one of them at the end."""
 
 

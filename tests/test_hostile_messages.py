@@ -1,6 +1,6 @@
 """Whatever bytes a client or a server sends: a message is read or refused, and little memory is taken.
 
-Each kind of message is mutated FEDSB_FUZZ times by its bytes and by its header (1,000 where that is not set;
+Each kind of message is mutated FEDSB_FUZZ times by its bytes and by its header (400 where that is not set;
 `FEDSB_FUZZ=10000` does all).
 """
 
@@ -36,7 +36,7 @@ from fedsb.methods import Shape, fed_sb
 from fedsb.report.progress import Silent
 from fedsb.runner.remote_start import LARGEST_SUM, _usable
 
-MUTATIONS = int(os.environ.get("FEDSB_FUZZ", "1000"))
+MUTATIONS = int(os.environ.get("FEDSB_FUZZ", "400"))
 LAYERS = {"l": Shape(8, 8), "m": Shape(12, 9)}
 EXCHANGE = Exchange(fed_sb, LAYERS, 4, 1, {"h": (2,)})
 UP, DOWN = EXCHANGE.up(1, EXCHANGE.whole), EXCHANGE.down(4)

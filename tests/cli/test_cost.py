@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from run_helpers import main_status, shell
+from run_helpers import main_status
 from transformers import BertConfig, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, RobertaConfig
 
 from fedsb.cli.cost import CHOICES
@@ -391,14 +391,6 @@ def test_the_table_names_what_it_leaves_out(fedsb, models):
     assert "left out: ravan with 4 heads" in out
     assert "fedex-lora" in out  # no name is cut, whatever the width
     assert "rounds" not in out
-
-
-@pytest.mark.slow
-def test_json_is_alone_on_stdout(models):
-    asked = ("cost", "--model", models / "small-llama", "--clients", 3, "--rank", 4, "--json")
-    done = shell(*asked, TRANSFORMERS_VERBOSITY="info")
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["methods"]) == len(ALL)
 
 
 # What is refused

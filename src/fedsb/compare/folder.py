@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-import yaml
-
 from fedsb.common.files import write_text
+from fedsb.common.strict_yaml import written_yaml
 from fedsb.compare.config import CompareConfig, settings_from_dict
 from fedsb.config.run_config import RunConfig, differences
 from fedsb.config.yaml_file import read_yaml
@@ -49,7 +48,7 @@ def write_config(folder: Path, config: RunConfig, settings: CompareConfig) -> No
     """config.yaml: a whole config of `fedsb compare`, and of `fedsb run`."""
     folder.mkdir(parents=True, exist_ok=True)
     section = {"compare": settings.model_dump(mode="json")}
-    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+    text = written_yaml(section)
     write_text(folder / "config.yaml", config.to_yaml() + text)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from fedsb.common.dotted import flat
+from fedsb.common.strict_yaml import written_yaml
 from fedsb.config.base import Section, checked
 from fedsb.config.private_defaults import with_private_defaults, with_secure_defaults
 from fedsb.config.sections.data import DEFAULT_SHARE, DataConfig
@@ -138,7 +138,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """Every key with its value; reading it back gives an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return written_yaml(self.model_dump(mode="json"))
 
     def with_absolute_paths(self) -> RunConfig:
         """Paths that exist here made absolute, so that the config works from any folder."""

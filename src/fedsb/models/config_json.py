@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,20 @@ def _read(path: str) -> dict[str, Any]:
 
 def stored_config(path: str) -> Any | None:
     """The config of a folder or id as transformers reads it; None where it cannot: loading says why."""
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        return _parsed(path)
+    stat = file.stat()
+    return deepcopy(_of_folder(path, (stat.st_mtime_ns, stat.st_size, stat.st_ino)))
+
+
+@lru_cache(maxsize=16)
+def _of_folder(path: str, changed: tuple[int, ...]) -> Any | None:
+    """A run asks for it many times; read again once the file was changed."""
+    return _parsed(path)
+
+
+def _parsed(path: str) -> Any | None:
     from transformers import AutoConfig
 
     with suppress(Exception):
