@@ -158,9 +158,9 @@ BAD_YAML = {
     "a day that is none": ("seed: 2001-99-99", "value that its type cannot have"),
     "a tag that does not fit": ("seed: !!timestamp none", "value that its type cannot have"),
     "a tag of Python": ("seed: !!python/object/apply:os.getcwd []", "constructor for the tag"),
-    "half a surrogate pair": ('seed: "\\ud800"', "seed: half a surrogate"),
+    "half a surrogate pair": ('seed: "\\ud800"', "invalid Unicode character"),
     "huge": ("# " + "x" * 300_000, "more than 262,144 characters"),
-    "binary": ("a: \x00", "special characters"),
+    "binary": ("a: \x00", "control characters"),
 }
 
 
