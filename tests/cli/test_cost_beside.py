@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from run_helpers import classification_config, main_status, tiny_bert, write_data
+from run_helpers import classification_config, main_status, tiny_bert, write_config, write_data
 
 from fedsb import RunConfig, run
 from fedsb.cli.cost import Question, costs
@@ -237,3 +237,14 @@ def test_a_method_of_another_kind_is_refused_by_name(world):
     question = Question(CLIENTS, rank=RANK, methods="fedsvd", beside=Beside(averaged_moments=True))
     with pytest.raises(InputError, match=r"fedsvd: --averaged-moments is not for it.* take one of fed-sb"):
         costs(str(world / "bert"), question)
+
+
+def test_doctor_counts_what_goes_with_each_number(world, tmp_path, cost, monkeypatch, capsys):
+    config = classification_config(world / "bert", world / "data", method__rank=RANK, **SGD)
+    capsys.readouterr()
+    assert main_status(monkeypatch, "doctor", write_config(tmp_path / "run.yaml", config), "--json") == 0
+    found = {
+        finding["what"]: finding["detail"] for finding in json.loads(capsys.readouterr().out)["findings"]
+    }
+    numbers = cost(control_variates=True).upload_parameters_per_client
+    assert found["update"].startswith(f"{numbers} numbers; ")
