@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fedsb.federation.secure.server import KEYS
 from fedsb.federation.secure.sizes import session_bytes
 from fedsb.federation.secure.summands import Summand
 from fedsb.federation.secure.terms import Rules, Terms
+from fedsb.federation.start.messages import pack_start
 from fedsb.federation.start.refresh import FOLDED
 from fedsb.federation.traffic import total_bytes
 from fedsb.report import write
@@ -134,21 +136,33 @@ def test_masks_of_the_start_are_counted_once(ledger, cost):
     assert foreseen.total_bytes == foreseen.once_bytes + masked.total_bytes
 
 
-@pytest.mark.parametrize(("clients", "neighbours"), [(2, None), (12, None), (13, 3)])
-def test_a_session_of_any_size_to_the_byte(monkeypatch, clients, neighbours):
-    """Two digits of clients' numbers, and a circle in which not everybody is everybody's neighbour."""
+SESSIONS = {
+    "two": (range(2), None),
+    "numbers of many digits": ((3, 12, 98_765_432), None),
+    "not everybody is everybody's neighbour": (range(13), 3),
+}
+
+
+@pytest.mark.parametrize("case", SESSIONS)
+def test_a_session_of_any_size_to_the_byte(monkeypatch, case):
+    clients, neighbours = SESSIONS[case]
     if neighbours is not None:
         for module in (terms_module, sizes):
             monkeypatch.setattr(module, "reach", lambda cohort, rules: neighbours)
     rules, size = Rules("", 0.67, 8.0), 997
-    total = secure_sum_here(
-        rules, "contribute", 0, lambda client: Summand(torch.zeros(size)), range(clients), size
-    )
-    terms = Terms("contribute", 0, "0" * 32, tuple(range(clients)))
+    total = secure_sum_here(rules, "contribute", 0, lambda client: Summand(torch.zeros(size)), clients, size)
+    terms = Terms("contribute", 0, "0" * 32, tuple(clients))
     foreseen = session_bytes(terms, rules, size, bits=64)
-    assert foreseen.down == total.down.bytes - clients * len("contribute")
-    assert foreseen.up == total.up.bytes - 8 * clients * size
+    assert foreseen.down == total.down.bytes - len(clients) * len("contribute")
+    assert foreseen.up == total.up.bytes - 8 * len(clients) * size
     assert (foreseen.keys_down, foreseen.keys_up) == (total.keys_down.bytes, total.keys_up.bytes)
+
+
+def test_an_envelope_of_numbers_that_are_not_made():
+    facts = {"kind": "train", "client": 3}
+    for count, dtype in product([10**power for power in range(6)], (torch.int32, torch.int64)):
+        message = pack_start(facts, {"masked": torch.zeros(count, dtype=dtype)})
+        assert sizes._envelope(facts, count, dtype.itemsize) == len(message) - count * dtype.itemsize
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,8 @@ def _cost_parts(table: CostTable) -> Iterator[str]:
     masks = {name: cost.mask_bytes_per_round for name, cost in table.methods.items()}
     if any(masks.values()):
         yield "of these for masks, each round: " + _by_method(masks)
+        if any(cost.once_upload_parameters_per_client for cost in table.methods.values()):
+            yield "what is summed under masks before the first has 8 bytes a number"
     new = {n: cost.refresh_bytes for n, cost in table.methods.items() if cost.refresh_bytes is not None}
     if new:
         yield "new bases in the middle of a run: " + _by_method(new) + ", each time"
