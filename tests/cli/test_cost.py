@@ -270,7 +270,9 @@ def test_json_is_what_the_contract_says(ask):
             "once_parameters_per_client",
             "once_upload_parameters_per_client",
             "paper_parameters_per_round",
+            "mask_bytes_per_round",
             "bytes_per_round",
+            "refresh_bytes",
             "once_bytes",
         }
         assert (cost["rank"], cost["exact"], cost["heads"]) == (4, method.exact, method.heads)

@@ -196,6 +196,7 @@ TRICKS: dict[str, dict[str, Any]] = {
     "the wrong clipping": {"training__grad_clip": 1.0},
     "half precision": {"federation__upload_dtype": "float16"},
     "refreshed bases": {"method__refresh_every": 1},
+    "bases refreshed as cores stop": {"method__refresh_when": {}},
     "no time": {"federation__client_timeout_seconds": 1e-9},
     "another method": {"method__name": "fedit"},
     "a method that changes the base": {"method__name": "flora", "method__init": NO_START},

@@ -295,6 +295,16 @@ def cost(
     upload_dtype: Annotated[
         str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
     ] = "float32",
+    control_variates: Annotated[
+        bool, typer.Option("--control-variates", help="As federation.control_variates: numbers twice.")
+    ] = False,
+    averaged_moments: Annotated[
+        bool, typer.Option("--averaged-moments", help="As training.moments: averaged: numbers three times.")
+    ] = False,
+    secure_aggregation: Annotated[
+        float | None,
+        typer.Option(help="Add keys and shares of masks; the threshold, e.g. 0.67, decides among over 50."),
+    ] = None,
     json_: AsJson = False,
     with_: With = None,
 ) -> None:
@@ -305,10 +315,14 @@ def cost(
     """
     with _uncollected():
         from fedsb.cli.cost import Question, check_used, costs
+        from fedsb.cli.cost_beside import Beside
 
         check_used(methods, rank=rank, heads=heads, init=init, upload=upload)
-        start, sent = init or "gradient", upload or "factors"
-        question = Question(clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype)
+        start, sent = init or "gradient", upload or ("factors" if secure_aggregation is None else "sketch")
+        beside = Beside(control_variates, averaged_moments, secure_aggregation)
+        question = Question(
+            clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype, beside
+        )
         table = costs(model, question)
     if json_:
         return print_json(table.to_json())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -14,9 +14,11 @@ from torch import nn
 from fedsb.adapter.attached import check_rank
 from fedsb.adapter.linear import features
 from fedsb.cli.common import refuse_unused
+from fedsb.cli.cost_beside import SECURE, Beside, check_beside
 from fedsb.config.sections.federation import FederationConfig
 from fedsb.config.sections.method import InitConfig
 from fedsb.errors import InputError
+from fedsb.federation.secure.summands import ONCE
 from fedsb.federation.start.sketches import sketched_numbers
 from fedsb.methods import ALL, METHODS, Method, Shape, by_name
 from fedsb.methods.averaging.stack import stacked_numbers
@@ -57,6 +59,7 @@ class Question:
         labels: classes of a sequence classification head; None for what the config says.
         upload: what a client sends of its gradient, as in `method.init.upload`.
         upload_dtype: what the numbers of an update travel as, as in `federation.upload_dtype`.
+        beside: what travels beside a method's numbers.
     """
 
     clients: int
@@ -69,6 +72,7 @@ class Question:
     labels: int | None = None
     upload: str = "factors"
     upload_dtype: str = "float32"
+    beside: Beside = field(default_factory=Beside)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class MethodCost:
         once_parameters_per_client: bases that each client receives before the first round.
         once_upload_parameters_per_client: what a calibrating client sends of its gradient before that.
         paper_parameters_per_round: as in the tables of Singhal et al. 2025, head once.
+        mask_bytes_per_round: of these, keys, shares and lists of secure aggregation.
         bytes_per_round: up and down, all clients.
+        refresh_bytes: of new bases during a run, all clients, each time; None where there can be none.
         once_bytes: before the first round, all clients; all calibrate. A head's warm-up is not counted.
         total_bytes: `once_bytes` and all rounds.
     """
@@ -93,7 +99,9 @@ class MethodCost:
     once_parameters_per_client: int
     once_upload_parameters_per_client: int
     paper_parameters_per_round: float
+    mask_bytes_per_round: int
     bytes_per_round: int
+    refresh_bytes: int | None
     once_bytes: int
     total_bytes: int | None
 
@@ -104,7 +112,7 @@ class CostTable:
 
     Attributes:
         target_layers: how many layers are adapted.
-        left_out: methods nobody asked for by name and whose rank does not fit, with the reason.
+        left_out: methods nobody asked for by name and that do not fit, with the reason.
     """
 
     model: str
@@ -182,12 +190,16 @@ def method_cost(
     """The cost over target layers of those shapes and a head of so many numbers."""
     heads, clients, rounds = method.heads_of(question.heads), question.clients, question.rounds
     layers = [method.cost(shape, rank, heads, clients) for shape in shapes]
-    up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
+    up, whole = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
+    extra, beside = question.beside.copies * up, question.beside
+    up, down = up + extra, whole + extra
     once_down, once_up = _once(method, rank * heads, shapes, question)
+    masks = beside.round_bytes(clients, up)
     per_round = clients * (getattr(torch, question.upload_dtype).itemsize * up + BYTES_PER_NUMBER * down)
-    bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
     paper = head + sum(n.paper for n in layers)
-    once = clients * (BYTES_PER_NUMBER_ONCE * once_down + bytes_up * once_up)
+    once = clients * (BYTES_PER_NUMBER_ONCE * once_down + _bytes_per_number_up(question) * once_up)
+    once += beside.start_bytes(clients, once_up) if once_up else 0
+    refreshes = method.refreshes and not beside.options
     return MethodCost(
         rank=rank,
         heads=heads,
@@ -198,10 +210,19 @@ def method_cost(
         once_parameters_per_client=once_down,
         once_upload_parameters_per_client=once_up,
         paper_parameters_per_round=int(paper) if paper == int(paper) else paper,
-        bytes_per_round=per_round,
+        mask_bytes_per_round=masks,
+        bytes_per_round=per_round + masks,
+        refresh_bytes=clients * BYTES_PER_NUMBER * whole + once if refreshes else None,
         once_bytes=once,
-        total_bytes=None if rounds is None else rounds * per_round + once,
+        total_bytes=None if rounds is None else rounds * (per_round + masks) + once,
     )
+
+
+def _bytes_per_number_up(question: Question) -> int:
+    """Of what a client sends of its gradient."""
+    if question.beside.threshold is not None:
+        return ONCE[0] // 8
+    return BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
 
 
 def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], question: Question) -> tuple[int, int]:
@@ -252,10 +273,14 @@ def _parse_entry(entry: str, rank: int | None) -> tuple[Method, int]:
 def _fitting(
     asked: Sequence[tuple[Method, int]], targets: dict[str, nn.Module], question: Question
 ) -> tuple[list[tuple[Method, int]], dict[str, str]]:
-    """The methods whose rank fits the layers; the others with the reason, refused if they were named."""
+    """The methods whose rank fits the layers and that go with what travels beside their numbers; the others
+    with the reason, refused if they were named."""
     misfits: dict[str, str] = {}
     for method, rank in asked:
         heads = method.heads_of(question.heads)
+        if reason := question.beside.misfit(method):
+            misfits[method.name] = reason
+            continue
         try:
             check_rank(targets, rank, heads=heads)
         except InputError as error:
@@ -275,6 +300,12 @@ def _check(question: Question) -> None:
         if (value := getattr(question, name)) not in choices:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option}: expected one of {', '.join(choices)}, found {value!r}")
+    check_beside(question.beside, question.clients, question.upload_dtype)
+    if question.beside.threshold is not None and question.init == "gradient" and question.upload != "sketch":
+        raise InputError(
+            f"--upload: {question.upload} of each client would reach the server as they are; with {SECURE} "
+            "take sketch, of which it needs the sum alone"
+        )
     if question.targets is not None and not _targets(question.targets):
         raise InputError(f"--targets: expected layer names such as q_proj,v_proj, found {question.targets!r}")
 

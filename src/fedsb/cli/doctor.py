@@ -240,16 +240,17 @@ def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple
     """What a round and the run will send and compute."""
     federation = config.federation
     cohort = federation.clients_per_round or federation.clients
-    numbers = _numbers_of_a_round(config, base, cohort)
+    trained, copies = _numbers_of_a_round(config, base, cohort), len(exchange_of(config, base).kinds)
+    sent_up, sent_down = (1 + copies) * trained.up, trained.down + copies * trained.up
     training = local_training(config)
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
-    bytes_up = getattr(torch, federation.upload_dtype).itemsize * numbers.up
-    up, down = human_bytes(bytes_up), human_bytes(4 * numbers.down)
-    yield "update", f"{numbers.up:,} numbers; {up} up and {down} down per client and round"
-    total = (bytes_up + 4 * numbers.down) * cohort * federation.rounds
+    bytes_up, bytes_down = getattr(torch, federation.upload_dtype).itemsize * sent_up, 4 * sent_down
+    up, down = human_bytes(bytes_up), human_bytes(bytes_down)
+    yield "update", f"{sent_up:,} numbers; {up} up and {down} down per client and round"
+    total = (bytes_up + bytes_down) * cohort * federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
     if (robust := federation.robust) is not None and robust.average != "mean":
-        held = human_bytes(4 * numbers.up * cohort)
+        held = human_bytes(4 * sent_up * cohort)
         yield "server memory", f"{held}: the {robust.average} needs all updates of a round at once"
     yield "work", f"about {steps:.0f} optimizer steps per client and round, {federation.rounds} rounds"
 

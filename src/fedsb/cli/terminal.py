@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,4 +279,20 @@ def _cost_notes(table: CostTable) -> list[str]:
     sends = any(cost.once_bytes for cost in table.methods.values())
     left_out = [f"left out: {reason}" for reason in table.left_out.values()]
     once = [line.format(what=SENT[table.upload]) for line in GRADIENT_NOTE] if sends else []
-    return ["", *COST_NOTES, *once, *left_out]
+    return ["", *COST_NOTES, *once, *_cost_parts(table), *left_out]
+
+
+def _cost_parts(table: CostTable) -> Iterator[str]:
+    """Bytes that no column has: of masks, and of what happens an unknown number of times."""
+    masks = {name: cost.mask_bytes_per_round for name, cost in table.methods.items()}
+    if any(masks.values()):
+        yield "of these for masks, each round: " + _by_method(masks)
+        if any(cost.once_upload_parameters_per_client for cost in table.methods.values()):
+            yield "what is summed under masks before the first has 8 bytes a number"
+    new = {n: cost.refresh_bytes for n, cost in table.methods.items() if cost.refresh_bytes is not None}
+    if new:
+        yield "new bases in the middle of a run: " + _by_method(new) + ", each time"
+
+
+def _by_method(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {human_bytes(size)}" for name, size in sizes.items())

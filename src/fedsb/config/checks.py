@@ -153,15 +153,17 @@ def _heads(config: RunConfig, method: Method) -> Iterator[str]:
 
 def _only_for_some(config: RunConfig, method: Method) -> Iterator[str]:
     settings = config.method
-    if settings.refresh_every is not None and not method.refreshes:
+    refreshes = settings.refreshes
+    if refreshes is not None and not method.refreshes:
         able = able_names(lambda m: m.refreshes)
-        yield f"method.refresh_every: only {able} can start bases again, found {method.name}; leave it out"
+        yield f"{refreshes}: only {able} can start bases again, found {method.name}; leave it out"
+    if settings.refresh_every is not None and settings.refresh_when is not None:
+        yield "method.refresh_when: takes the place of method.refresh_every; leave one of the two out"
     if settings.residual_rank is not None and not method.residual:
         able = able_names(lambda m: m.residual)
         yield f"method.residual_rank: only {able} sends a residual, found {method.name}; leave it out"
-    changes_base = settings.refresh_every is not None or method.changes_base
-    if changes_base and config.model.load_in_4bit:
-        key = "method.refresh_every" if settings.refresh_every else f"method.name: {method.name}"
+    if (refreshes or method.changes_base) and config.model.load_in_4bit:
+        key = refreshes or f"method.name: {method.name}"
         yield f"{key} changes base weights, which 4 bits cannot hold; set model.load_in_4bit: false"
 
 
@@ -177,7 +179,7 @@ def _from_run(config: RunConfig, method: Method) -> Iterator[str]:
         )
     if method.experts is not None:
         yield f"method.init.from_run: {method.name} starts experts of its own; leave it out"
-    if init.public is not None and config.method.refresh_every is None:
+    if init.public is not None and config.method.refreshes is None:
         yield "method.init.public: with from_run no start looks at examples; leave one of the two out"
 
 
@@ -199,14 +201,15 @@ def _mixed(config: RunConfig, method: Method) -> Iterator[str]:
             "federation.client_heads: training.weight_decay would shrink the heads a client does not train; "
             "set it to 0"
         )
-    for key in ("privacy", "method.refresh_every", "model.device_map") if federation.apart else ():
-        if attrgetter(key)(config) is not None:
+    refreshes = config.method.refreshes
+    for key in ("privacy", refreshes or "", "model.device_map") if federation.apart else ():
+        if key and attrgetter(key)(config) is not None:
             yield f"{federation.apart}: with {key} clients train in one process; leave one of the two out"
     if federation.engine.kind == "ray" and federation.processes > 1:
         yield "federation.processes: federation.engine: ray has workers of its own; leave one of the two out"
-    if federation.client_ranks and config.method.refresh_every:
+    if federation.client_ranks and refreshes:
         yield (
-            "method.refresh_every: with federation.client_ranks small clients cannot fold the whole core; "
+            f"{refreshes}: with federation.client_ranks small clients cannot fold the whole core; "
             "leave one of the two out"
         )
 

@@ -158,7 +158,7 @@ def _not_with(config: RunConfig, experts: ExpertsConfig) -> Iterator[str]:
     federation = config.federation
     others = {
         "method.heads": (config.method.heads or 1) > 1,
-        "method.refresh_every": config.method.refresh_every is not None,
+        config.method.refreshes or "": config.method.refreshes is not None,
         "federation.client_ranks": federation.client_ranks is not None,
         "federation.client_heads": federation.client_heads is not None,
     }

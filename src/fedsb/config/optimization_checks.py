@@ -35,8 +35,8 @@ def _server(config: RunConfig, method: Method) -> Iterator[str]:
             f"federation.server: {method.name} gives no averaged update whose numbers mean the same in each "
             f"round; leave it out, or take one of {able_names(takes_server_steps)}"
         )
-    if config.method.refresh_every is not None:
-        yield "federation.server: momentum is over bases that method.refresh_every replaces; leave one out"
+    if refreshes := config.method.refreshes:
+        yield f"federation.server: momentum is over bases that {refreshes} replaces; leave one out"
 
 
 def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _control_variates(config: RunConfig, method: Method) -> Iterator[str]:
         "federation.client_ranks": federation.client_ranks,
         "federation.client_heads": federation.client_heads,
         federation.apart or "": federation.apart,
-        "method.refresh_every": config.method.refresh_every,
+        config.method.refreshes or "": config.method.refreshes,
         "evaluation.baselines": config.evaluation.baselines,
     }
     yield from (
@@ -94,7 +94,7 @@ def _moments(config: RunConfig, method: Method) -> Iterator[str]:
         "federation.client_ranks": federation.client_ranks,
         "federation.client_heads": federation.client_heads,
         federation.apart or "": federation.apart and not averaged,
-        "method.refresh_every": config.method.refresh_every,
+        config.method.refreshes or "": config.method.refreshes,
         "evaluation.baselines": config.evaluation.baselines and averaged,
     }
     yield from (

@@ -66,6 +66,11 @@ def _training(config: RunConfig, privacy: PrivacyConfig) -> Iterator[str]:
             "method.refresh_every: each refresh would look at private rows again; leave it out, or take "
             "method.init.kind: orthonormal"
         )
+    if config.method.refresh_when is not None:
+        yield (
+            "method.refresh_when: with privacy noise alone keeps the core moving, so that its changes do not "
+            "tell when it has stopped learning; take method.refresh_every"
+        )
     if config.training.class_weights == "balanced":
         yield (
             "training.class_weights: balanced is made of counts of private labels, which no noise covers; "
@@ -131,6 +136,8 @@ def _banded(config: RunConfig, privacy: PrivacyConfig, method: Method) -> Iterat
         yield f"{key} needs every client in every round; leave federation.clients_per_round out"
     if privacy.unit == "client" and federation.secure_aggregation is not None:
         yield f"{key}: clients share independent noise under federation.secure_aggregation; leave one out"
+    if refreshes := config.method.refreshes:
+        yield f"{key}: later noise takes earlier noise back, over bases {refreshes} replaces; leave one out"
     if method.experts is not None or method.trains(1) != method.trains(2) or method.trains_in_step:
         yield f"{key}: {method.name} does not train the same numbers in every round; take another method"
 

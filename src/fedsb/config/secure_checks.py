@@ -95,9 +95,9 @@ def _single_updates(config: RunConfig, method: Method) -> Iterator[str]:
 
 def _start(config: RunConfig, method: Method) -> Iterator[str]:
     init = config.method.init
-    if config.method.refresh_every is not None:
+    if refreshes := config.method.refreshes:
         yield (
-            f"method.refresh_every: after it clients are sent different messages, and {KEY} hides those "
+            f"{refreshes}: after it clients are sent different messages, and {KEY} hides those "
             "alone who are asked the same; leave one of the two out"
         )
     if init.public is None and init.samples < 2 and config.privacy is None:

@@ -91,7 +91,7 @@ def _baselines(config: RunConfig) -> Iterator[str]:
     partial = {
         "federation.client_ranks": config.federation.client_ranks,
         "federation.client_heads": config.federation.client_heads,
-        "method.refresh_every": config.method.refresh_every,
+        config.method.refreshes or "": config.method.refreshes,
     }
     for key in (key for key, value in partial.items() if value):
         yield f"evaluation.baselines: not with {key}, which a client alone has no use for; leave one out"
@@ -113,7 +113,7 @@ def _stays(config: RunConfig, method: Method) -> Iterator[str]:
         yield f"{key}: what stays with clients is in one process; leave {federation.apart} out"
     if federation.client_ranks:
         yield f"{key}: not with federation.client_ranks; leave one of the two out"
-    if config.method.refresh_every is not None:
-        yield f"{key}: what stays with clients is over the first bases; leave method.refresh_every out"
+    if refreshes := config.method.refreshes:
+        yield f"{key}: what stays with clients is over the first bases; leave {refreshes} out"
     if config.method.init.from_run is not None:
         yield f"{key}: what stayed with an earlier run's clients is not taken up; leave init.from_run out"

@@ -109,7 +109,7 @@ def samples(run: Run) -> str:
 def initialization(run: Run) -> str:
     stated = facts.stated(run, "initialization") or mapping(facts.setting(run, "method.init"))
     samples = stated.get("samples")
-    rows = [(name, _value(value)) for name, value in stated.items() if name != "samples"]
+    rows = [(_name(name), _value(value)) for name, value in stated.items() if name != "samples"]
     if samples is not None and not isinstance(samples, dict):
         rows.append(("samples", _value(samples)))
     used = facts.sizes(samples)
@@ -212,7 +212,7 @@ def _value(value: object) -> str:
     if isinstance(value, int):
         return count(value)
     if isinstance(value, list):
-        return ", ".join(_value(item) for item in value)
+        return ", ".join(_value(item) for item in value) or DASH
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_value(item)}" for name, item in value.items())
     return str(value)

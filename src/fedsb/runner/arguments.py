@@ -12,6 +12,7 @@ from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Weighting
 from fedsb.federation.start.initialize import bases_kind
 from fedsb.federation.start.robust import Robust
+from fedsb.federation.start.saturation import Saturation
 from fedsb.federation.start.settings import Start, Warmup
 from fedsb.federation.training import LocalTraining
 from fedsb.methods import Aggregation
@@ -31,7 +32,8 @@ class RoundRules:
     Attributes:
         aggregation: the method's, over the average that federation.robust asks for and the server's own step.
         norm_bound: how far an update may lie from the broadcast; None: anywhere.
-        refresh_every: rounds between new bases; None: never.
+        refresh_every: rounds between new bases; None: no fixed number.
+        refresh_when: when new bases follow a core that has stopped moving; None: not.
         scored_after: rounds after which the model is scored; 0 is before the first.
         at_clients: whether each client is scored on rows of its own.
         on_test_rows: whether the model is scored on test rows in one place.
@@ -44,6 +46,7 @@ class RoundRules:
     norm_bound: NormBound | None
     min_updates: int
     refresh_every: int | None
+    refresh_when: Saturation | None
     scored_after: frozenset[int]
     at_clients: bool
     on_test_rows: bool
@@ -53,6 +56,7 @@ class RoundRules:
 def round_rules(config: RunConfig) -> RoundRules:
     """The rules, looked up once."""
     federation, checks, method = config.federation, robust_of(config), method_of(config)
+    saturation = config.method.refresh_when
     aggregation = stepped(method.aggregation, server_optimizer(config))
     if checks is not None:
         aggregation = robust(aggregation, checks.average, checks.trim)
@@ -63,6 +67,7 @@ def round_rules(config: RunConfig) -> RoundRules:
         norm_bound=checks.bound if checks else None,
         min_updates=federation.min_updates,
         refresh_every=config.method.refresh_every,
+        refresh_when=Saturation(**saturation.model_dump()) if saturation else None,
         scored_after=frozenset(n for n in range(federation.rounds + 1) if config.scored_after(n)),
         at_clients=config.scores_at_clients,
         on_test_rows=config.scores_test_rows,

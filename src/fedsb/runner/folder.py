@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -22,7 +22,8 @@ from fedsb.common.files import LOCK, alone, read_json, remove_parts, write_json,
 from fedsb.config.run_config import RunConfig
 from fedsb.config.sections.task import AnswerSection
 from fedsb.errors import InputError
-from fedsb.federation.traffic import total_bytes
+from fedsb.federation.start.refresh import FOLDED
+from fedsb.federation.traffic import Traffic, total_bytes
 from fedsb.methods import Method
 from fedsb.models.head import TASK_TYPES
 from fedsb.models.peft_folder import write_adapter
@@ -229,6 +230,7 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "kind": kind,
             "rule": _rule(config) if kind == "gradient" else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
+            **_refreshes(config, traffic),
         },
         "tokens": cut_record(config, prepared.data, shown=True),
         "privacy": _private_facts(prepared, saved),
@@ -243,6 +245,12 @@ def _private_facts(prepared: Prepared, saved: RunState) -> dict[str, Any] | None
     if privacy is None:
         return None
     return privacy_summary(privacy, saved.metrics, experts=bool(data.experts), owner_like=data.owner_like)
+
+
+def _refreshes(config: RunConfig, traffic: Iterable[Traffic]) -> dict[str, list[int]]:
+    """The rounds after which bases were replaced, where the config asks for that."""
+    rounds = [entry.round for entry in traffic if entry.what == FOLDED]
+    return {"refreshed_after": rounds} if config.method.refreshes else {}
 
 
 def _start_kind(config: RunConfig, method: Method) -> str:

@@ -161,7 +161,8 @@ def _rounds(session: Session, saved: RunState, clock: float, watchers: Watchers)
     prepared = session.prepared
     _save(prepared, saved)
     put_state(session, saved)
-    if refresh_due(saved, prepared.rules):  # a last round has none, and this one is the last no more
+    # a last round has no refresh, and this one may be the last no more
+    if refresh_due(saved, prepared.rules, saved.metrics[-1]):
         refresh_bases(session, saved, saved.metrics[-1])
         _save(prepared, saved)
     make_gate(session, saved)

@@ -260,7 +260,7 @@ def _start(config: RunConfig, method: Method, shapes: Mapping[str, Shape]) -> in
     """One layer's gradient with what its decomposition needs; what is added to base weights, where it is."""
     sizes = [shape.out * shape.n_in for shape in shapes.values()]
     decomposes = method.draw is None and config.method.init.kind != "orthonormal"
-    dense = method.changes_base or config.method.refresh_every is not None
+    dense = method.changes_base or config.method.refreshes is not None
     return 4 * (4 * max(sizes) if decomposes else 0) + 4 * (3 * sum(sizes) if dense else 0)
 
 

@@ -236,8 +236,8 @@ def check_can_deploy(config: RunConfig) -> None:
         raise InputError(
             "evaluation.baselines: pooled is for simulated runs, which have all rows; take [local]"
         )
-    if config.method.refresh_every is not None:
-        raise InputError("method.refresh_every: not over the network yet; leave it out")
+    if refreshes := config.method.refreshes:
+        raise InputError(f"{refreshes}: not over the network yet; leave it out")
     _check_privacy_at_nodes(config)
 
 

@@ -17,12 +17,13 @@ from fedsb.federation.local_model import LocalModel, load_state
 from fedsb.federation.second_exchange import after_second_exchange, forget
 from fedsb.federation.server import Outcome, RoundReport, aggregate, broadcasts
 from fedsb.federation.start.refresh import refresh
+from fedsb.federation.start.saturation import change_per_rate
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
 from fedsb.methods import Aggregation, Averaged
 from fedsb.methods.averaging.beside import CONTROL, MOMENTS, added_by, replaced, with_beside
 from fedsb.privacy.client_level import ClientRelease
-from fedsb.runner.arguments import RoundRules
+from fedsb.runner.arguments import RoundRules, local_training
 from fedsb.runner.checkpoint import RunState
 from fedsb.runner.client_privacy import server_release
 from fedsb.runner.clients import AskClients, expecting, part_of
@@ -64,7 +65,7 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
     prepared, rules = session.prepared, session.prepared.rules
     privacy, progress = prepared.privacy, prepared.progress
     progress.round_begins(number, rules.rounds, cohort)
-    clip_norm = saved.metrics[-1].get("clip_norm")
+    clip_norm, before = saved.metrics[-1].get("clip_norm"), saved.state.vector
     release = server_release(privacy, number, clip_norm) if privacy else None
     if rules.secure is not None:
         saved.state, report, traffic = secure_round(
@@ -90,9 +91,22 @@ def play_round(session: Session, saved: RunState, number: int, cohort: Sequence[
         record["epsilon"] = privacy.epsilon()
     if release is not None:
         record["clip_norm"] = release.next_clip_norm
-    if refresh_due(saved, rules):
+    if rules.refresh_when is not None:
+        record["core_change"] = change_per_rate(
+            session.local_model.exchange, before, saved.state.vector, _summed_rates(prepared, number, report)
+        )
+    if refresh_due(saved, rules, record):
         refresh_bases(session, saved, record)
     return record
+
+
+def _summed_rates(prepared: Prepared, number: int, report: RoundReport) -> float:
+    """The learning rates of a client's steps in this round, added up; the mean of those whose updates are in
+    the average, as they weigh there."""
+    training, sizes = local_training(prepared.config), [len(prepared.data.parts[c]) for c in report.clients]
+    weights = sizes if prepared.rules.weighting == "examples" else [1] * len(sizes)
+    rates = (w * training.rates(number, size) for w, size in zip(weights, sizes, strict=True))
+    return sum(rates) / sum(weights)
 
 
 def _aggregation(prepared: Prepared) -> Aggregation:
@@ -160,10 +174,15 @@ def _plain_round(
     )
 
 
-def refresh_due(saved: RunState, rules: RoundRules) -> bool:
-    """Whether new bases are to follow the last finished round."""
-    done, every = saved.state.round, rules.refresh_every
-    return bool(every and done and done % every == 0 and done < rules.rounds and saved.factors_round != done)
+def refresh_due(saved: RunState, rules: RoundRules, record: Mapping[str, Any]) -> bool:
+    """Whether new bases are to follow the last finished round, whose line is `record`."""
+    done, every, when = saved.state.round, rules.refresh_every, rules.refresh_when
+    if not saved.factors_round < done < rules.rounds:
+        return False
+    if when is not None:
+        lines = [*saved.metrics[: record["round"]], record]
+        return when.reached([line["core_change"] for line in lines if line["round"] > saved.factors_round])
+    return every is not None and done % every == 0
 
 
 def make_gate(session: Session, saved: RunState) -> None:

@@ -25,7 +25,7 @@ class InitConfig(Section):
     orthonormal: a seed."""
     from_run: str | None = None
     """Folder of a finished run of the same method, rank, targets and base: start with its factors and head as
-    they ended; the other keys here are then for `refresh_every` alone."""
+    they ended; the other keys here are then for `refresh_every` and `refresh_when` alone."""
     public: str | None = None
     """A file (or hub id) of rows that need no protection: gradient and head warm-up look at these alone."""
     private: bool = False
@@ -97,6 +97,16 @@ class ExpertsConfig(Section):
         return {"entropy": self.entropy, "balance": self.balance, "keep": self.keep}
 
 
+class RefreshWhenConfig(Section):
+    """New bases once the averaged core has nearly stopped: after a round whose change of it, over the sum of
+    a client's learning rates in that round, is small."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Below this share of the largest such change since the bases began, they are replaced."""
+    least_rounds: PositiveInt = 3
+    """So many rounds are played over the same bases at least."""
+
+
 class MethodConfig(Section):
     name: str = "fed-sb"
     rank: PositiveInt = 64
@@ -105,6 +115,8 @@ class MethodConfig(Section):
     """Blocks of the core, each rank x rank, over bases of rank heads * rank; null: the method's own."""
     refresh_every: PositiveInt | None = None
     """Fold B R A into the base after so many rounds and start new bases from a new estimate; null: never."""
+    refresh_when: RefreshWhenConfig | None = None
+    """The same when the core has nearly stopped moving, e.g. {share: 0.5}, in place of a period."""
     residual_rank: PositiveInt | None = None
     """Rank kept of the residual, for a method that sends one; null: all of it, which is exact."""
     alpha: Positive | None = None
@@ -120,3 +132,9 @@ class MethodConfig(Section):
     experts: ExpertsConfig | None = None
     """Several cores and what chooses between them; null: one core."""
     init: InitConfig = InitConfig()
+
+    @property
+    def refreshes(self) -> str | None:
+        """The key by which bases are replaced during the run; None if they stay."""
+        keys = ("refresh_every", "refresh_when")
+        return next((f"method.{key}" for key in keys if getattr(self, key) is not None), None)

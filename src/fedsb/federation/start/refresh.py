@@ -25,6 +25,9 @@ from fedsb.federation.start.settings import Start
 from fedsb.federation.state import BaseChange, ServerState
 from fedsb.federation.traffic import Traffic
 
+FOLDED = "cores to fold"
+"""In the ledger, once for each refresh."""
+
 
 class RefreshResult(NamedTuple):
     """The state over the new bases, those bases, and what it cost to send all that."""
@@ -75,7 +78,7 @@ def _cores_to_all(state: ServerState, local_model: LocalModel, num_clients: int)
     """Everybody folds, so everybody needs the last cores, the cohort's members or not."""
     size = num_clients * len(broadcast(state, local_model.exchange, 0, local_model.exchange.whole))
     numbers = num_clients * state.vector.numel()
-    return Traffic(state.round, "cores to fold", "down", num_clients, size, numbers)
+    return Traffic(state.round, FOLDED, "down", num_clients, size, numbers)
 
 
 def _with_new_cores(local_model: LocalModel, vector: Tensor, factors: Mapping[str, Factors]) -> Tensor:
