@@ -35,15 +35,35 @@ class Summand:
         Raises:
             UpdateRejected: this client is heavier than the heaviest.
         """
+        self._check_weight(heaviest)
+        return self._whole(coding, self.weight / heaviest)
+
+    def integers_beside_weight(self, coding: FixedPoint, heaviest: int) -> np.ndarray:
+        """As `integers`, with the numbers added as they are, whatever the weight.
+
+        Raises:
+            UpdateRejected: as there.
+        """
+        self._check_weight(heaviest)
+        return self._whole(coding, 1.0)
+
+    def _check_weight(self, heaviest: int) -> None:
         if not 0 < self.weight <= heaviest:
             raise UpdateRejected(f"secure aggregation: a weight of {self.weight}, {heaviest} is the largest")
-        factor = self.weight / heaviest
+
+    def _whole(self, coding: FixedPoint, factor: float) -> np.ndarray:
         whole = np.empty(self.values.numel() + TAIL, np.int64)
         torch.from_numpy(whole[:-TAIL]).copy_(coding.encoded(self.values, factor))
         of_loss = FixedPoint(coding.bits, LARGEST_LOSS, coding.addends)
         whole[-TAIL] = of_loss.encoded(torch.tensor([self.loss], dtype=torch.float64), factor)[0]
         whole[-2], whole[-1] = self.weight & 0xFFFF, self.weight >> 16
         return whole
+
+
+def of_sum(answer: bytes) -> Summand:
+    """A sum of clipped gradients, which is added as it is; its weight is how many rows it is drawn from."""
+    header, values = wire.unpack(answer, torch.float64)
+    return Summand(values, header.num_examples)
 
 
 def of_update(broadcast: bytes, answer: bytes, exchange: Exchange, weighting: Weighting) -> Summand:
