@@ -105,7 +105,7 @@ def accounted(noise, rate, order):
 @pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
 @pytest.mark.parametrize(("std", "parties", "shift"), [(0.8, 1, 1), (5.0, 1, 7), (3.0, 4, 5)])
 def test_of_samples_a_whole_order_s_divergence_is_the_gaussian_s(std, parties, shift, rate, order):
-    """Number by number, in both directions, of which the accountant's is the larger; also for little noise."""
+    """Number by number, in both directions, of which the accountant's is the larger, little noise too."""
     without, with_one = sampled_pair(std, parties, shift, rate)
     bound = accounted(std * parties**0.5 / shift, rate, order)
     assert divergence(with_one, without, order) == pytest.approx(bound, rel=1e-6)

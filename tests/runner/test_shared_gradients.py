@@ -1,9 +1,12 @@
-"""unit: example with noise that clients share: a round is one step of SGD over all rows, as one party would do
-it; what it states, what it charges, and what it refuses."""
+"""unit: example with noise that clients share: a round is one step of SGD over all rows, as of one party that
+has them; what it states, what it charges, and what it refuses."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from private_world import PrivateWorld
 from run_helpers import (
     changed,
     classification_config,
@@ -22,15 +25,19 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.dropout import without_dropout
 from fedsb.federation.local_model import load_round
+from fedsb.federation.private_sum import clipped_sum
 from fedsb.federation.secure import noise_shares
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.accounting import WHOLE_ORDERS
 from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.ledger import LEDGER, read_spends
+from fedsb.privacy.plan import ExamplePlan, Sharing
 from fedsb.report import write
 from fedsb.report.progress import Silent
 from fedsb.runner import clients
+from fedsb.runner.arguments import local_training, why_not_stacked
+from fedsb.runner.audit import audit
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.runner.prepare_model import local_model_of
@@ -149,7 +156,7 @@ def test_without_noise_it_is_sgd_of_one_party_with_all_rows(world, tmp_path, sil
 
 
 def test_the_whole_run_s_noise_is_that_of_the_plan(world, tmp_path):
-    """What a round moved with noise, less what it moved without, is the sum's noise over the rows expected."""
+    """What a round moved with noise, less what it moved without: the sum's noise over the rows expected."""
     changes = {"federation__rounds": 1, "training__learning_rate": 1.0, "method__name": "fedit"}
     config = config_of(world, privacy=REPEATED, **changes)
     run(RunConfig.from_dict(config), tmp_path / "run")
@@ -160,6 +167,35 @@ def test_the_whole_run_s_noise_is_that_of_the_plan(world, tmp_path):
     std = 1.5 * 0.5 * (3 / 2) ** 0.5  # of three, where two are counted on
     assert noise.numel() > 1000
     assert float(noise.std()) == pytest.approx(std, rel=4 / (2 * noise.numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("unit", ["example", "owner"])
+def test_one_unit_moves_a_client_s_sum_by_at_most_the_clip_norm(world, unit):
+    """In physical batches that its absence divides otherwise; at this clip norm every unit reaches it."""
+    settings = {"owner": "patient"} if unit == "owner" else {}
+    rows_of = str(world / "data" / "owned.jsonl")
+    told = config_of(world, data__train=rows_of, federation__clients=2, privacy=NOISED | settings)
+    here = PrivateWorld(changed(told, federation__partition={"kind": "by-column", "column": "patient"}))
+    examples, training = here.data.train[:21], replace(local_training(here.config), batch_size=4)
+    parameters = load_round(
+        here.local_model, here.shared, here.local_model.exchange.whole, round_number=1, seed=0
+    )
+
+    def total(of):
+        owners = len({e["owner"] for e in of}) if unit == "owner" else None
+        plan = ExamplePlan(
+            num_examples=len(of), expected_batch_size=9, steps_per_round=1, rounds=1, clip_norm=0.05,
+            owners=owners, sharing=Sharing(rate=1.0, fewest=2, cohort=2),
+        )  # fmt: skip
+        (batch,) = plan.batches(Keystream.fresh())
+        found = clipped_sum(here.local_model, parameters, of, training, plan, batch)
+        return torch.cat([value.flatten() for value in found.values()])
+
+    everything = total(examples)
+    for left_out in (0, 8, 20):
+        who = examples[left_out].get("owner")
+        rest = [e for i, e in enumerate(examples) if (i != left_out if who is None else e["owner"] != who)]
+        assert 0.049 < float((everything - total(rest)).norm()) <= 0.05 * (1 + 1e-4)
 
 
 # What is charged and said
@@ -277,7 +313,29 @@ def test_what_is_no_sum_of_gradients_is_refused(world, changes, said):
 
 def test_each_client_may_still_add_all_its_noise(world):
     for noise in ("each", None):
-        check_settings(RunConfig.from_dict(config_of(world, privacy=PRIVATE | {"noise": noise})))
+        config = RunConfig.from_dict(config_of(world, privacy=PRIVATE | {"noise": noise}))
+        check_settings(config)
+        assert not config.shares_noise
+    client = {"privacy": PRIVATE | {"unit": "client"}, "federation__weighting": "uniform"}
+    config = RunConfig.from_dict(config_of(world, **client, training__optimizer="adamw"))
+    check_settings(config)
+    assert config.shares_noise
+    assert not config.sums_gradients
+
+
+def test_clients_that_give_sums_are_not_stacked(world):
+    stacked = {"federation__engine": {"kind": "stacked"}}
+    shared, each = (
+        RunConfig.from_dict(config_of(world, privacy=PRIVATE | {"noise": noise}, **stacked))
+        for noise in ("shared", "each")
+    )
+    assert str(why_not_stacked(shared)).startswith("privacy.noise shared")
+    assert why_not_stacked(each) is None
+
+
+def test_an_audit_is_refused(world, tmp_path):
+    with pytest.raises(InputError, match=r"not what clients share; it is not for this run"):
+        audit(RunConfig.from_dict(config_of(world)))
 
 
 def test_over_the_network_delta_is_named(world):

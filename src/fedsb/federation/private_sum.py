@@ -74,7 +74,7 @@ def clipped_sum(
     """The sum of the batch's units' gradients by parameter, in fp64.
 
     Guarantees: one unit, present or blanked, moves all of it together by at most the plan's clip norm in L2,
-    up to fp64's rounding.
+    up to fp64's rounding; as in `train_privately`, its gradient depends on no other.
     """
     units = units_of(examples, plan)
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
@@ -91,6 +91,7 @@ def clipped_sum(
 
 def _clipped(gradients: Mapping[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
     """By parameter, the sum of gradients, units first, each scaled down to the norm over all parameters."""
-    norms = torch.stack([g.double().flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    exact, by_row = torch.float64, gradients.values()
+    norms = torch.stack([g.flatten(1).norm(dim=1, dtype=exact) for g in by_row]).norm(dim=0)
     factors = (clip_norm / norms).clamp(max=1.0)
-    return {name: torch.tensordot(factors, g.double(), dims=1) for name, g in gradients.items()}
+    return {name: torch.tensordot(factors, g.to(exact), dims=1) for name, g in gradients.items()}

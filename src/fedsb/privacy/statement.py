@@ -167,9 +167,9 @@ def _of_groups(facts: Mapping[str, Any]) -> list[str]:
         return []
     if not all(map(math.isfinite, groups.values())):
         return [
-            f"The column {facts['owner_like']} has values that repeat (which is taken as public), and the bound "
-            "above is one example's: a person with several has less protection, of which nothing is known "
-            "here. privacy.owner would protect all examples of one."
+            f"The column {facts['owner_like']} has values that repeat (which is taken as public), and the "
+            "bound above is one example's: a person with several has less protection, of which nothing is "
+            "known here. privacy.owner would protect all examples of one."
         ]
     bounds = [f"with {size} examples epsilon = {rounded_up(bound):.3g}" for size, bound in groups.items()]
     return [
