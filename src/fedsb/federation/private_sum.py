@@ -52,7 +52,8 @@ def client_sum(
     number, exchange = begun.header.round, local_model.exchange
     deadline = None if training.timeout_seconds is None else time.monotonic() + training.timeout_seconds
     (batch,) = plan.batches(coins, number)
-    total = clipped_sum(local_model, begun.parameters, examples, training, plan, batch, on_step)
+    total = clipped_sum(local_model, begun.parameters, examples, training, plan, batch)
+    on_step(plan.expected_batch_size)  # how many there were is nobody's business
     if deadline is not None and time.monotonic() > deadline:
         raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
     layout = exchange.up(number, exchange.whole)
@@ -69,7 +70,6 @@ def clipped_sum(
     training: LocalTraining,
     plan: ExamplePlan,
     batch: Sequence[int],
-    on_step: OnStep = lambda num_examples: None,
 ) -> dict[str, Tensor]:
     """The sum of the batch's units' gradients by parameter, in fp64.
 
@@ -85,7 +85,6 @@ def clipped_sum(
                 found = unit_gradients(local_model, parameters, group, training, {})
                 for name, of_group in _clipped(found, plan.clip_norm).items():
                     total[name] += of_group
-                on_step(len(group))
     return total
 
 
