@@ -89,7 +89,8 @@ def _of_examples_that_share_the_noise(facts: Mapping[str, Any]) -> list[str]:
     return [
         "All that the server learned of the rows of any one client in this run, over "
         f"{_rounds(facts)}, which is one sum a round, and all models made of it, are together (epsilon, "
-        f"delta)-differentially private with at most {_bound(facts)}, for data sets that differ in {_differ(facts)}.",
+        f"delta)-differentially private with at most {_bound(facts)}, for data sets that differ in "
+        f"{_differ(facts)}.",
         *_several_clients(facts),
         f"Each round was one step: each {facts['unit']} joined by its own coin of probability "
         f"{facts['sampling_rate']:g} (Poisson sampling), from a secret of its client; its "
