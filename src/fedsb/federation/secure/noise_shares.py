@@ -97,6 +97,6 @@ class NoiseShares:
         if self.most_rows is None:
             whole = Summand(clip(summand.values, self.plan.clip_norm)[0]).integers(self.coding, 1)
         else:
-            whole = summand.integers_beside_weight(self.coding, self.most_rows)
+            whole = summand.integers(self.coding, self.most_rows, weighted=False)
         whole[:-TAIL] += discrete_gaussian(self.size, self.std, stream)
         return whole

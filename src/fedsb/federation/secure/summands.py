@@ -29,29 +29,17 @@ class Summand:
     weight: int = 1
     loss: float = 0.0
 
-    def integers(self, coding: FixedPoint, heaviest: int) -> np.ndarray:
+    def integers(self, coding: FixedPoint, heaviest: int, *, weighted: bool = True) -> np.ndarray:
         """All that is added: the numbers and the TAIL.
+
+        weighted: False adds the numbers as they are, whatever the weight.
 
         Raises:
             UpdateRejected: this client is heavier than the heaviest.
         """
-        self._check_weight(heaviest)
-        return self._whole(coding, self.weight / heaviest)
-
-    def integers_beside_weight(self, coding: FixedPoint, heaviest: int) -> np.ndarray:
-        """As `integers`, with the numbers added as they are, whatever the weight.
-
-        Raises:
-            UpdateRejected: as there.
-        """
-        self._check_weight(heaviest)
-        return self._whole(coding, 1.0)
-
-    def _check_weight(self, heaviest: int) -> None:
         if not 0 < self.weight <= heaviest:
             raise UpdateRejected(f"secure aggregation: a weight of {self.weight}, {heaviest} is the largest")
-
-    def _whole(self, coding: FixedPoint, factor: float) -> np.ndarray:
+        factor = self.weight / heaviest if weighted else 1.0
         whole = np.empty(self.values.numel() + TAIL, np.int64)
         torch.from_numpy(whole[:-TAIL]).copy_(coding.encoded(self.values, factor))
         of_loss = FixedPoint(coding.bits, LARGEST_LOSS, coding.addends)
