@@ -25,8 +25,10 @@ from fedsb.errors import InputError, RunFailed
 from fedsb.federation import wire
 from fedsb.federation.dropout import without_dropout
 from fedsb.federation.local_model import load_round
-from fedsb.federation.private_sum import clipped_sum
+from fedsb.federation.private_sum import client_sum, clipped_sum
 from fedsb.federation.secure import noise_shares
+from fedsb.federation.secure.member import Member
+from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.accounting import WHOLE_ORDERS
 from fedsb.privacy.data_ledger import DataLedger, place_beside
@@ -142,9 +144,8 @@ def clipped(local_model, parameters, example, config):
 @pytest.mark.parametrize(
     ("changes", "momentum"),
     [
-        ({"training__schedule": "linear"}, 0.0),
         ({"method__name": "fedit", "federation__server": {"momentum": 0.5}}, 0.5),
-        ({"method__name": "rolora"}, 0.0),
+        ({"method__name": "rolora", "training__schedule": "linear"}, 0.0),
     ],
 )
 def test_without_noise_it_is_sgd_of_one_party_with_all_rows(world, tmp_path, silent_noise, changes, momentum):
@@ -270,6 +271,28 @@ def test_a_dropout_beyond_the_plan_stops_the_round_and_what_was_looked_at_stays_
     assert load_checkpoint(tmp_path / "run/checkpoint").state.round == 1
     spends = read_spends(tmp_path / "run" / LEDGER)
     assert [s.client for s in spends if s.round == 2] == [0, 2]
+
+
+def test_a_round_that_is_asked_again_is_another_sample_and_charged_again(world, tmp_path, monkeypatch):
+    original, drawn = Member.shares, list[tuple[int, bytes]]()
+
+    def worthless(member, question):
+        facts, tensors = unpack_start(original(member, question))
+        if member.client == 1:
+            tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        return pack_start(facts, tensors)
+
+    def noted(broadcast, *arguments, client, coins, **more):
+        drawn.append((client, coins.read(8).tobytes()))
+        return client_sum(broadcast, *arguments, client=client, coins=coins, **more)
+
+    monkeypatch.setattr(Member, "shares", worthless)
+    monkeypatch.setattr(clients, "client_sum", noted)
+    run(RunConfig.from_dict(config_of(world, federation__rounds=1)), tmp_path / "run")
+    assert metrics_of(tmp_path / "run")[1]["clients"] == [0, 2]
+    assert [s.client for s in read_spends(tmp_path / "run" / LEDGER)] == [0, 1, 2, 0, 2]
+    assert [client for client, _ in drawn] == [0, 1, 2, 0, 2]
+    assert len({coins for _, coins in drawn}) == 5
 
 
 # What is refused
