@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from fedsb.privacy.accounting import Mechanism, epsilon, merged
+from fedsb.privacy.accounting import ORDERS, WHOLE_ORDERS, Mechanism, deltas, epsilon, merged
 from fedsb.privacy.discrete_noise import LEAST_STD, discrete_gaussian, excess
 from fedsb.privacy.keystream import Keystream
 
@@ -72,3 +72,63 @@ def test_shared_noise_is_accounted_by_renyi_dp_without_sampling():
 def test_a_ledger_line_names_discrete_noise_alone():
     assert "discrete" not in Mechanism(2.0, 1.0, 10).record
     assert Mechanism(**Mechanism(2.0, 1.0, 10, discrete=True).record).discrete
+
+
+# On Poisson samples
+
+
+def sampled_pair(std, parties, shift, rate, reach=400):
+    """Chances of a sum without and with one record that is in it at this rate."""
+    one = chances(std, reach)
+    of_sum = one
+    for _ in range(parties - 1):
+        of_sum = np.convolve(of_sum, one)
+    without = np.pad(of_sum, (0, shift))
+    return without, (1 - rate) * without + rate * np.pad(of_sum, (shift, 0))
+
+
+def divergence(p, q, order):
+    kept = (p > 1e-250) & (q > 1e-250)
+    return math.log(np.exp(order * np.log(p[kept]) + (1 - order) * np.log(q[kept])).sum()) / (order - 1)
+
+
+def accounted(noise, rate, order):
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant([order])
+    accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)))
+    return float(accountant._rdp[0])
+
+
+@pytest.mark.parametrize("order", [2, 3, 7])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize(("std", "parties", "shift"), [(0.8, 1, 1), (5.0, 1, 7), (3.0, 4, 5)])
+def test_of_samples_a_whole_order_s_divergence_is_the_gaussian_s(std, parties, shift, rate, order):
+    """Number by number, in both directions, of which the accountant's is the larger, little noise too."""
+    without, with_one = sampled_pair(std, parties, shift, rate)
+    bound = accounted(std * parties**0.5 / shift, rate, order)
+    assert divergence(with_one, without, order) == pytest.approx(bound, rel=1e-6)
+    assert divergence(without, with_one, order) <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.5, 1.0])
+def test_its_epsilon_is_no_less_than_what_all_outcomes_together_give_away(rate):
+    delta, mechanism = 1e-4, Mechanism(4.0 / 5, rate, 1, True)
+    stated = epsilon([mechanism], delta)
+    without, with_one = sampled_pair(4.0, 1, 5, rate)
+    for p, q in ((without, with_one), (with_one, without)):
+        for at in (stated, stated / 2):
+            given = np.maximum(p - math.exp(at) * q, 0).sum()
+            assert given <= deltas([mechanism], np.array([at]))[0]
+        assert np.maximum(p - math.exp(stated) * q, 0).sum() <= delta
+    assert stated >= epsilon([mechanism._replace(discrete=False)], delta, accountant="rdp")
+
+
+def test_whole_orders_alone_are_asked_where_one_of_all_is_on_samples():
+    from fedsb.privacy.accounting import _orders
+
+    sampled, whole = Mechanism(1.0, 0.1, 5, True), Mechanism(1.0, 1.0, 5, True)
+    assert _orders([whole]) == _orders([sampled._replace(discrete=False)]) == ORDERS
+    assert _orders([whole, sampled]) == WHOLE_ORDERS
+    assert epsilon([sampled], 1e-5) == epsilon([sampled], 1e-5, accountant="rough rdp")

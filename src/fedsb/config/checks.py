@@ -13,6 +13,7 @@ from fedsb.config.run_config import RunConfig
 from fedsb.config.sections.federation import FederationConfig
 from fedsb.config.sections.task import AnswerSection
 from fedsb.config.secure_checks import secure_faults
+from fedsb.config.shared_noise_checks import shared_noise_faults
 from fedsb.config.site_checks import site_faults
 from fedsb.errors import InputError
 from fedsb.methods import Method
@@ -35,6 +36,7 @@ def check_settings(config: RunConfig) -> None:
         expert_faults,
         secure_faults,
         privacy_faults,
+        shared_noise_faults,
     )
     faults = [fault for part in parts for fault in part(config)]
     if len(faults) == 1:

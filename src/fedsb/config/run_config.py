@@ -91,6 +91,18 @@ class RunConfig(Section):
         return None if self.privacy is None else self.privacy.owner
 
     @property
+    def shares_noise(self) -> bool:
+        """Whether each client adds some of the noise of a round's sum, and nobody all of it."""
+        privacy, secure = self.privacy, self.federation.secure_aggregation is not None
+        return secure and privacy is not None and (privacy.unit == "client" or privacy.noise == "shared")
+
+    @property
+    def sums_gradients(self) -> bool:
+        """Whether a round is one step of all clients together: each sends the sum of its clipped gradients
+        under masks, in place of an update."""
+        return self.shares_noise and self.privacy is not None and self.privacy.unit == "example"
+
+    @property
     def scores_at_clients(self) -> bool:
         """Whether each client is scored on rows of its own."""
         asked, share = self.evaluation.at_clients, self.data.client_test

@@ -18,10 +18,7 @@ def secure_faults(config: RunConfig) -> Iterator[str]:
     Raises:
         InputError: the method is unknown.
     """
-    privacy, secure = config.privacy, config.federation.secure_aggregation is not None
-    if privacy is not None and privacy.honest is not None and not (secure and privacy.unit == "client"):
-        yield f"privacy.honest: clients share the noise of privacy.unit: client with {KEY}; leave it out"
-    if not secure:
+    if config.federation.secure_aggregation is None:
         return
     if find_spec("cryptography") is None:
         yield f"{KEY}: the package cryptography is needed and missing; pip install 'fedsb[dp]'"

@@ -43,7 +43,7 @@ from fedsb.deploy.own_part import OwnPart
 from fedsb.errors import UpdateRejected
 from fedsb.federation import wire
 from fedsb.federation.secure.fixed_point import FixedPoint
-from fedsb.federation.secure.summands import ONCE, of_update
+from fedsb.federation.secure.summands import ONCE
 from fedsb.federation.start.messages import unpack_start
 from fedsb.models.digest import base_digest, layer_digest
 from fedsb.privacy.ledger import Spend
@@ -56,7 +56,7 @@ from fedsb.runner.prepare_data import check_can_deploy
 from fedsb.runner.prepare_model import BaseModel, local_model_of, prepare_base
 from fedsb.runner.prepare_privacy import prepare_privacy
 from fedsb.runner.private_run import PrivateRun
-from fedsb.runner.secure_round import integers_of
+from fedsb.runner.secure_round import integers_of, summand_of
 from fedsb.runner.secure_settings import secure_rules
 from fedsb.runner.threads import hold_to_own_cores
 
@@ -229,8 +229,7 @@ class Node:
     def _masked(self, kind: str, question: bytes, make: Callable[[], bytes]) -> bytes:
         answer, terms = make(), self.sums.terms
         if kind == "train":
-            exchange, weighting = self.local_client.local_model.exchange, self.config.federation.weighting
-            summand = of_update(question, answer, exchange, weighting)
+            summand = summand_of(self.config, question, answer, self.local_client.local_model.exchange)
             size, rules = summand.values.numel(), self.sums.member.rules
             integers, coding = integers_of(self.private, rules, terms, size)
             return self.sums.masked(integers(self.client, summand), coding)

@@ -178,6 +178,7 @@ def check_limits(node: NodeConfig, config: RunConfig) -> None:
         raise Refused(unprotected_refusal(node))
     if privacy is None:
         return
+    _check_peers(node, config)
     if privacy.ledger is not None:
         raise Refused("privacy.ledger: this party keeps its own; leave it out at the server")
     if node.limited:
@@ -217,8 +218,18 @@ def _check_cohort(node: NodeConfig, config: RunConfig) -> None:
         )
 
 
+def _check_peers(node: NodeConfig, config: RunConfig) -> None:
+    """Noise that parties share is some other party's, and not the server's, if their keys are."""
+    if config.sums_gradients and node.peers is None and not node.gives_unprotected:
+        raise Refused(
+            "privacy.noise: shared: a server could play the other parties itself and leave their noise out; "
+            "put the others' public keys into a folder and name it in peers in node.yaml here"
+        )
+
+
 def protects_examples(privacy: PrivacyConfig | None) -> bool:
-    """Whether each party adds noise for its own examples, that nobody else can take off."""
+    """Whether each party's examples are covered by noise: its own, or its share and that of other parties,
+    which are not the server (`_check_peers`)."""
     return privacy is not None and privacy.unit == "example" and privacy.insecure_seed is None
 
 

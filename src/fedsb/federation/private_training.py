@@ -97,7 +97,7 @@ def train_privately(
     done = (round_number - 1) * plan.steps_per_round
     with without_dropout(local_model.model):
         if examples:
-            check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
+            check_examples(local_model, examples, training)
         path = ("step", client, round_number)
         optimizer = clipping_optimizer(parameters, training, plan, noise, path, correlated)
         pulled = Pull.of(local_model, parameters, training, round_number)
@@ -120,6 +120,15 @@ def train_privately(
                     raise ClientFailed(f"timed out after {training.timeout_seconds:g} s")
         if moments is not None:
             moments.take(optimizer.original_optimizer, parameters)
+
+
+def check_examples(local_model: LocalModel, examples: Sequence[Example], training: LocalTraining) -> None:
+    """Refuse a model of which one example's gradient is another each time.
+
+    Raises:
+        RunFailed: the model drops or draws something by itself.
+    """
+    check_repeatable(local_model.model, lambda: _losses(local_model, examples[:2], training))
 
 
 def _with_canaries(
@@ -227,8 +236,8 @@ def private_step(
             hook()
 
     optimizer.attach_step_hook(finished)
-    groups = physical_batches(batch, training.batch_size, lambda unit: max(map(length_of, unit)))
-    batches = [partial(_unit_gradients, local_model, parameters, units, training, masks) for units in groups]
+    groups = unit_batches(batch, training)
+    batches = [partial(unit_gradients, local_model, parameters, units, training, masks) for units in groups]
     makes: list[MakeGradients] = [*batches, *joining]
     for number, make in enumerate(makes, start=1):
         for name, gradients in make().items():
@@ -246,7 +255,12 @@ def physical_batches(batch: Sequence[T], most: int, length: Callable[[T], int]) 
     return [ordered[start:end] for start, end in pairwise(bounds)]
 
 
-def _unit_gradients(
+def unit_batches(batch: Sequence[Unit], training: LocalTraining) -> list[list[Unit]]:
+    """As `physical_batches`, of units, by the length of each one's longest example."""
+    return physical_batches(batch, training.batch_size, lambda unit: max(map(length_of, unit)))
+
+
+def unit_gradients(
     local_model: LocalModel,
     parameters: Mapping[str, nn.Parameter],
     units: Sequence[Unit],

@@ -1,7 +1,8 @@
 """Messages as bytes: one flat vector and a small typed header, in safetensors. Never pickle.
 
-Numbers travel as fp32, or as 16 bits where both sides agreed on that. A received fp32 vector is a read-only
-view of the message: nothing is copied, and nothing may write to it. 16 bits are widened to fp32.
+Numbers travel as fp32, or as 16 bits where both sides agreed on that (within one party as fp64, too). A
+received fp32 vector is a read-only view of the message: nothing is copied, and nothing may write to it. 16
+bits are widened to fp32.
 
 Whatever the bytes are, a message is read or refused (UpdateRejected): when it is too long for what is
 expected, not safetensors of one vector, of another method, round or layout, or holds a number that is not
@@ -28,7 +29,7 @@ from fedsb.errors import UpdateRejected
 from fedsb.methods.averaging.mean import one_thread
 
 FORMAT = "fedsb-1"
-CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Types that numbers may travel as, and what safetensors calls them."""
 LARGEST_COUNT = 2**53
 """Counts up to this are exact as weights in fp64."""
@@ -78,10 +79,15 @@ def pack(header: Header, vector: Float[Tensor, "size"], dtype: torch.dtype = tor
         Overflow: a finite number is not finite as this type.
     """
     text = json.dumps({k: v for k, v in asdict(header).items() if v is not None}, separators=(",", ":"))
-    contiguous = vector.detach().to("cpu", torch.float32).contiguous()
+    contiguous = vector.detach().to("cpu", _wide(dtype)).contiguous()
     sent = contiguous.to(dtype)
     _check_overflow(contiguous, sent)
     return save({"v": sent}, metadata={FORMAT: text})
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What numbers that travel as this type are made from, and read as."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class Overflow(Exception):
@@ -105,7 +111,7 @@ def _check_overflow(vector: Tensor, sent: Tensor) -> None:
 def unpack(
     message: bytes, dtype: torch.dtype = torch.float32, size: int | None = None
 ) -> tuple[Header, Float[Tensor, "size"]]:
-    """Header and vector, in fp32.
+    """Header and vector, in fp32 (fp64 where it travelled as that).
 
     Args:
         dtype: what the numbers must have travelled as.
@@ -123,7 +129,7 @@ def unpack(
         raise UpdateRejected(f"not a {FORMAT} message: expected one {name} vector and no more, found {text}")
     if not numbers_bytes:
         return header, torch.zeros(0)
-    return header, view(message, dtype, start).float()
+    return header, view(message, dtype, start).to(_wide(dtype))
 
 
 def view(message: bytes, dtype: torch.dtype, offset: int, count: int = -1) -> Tensor:

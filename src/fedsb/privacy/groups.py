@@ -29,7 +29,7 @@ def group_epsilon(mechanisms: Iterable[Mechanism], delta: float, size: int, *, g
     together = merged(mechanisms)
     if not together:
         return 0.0
-    if any(m.noise_multiplier < LEAST_NOISE_OF_PLD * size for m in together):
+    if any(m.discrete or m.noise_multiplier < LEAST_NOISE_OF_PLD * size for m in together):
         return math.inf
     losses = reduce(lambda first, second: first.compose(second), (_losses(m, size, grid) for m in together))
     return float(losses.get_epsilon_for_delta(delta))

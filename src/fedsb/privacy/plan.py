@@ -44,6 +44,21 @@ def followed(clip_norm: float, quantile: float, rate: float, noised_share_within
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How clients share the noise of one sum a round over all their batches.
+
+    Attributes:
+        rate: of every unit in every round, whoever has it.
+        fewest: clients of a round that each add a share of the noise, at least.
+        cohort: clients of a round.
+    """
+
+    rate: float
+    fewest: int
+    cohort: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExamplePlan:
     """DP-SGD of one client (Abadi et al. 2016, arXiv 1607.00133) over its own examples.
 
@@ -61,6 +76,8 @@ class ExamplePlan:
         clip_norm: largest L2 norm of one unit's gradient, all trained numbers together.
         noise_multiplier: standard deviation of the noise over the sum's sensitivity.
         column: of the banded matrix that the noise is correlated by (see `banded`); empty: by none.
+        sharing: None: the client adds all the noise of its steps. Else a round is one step, of which the
+            client gives its sum, and `noise_multiplier` is of the sum over clients.
     """
 
     num_examples: int
@@ -74,6 +91,12 @@ class ExamplePlan:
     column: tuple[float, ...] = ()
     quantile: float | None = None
     clip_norm_rate: float = 0.5
+    sharing: Sharing | None = None
+
+    @property
+    def fewest(self) -> int | None:
+        """As of `ClientPlan`."""
+        return None if self.sharing is None else self.sharing.fewest
 
     @property
     def bands(self) -> int:
@@ -83,6 +106,8 @@ class ExamplePlan:
     @property
     def sampling_probability(self) -> float:
         """Of a unit in a step in which it may be drawn."""
+        if self.sharing is not None:
+            return self.sharing.rate
         return min(1.0, self.bands * self.expected_batch_size / self.num_examples)
 
     @property
@@ -94,7 +119,9 @@ class ExamplePlan:
 
     @property
     def expected_units(self) -> float:
-        """Units of a batch on average; also what sums are divided by."""
+        """Units of a batch on average; also what sums are divided by, but for those of several clients."""
+        if self.sharing is not None:
+            return self.units * self.sharing.rate
         if self.owners is None:
             return self.expected_batch_size
         return self.owners * self.sampling_probability / self.bands
@@ -134,14 +161,16 @@ class ExamplePlan:
     def of_round(self, number: int) -> Mechanism:
         """What this round adds to all before it. With bands, the steps in which any one unit may be drawn."""
         first, end = (number - 1) * self.steps_per_round, number * self.steps_per_round
-        steps = -(-end // self.bands) - -(-first // self.bands)
-        return Mechanism(self.noise_multiplier, self.sampling_probability, steps)
+        return self._steps(-(-end // self.bands) - -(-first // self.bands))
 
     @property
     def whole(self) -> Mechanism:
         """What all rounds release together."""
-        steps = -(-self.steps_per_round * self.rounds // self.bands)
-        return Mechanism(self.noise_multiplier, self.sampling_probability, steps)
+        return self._steps(-(-self.steps_per_round * self.rounds // self.bands))
+
+    def _steps(self, count: int) -> Mechanism:
+        discrete = self.sharing is not None
+        return Mechanism(self.noise_multiplier, self.sampling_probability, count, discrete)
 
     def batches(self, coins: Keystream, number: int = 1) -> Iterator[list[int]]:
         """The batches of one round, of numbers of units."""

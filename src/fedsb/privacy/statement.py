@@ -84,7 +84,36 @@ def _cohorts(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _of_examples_that_share_the_noise(facts: Mapping[str, Any]) -> list[str]:
+    fewest, cohort = facts["fewest_honest"], facts["cohort"]
+    return [
+        "All that the server learned of the rows of any one client in this run, over "
+        f"{_rounds(facts)}, which is one sum a round, and all models made of it, are together (epsilon, "
+        f"delta)-differentially private with at most {_bound(facts)}, for data sets that differ in "
+        f"{_differ(facts)}.",
+        *_several_clients(facts),
+        f"Each round was one step: each {facts['unit']} joined by its own coin of probability "
+        f"{facts['sampling_rate']:g} (Poisson sampling), from a secret of its client; its "
+        f"gradient{_sum_of_rows(facts)} was clipped to the L2 norm {facts['clip_norm']:g}; and each client "
+        "rounded its sum to whole numbers and added its share of discrete Gaussian noise before its masks "
+        f"(secure aggregation). The shares of any {fewest} of a round's {cohort} clients are together noise "
+        f"of {_noise(facts)} times the sum's sensitivity, {_source(facts)}. A round with fewer clients was "
+        "not unmasked.",
+        f"No server is trusted with one client's sum. Trusted: that {fewest} clients or more of each sum "
+        "followed the protocol, kept their noise and their coins to themselves and did not collude with "
+        "the server; and whose keys are whose, as each node's peers say. Against a server with which none "
+        f"of {cohort} colludes the noise is {math.sqrt(cohort / fewest):.3g} times as much. Whoever had one "
+        f"client's sum without its masks would face a share alone, {1 / math.sqrt(fewest):.3g} of the noise, "
+        "and this epsilon would not hold.",
+        *_of_groups(facts),
+        f"Taken as public: how many examples{_and_owners(facts)} each client has, who took part in which "
+        f"round, and the set of labels. Not covered: {OBSERVABLE}; {OTHER_DATA}",
+    ]
+
+
 def _of_examples(facts: Mapping[str, Any]) -> list[str]:
+    if facts.get("fewest_honest"):
+        return _of_examples_that_share_the_noise(facts)
     start = " and the initialization" if _has_start(facts) else ""
     return [
         f"All that left any one client in this run, over {_rounds(facts)}{start}{_with_scores(facts)}, is "
@@ -137,6 +166,12 @@ def _of_groups(facts: Mapping[str, Any]) -> list[str]:
     groups = facts.get("groups")
     if not groups:
         return []
+    if not all(map(math.isfinite, groups.values())):
+        return [
+            f"The column {facts['owner_like']} has values that repeat (which is taken as public), and the "
+            "bound above is one example's: a person with several has less protection, of which nothing is "
+            "known here. privacy.owner would protect all examples of one."
+        ]
     bounds = [f"with {size} examples epsilon = {rounded_up(bound):.3g}" for size, bound in groups.items()]
     return [
         f"The column {facts['owner_like']} has values that repeat (which is taken as public), and the "
@@ -233,6 +268,12 @@ def _source(facts: Mapping[str, Any]) -> str:
 
 
 def _accounting(facts: Mapping[str, Any]) -> str:
+    if facts.get("fewest_honest") and facts["unit"] != "client":
+        return (
+            "Epsilon composes every release that was made, repeated ones included, with the accountant "
+            f"{facts['accountant']} at whole orders, at which samples with discrete Gaussian noise lose what "
+            "those with Gaussian noise do."
+        )
     if facts.get("fewest_honest"):
         return (
             "Epsilon composes every release that was made, repeated ones included, without any gain from "

@@ -19,6 +19,9 @@ from fedsb.methods import Aggregation
 from fedsb.methods.averaging.robust import NormBound, robust
 from fedsb.methods.averaging.server_optimizer import ServerOptimizer, stepped
 
+ALL = 2**31
+"""Batches to a step: more than a round has, so that it is one step."""
+
 
 def heads_of(config: RunConfig) -> int:
     """Heads of the core: the config's, or the method's own number."""
@@ -86,6 +89,7 @@ def why_not_stacked(config: RunConfig) -> str | None:
         "training.packing: a packed row would hold several clients' examples": config.training.packing,
         "privacy.owner: an owner's rows are clipped as one": example and owner,
         "privacy.unit example in 16 bits: all batches must have one shape": example and in_16_bits,
+        "privacy.noise shared: a client gives a sum and takes no step": config.sums_gradients,
         "privacy.unit example: the clock may not choose; take kind: stacked": (
             example and federation.engine.kind == "auto"
         ),
@@ -127,8 +131,9 @@ def local_training(config: RunConfig) -> LocalTraining:
     apart = {"gradient_checkpointing", "class_weights", "packing", "moments", "threads"}
     if config.training.max_length == "auto":  # nothing that is asked before rows are read depends on it
         apart.add("max_length")
+    one_step = {"accumulation": ALL} if config.sums_gradients else {}
     return LocalTraining(
-        **config.training.model_dump(exclude=apart),
+        **config.training.model_dump(exclude=apart) | one_step,
         rounds=config.federation.rounds,
         timeout_seconds=config.federation.client_timeout_seconds,
         proximal=config.federation.proximal or 0.0,

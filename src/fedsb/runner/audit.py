@@ -97,10 +97,10 @@ def audit(
             raise InputError(
                 "privacy.mechanism: an audit takes steps for independent; it is not for banded noise"
             )
-        if prepared.privacy.server_plan is not None and prepared.privacy.server_plan.fewest is not None:
+        if prepared.privacy.shared_plan is not None:
             raise InputError(
-                "privacy.honest: an audit adds a server's noise, not what clients share; it is not for "
-                "this run"
+                "privacy.honest: an audit adds a server's noise or one client's, not what clients share; it "
+                "is not for this run"
             )
         look = _way(prepared.privacy, rows=rows)
         most = min(MOST_CANARIES, max(100, round(MOST_OVER_DELTA / prepared.privacy.guard.delta)))

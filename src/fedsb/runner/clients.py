@@ -20,10 +20,12 @@ from fedsb.federation.client import Kept, client_update
 from fedsb.federation.cohort import trained_heads
 from fedsb.federation.exchange import Part
 from fedsb.federation.local_model import Example, LocalModel
+from fedsb.federation.private_sum import client_sum
 from fedsb.federation.scores import AddNoise, Measure, client_scores
 from fedsb.federation.second_exchange import second_answer
 from fedsb.federation.secure.member import Verify
 from fedsb.federation.server import Arrived, Failed, Outcome
+from fedsb.federation.stacked_private import PrivateWay
 from fedsb.federation.statistics import client_statistics
 from fedsb.federation.training import ClientFailed, LocalTraining, OnStep
 from fedsb.privacy.ledger import Phase
@@ -132,6 +134,8 @@ class LocalClient:
         return second_answer(question, exchange, self.kept, client=self.client, num_examples=count)
 
     def _update(self, broadcast: bytes, number: int, on_step: OnStep) -> bytes:
+        if self.private is not None and self.private.sums_gradients:
+            return self._sum(broadcast, self.private.way(self.client, number), on_step)
         return client_update(
             broadcast,
             self.local_model,
@@ -144,6 +148,21 @@ class LocalClient:
             on_step=on_step,
             train_with=self.private.trainer(self.client, number) if self.private else None,
             kept=self.kept,
+        )
+
+    def _sum(self, broadcast: bytes, way: PrivateWay, on_step: OnStep) -> bytes:
+        """The sum of this client's clipped gradients of one step, to be noised as it is added up."""
+        return client_sum(
+            broadcast,
+            self.local_model,
+            self.examples,
+            self.training,
+            way.plan,
+            coins=way.coins,
+            client=self.client,
+            seed=self.seed,
+            registered=self.registered,
+            on_step=on_step,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,12 +10,12 @@ from fedsb.config import RunConfig
 from fedsb.config.sections.privacy import PrivacyConfig
 from fedsb.federation.cohort import cohort
 from fedsb.federation.start.settings import PrivateStart
-from fedsb.federation.training import LocalTraining
 from fedsb.privacy.accounting import Mechanism
 from fedsb.privacy.plan import ExamplePlan, ScorePlan, StartPlan
 from fedsb.runner.arguments import local_training
 from fedsb.runner.banded_plan import banded_column
 from fedsb.runner.private_run import PrivateRun
+from fedsb.runner.secure_settings import sharing_of
 
 
 def private_start(private: PrivateRun, *, elsewhere: bool = False) -> PrivateStart | None:
@@ -49,11 +50,11 @@ def example_plans(
     Raises:
         InputError: epsilon cannot be reached.
     """
-    plans, starts = {}, {}
+    plans, starts, times = {}, {}, _times_chosen(config)
     for client, size in sizes.items():
         if config.method.init.private:
             starts[client] = _start_plan(config, settings, size, delta)
-        plan = _plan(local_training(config), settings, size, _times_chosen(config, client))
+        plan = _plan(config, settings, size, max(times.values()) if config.sums_gradients else times[client])
         if settings.mechanism == "banded":
             beside, steps = beside_rounds(client, starts, scores), plan.steps_per_round * plan.rounds
             plan = replace(plan, column=banded_column(config, settings, plan, steps, delta, beside))
@@ -90,26 +91,31 @@ def _start_plan(config: RunConfig, settings: PrivacyConfig, size: int, delta: fl
     return plan.calibrated(init.budget_share * settings.epsilon, delta)
 
 
-def _plan(training: LocalTraining, settings: PrivacyConfig, size: int, rounds: int) -> ExamplePlan:
-    """One client's plan before calibration: as many steps a round as without privacy."""
+def _plan(config: RunConfig, settings: PrivacyConfig, size: int, rounds: int) -> ExamplePlan:
+    """One client's plan before calibration: as many steps a round as without privacy; where clients share the
+    noise, one, and nothing else of it is of this client alone."""
+    training, sharing = local_training(config), sharing_of(config)
+    batch = training.batch_size * training.accumulation
     return ExamplePlan(
         num_examples=size,
-        expected_batch_size=min(size, training.batch_size * training.accumulation),
+        expected_batch_size=min(size, batch) if sharing is None else max(1, round(sharing.rate * size)),
         steps_per_round=training.steps_per_round(size),
         rounds=rounds,
         clip_norm=settings.clip_norm,
         quantile=settings.quantile,
         noise_multiplier=settings.noise_multiplier or 0.0,
+        sharing=sharing,
     )
 
 
-def _times_chosen(config: RunConfig, client: int) -> int:
-    """Rounds in which the seeded cohorts include this client; at least 1."""
+def _times_chosen(config: RunConfig) -> dict[int, int]:
+    """By client, the rounds in which the seeded cohorts include it; at least 1."""
     federation = config.federation
     if federation.clients_per_round is None:
-        return federation.rounds
-    cohorts = (
-        cohort(federation.clients, federation.clients_per_round, config.seed, number)
+        return dict.fromkeys(range(federation.clients), federation.rounds)
+    chosen = Counter(
+        client
         for number in range(1, federation.rounds + 1)
+        for client in cohort(federation.clients, federation.clients_per_round, config.seed, number)
     )
-    return max(1, sum(client in chosen for chosen in cohorts))
+    return {client: max(1, chosen[client]) for client in range(federation.clients)}

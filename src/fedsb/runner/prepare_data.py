@@ -250,6 +250,11 @@ def _check_privacy_at_nodes(config: RunConfig) -> None:
             "see two "
             "results under one noise; leave it out"
         )
+    if config.sums_gradients and config.privacy is not None and config.privacy.delta is None:
+        raise InputError(
+            "privacy.delta: name it beside privacy.noise: shared, since the noise that parties share is of "
+            "one delta, and each knows its own number of rows alone"
+        )
     if config.privacy is not None and config.privacy.owner is not None and config.privacy.delta is None:
         raise InputError(
             "privacy.delta: name it beside privacy.owner, below one over the owners of each party, whose "

@@ -12,6 +12,7 @@ from fedsb.privacy.accounting import epsilon
 from fedsb.privacy.plan import ClientPlan, ExamplePlan, ScorePlan
 from fedsb.runner.client_privacy import client_plan
 from fedsb.runner.example_privacy import beside_rounds, example_plans, score_plans
+from fedsb.runner.secure_settings import cohort_size
 
 DROWNS = 4.0
 """Signal over noise below which runs on SST-2 and SNLI learned little or nothing (docs/guides/privacy.md):
@@ -112,6 +113,9 @@ def forecast(
         beside = beside_rounds(smallest, starts, scores)
         scored = scores.get(smallest)
         noise, steps = plan.sum_noise_multiplier, plan.rounds * plan.steps_per_round
-        batch, parties = plan.expected_units, federation.clients_per_round or federation.clients
+        batch, parties = plan.expected_units, cohort_size(config)
+        if plan.sharing is not None:  # one sum of all, with one noise
+            batch = plan.sharing.rate * sum(owners or sizes) * parties / federation.clients
+            parties = 1
     spent = epsilon([*beside, plan.whole], delta)
     return Forecast(settings.protects, noise, steps, batch, parties, num_trained, spent, delta, scored)

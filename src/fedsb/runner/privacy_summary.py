@@ -55,7 +55,7 @@ def privacy_summary(
         "bands": max(plan.bands for plan in run.accounts.values()),
         "target_epsilon": settings.epsilon,
         "relation": f"one {settings.protects} present or blanked",
-        "sampling": "none" if shared_noise(run) else "Poisson",
+        "sampling": "none" if run.server_plan is not None and shared_noise(run) else "Poisson",
         "units": _units(run),
         "rounds": rounds_done,
         "stopped_early": rounds_done < run.rounds,
@@ -64,6 +64,7 @@ def privacy_summary(
     }
     if run.server_plan is not None:
         facts |= cohort_facts(run, run.server_plan, metrics)
+    facts |= _sharing_facts(run)
     if private:
         facts["best_true_positive_rates"] = _best_guesses(run)
     if owner_like is not None and private:
@@ -73,7 +74,16 @@ def privacy_summary(
 
 def shared_noise(run: PrivateRun) -> bool:
     """Whether clients add the noise of a round together."""
-    return run.server_plan is not None and run.server_plan.fewest is not None
+    return run.shared_plan is not None
+
+
+def _sharing_facts(run: PrivateRun) -> dict[str, Any]:
+    """Who shares the noise of sums over rows, and how likely a row is in one."""
+    plan = run.shared_plan
+    if not isinstance(plan, ExamplePlan) or plan.sharing is None:
+        return {}
+    sharing = plan.sharing
+    return {"fewest_honest": sharing.fewest, "cohort": sharing.cohort, "sampling_rate": sharing.rate}
 
 
 def _accountant(run: PrivateRun) -> str:

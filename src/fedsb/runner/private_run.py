@@ -60,6 +60,17 @@ class PrivateRun:
             return {None: self.server_plan}
         return {client: plan for client, plan in self.plans.items()}
 
+    @property
+    def shared_plan(self) -> ClientPlan | ExamplePlan | None:
+        """What says how clients share a round's noise, the same for all of them; None: they do not."""
+        return next((plan for plan in self.accounts.values() if plan.fewest is not None), None)
+
+    @property
+    def sums_gradients(self) -> bool:
+        """Whether a client's answer in a round is the sum of its clipped gradients, to be noised as it is
+        added up."""
+        return self.server_plan is None and self.shared_plan is not None
+
     def trainer(self, client: int, number: int) -> Train:
         """What trains this client in this round in place of `training.train`; it declares no loss."""
         if client not in self.plans:

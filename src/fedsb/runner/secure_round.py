@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.secure.fixed_point import FixedPoint
@@ -15,11 +16,12 @@ from fedsb.federation.secure.messages import STAGES
 from fedsb.federation.secure.noise_shares import NoiseShares
 from fedsb.federation.secure.rounds import aggregate_total
 from fedsb.federation.secure.server import Ask, SecureSum, SpoiledSum, Total, new_terms, traffic_of
-from fedsb.federation.secure.summands import ROUND_BITS, Summand, of_update
+from fedsb.federation.secure.summands import ROUND_BITS, Summand, of_sum, of_update
 from fedsb.federation.secure.terms import Rules, Terms
 from fedsb.federation.server import Failed, Outcome, RoundReport, broadcasts
 from fedsb.federation.state import ServerState
 from fedsb.federation.traffic import Traffic, total_bytes
+from fedsb.runner.arguments import local_training
 from fedsb.runner.clients import AskClients, MessageTo, expecting
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.private_run import PrivateRun
@@ -93,9 +95,16 @@ def _closed(
             f"round {number}: {len(total.clients)} usable updates, federation.min_updates is {fewest}; fix "
             "the clients and resume"
         )
-    heaviest, expected = max(weights.values()), sum(weights[client] for client in total.clients)
-    aggregation = prepared.rules.aggregation
-    return aggregate_total(state, total, exchange, aggregation, heaviest=heaviest, expected=expected)
+    factor = _step(prepared, number) if prepared.config.sums_gradients else max(weights.values())
+    expected, aggregation = sum(weights[client] for client in total.clients), prepared.rules.aggregation
+    return aggregate_total(state, total, exchange, aggregation, factor=factor, expected=expected)
+
+
+def _step(prepared: Prepared, number: int) -> float:
+    """By which a sum of gradients over the number of rows it is drawn from is this round's step of SGD: over
+    the rows expected in it, at the rate of the schedule."""
+    training = local_training(prepared.config)
+    return -training.learning_rate_at(number - 1, training.rounds) / training.epochs
 
 
 def weights_of(prepared: Prepared, cohort: Iterable[int]) -> Mapping[int, int]:
@@ -109,16 +118,24 @@ def integers_of(
 ) -> tuple[Integers, FixedPoint]:
     """(client, its update) -> what it adds to the round's sum, with its share of the noise where clients add
     that; and how numbers are written there."""
-    plan = private.server_plan if private is not None else None
+    plan = private.shared_plan if private is not None else None
     if private is None or plan is None:
         coding = FixedPoint(ROUND_BITS, rules.largest, len(terms.cohort))
         return (lambda client, summand: summand.integers(coding, terms.heaviest)), coding
-    shares, noise = NoiseShares(plan, len(terms.cohort), size), private.noise
+    most_rows = terms.heaviest if private.sums_gradients else None
+    shares, noise = NoiseShares(plan, len(terms.cohort), size, most_rows), private.noise
 
     def noised(client: int, summand: Summand) -> np.ndarray:
         return shares.integers(summand, noise.stream("share", terms.number, client, terms.session))
 
     return noised, shares.coding
+
+
+def summand_of(config: RunConfig, question: bytes, answer: bytes, exchange: Exchange) -> Summand:
+    """What a client's answer to a round's question adds to its sum."""
+    if config.sums_gradients:
+        return of_sum(answer)
+    return of_update(question, answer, exchange, config.federation.weighting)
 
 
 def _work_here(prepared: Prepared, exchange: Exchange, train: AskClients, question: bytes) -> Work:
@@ -127,8 +144,7 @@ def _work_here(prepared: Prepared, exchange: Exchange, train: AskClients, questi
             if isinstance(outcome, Failed):
                 yield outcome
             else:
-                summand = of_update(question, outcome.message, exchange, prepared.rules.weighting)
-                yield outcome.client, summand
+                yield outcome.client, summand_of(prepared.config, question, outcome.message, exchange)
 
     return work
 

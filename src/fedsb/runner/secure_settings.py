@@ -6,6 +6,7 @@ import math
 
 from fedsb.config import RunConfig
 from fedsb.federation.secure.terms import Rules
+from fedsb.privacy.plan import Sharing
 
 
 def secure_rules(config: RunConfig, run: str = "") -> Rules | None:
@@ -16,13 +17,24 @@ def secure_rules(config: RunConfig, run: str = "") -> Rules | None:
     return Rules(run, settings.threshold, settings.largest_change, fewest_honest(config) or 0)
 
 
+def cohort_size(config: RunConfig) -> int:
+    """Clients of a round."""
+    return config.federation.clients_per_round or config.federation.clients
+
+
+def sharing_of(config: RunConfig) -> Sharing | None:
+    """How clients share the noise of sums over rows; None: they do not."""
+    fewest = fewest_honest(config)
+    if fewest is None or not config.sums_gradients:
+        return None
+    return Sharing(rate=config.training.epochs, fewest=fewest, cohort=cohort_size(config))
+
+
 def fewest_honest(config: RunConfig) -> int | None:
     """How many clients of a round make up its noise, at least; None where they add none of it."""
-    federation, privacy = config.federation, config.privacy
-    if privacy is None or privacy.unit != "client" or federation.secure_aggregation is None:
+    settings, privacy, cohort = config.federation.secure_aggregation, config.privacy, cohort_size(config)
+    if settings is None or privacy is None or not config.shares_noise:
         return None
-    cohort = federation.clients_per_round or federation.clients
     if privacy.honest is not None:
         return max(1, math.ceil(privacy.honest * cohort - 1e-9))
-    settings = federation.secure_aggregation
     return Rules("", settings.threshold, settings.largest_change).needed(cohort, cohort)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_grid import FakeGrid
@@ -24,9 +25,10 @@ from run_helpers import (
 from fedsb import RunConfig, run
 from fedsb.deploy import asking, client_app, open_node, server_app
 from fedsb.deploy.node import Node
-from fedsb.deploy.node_config import NodeConfig, Refused
+from fedsb.deploy.node_config import NodeConfig, Refused, config_digest
 from fedsb.errors import RunFailed, UpdateRejected
 from fedsb.federation import wire
+from fedsb.federation.secure import noise_shares
 from fedsb.report import write
 from fedsb.runner.checkpoint import load_checkpoint
 
@@ -179,6 +181,41 @@ def test_clients_share_the_noise_over_flower_and_no_run_goes_on_with_too_few(wor
     one, other = (metrics_of(run)[1] for run in (simulated(world, config), tmp_path / "deployed"))
     assert one["epsilon"] == other["epsilon"] > 0
     assert one["clients"] == other["clients"] == [0, 1, 2]
+
+
+# Sums over rows whose noise parties share
+
+SHARED = {"unit": "example", "noise": "shared", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
+ONE_STEP = {"training__optimizer": "sgd", "training__epochs": 0.5, "training__learning_rate": 2.0}
+
+
+def test_a_step_over_all_parties_rows_over_flower_equals_the_simulated_one(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(noise_shares, "discrete_gaussian", lambda count, std, stream: np.zeros(count, int))
+    privacy = SHARED | {"epsilon": None, "noise_multiplier": 1.5, "insecure_seed": 3}
+    config = config_of(world, privacy=privacy, **ONE_STEP)
+    serve(world, FakeGrid(nodes_of(world, config, tmp_path)), config, tmp_path)
+    here, there = states(world, config, tmp_path)
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-6)
+
+
+def test_parties_with_limits_share_noise_where_they_know_their_peers_and_each_is_charged(world, tmp_path):
+    config = config_of(world, privacy=SHARED, **ONE_STEP)
+    limits = {
+        "limits": {"largest_epsilon": 8.0, "largest_delta": 1e-3},
+        "approved": [config_digest(RunConfig.from_dict(config))],
+        "data__columns": {"text": "text", "label": "label"},
+    }
+    files = nodes_of(world, config, tmp_path, **limits)
+    lines = serve(world, FakeGrid(files), config, tmp_path)
+    assert lines[2]["clients"] == [0, 1, 2]
+    facts = json.loads((tmp_path / "deployed" / "summary.json").read_text())["privacy"]
+    assert 7.9 < facts["epsilon"] == lines[2]["epsilon"] <= 8.0
+    (file,) = (tmp_path / "state0" / "ledgers").glob("*.jsonl")
+    charged = [json.loads(line) for line in file.read_text().splitlines()]
+    mechanism = {"noise_multiplier": facts["noise_multiplier"], "sampling_probability": 0.5, "steps": 1}
+    assert [line["mechanism"] for line in charged] == [mechanism | {"discrete": True}] * 2
+    with pytest.raises(Refused, match=r"privacy.noise: shared: a server could play the other parties"):
+        node_of(world, tmp_path, config, **limits, peers=None)
 
 
 # What a node refuses

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from fedsb.errors import InputError, RunFailed
+from fedsb.errors import InputError, RunFailed, UpdateRejected
 from fedsb.federation.secure.here import Here
 from fedsb.federation.secure.messages import TAIL
 from fedsb.federation.secure.noise_shares import NoiseShares
@@ -16,7 +16,7 @@ from fedsb.federation.secure.summands import Summand
 from fedsb.federation.secure.terms import Rules
 from fedsb.federation.server import Failed
 from fedsb.privacy.keystream import Keystream
-from fedsb.privacy.plan import ClientPlan
+from fedsb.privacy.plan import ClientPlan, ExamplePlan, Sharing
 
 COUNT, SIZE, FEWEST = 5, 4000, 4
 PLAN = ClientPlan(
@@ -107,3 +107,75 @@ def test_at_equal_epsilon_the_noise_of_the_mean_falls_with_the_root_of_the_cohor
 def test_noise_too_small_for_the_steps_is_refused():
     with pytest.raises(InputError, match="too little"):
         NoiseShares(dataclasses.replace(PLAN, noise_multiplier=1e-9), COUNT, SIZE)
+
+
+# Sums over rows
+
+ROWS = 300
+
+
+def example_plan(clip_norm=0.5, rate=0.2, noise_multiplier=1.2):
+    return ExamplePlan(
+        num_examples=ROWS, expected_batch_size=60, steps_per_round=1, rounds=3, clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier, sharing=Sharing(rate=rate, fewest=FEWEST, cohort=COUNT),
+    )  # fmt: skip
+
+
+def whole_numbers(shares, total):
+    return shares.integers(Summand(total, 17), Keystream.fresh())[:-TAIL].astype(float)
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    from fedsb.federation.secure import noise_shares
+
+    monkeypatch.setattr(
+        noise_shares, "discrete_gaussian", lambda count, std, stream: np.zeros(count, np.int64)
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_one_row_moves_a_client_s_whole_numbers_by_at_most_the_sensitivity(scale, silent):
+    """In any direction, whatever the others' sum; rounding at its worst, and where numbers are cut, too."""
+    shares, draw = NoiseShares(example_plan(), COUNT, SIZE, ROWS), torch.Generator().manual_seed(5)
+    step = shares.coding.step
+    for _ in range(3):
+        row = torch.randn(SIZE, generator=draw, dtype=torch.float64)
+        row *= 0.5 / row.norm()
+        others = torch.randn(SIZE, generator=draw, dtype=torch.float64) * scale
+        moved = whole_numbers(shares, others + row) - whole_numbers(shares, others)
+        assert np.linalg.norm(moved) <= shares.sensitivity
+    steps = np.floor(0.5 / step / SIZE**0.5)  # and a little more: both sums are rounded the other way
+    below = torch.full((SIZE,), 0.5 - 1e-6, dtype=torch.float64) * step
+    worst = whole_numbers(shares, below + (steps + 1e-5) * step) - whole_numbers(shares, below)
+    assert 0.5 / step < np.linalg.norm(worst) <= shares.sensitivity
+
+
+def test_the_sensitivity_is_reached_but_for_rounding(silent):
+    shares = NoiseShares(example_plan(), COUNT, SIZE, ROWS)
+    row = torch.zeros(SIZE, dtype=torch.float64)
+    row[3] = 0.5
+    moved = np.linalg.norm(whole_numbers(shares, row) - whole_numbers(shares, 0 * row))
+    assert 0.999 * shares.sensitivity < moved <= shares.sensitivity
+    assert shares.std == pytest.approx(1.2 * 0.5 / shares.coding.step / FEWEST**0.5, rel=1e-3)
+
+
+def test_a_sum_is_added_as_it_is_beside_its_weight_and_a_heavier_one_is_refused(silent):
+    shares = NoiseShares(example_plan(), COUNT, SIZE, ROWS)
+    total = torch.linspace(-30, 30, SIZE, dtype=torch.float64)
+    whole = shares.integers(Summand(total, 70_000 % ROWS), Keystream.fresh())
+    assert np.abs(whole[:-TAIL] * shares.coding.step - total.numpy()).max() <= shares.coding.step / 2
+    assert list(whole[-TAIL:]) == [0, 70_000 % ROWS, 0]
+    with pytest.raises(UpdateRejected, match="a weight of 301"):
+        shares.integers(Summand(total, ROWS + 1), Keystream.fresh())
+
+
+def test_all_clients_sums_at_their_largest_and_their_noise_fit_into_the_numbers():
+    shares = NoiseShares(example_plan(), COUNT, SIZE, ROWS)
+    most, noise = 120 * 0.5, 11.9 * shares.std * COUNT**0.5  # of 60 rows on average
+    assert COUNT * most / shares.coding.step + noise < 2**31
+
+
+def test_too_little_noise_for_the_steps_is_refused():
+    with pytest.raises(InputError, match="too little for the steps"):
+        NoiseShares(example_plan(noise_multiplier=1e-7), COUNT, SIZE, ROWS)

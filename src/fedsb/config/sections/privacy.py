@@ -29,6 +29,11 @@ class PrivacyConfig(Section):
     """Noise over sensitivity; null: calibrated to epsilon."""
     delta: Positive | None = None
     """null: 1e-5, or a tenth of one over the number of units if that is less."""
+    noise: Literal["each", "shared"] | None = None
+    """With federation.secure_aggregation, who adds it. each: a client all that its own rows need, as without;
+    the masks then hide what is noised. shared: each client a share, and a round is one step of plain SGD over
+    all clients' rows, drawn by a coin of probability training.epochs each; training.optimizer: sgd. null:
+    each with unit: example, shared with unit: client."""
     mechanism: Literal["independent", "banded"] = "independent"
     """Noise of each step by itself, or correlated over steps so that it cancels in their sum (banded matrix
     factorization); a unit is then drawn in every so many-th step alone. Simulated runs with
@@ -47,9 +52,9 @@ class PrivacyConfig(Section):
     """evaluation.at_clients: noise on the counts that a client gives, over their sensitivity (the square root
     of 3); each score is one more release of the same budget. null: no client is scored."""
     honest: Annotated[float, Field(gt=0, le=1)] | None = None
-    """unit: client with federation.secure_aggregation: each client adds some of the noise, and this share of
-    a round's clients, at least, stay and do not collude with the server; with fewer the round stops. null:
-    as many as secure_aggregation.threshold asks for."""
+    """Where clients share the noise (unit: client with federation.secure_aggregation, or noise: shared): this
+    share of a round's clients, at least, stay and do not collude with the server; with fewer the round stops.
+    null: as many as secure_aggregation.threshold asks for."""
     insecure_seed: int | None = None
     """For tests alone: noise that repeats. The run is then marked as not private."""
     ledger: str | None = None

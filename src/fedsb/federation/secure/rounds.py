@@ -18,13 +18,14 @@ def aggregate_total(
     exchange: Exchange,
     aggregation: Aggregation,
     *,
-    heaviest: int,
+    factor: float,
     expected: int,
 ) -> tuple[ServerState, RoundReport]:
     """The state after a round with this sum.
 
     Args:
-        heaviest: the weight that numbers were added up relative to.
+        factor: what makes the sum over its weight the round's change: the weight that numbers were added up
+            relative to; of sums of gradients, the step.
         expected: the weights that the clients in the sum registered, together.
 
     Raises:
@@ -36,7 +37,7 @@ def aggregate_total(
             f"its {len(total.clients)} clients {expected}: one of them sent something else than its update, "
             "or masks that do not fit. Nothing was changed; resume to try again"
         )
-    change = total.values * (heaviest / total.weight)
+    change = total.values * (factor / total.weight)
     before = sent_before(exchange, state.round + 1, state.vector)
     frame = exchange.frame(state.round + 1, state.vector)._replace(memory=state.memory)
     averaged = aggregate_one(aggregation, (before.double() + change).to(torch.float32), frame)

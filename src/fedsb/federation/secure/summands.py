@@ -29,21 +29,29 @@ class Summand:
     weight: int = 1
     loss: float = 0.0
 
-    def integers(self, coding: FixedPoint, heaviest: int) -> np.ndarray:
+    def integers(self, coding: FixedPoint, heaviest: int, *, weighted: bool = True) -> np.ndarray:
         """All that is added: the numbers and the TAIL.
+
+        weighted: False adds the numbers as they are, whatever the weight.
 
         Raises:
             UpdateRejected: this client is heavier than the heaviest.
         """
         if not 0 < self.weight <= heaviest:
             raise UpdateRejected(f"secure aggregation: a weight of {self.weight}, {heaviest} is the largest")
-        factor = self.weight / heaviest
+        factor = self.weight / heaviest if weighted else 1.0
         whole = np.empty(self.values.numel() + TAIL, np.int64)
         torch.from_numpy(whole[:-TAIL]).copy_(coding.encoded(self.values, factor))
         of_loss = FixedPoint(coding.bits, LARGEST_LOSS, coding.addends)
         whole[-TAIL] = of_loss.encoded(torch.tensor([self.loss], dtype=torch.float64), factor)[0]
         whole[-2], whole[-1] = self.weight & 0xFFFF, self.weight >> 16
         return whole
+
+
+def of_sum(answer: bytes) -> Summand:
+    """A sum of clipped gradients, which is added as it is; its weight is how many rows it is drawn from."""
+    header, values = wire.unpack(answer, torch.float64)
+    return Summand(values, header.num_examples)
 
 
 def of_update(broadcast: bytes, answer: bytes, exchange: Exchange, weighting: Weighting) -> Summand:
