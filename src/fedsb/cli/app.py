@@ -292,6 +292,10 @@ def cost(
         str | None,
         typer.Option(help="What clients send of a gradient: factors (the default), sketch or whole."),
     ] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(help="As method.init.ranks: equal (the default), or the most of a spectrum's."),
+    ] = None,
     upload_dtype: Annotated[
         str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
     ] = "float32",
@@ -306,9 +310,10 @@ def cost(
     with _uncollected():
         from fedsb.cli.cost import Question, check_used, costs
 
-        check_used(methods, rank=rank, heads=heads, init=init, upload=upload)
+        check_used(methods, rank=rank, heads=heads, init=init, upload=upload, ranks=ranks)
         start, sent = init or "gradient", upload or "factors"
-        question = Question(clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype)
+        asked = clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype
+        question = Question(*asked, ranks or "equal")
         table = costs(model, question)
     if json_:
         return print_json(table.to_json())

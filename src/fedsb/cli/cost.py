@@ -14,9 +14,11 @@ from torch import nn
 from fedsb.adapter.attached import check_rank
 from fedsb.adapter.linear import features
 from fedsb.cli.common import refuse_unused
+from fedsb.config.optimization_checks import chooses_ranks
 from fedsb.config.sections.federation import FederationConfig
 from fedsb.config.sections.method import InitConfig
 from fedsb.errors import InputError
+from fedsb.federation.start.ranks import MOST, most_basis_numbers
 from fedsb.federation.start.sketches import sketched_numbers
 from fedsb.methods import ALL, METHODS, Method, Shape, by_name
 from fedsb.methods.averaging.stack import stacked_numbers
@@ -30,6 +32,7 @@ BYTES_PER_NUMBER_ONCE = 2
 CHOICES = {
     "init": get_args(InitConfig.model_fields["kind"].annotation),
     "upload": get_args(InitConfig.model_fields["upload"].annotation),
+    "ranks": get_args(InitConfig.model_fields["ranks"].annotation),
     "upload_dtype": get_args(FederationConfig.model_fields["upload_dtype"].annotation),
 }
 OPTIONS = {
@@ -57,6 +60,7 @@ class Question:
         labels: classes of a sequence classification head; None for what the config says.
         upload: what a client sends of its gradient, as in `method.init.upload`.
         upload_dtype: what the numbers of an update travel as, as in `federation.upload_dtype`.
+        ranks: as in `method.init.ranks`; of a spectrum nobody knows before the run, so costs are the most.
     """
 
     clients: int
@@ -69,6 +73,7 @@ class Question:
     labels: int | None = None
     upload: str = "factors"
     upload_dtype: str = "float32"
+    ranks: str = "equal"
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class CostTable:
     rounds: int | None
     init: str
     upload: str
+    ranks: str
     target_layers: int
     head_parameters: int
     methods: dict[str, MethodCost]
@@ -128,7 +134,13 @@ class CostTable:
 
 
 def check_used(
-    methods: str | None, *, rank: int | None, heads: int | None, init: str | None, upload: str | None
+    methods: str | None,
+    *,
+    rank: int | None,
+    heads: int | None,
+    init: str | None,
+    upload: str | None,
+    ranks: str | None,
 ) -> None:
     """Refuse options that no method that was asked for looks at.
 
@@ -136,7 +148,7 @@ def check_used(
         InputError: names the option.
     """
     if init not in (None, "gradient"):
-        refuse_unused({"--upload": upload}, "it is about gradients, --init gradient")
+        refuse_unused({"--upload": upload, "--ranks": ranks}, "it is about gradients, --init gradient")
     if methods is None:
         return
     with _named_as_options():
@@ -146,7 +158,8 @@ def check_used(
     if not any(method.has_core for method in asked):
         refuse_unused({"--heads": heads}, "since none of --methods trains a core")
     if not any(method.has_core and method.bases == "init" for method in asked):
-        refuse_unused({"--init": init, "--upload": upload}, "since none of --methods has bases to choose")
+        unused = {"--init": init, "--upload": upload, "--ranks": ranks}
+        refuse_unused(unused, "since none of --methods has bases to choose")
 
 
 def costs(model: str, question: Question) -> CostTable:
@@ -169,6 +182,7 @@ def costs(model: str, question: Question) -> CostTable:
         rounds=question.rounds,
         init=question.init,
         upload=question.upload,
+        ranks=question.ranks,
         target_layers=len(shapes),
         head_parameters=head,
         methods={m.name: method_cost(m, rank, shapes, head, question) for m, rank in fitting},
@@ -183,7 +197,7 @@ def method_cost(
     heads, clients, rounds = method.heads_of(question.heads), question.clients, question.rounds
     layers = [method.cost(shape, rank, heads, clients) for shape in shapes]
     up, down = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
-    once_down, once_up = _once(method, rank * heads, shapes, question)
+    once_down, once_up = _once(method, rank, heads, shapes, question)
     per_round = clients * (getattr(torch, question.upload_dtype).itemsize * up + BYTES_PER_NUMBER * down)
     bytes_up = BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
     paper = head + sum(n.paper for n in layers)
@@ -204,11 +218,15 @@ def method_cost(
     )
 
 
-def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], question: Question) -> tuple[int, int]:
+def _once(
+    method: Method, rank: int, heads: int, shapes: Sequence[Shape], question: Question
+) -> tuple[int, int]:
     """(down, up) per client before the first round: bases and gradient, where the start is a gradient's."""
     if question.init != "gradient" or not method.has_core or method.bases != "init":
         return 0, 0
-    down = sum(basis_rank * sum(shape) for shape in shapes)
+    basis_rank, down = heads * rank, sum(heads * rank * sum(shape) for shape in shapes)
+    if question.ranks == "spectrum" and chooses_ranks(method):
+        basis_rank, down = MOST * basis_rank, most_basis_numbers(shapes, rank, heads)
     return down, sum(_gradient_numbers(shape, basis_rank, question.upload) for shape in shapes)
 
 
