@@ -41,7 +41,7 @@ def world(tmp_path_factory):
 def config_of(world, **changes):
     few = {
         "method__init": dict(SPECTRUM),
-        "method__targets": "all-linear",
+        "method__targets": ["query", "key", "intermediate.dense"],
         "federation": {"clients": 3, "rounds": 2},
     }
     return classification_config(world / "bert", world / "data", **few | changes)
@@ -130,14 +130,15 @@ WAYS = {
         "method__init": SPECTRUM | {"upload": "sketch", "frame": "random"},
     },
     "whole gradients' signs": {"method__init": SPECTRUM | {"upload": "whole", "rule": "sign"}},
-    "no size of R0": {"method__init": SPECTRUM | {"step_size": 0.0}},
     "a secure sum": {
         "method__init": SPECTRUM | {"upload": "sketch"},
         "federation__secure_aggregation": {},
     },
-    "a median": {"federation__weighting": "uniform", "federation__robust": {"average": "median"}},
-    "the server's steps": {"federation__server": {"optimizer": "adam", "learning_rate": 0.01}},
-    "moments that travel": {"training__moments": "averaged"},
+    "the server's steps, R0 = 0": {
+        "method__init": SPECTRUM | {"step_size": 0.0},
+        "training__moments": "averaged",
+        "federation__server": {"optimizer": "adam", "learning_rate": 0.01},
+    },
 }
 
 

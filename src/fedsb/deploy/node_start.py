@@ -133,7 +133,7 @@ class NodeStart:
     def take_bases(self, message: bytes) -> Disclosure:
         """Keep the bases that the server made; what else its message says is not written down."""
         self._check_from_gradients()
-        facts, tensors = unpack_start(message, self._bases_like(self._widest()))
+        facts, tensors = unpack_start(message, self._bases_like())
         template = self._bases_like(self._ranks(tensors))
         check_start(facts, tensors, expected={"kind": "bases", "round": 0}, template=template)
         bases = pack_start(
@@ -236,8 +236,9 @@ class NodeStart:
                 raise UpdateRejected(f"bases: {fault}")
         return ranks
 
-    def _bases_like(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
-        bases = dict[str, Tensor]()
+    def _bases_like(self, ranks: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Bases of these ranks, without numbers; None: of the largest."""
+        ranks, bases = ranks or self._widest(), dict[str, Tensor]()
         for name, (out, n_in) in self._shapes.items():
             k = ranks[name] * self.start.heads
             bases |= {f"{name}.B": empty(out, k), f"{name}.A": empty(k, n_in)}

@@ -126,7 +126,8 @@ def fault_of_ranks(chosen: Mapping[str, int], shapes: Mapping[str, Shape], start
     """Why ranks that somebody else chose are none that a spectrum can give here, in words; None: they are."""
     least, budget = fewest(start.rank), len(shapes) * start.rank**2
     for name, rank in chosen.items():
-        if not least <= rank <= (most := widest_rank(shapes[name], start.rank, start.heads)):
+        most = widest_rank(shapes[name], start.rank, start.heads)
+        if not least <= rank <= most:
             return f"layer {name}: expected a rank from {least} to {most}, found {rank}"
     if (total := sum(rank**2 for rank in chosen.values())) > budget:
         return f"ranks: their squares add up to {total}, {budget} is the most"
