@@ -312,7 +312,7 @@ def test_ranks_of_a_spectrum_cost_no_more_a_round_and_at_most_so_much_once(ask):
     assert asked[0]["lora-xs"] == asked[1]["lora-xs"]
     assert equal["bytes_per_round"] == spectrum["bytes_per_round"]
     sides = [out + n_in for out, n_in in SMALL_LLAMA_LAYERS]
-    assert spectrum["once_parameters_per_client"] == 2 * int((len(sides) * sum(s * s for s in sides)) ** 0.5)
+    assert spectrum["once_parameters_per_client"] == int(2 * (len(sides) * sum(s * s for s in sides)) ** 0.5)
     assert spectrum["once_parameters_per_client"] >= equal["once_parameters_per_client"] == 2 * sum(sides)
     factors = sum(min(4 * (out + n_in), out * n_in) for out, n_in in SMALL_LLAMA_LAYERS)
     assert spectrum["once_upload_parameters_per_client"] == factors

@@ -40,7 +40,7 @@ def bases_from_update(
     return Factors(B=U, A=Vh, R=torch.diag_embed(S.reshape(heads, rank)))
 
 
-def at_rank(factors: Factors, rank: int) -> Factors:
+def cut_to_rank(factors: Factors, rank: int) -> Factors:
     """Of bases from an update those of a lower rank: `bases_from_update(update, rank)`."""
     assert factors.R is not None
     heads = len(factors.R)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsb.adapter.bases import at_rank, bases_from_update
+from fedsb.adapter.bases import bases_from_update, cut_to_rank
 from fedsb.federation.start.ranks import fault_of_ranks, most_basis_numbers, spectrum_ranks, widest_rank
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
@@ -87,7 +87,7 @@ def test_a_slow_spectrum_takes_ranks_of_a_steep_one():
 def test_a_lower_rank_of_an_update_is_the_update_s_own(heads, generator):
     update = torch.randn(20, 16, generator=generator)
     wide, narrow = (bases_from_update(update, r, heads=heads, generator=generator) for r in (7, 3))
-    for mine, theirs in zip(at_rank(wide, 3)[:3], narrow[:3], strict=True):
+    for mine, theirs in zip(cut_to_rank(wide, 3)[:3], narrow[:3], strict=True):
         torch.testing.assert_close(mine, theirs)
 
 

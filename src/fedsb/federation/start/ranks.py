@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.adapter import Factors
-from fedsb.adapter.bases import at_rank
+from fedsb.adapter.bases import cut_to_rank
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
 
@@ -49,7 +49,7 @@ def most_basis_numbers(shapes: Sequence[Shape], rank: int, heads: int) -> int:
     >>> most_basis_numbers([Shape(3, 5), Shape(4, 4)], 2, 1)
     32
     """
-    return heads * rank * isqrt(len(shapes) * sum(sum(shape) ** 2 for shape in shapes))
+    return heads * isqrt(len(shapes) * rank**2 * sum(sum(shape) ** 2 for shape in shapes))
 
 
 def directions_sent(start: Start) -> int:
@@ -68,7 +68,7 @@ def at_chosen_ranks(found: Mapping[str, Factors], start: Start) -> Mapping[str, 
         return found
     spectra = {name: part.R.diagonal(dim1=1, dim2=2).flatten() for name, part in found.items()}  # type: ignore[union-attr]
     chosen = spectrum_ranks(spectra, start.rank, start.heads)
-    return {name: at_rank(part, chosen[name]) for name, part in found.items()}
+    return {name: cut_to_rank(part, chosen[name]) for name, part in found.items()}
 
 
 def spectrum_ranks(spectra: Mapping[str, Float[Tensor, "k"]], rank: int, heads: int = 1) -> dict[str, int]:
