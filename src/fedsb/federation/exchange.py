@@ -135,7 +135,6 @@ class Exchange:
     Attributes:
         layers: target layers and their shapes, in the model's order.
         rank: of a party that holds everything (of one head): each layer's, but for `ranks`.
-        ranks: each layer's own, where they differ; a party of a smaller rank holds no more of any layer.
         heads: heads of the core (1 for methods without one).
         task_head: the task head's parameters and shapes.
         scale: s of the update s B R A.
@@ -144,6 +143,7 @@ class Exchange:
         experts: of a mixture, whose R has a block for each; None: one core.
         control_variates: whether they travel with what trains, down as they are and up as they changed.
         moments: whether Adam's start anew in a round, stay with each client, or are averaged too.
+        ranks: each layer's own, where they differ; a party of a smaller rank holds no more of any layer.
     """
 
     method: Method
@@ -151,7 +151,6 @@ class Exchange:
     rank: int
     heads: int
     task_head: Mapping[str, tuple[int, ...]]
-    ranks: Mapping[str, int] | None = None
     scale: float = 1.0
     padding: Padding = "all"
     residual_rank: int | None = None
@@ -159,6 +158,7 @@ class Exchange:
     experts: ExpertsPlan | None = None
     control_variates: bool = False
     moments: Lasting = "fresh"
+    ranks: Mapping[str, int] | None = None
 
     @property
     def keeps(self) -> bool:
