@@ -1,5 +1,6 @@
 """Ranks of layers from their spectra, beside every other way to deal them out."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from fedsb.adapter.bases import bases_from_update, cut_to_rank
+from fedsb.federation.start.factors import FACTORS
 from fedsb.federation.start.ranks import fault_of_ranks, most_basis_numbers, spectrum_ranks, widest_rank
 from fedsb.federation.start.settings import Start
+from fedsb.federation.start.sketches import SKETCH
 from fedsb.methods.method import Shape
 
 
@@ -115,3 +118,12 @@ def test_ranks_of_somebody_else_are_looked_at():
     assert "found 5" in fault_of_ranks({"a": 1, "b": 5}, SHAPES, START)
     wide = {"a": Shape(40, 40), "b": Shape(40, 40)}
     assert "add up to 61, 32 is the most" in fault_of_ranks({"a": 5, "b": 6}, wide, START)
+
+
+@pytest.mark.parametrize("kind", [FACTORS, SKETCH])
+def test_clients_send_the_directions_of_the_widest_ranks(kind):
+    """Of fewer, no layer's later directions could be seen."""
+    shapes, equal = {"a": Shape(90, 80)}, replace(START, ranks="equal")
+    for mine, theirs in ((START, replace(equal, rank=8)), (equal, equal)):
+        sent, expected = (kind.template(shapes, start) for start in (mine, theirs))
+        assert {n: t.shape for n, t in sent.items()} == {n: t.shape for n, t in expected.items()}
