@@ -307,6 +307,19 @@ def test_what_is_sent_of_a_gradient_is_a_choice(ask):
         assert cost["once_bytes"] == 3 * each
 
 
+def test_ranks_of_a_spectrum_cost_no_more_a_round_and_at_most_so_much_once(ask):
+    options = ("--rank", 2, "--methods", "fed-sb,lora-xs")
+    asked = [ask("small-llama", 3, *options, "--ranks", ranks)["methods"] for ranks in CHOICES["ranks"]]
+    equal, spectrum = (costs["fed-sb"] for costs in asked)
+    assert asked[0]["lora-xs"] == asked[1]["lora-xs"]
+    assert equal["bytes_per_round"] == spectrum["bytes_per_round"]
+    sides = [out + n_in for out, n_in in SMALL_LLAMA_LAYERS]
+    assert spectrum["once_parameters_per_client"] == int(2 * (len(sides) * sum(s * s for s in sides)) ** 0.5)
+    assert spectrum["once_parameters_per_client"] >= equal["once_parameters_per_client"] == 2 * sum(sides)
+    factors = sum(min(4 * (out + n_in), out * n_in) for out, n_in in SMALL_LLAMA_LAYERS)
+    assert spectrum["once_upload_parameters_per_client"] == factors
+
+
 @pytest.mark.parametrize(("dtype", "each"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
 def test_an_update_of_16_bits_costs_half(ask, dtype, each):
     cost = ask("small-llama", 3, "--rank", 2, "--upload-dtype", dtype)["methods"]["fedex-lora"]
@@ -346,6 +359,7 @@ def test_methods_that_do_not_fit_are_left_out_unless_they_are_named(ask, fedsb, 
 def test_the_choices_are_those_of_a_run():
     assert CHOICES["init"] == ("gradient", "weights", "orthonormal")
     assert CHOICES["upload"] == ("factors", "sketch", "whole")
+    assert CHOICES["ranks"] == ("equal", "spectrum")
     assert CHOICES["upload_dtype"] == ("float32", "float16", "bfloat16")
 
 
@@ -406,6 +420,7 @@ WRONG_OPTIONS = {
     "labels": (["--rank", "4", "--labels", "0"], ["--labels", "1 or more", "found 0"]),
     "init": (["--rank", "4", "--init", "svd"], ["--init", "gradient, weights, orthonormal", "'svd'"]),
     "upload": (["--rank", "4", "--upload", "svd"], ["--upload", "factors, sketch, whole", "'svd'"]),
+    "ranks": (["--rank", "4", "--ranks", "best"], ["--ranks", "equal, spectrum", "'best'"]),
     "upload type": (["--rank", "4", "--upload-dtype", "int8"], ["--upload-dtype", "bfloat16", "'int8'"]),
     "unknown method": (
         ["--rank", "4", "--methods", "fed-sb,fedt"],

@@ -73,6 +73,14 @@ UNUSED: dict[str, tuple[tuple[object, ...], list[str]]] = {
     "cost --heads": ((*COST, "--methods", "fedit", "--rank", 4, "--heads", 2), ["--heads", "core"]),
     "cost --init": ((*COST, "--methods", "fedit", "--rank", 4, "--init", "weights"), ["--init", "bases"]),
     "cost --upload": ((*COST, "--methods", "lora-xs:4", "--upload", "sketch"), ["--upload", "bases"]),
+    "cost --ranks": (
+        (*COST, "--methods", "ravan:4,fedit:2", "--ranks", "spectrum"),
+        ["--ranks", "none of --methods has bases to choose"],
+    ),
+    "cost --init --ranks": (
+        (*COST, "--rank", 4, "--init", "weights", "--ranks", "spectrum"),
+        ["--ranks", "--init gradient"],
+    ),
     "cost --init --upload": (
         (*COST, "--rank", 4, "--init", "orthonormal", "--upload", "sketch"),
         ["--upload", "--init gradient"],

@@ -18,6 +18,7 @@ from run_helpers import (
 )
 
 from fedsb import RunConfig, run
+from fedsb.adapter.linear import features
 from fedsb.common.files import LOCK, alone
 from fedsb.deploy import node_data
 from fedsb.deploy.node import Node
@@ -131,6 +132,47 @@ def test_a_start_from_the_nodes_gradients_is_the_simulated_one(world, tmp_path, 
     for a, b in zip(ours["entries"], theirs["entries"], strict=True):
         assert {**a, "bytes": 0} == {**b, "bytes": 0}
         assert b["bytes"] == pytest.approx(a["bytes"], rel=0.2, abs=1500)
+
+
+def test_ranks_of_a_spectrum_are_the_simulated_ones(world, tmp_path):
+    init = {"samples": 20, "ranks": "spectrum", "rule": "raw", "head_warmup": None}
+    targets = ["query", "key", "intermediate.dense"]
+    config = config_of(world, method__init=init, method__targets=targets, federation__rounds=1)
+    both(world, config, tmp_path)
+    assert_equal_runs(tmp_path)
+    one, other = (load_checkpoint(tmp_path / n / "checkpoint").factors for n in ("simulated", "deployed"))
+    ranks = {layer: part.A.shape[0] for layer, part in one.items()}
+    assert ranks == {layer: part.A.shape[0] for layer, part in other.items()}
+    assert len(set(ranks.values())) > 1
+
+
+BAD_RANKS = {
+    "too many numbers": ({}, 8, "ranks: their squares add up to 256, 64 is the most"),
+    "beyond the ceiling": ({0: 9}, 1, "expected a rank from 1 to 8, found 9"),
+    "below the floor": ({0: 0}, 4, "expected a rank from 1 to 8, found 0"),
+    "wider than anything": ({0: 10_000}, 4, "bytes, 13336 is the most"),
+    "B of another rank": ({}, 4, "tensors differ"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RANKS)
+def test_ranks_that_the_config_does_not_allow_are_refused(world, tmp_path, name):
+    """The server chooses; a node keeps nothing that costs more than what it agreed to."""
+    init = {"samples": 20, "ranks": "spectrum", "head_warmup": None}
+    config = config_of(world, method__init=init, federation__clients=1)
+    node = node_files(config, [range(20)], tmp_path)[0]
+    opened = Node(RunConfig.from_dict(config), NodeConfig(**node), RUN)
+    layers = {name: features(layer) for name, layer in opened.base.targets.items()}
+    others, rank, reason = BAD_RANKS[name]
+    bases, wrong = {}, name == "B of another rank"
+    for place, (layer, (out, n_in)) in enumerate(layers.items()):
+        k = others.get(place, rank)
+        bases[f"{layer}.A"] = torch.zeros(k, n_in, dtype=torch.bfloat16)
+        bases[f"{layer}.B"] = torch.zeros(out, k + wrong, dtype=torch.bfloat16)
+    assert len(layers) == 4
+    with pytest.raises(UpdateRejected, match=reason):
+        opened.answer("bases", pack_start({"kind": "bases", "round": 0}, bases))
+    assert not list(tmp_path.rglob("bases.safetensors"))
 
 
 def test_start_from_lora_with_a_warm_head(world, tmp_path):

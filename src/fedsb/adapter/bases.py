@@ -40,6 +40,15 @@ def bases_from_update(
     return Factors(B=U, A=Vh, R=torch.diag_embed(S.reshape(heads, rank)))
 
 
+def cut_to_rank(factors: Factors, rank: int) -> Factors:
+    """Of bases from an update those of a lower rank: `bases_from_update(update, rank)`."""
+    assert factors.R is not None
+    heads = len(factors.R)
+    S, k = factors.R.diagonal(dim1=1, dim2=2).flatten(), heads * rank
+    core = torch.diag_embed(S[:k].reshape(heads, rank))
+    return factors._replace(B=factors.B[:, :k].clone(), A=factors.A[:k].clone(), R=core)
+
+
 def bases_from_weight(
     weight: Float[Tensor, "out in"],
     rank: int,

@@ -292,6 +292,10 @@ def cost(
         str | None,
         typer.Option(help="What clients send of a gradient: factors (the default), sketch or whole."),
     ] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(help="As method.init.ranks: equal (the default), or the most of a spectrum's."),
+    ] = None,
     upload_dtype: Annotated[
         str, typer.Option(help="What an update's numbers travel as: float32, float16 or bfloat16.")
     ] = "float32",
@@ -317,12 +321,11 @@ def cost(
         from fedsb.cli.cost import Question, check_used, costs
         from fedsb.cli.cost_beside import Beside
 
-        check_used(methods, rank=rank, heads=heads, init=init, upload=upload)
+        check_used(methods, rank=rank, heads=heads, init=init, upload=upload, ranks=ranks)
         start, sent = init or "gradient", upload or ("factors" if secure_aggregation is None else "sketch")
         beside = Beside(control_variates, averaged_moments, secure_aggregation)
-        question = Question(
-            clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype, beside
-        )
+        asked = clients, start, rank, rounds, methods, targets, heads, labels, sent, upload_dtype
+        question = Question(*asked, beside, ranks or "equal")
         table = costs(model, question)
     if json_:
         return print_json(table.to_json())

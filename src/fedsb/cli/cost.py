@@ -15,10 +15,12 @@ from fedsb.adapter.attached import check_rank
 from fedsb.adapter.linear import features
 from fedsb.cli.common import refuse_unused
 from fedsb.cli.cost_beside import SECURE, Beside, check_beside
+from fedsb.config.optimization_checks import chooses_ranks
 from fedsb.config.sections.federation import FederationConfig
 from fedsb.config.sections.method import InitConfig
 from fedsb.errors import InputError
 from fedsb.federation.secure.summands import ONCE
+from fedsb.federation.start.ranks import MOST, most_basis_numbers
 from fedsb.federation.start.sketches import sketched_numbers
 from fedsb.methods import ALL, METHODS, Method, Shape, by_name
 from fedsb.methods.averaging.stack import stacked_numbers
@@ -32,6 +34,7 @@ BYTES_PER_NUMBER_ONCE = 2
 CHOICES = {
     "init": get_args(InitConfig.model_fields["kind"].annotation),
     "upload": get_args(InitConfig.model_fields["upload"].annotation),
+    "ranks": get_args(InitConfig.model_fields["ranks"].annotation),
     "upload_dtype": get_args(FederationConfig.model_fields["upload_dtype"].annotation),
 }
 OPTIONS = {
@@ -60,6 +63,7 @@ class Question:
         upload: what a client sends of its gradient, as in `method.init.upload`.
         upload_dtype: what the numbers of an update travel as, as in `federation.upload_dtype`.
         beside: what travels beside a method's numbers.
+        ranks: as in `method.init.ranks`; of a spectrum nobody knows before the run, so costs are the most.
     """
 
     clients: int
@@ -73,6 +77,7 @@ class Question:
     upload: str = "factors"
     upload_dtype: str = "float32"
     beside: Beside = field(default_factory=Beside)
+    ranks: str = "equal"
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class CostTable:
     rounds: int | None
     init: str
     upload: str
+    ranks: str
     target_layers: int
     head_parameters: int
     methods: dict[str, MethodCost]
@@ -136,7 +142,13 @@ class CostTable:
 
 
 def check_used(
-    methods: str | None, *, rank: int | None, heads: int | None, init: str | None, upload: str | None
+    methods: str | None,
+    *,
+    rank: int | None,
+    heads: int | None,
+    init: str | None,
+    upload: str | None,
+    ranks: str | None,
 ) -> None:
     """Refuse options that no method that was asked for looks at.
 
@@ -144,7 +156,7 @@ def check_used(
         InputError: names the option.
     """
     if init not in (None, "gradient"):
-        refuse_unused({"--upload": upload}, "it is about gradients, --init gradient")
+        refuse_unused({"--upload": upload, "--ranks": ranks}, "it is about gradients, --init gradient")
     if methods is None:
         return
     with _named_as_options():
@@ -154,7 +166,8 @@ def check_used(
     if not any(method.has_core for method in asked):
         refuse_unused({"--heads": heads}, "since none of --methods trains a core")
     if not any(method.has_core and method.bases == "init" for method in asked):
-        refuse_unused({"--init": init, "--upload": upload}, "since none of --methods has bases to choose")
+        unused = {"--init": init, "--upload": upload, "--ranks": ranks}
+        refuse_unused(unused, "since none of --methods has bases to choose")
 
 
 def costs(model: str, question: Question) -> CostTable:
@@ -177,6 +190,7 @@ def costs(model: str, question: Question) -> CostTable:
         rounds=question.rounds,
         init=question.init,
         upload=question.upload,
+        ranks=question.ranks,
         target_layers=len(shapes),
         head_parameters=head,
         methods={m.name: method_cost(m, rank, shapes, head, question) for m, rank in fitting},
@@ -193,13 +207,13 @@ def method_cost(
     up, whole = head + sum(n.up for n in layers), head + sum(n.down for n in layers)
     extra, beside = question.beside.copies * up, question.beside
     up, down = up + extra, whole + extra
-    once_down, once_up = _once(method, rank * heads, shapes, question)
+    once_down, once_up = _once(method, rank, heads, shapes, question)
     masks = beside.round_bytes(clients, up)
     per_round = clients * (getattr(torch, question.upload_dtype).itemsize * up + BYTES_PER_NUMBER * down)
     paper = head + sum(n.paper for n in layers)
     once = clients * (BYTES_PER_NUMBER_ONCE * once_down + _bytes_per_number_up(question) * once_up)
     once += beside.start_bytes(clients, once_up) if once_up else 0
-    refreshes = method.refreshes and not beside.options
+    refreshes = method.refreshes and not beside.options and question.ranks == "equal"
     return MethodCost(
         rank=rank,
         heads=heads,
@@ -225,11 +239,15 @@ def _bytes_per_number_up(question: Question) -> int:
     return BYTES_PER_NUMBER if question.upload == "whole" else BYTES_PER_NUMBER_ONCE
 
 
-def _once(method: Method, basis_rank: int, shapes: Sequence[Shape], question: Question) -> tuple[int, int]:
+def _once(
+    method: Method, rank: int, heads: int, shapes: Sequence[Shape], question: Question
+) -> tuple[int, int]:
     """(down, up) per client before the first round: bases and gradient, where the start is a gradient's."""
     if question.init != "gradient" or not method.has_core or method.bases != "init":
         return 0, 0
-    down = sum(basis_rank * sum(shape) for shape in shapes)
+    basis_rank, down = heads * rank, sum(heads * rank * sum(shape) for shape in shapes)
+    if question.ranks == "spectrum" and chooses_ranks(method):
+        basis_rank, down = MOST * basis_rank, most_basis_numbers(shapes, rank, heads)
     return down, sum(_gradient_numbers(shape, basis_rank, question.upload) for shape in shapes)
 
 

@@ -246,7 +246,8 @@ def _estimates(config: RunConfig, data: Data, base: BaseModel) -> Iterator[tuple
     steps = sum(training.steps_per_round(len(part)) for part in data.parts) / len(data.parts)
     bytes_up, bytes_down = getattr(torch, federation.upload_dtype).itemsize * sent_up, 4 * sent_down
     up, down = human_bytes(bytes_up), human_bytes(bytes_down)
-    yield "update", f"{sent_up:,} numbers; {up} up and {down} down per client and round"
+    most = "at most " if config.method.init.ranks == "spectrum" else ""
+    yield "update", f"{most}{sent_up:,} numbers; {up} up and {down} down per client and round"
     total = (bytes_up + bytes_down) * cohort * federation.rounds
     yield "traffic", f"about {human_bytes(total)} over all rounds"
     if (robust := federation.robust) is not None and robust.average != "mean":

@@ -189,6 +189,7 @@ COST_NOTES = (
     "clients' for FLoRA and FedEx-LoRA) and half of LoRA's numbers for FFA-LoRA (B has rank x outputs), and",
     "leave out what is sent once, before the first round.",
 )
+RANKS_NOTE = "--ranks spectrum: the most that rounds and bases can cost; the run finds the layers' ranks."
 GRADIENT_NOTE = (
     "once: clients send {what} (at most method.init.samples; here all)",
     "and get the bases. With --init weights or orthonormal they derive the bases themselves. A head's",
@@ -279,7 +280,8 @@ def _cost_notes(table: CostTable) -> list[str]:
     sends = any(cost.once_bytes for cost in table.methods.values())
     left_out = [f"left out: {reason}" for reason in table.left_out.values()]
     once = [line.format(what=SENT[table.upload]) for line in GRADIENT_NOTE] if sends else []
-    return ["", *COST_NOTES, *once, *_cost_parts(table), *left_out]
+    most = [RANKS_NOTE] if table.ranks == "spectrum" else []
+    return ["", *COST_NOTES, *once, *most, *_cost_parts(table), *left_out]
 
 
 def _cost_parts(table: CostTable) -> Iterator[str]:

@@ -108,6 +108,8 @@ def _bases(config: RunConfig, method: Method) -> Iterator[str]:
     if init.frame != "singular" and not has_core:
         able = able_names(lambda m: m.has_core and m.draw is None)
         yield f"method.init.frame: {method.name} has no core over bases; leave it out, or take one of {able}"
+    if init.ranks == "spectrum":
+        yield from _ranks(config, method)
     if not init.singular_values:
         return
     if not has_core or method.bases != "init" or method.experts is not None:
@@ -115,3 +117,27 @@ def _bases(config: RunConfig, method: Method) -> Iterator[str]:
         yield f"{values}: {method.name} has bases of its own making; leave it out, or take one of {able}"
     elif init.kind != "weights":
         yield f"{values}: of W0's, so with method.init.kind: weights alone; set that, or leave it out"
+
+
+def _ranks(config: RunConfig, method: Method) -> Iterator[str]:
+    """What has no singular values of an update, or could not take other ranks later."""
+    init, key = config.method.init, "method.init.ranks: spectrum"
+    if not chooses_ranks(method):
+        able = able_names(chooses_ranks)
+        yield f"{key}: {method.name} has no core over bases of gradients; leave it out, or take one of {able}"
+    elif init.kind != "gradient":
+        yield f"{key}: of the estimated first update, so with method.init.kind: gradient alone; set that"
+    elif init.rule == "moments":
+        yield f"{key}: moments of gradients are no update and have R0 = 0; take method.init.rule: sign or raw"
+    if init.private:
+        yield (
+            f"{key}: with method.init.private the noise's singular values would choose; leave it out, or "
+            "take public rows (method.init.public)"
+        )
+    if refreshes := config.method.refreshes:
+        yield f"{key}: ranks are chosen once, before the first round; leave it or {refreshes} out"
+
+
+def chooses_ranks(method: Method) -> bool:
+    """Whether layers may have ranks from the singular values of their first update."""
+    return method.has_core and method.draw is None and method.bases == "init" and method.experts is None

@@ -37,10 +37,12 @@ from fedsb.federation.start.from_gradients import (
 from fedsb.federation.start.head_warmup import cache_base_outputs, train_head
 from fedsb.federation.start.initialize import bases_kind, draw_calibration, start_factors
 from fedsb.federation.start.messages import check_start, pack_start, unpack_start
+from fedsb.federation.start.ranks import directions_kept, fault_of_ranks
 from fedsb.federation.start.settings import PrivateStart, Start, Warmup
 from fedsb.federation.training import ClientFailed
+from fedsb.methods import Shape
 from fedsb.privacy.ledger import Spend
-from fedsb.runner.arguments import heads_of, start_of
+from fedsb.runner.arguments import start_of
 from fedsb.runner.clients import Kind
 from fedsb.runner.prepare_data import Data, batches_of, protected_batches
 from fedsb.runner.prepare_model import BaseModel
@@ -131,7 +133,8 @@ class NodeStart:
     def take_bases(self, message: bytes) -> Disclosure:
         """Keep the bases that the server made; what else its message says is not written down."""
         self._check_from_gradients()
-        facts, tensors = unpack_start(message, template := self._bases_like())
+        facts, tensors = unpack_start(message, self._bases_like())
+        template = self._bases_like(self._ranks(tensors))
         check_start(facts, tensors, expected={"kind": "bases", "round": 0}, template=template)
         bases = pack_start(
             {"kind": "bases", "round": 0}, {name: tensor.to(SENT_AS) for name, tensor in tensors.items()}
@@ -210,11 +213,35 @@ class NodeStart:
     def _pack(self, kind: Kind, number: int, tensors: Mapping[str, Tensor]) -> bytes:
         return pack_start({"kind": kind, "round": number, "client": self.client}, tensors)
 
-    def _bases_like(self) -> dict[str, Tensor]:
-        rank, bases = self.config.method.rank * heads_of(self.config), dict[str, Tensor]()
-        for name, layer in self.base.targets.items():
-            out, n_in = features(layer)
-            bases |= {f"{name}.B": empty(out, rank), f"{name}.A": empty(rank, n_in)}
+    @property
+    def _shapes(self) -> dict[str, Shape]:
+        return {name: Shape(*features(layer)) for name, layer in self.base.targets.items()}
+
+    def _widest(self) -> dict[str, int]:
+        """The largest rank that each layer may have in this run."""
+        return {name: directions_kept(shape, self.start) for name, shape in self._shapes.items()}
+
+    def _ranks(self, bases: Mapping[str, Tensor]) -> dict[str, int]:
+        """The layers' ranks in bases that the server sent.
+
+        Raises:
+            UpdateRejected: this run's config does not allow them.
+        """
+        ranks, shapes = self._widest(), self._shapes
+        if self.start.ranks == "spectrum":
+            for name in shapes:
+                if (A := bases.get(f"{name}.A")) is not None and A.ndim:
+                    ranks[name] = len(A) // self.start.heads
+            if fault := fault_of_ranks(ranks, shapes, self.start):
+                raise UpdateRejected(f"bases: {fault}")
+        return ranks
+
+    def _bases_like(self, ranks: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Bases of these ranks, without numbers; None: of the largest."""
+        ranks, bases = ranks or self._widest(), dict[str, Tensor]()
+        for name, (out, n_in) in self._shapes.items():
+            k = ranks[name] * self.start.heads
+            bases |= {f"{name}.B": empty(out, k), f"{name}.A": empty(k, n_in)}
         return bases
 
     def factors(self) -> dict[str, Factors]:
@@ -231,9 +258,8 @@ class NodeStart:
         if not (self.folder / BASES).exists():
             raise ClientFailed("it was not sent the bases yet")
         _, tensors = unpack_start((self.folder / BASES).read_bytes())
-        heads, rank = heads_of(self.config), self.config.method.rank
-        sent = {
-            name: Factors(B=tensors[f"{name}.B"], A=tensors[f"{name}.A"], R=torch.zeros(heads, rank, rank))
-            for name in self.base.targets
-        }
+        sent = {}
+        for name, rank in self._ranks(tensors).items():
+            core = torch.zeros(self.start.heads, rank, rank)
+            sent[name] = Factors(B=tensors[f"{name}.B"], A=tensors[f"{name}.A"], R=core)
         return as_received(sent)

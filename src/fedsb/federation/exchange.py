@@ -134,7 +134,7 @@ class Exchange:
 
     Attributes:
         layers: target layers and their shapes, in the model's order.
-        rank: the largest rank (of one head).
+        rank: of a party that holds everything (of one head): each layer's, but for `ranks`.
         heads: heads of the core (1 for methods without one).
         task_head: the task head's parameters and shapes.
         scale: s of the update s B R A.
@@ -143,6 +143,7 @@ class Exchange:
         experts: of a mixture, whose R has a block for each; None: one core.
         control_variates: whether they travel with what trains, down as they are and up as they changed.
         moments: whether Adam's start anew in a round, stay with each client, or are averaged too.
+        ranks: each layer's own, where they differ; a party of a smaller rank holds no more of any layer.
     """
 
     method: Method
@@ -157,6 +158,7 @@ class Exchange:
     experts: ExpertsPlan | None = None
     control_variates: bool = False
     moments: Lasting = "fresh"
+    ranks: Mapping[str, int] | None = None
 
     @property
     def keeps(self) -> bool:
@@ -179,6 +181,12 @@ class Exchange:
     def whole(self) -> Part:
         """The part of a client that holds everything."""
         return Part(self.rank)
+
+    def rank_of(self, layer: str, rank: int) -> int:
+        """A layer's rank at a party of this rank."""
+        if self.ranks is None:
+            return rank
+        return self.ranks[layer] if rank == self.rank else min(rank, self.ranks[layer])
 
     def up(self, round_number: int, part: Part) -> Layout:
         """An upload's layout. Scales of heads never travel: they are folded into R first; nor what stays."""
@@ -291,18 +299,19 @@ class Exchange:
     def _factors(
         self, names: tuple[str, ...], rank: int, blocks: tuple[int, ...] | None = None
     ) -> list[NamedShape]:
-        experts, width = self.experts.count if self.experts else 0, self.heads * rank
+        experts = self.experts.count if self.experts else 0
         count = (experts or self.heads) if blocks is None else len(blocks)
         entries: list[NamedShape] = []
         for layer, (out, n_in) in self.layers.items():
+            r = self.rank_of(layer, rank)
             shapes: dict[str, tuple[int, ...]] = {
-                "A": (width, n_in),
-                "B": (out, width),
-                "R": (count, rank, rank),
-                "G": (experts, rank + 1),
-                "F": (rank, min(out, n_in)),
+                "A": (self.heads * r, n_in),
+                "B": (out, self.heads * r),
+                "R": (count, r, r),
+                "G": (experts, r + 1),
+                "F": (r, min(out, n_in)),
             }
             if self.method.shapes is not None:
-                shapes |= self.method.shapes(Shape(out, n_in), rank)
+                shapes |= self.method.shapes(Shape(out, n_in), r)
             entries += [(f"{layer}.{name}", shapes[name]) for name in names]
         return entries

@@ -121,14 +121,15 @@ def _values(
         shape = features(local_model.attached.layers[layer].base)
         generator = torch_generator(seed, "restart", round_number, layer)
         held = method.draw(*shape, local_model.exchange.rank, generator=generator)
-    held = leading(held, part.rank)
+    held = leading(held, local_model.exchange.rank_of(layer, part.rank))
     return values | {f: getattr(held, f) for f in restarted | frozen}
 
 
 def _kept(local_model: LocalModel, layer: str, part: Part, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What stays with a client of one layer: as it left it, or as it starts."""
-    start = leading(local_model.start[layer], part.rank)
-    stays = local_model.exchange.method.stays
+    exchange = local_model.exchange
+    start = leading(local_model.start[layer], exchange.rank_of(layer, part.rank))
+    stays = exchange.method.stays
     return {f: kept.get(f"{layer}.{f}", getattr(start, f)) for f in stays}
 
 

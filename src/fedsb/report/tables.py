@@ -109,13 +109,22 @@ def samples(run: Run) -> str:
 def initialization(run: Run) -> str:
     stated = facts.stated(run, "initialization") or mapping(facts.setting(run, "method.init"))
     samples = stated.get("samples")
-    rows = [(_name(name), _value(value)) for name, value in stated.items() if name != "samples"]
+    rows = [(_name(n), _value(value)) for n, value in stated.items() if n not in ("samples", "ranks")]
     if samples is not None and not isinstance(samples, dict):
         rows.append(("samples", _value(samples)))
     used = facts.sizes(samples)
     if not rows and not used:
         return paragraph("Nothing is recorded about the initialization.")
-    return pairs(rows) + (_samples({facts.named(run, c): size for c, size in used.items()}) if used else "")
+    samples_used = _samples({facts.named(run, c): size for c, size in used.items()}) if used else ""
+    return pairs(rows) + _ranks(facts.sizes(stated.get("ranks"))) + samples_used
+
+
+def _ranks(of_layers: dict[str, int]) -> str:
+    """Of layers with ranks of their own."""
+    if not of_layers:
+        return ""
+    cells = [[layer, count(rank)] for layer, rank in of_layers.items()]
+    return details("Ranks, by layer", table("Ranks", texts("layer") + numbers("rank"), cells))
 
 
 def _samples(used: dict[str, int]) -> str:

@@ -145,7 +145,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
     init = config.method.init
     return Start(
         **init.model_dump(
-            include={"kind", "rule", "samples", "batch_size", "upload", "frame", "singular_values"}
+            include={"kind", "rule", "samples", "batch_size", "upload", "frame", "singular_values", "ranks"}
         ),
         head_warmup=Warmup(**init.head_warmup.model_dump()) if init.head_warmup else None,
         rank=config.method.rank,

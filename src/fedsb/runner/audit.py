@@ -33,6 +33,7 @@ from fedsb.privacy.plan import ExamplePlan
 from fedsb.privacy.sampling import poisson_sample
 from fedsb.privacy.statement import rounded_up
 from fedsb.report.progress import Progress, Silent
+from fedsb.runner.checkpoint import RunState
 from fedsb.runner.clients import part_of
 from fedsb.runner.example_privacy import beside_rounds
 from fedsb.runner.loop import session_of
@@ -141,12 +142,13 @@ def _of_steps(prepared: Prepared, count: int) -> Look:
     assert private is not None
     client = _smallest(private)
     rounds = range(1, private.plans[client].rounds + 1)
-    exchange = exchange_of(prepared.config, prepared.base, prepared.data.experts)
+    saved = begin(prepared)
+    exchange = exchange_of(prepared.config, prepared.base, prepared.data.experts, saved.factors)
     parts = (part_of(prepared.config, client, (0,), number) for number in rounds)
     trained = min(exchange.up(number, part).size for number, part in zip(rounds, parts, strict=True))
     coins, seed = private.samples.stream("canaries"), derive(prepared.config.seed, "places")
     held = Canaries(_coins(private, min(count, trained)), coins, seed)
-    _train(prepared, client, held)
+    _train(prepared, saved, client, held)
     return _seen("gradients", client, held, private.plans[client])
 
 
@@ -168,15 +170,15 @@ def _of_rows(prepared: Prepared, count: int) -> Look:
     starts = {at: replace(plan, rows=len(parts[at])) for at, plan in private.starts.items()}
     held = RowCanaries([data.train[i] for i in part], included, prepared.config.training.batch_size)
     private = replace(private, plans={**private.plans, **plans}, starts=starts)
-    _train(replace(prepared, privacy=private, data=replace(data, parts=parts)), client, held)
+    changed = replace(prepared, privacy=private, data=replace(data, parts=parts))
+    _train(changed, begin(changed), client, held)
     return _seen("rows", client, held, private.plans[client])
 
 
-def _train(prepared: Prepared, client: int, canaries: Canaries | RowCanaries) -> None:
-    """The client's part of the run with these in its steps."""
+def _train(prepared: Prepared, saved: RunState, client: int, canaries: Canaries | RowCanaries) -> None:
+    """The client's part of the run, from its start, with these in its steps."""
     private = prepared.privacy
     assert private is not None
-    saved = begin(prepared)
     watched = replace(prepared, privacy=replace(private, canaries={client: canaries}))
     session = session_of(watched, saved, None)
     for number in range(1, private.plans[client].rounds + 1):

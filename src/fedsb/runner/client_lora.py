@@ -12,6 +12,7 @@ from fedsb.common.files import read_json
 from fedsb.config import RunConfig
 from fedsb.config.method import method_of
 from fedsb.errors import InputError
+from fedsb.models.peft_folder import at_rank
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.chosen_lora import ChosenLora
 
@@ -66,5 +67,6 @@ def _pair(shared: LoraPair, start: Factors, own: Mapping[str, Tensor], scale: fl
     never trained."""
     B = scale * own["B"] if "B" in own else shared.B
     if "P" in own:
-        B = B + scale * through_core(start.B, own["P"].transpose(1, 2))
+        P = LoraPair(scale * through_core(start.B, own["P"].transpose(1, 2)), start.A)
+        B = B + at_rank(P, B.shape[1]).B
     return LoraPair(B, own.get("A", shared.A))

@@ -62,6 +62,7 @@ def _factors_of(config: RunConfig) -> dict[str, Any]:
     names = {"method.name": method.name, "method.options": method.options, "method.rank": method.rank}
     return names | {
         "method.heads": heads_of(config),
+        "method.init.ranks": method.init.ranks,
         "method.alpha (scale)": scale,
         "task.kind": config.task.kind,
     }

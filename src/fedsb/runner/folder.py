@@ -33,7 +33,7 @@ from fedsb.runner.continued import as_chosen, check_continues
 from fedsb.runner.finished_mixture import finish_mixture
 from fedsb.runner.given import GIVEN
 from fedsb.runner.prepare_data import Data, cut_record, partition_record
-from fedsb.runner.prepare_model import BaseModel
+from fedsb.runner.prepare_model import BaseModel, own_ranks
 from fedsb.runner.prepared import Prepared
 from fedsb.runner.privacy_summary import privacy_summary
 from fedsb.runner.private_state import PRIVATE, write_privately
@@ -231,6 +231,7 @@ def _summary(prepared: Prepared, saved: RunState) -> dict[str, Any]:
             "rule": _rule(config) if kind == "gradient" else None,
             "samples": {str(client): indices for client, indices in saved.draw.items()},
             **_refreshes(config, traffic),
+            **({"ranks": ranks} if (ranks := own_ranks(config, saved.factors)) else {}),
         },
         "tokens": cut_record(config, prepared.data, shown=True),
         "privacy": _private_facts(prepared, saved),

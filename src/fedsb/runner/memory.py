@@ -27,6 +27,7 @@ from fedsb.config.method import method_of
 from fedsb.config.sections.federation import RayEngine
 from fedsb.errors import InputError
 from fedsb.federation.local_model import Example
+from fedsb.federation.start.ranks import widest_rank
 from fedsb.methods import Method, Shape
 from fedsb.models.blank import blank_inputs, body_config, num_patches, takes_images
 from fedsb.models.devices import visible_gpus
@@ -225,12 +226,18 @@ def _weights(model: nn.Module, in_4_bits: bool) -> int:
     )
 
 
+def _largest_rank(shape: Shape, config: RunConfig) -> int:
+    """The largest rank that a layer may have."""
+    rank = config.method.rank
+    return rank if config.method.init.ranks == "equal" else widest_rank(shape, rank, heads_of(config))
+
+
 def _factor_numbers(shape: Shape, config: RunConfig, method: Method, experts: int) -> int:
     rank, heads = config.method.rank, heads_of(config)
     if "F" in method.trains(1):
         return min(shape) * (shape.out + shape.n_in + rank)
     core = (experts or heads) * rank * rank + experts * (rank + 1) if method.has_core else 0
-    return heads * rank * (shape.out + shape.n_in) + core
+    return heads * _largest_rank(shape, config) * (shape.out + shape.n_in) + core
 
 
 def _training(config: RunConfig, method: Method, shapes: Mapping[str, Shape], head: int, experts: int) -> int:
@@ -321,7 +328,10 @@ def _kept(
     """Bytes that autograd keeps of a forward pass with the adapter in the model, by one without numbers."""
     rank, heads = config.method.rank, heads_of(config)
     targets = target_layers(config, model).layers
-    factors = {name: _empty_factors(layer, rank, heads, method) for name, layer in targets.items()}
+    factors = {
+        name: _empty_factors(layer, _largest_rank(Shape(*features(layer)), config), heads, method)
+        for name, layer in targets.items()
+    }
     if experts:
         gate = torch.empty(experts, rank + 1, device="meta")
         factors = {name: with_experts(part, experts, gate) for name, part in factors.items()}

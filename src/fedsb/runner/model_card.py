@@ -107,9 +107,14 @@ def _what(config: RunConfig, summary: dict[str, Any]) -> str:
     return (
         f"{plural(federation.clients, 'client')} trained on parts of {data} "
         f"({federation.partition.kind} partition) over {plural(summary['rounds'], 'round')}, with "
-        f"{summary['method']} at rank {method.rank}; bases started from: {start}. "
+        f"{summary['method']} at rank {method.rank}{_own_ranks(summary)}; bases started from: {start}. "
         f"With this method the averaged model {exact} the mean of the clients' models. Seed {config.seed}."
     )
+
+
+def _own_ranks(summary: dict[str, Any]) -> str:
+    ranks = summary["initialization"].get("ranks")
+    return f" ({min(ranks.values())} to {max(ranks.values())} by layer)" if ranks else ""
 
 
 def _scores(summary: dict[str, Any]) -> str:

@@ -206,13 +206,24 @@ def _check_whole_examples(config: RunConfig, model: nn.Module, layers: Mapping[s
         )
 
 
-def exchange_of(config: RunConfig, base: BaseModel, experts: Sequence[str] = ()) -> Exchange:
-    """What travels in this run; `experts`: the names of a mixture's."""
+def exchange_of(
+    config: RunConfig,
+    base: BaseModel,
+    experts: Sequence[str] = (),
+    factors: Mapping[str, Factors] | None = None,
+) -> Exchange:
+    """What travels in this run.
+
+    Args:
+        experts: the names of a mixture's.
+        factors: as they start, whose ranks may be each layer's own; None: not known yet.
+    """
     method, settings = method_of(config), config.method
     return Exchange(
         method=method,
         layers={name: Shape(*features(layer)) for name, layer in base.targets.items()},
         rank=settings.rank,
+        ranks=own_ranks(config, factors or {}),
         heads=heads_of(config),
         task_head={name: tuple(p.shape) for name, p in base.task_head.items()},
         scale=method.scale(settings.rank, settings.alpha),
@@ -225,11 +236,18 @@ def exchange_of(config: RunConfig, base: BaseModel, experts: Sequence[str] = ())
     )
 
 
+def own_ranks(config: RunConfig, factors: Mapping[str, Factors]) -> dict[str, int] | None:
+    """Each layer's rank, where the start chose them; None: they are all method.rank, or not known yet."""
+    if config.method.init.ranks == "equal" or not factors:
+        return None
+    return {name: part.A.shape[0] // heads_of(config) for name, part in factors.items()}
+
+
 def local_model_of(
     config: RunConfig, data: Data, base: BaseModel, factors: Mapping[str, Factors]
 ) -> LocalModel:
     """The base with the adapter in it and its head open to training. Changes `base.model`."""
-    exchange, task = exchange_of(config, base, data.experts), data.task
+    exchange, task = exchange_of(config, base, data.experts, factors), data.task
     task = packed(task, data.tokenizer) if config.training.packing else task
     factors = start_experts(config, data.experts, factors)
     if "P" in exchange.method.stays:

@@ -18,7 +18,7 @@ from fedsb.runner.earlier_run import begin_from
 from fedsb.runner.example_privacy import private_start
 from fedsb.runner.external_experts import folders_of, imported_experts
 from fedsb.runner.prepare_experts import expert_state, start_experts
-from fedsb.runner.prepare_model import exchange_of
+from fedsb.runner.prepare_model import exchange_of, own_ranks
 from fedsb.runner.prepared import Prepared, calibration_of
 from fedsb.runner.remote_start import BASES, start_remotely
 from fedsb.runner.rounds import record_of, score
@@ -57,6 +57,7 @@ def begin(prepared: Prepared) -> RunState:
         imported = imported_experts(config)
         progress.stage(imported.in_words(config.method.rank))
         started, record["lost"] = replace(started, factors=imported.factors), imported.lost
+    _say_ranks(prepared, started.factors)
     state = _state(prepared, started.factors)
     if not told_later:
         progress.round_ends(record)
@@ -66,13 +67,17 @@ def begin(prepared: Prepared) -> RunState:
     return RunState(state, started.factors, started.traffic, [record], told, time.monotonic() - began)
 
 
+def _say_ranks(prepared: Prepared, factors: Mapping[str, Factors]) -> None:
+    if ranks := own_ranks(prepared.config, factors):
+        least, most = min(ranks.values()), max(ranks.values())
+        prepared.progress.stage(f"ranks of layers, of their spectra: {least} to {most}")
+
+
 def _state(prepared: Prepared, started: Mapping[str, Factors]) -> ServerState:
     """The server's before the first round: what it shares, and of a mixture who has which experts."""
     config, data, head = prepared.config, prepared.data, prepared.base.task_head
-    exchange, factors = (
-        exchange_of(config, prepared.base, data.experts),
-        start_experts(config, data.experts, started),
-    )
+    exchange = exchange_of(config, prepared.base, data.experts, started)
+    factors = start_experts(config, data.experts, started)
     sent = {f"{n}.{f}": getattr(part, f) for n, part in factors.items() for f in exchange.method.sends}
     experts = expert_state(data.experts, data.counts)
     if experts is not None and exchange.experts is not None and exchange.experts.balances:

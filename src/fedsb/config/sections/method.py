@@ -39,6 +39,9 @@ class InitConfig(Section):
     upload: Literal["factors", "sketch", "whole"] = "factors"
     """sign and raw: what a client sends of its gradient: its best factors of the bases' rank; a sketch, of
     which the server needs only the sum over clients; or all."""
+    ranks: Literal["equal", "spectrum"] = "equal"
+    """gradient by sign or raw: method.rank for every layer; or more (up to twice) for layers whose singular
+    values fall slowly and less (down to a quarter) for others, at no more numbers a round."""
     step_size: NonNegative | None = None
     """Learning rate of the estimated update, so the size of R0; null: training.learning_rate over the
     steps of the run; 0: R0 = 0."""

@@ -18,6 +18,7 @@ from fedsb.adapter.update_estimate import Rule
 from fedsb.common.seeding import torch_generator
 from fedsb.errors import RunFailed
 from fedsb.federation.local_model import Batch, Losses
+from fedsb.federation.start.ranks import at_chosen_ranks, directions_kept
 from fedsb.federation.start.robust import Sizes, evened
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
@@ -80,14 +81,25 @@ def step_rule(start: Start) -> Rule:
 
 
 def reducer(start: Start) -> Callable[[str, Tensor], Factors]:
-    """An update's leading directions, R0 of the wished size."""
+    """An update's leading directions, R the diagonal of its singular values; `finished` makes factors of them
+    once there are all layers'."""
 
     def reduce(name: str, update: Tensor) -> Factors:
         generator = torch_generator(start.seed, "bases", name)
-        unit = bases_from_update(update, start.rank, heads=start.heads, generator=generator)
-        return unit if unit.R is None else in_frame(unit._replace(R=start.step_size * unit.R), start, name)
+        rank = directions_kept(Shape(*update.shape), start)
+        return bases_from_update(update, rank, heads=start.heads, generator=generator)
 
     return reduce
+
+
+def finished(found: Mapping[str, Factors], start: Start) -> dict[str, Factors]:
+    """Start factors of all layers' leading directions: at their ranks, R0 of the wished size, in the frame
+    that is asked for."""
+    factors = {}
+    for name, unit in at_chosen_ranks(found, start).items():
+        assert unit.R is not None
+        factors[name] = in_frame(unit._replace(R=start.step_size * unit.R), start, name)
+    return factors
 
 
 def in_frame(factors: Factors, start: Start, name: str) -> Factors:

@@ -19,9 +19,11 @@ from fedsb.federation.start.contribution import (
     Tensors,
     check_some,
     empty,
+    finished,
     reducer,
     step_rule,
 )
+from fedsb.federation.start.ranks import directions_sent
 from fedsb.federation.start.robust import Sizes
 from fedsb.federation.start.settings import Start
 from fedsb.methods.averaging.stack import Stack, factors_are_smaller, product_squared_norm
@@ -49,10 +51,11 @@ def _combine_factors(
             stack.add(message[f"{name}.B"], message[f"{name}.A"], float(num_examples))
     check_some(total)
     reduce = reducer(start)
-    return {
+    found = {
         name: reduce(name, apply_rule(name, _dense(stack) / total, step_rule(start), 1.0))
         for name, stack in stacks.items()
     }
+    return finished(found, start)
 
 
 def _dense(stack: Stack) -> Tensor:
@@ -62,7 +65,7 @@ def _dense(stack: Stack) -> Tensor:
 
 def _cut(start: Start) -> Callable[[str, Tensor], dict[str, Tensor]]:
     """A gradient's best factors of the bases' rank, or the gradient itself (and I) where that is smaller."""
-    rank = start.heads * start.rank
+    rank = directions_sent(start)
 
     def cut(name: str, gradient: Tensor) -> dict[str, Tensor]:
         if not factors_are_smaller(Shape(*gradient.shape), rank):
@@ -80,7 +83,7 @@ def _factor_sizes(message: Tensors, layer: str) -> Sizes:
 
 
 def _factors_like(shapes: Shapes, start: Start) -> Tensors:
-    rank = start.heads * start.rank
+    rank = directions_sent(start)
     template: Tensors = {}
     for name, shape in shapes.items():
         inner = rank if factors_are_smaller(shape, rank) else shape.n_in

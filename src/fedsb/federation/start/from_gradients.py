@@ -40,6 +40,7 @@ from fedsb.federation.start.contribution import (
     Contribution,
     Contributor,
     Tensors,
+    finished,
     reducer,
     step_rule,
 )
@@ -111,9 +112,10 @@ def _from_pooled(
     indices = [i for part in calibration.draw.values() for i in part]
     batches = calibration.batches_of(indices, start.batch_size)
     reduce, rule = reducer(start), step_rule(start)
-    return estimate_update(
+    found = estimate_update(
         model, targets, batches, calibration.losses, reduce, learning_rate=1.0, rule=rule, sums=sums
     )
+    return finished(found, start)
 
 
 def _from_contributions(

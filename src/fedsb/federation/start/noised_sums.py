@@ -19,6 +19,7 @@ from fedsb.federation.start.contribution import (
     Shapes,
     Tensors,
     empty,
+    finished,
     norms_of,
     reducer,
     summed,
@@ -42,7 +43,8 @@ def _send(
 
 def _combine(shapes: Shapes, start: Start, messages: Iterable[tuple[Tensors, int]]) -> dict[str, Factors]:
     total, reduce = summed(messages, torch.float32), reducer(start)
-    return {name: _with_zero_core(reduce(name, total.pop(f"{name}.sum"))) for name in shapes}
+    found = {name: reduce(name, total.pop(f"{name}.sum")) for name in shapes}
+    return {name: _with_zero_core(factors) for name, factors in finished(found, start).items()}
 
 
 def _with_zero_core(factors: Factors) -> Factors:

@@ -57,6 +57,8 @@ class Start:
     head_warmup: Warmup | None = None
     rank: int
     heads: int = 1
+    ranks: Literal["equal", "spectrum"] = "equal"
+    """Whether every layer has this rank, or one of its own from its singular values."""
     step_size: float
     """Learning rate of the estimated update: the size of R0."""
     seed: int

@@ -33,11 +33,13 @@ from fedsb.federation.start.contribution import (
     Shapes,
     Tensors,
     empty,
+    finished,
     norms_of,
     reducer,
     step_rule,
     summed,
 )
+from fedsb.federation.start.ranks import directions_sent
 from fedsb.federation.start.settings import Start
 from fedsb.methods.method import Shape
 
@@ -147,12 +149,12 @@ def _combine_sketches(
         sketch = MatrixSketch(*(total.pop(f"{name}.{side}") for side in MatrixSketch._fields))
         return reduce(name, apply_rule(name, matrix_of(sketch, probes[name]), step_rule(start), 1.0))
 
-    return {name: factors(name) for name in shapes}
+    return finished({name: factors(name) for name in shapes}, start)
 
 
 def _shared_probes(shapes: Shapes, start: Start) -> dict[str, Probes | None]:
     """Every party draws the same ones."""
-    width = start.heads * start.rank
+    width = directions_sent(start)
     return {
         name: draw_probes(shape, width, generator=torch_generator(start.seed, "sketch", name))
         for name, shape in shapes.items()
@@ -162,7 +164,7 @@ def _shared_probes(shapes: Shapes, start: Start) -> dict[str, Probes | None]:
 def _sketch_like(shapes: Shapes, start: Start) -> Tensors:
     template: Tensors = {}
     for name, shape in shapes.items():
-        widths = sketch_widths(shape, start.heads * start.rank, COLUMNS_PER_DIRECTION)
+        widths = sketch_widths(shape, directions_sent(start), COLUMNS_PER_DIRECTION)
         columns, rows = (shape.n_in, 0) if widths is None else widths
         template |= {f"{name}.columns": empty(shape.out, columns), f"{name}.rows": empty(rows, shape.n_in)}
     return template
