@@ -213,7 +213,8 @@ def method_cost(
     paper = head + sum(n.paper for n in layers)
     once = clients * (BYTES_PER_NUMBER_ONCE * once_down + _bytes_per_number_up(question) * once_up)
     once += beside.start_bytes(clients, once_up) if once_up else 0
-    refreshes = method.refreshes and not beside.options and question.ranks == "equal"
+    deals_ranks = question.ranks == "spectrum" and chooses_ranks(method)
+    refreshes = method.refreshes and not beside.options and not deals_ranks
     return MethodCost(
         rank=rank,
         heads=heads,
