@@ -79,7 +79,7 @@ NOT_RUN = {
 SMALLER = {
     "fedsb run": "-s federation.rounds=1 -s data.limit.train=80 -s data.limit.test=40 -s training.epochs=1",
     "fedsb compare": "-s federation.rounds=1 -s data.limit.train=60 -s data.limit.test=40 "
-    "-s training.epochs=1 -s method.rank=8 -s compare.tuning_budget=1",
+    "-s training.epochs=1 -s method.rank=8 -s compare.learning_rates=0.005",
 }
 SMALLER_START = "-s method.init.samples=40 -s method.init.head_warmup.steps=5"
 """What is added to these commands where they run on the quickstart, so that this takes seconds."""

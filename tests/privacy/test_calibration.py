@@ -11,7 +11,7 @@ from fedsb.privacy.accounting import COARSE_GRID, GRID_OF_LOSSES, Mechanism, eps
 from fedsb.privacy.calibration import NOISE_TOLERANCE, calibrate
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.floats(0.5, 8.0), st.sampled_from([0.01, 0.2, 1.0]), st.integers(1, 50))
 def test_calibrating_and_accounting_gives_the_target(target, probability, steps):
     def at(noise):
