@@ -4,10 +4,10 @@
     python benchmarks/simulation.py
 
 Same rows, same trained numbers, one step of 4 short texts for each client and round, no evaluation. All sides
-are whole processes from start to end, ours with its report and adapter, on one thread; Ray gets a worker of
-one thread a core. Its clients load the base for each message, as in Flower's examples, or keep it.
-Memory is the largest proportional set size (PSS) of the process and all its children, looked at four times a
-second.
+are whole processes from start to end, ours with its report and adapter, on one thread and, clients in one
+pass, on two; Ray gets a worker of one thread a core. Its clients load the base for each message, as in
+Flower's examples, or keep it. Memory is the largest proportional set size (PSS) of the process and all its
+children, looked at four times a second.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ def main() -> None:
         ours = [sys.executable, "-m", "fedsb", "run", folder / "run.yaml", "--out", folder / "run"]
         theirs = [sys.executable, HERE / "ray_clients.py"]
         stacked = [*ours[:-1], folder / "stacked", "-s", "federation.engine={kind: stacked, clients: 16}"]
-        sides = {"fedsb": ours, "fedsb, 16 in one pass": stacked}
+        both = [*stacked[:-3], folder / "both", *stacked[-2:], "-s", "training.threads=2"]
+        sides = {"fedsb": ours, "fedsb, 16 in one pass": stacked, "the same, two threads": both}
         sides |= {"Ray, base loaded": theirs, "Ray, base kept": theirs}
         found = {
-            side: _watched([str(part) for part in command], folder, kept="kept" in side)
+            side: _watched(list(map(str, command)), folder, kept="kept" in side, threads=1 + ("two" in side))
             for side, command in sides.items()
         }
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for side, (seconds, memory) in found.items():
         print(f"{side:<21} {seconds:7.1f} s   {memory / 1e6:8.0f} MB")
-    for ours in ("fedsb", "fedsb, 16 in one pass"):
+    for ours in (side for side in sides if side not in GOALS):
         our_seconds, our_memory = found[ours]
         for side, goal in GOALS.items():
             seconds, memory = found[side]
@@ -77,7 +78,7 @@ def _config(folder: Path) -> dict[str, object]:
     }
 
 
-def _watched(command: list[str], folder: Path, *, kept: bool) -> tuple[float, int]:
+def _watched(command: list[str], folder: Path, *, kept: bool, threads: int) -> tuple[float, int]:
     """Seconds to the end, and the largest PSS on the way."""
     settings = {"model": str(folder / "model"), "train": str(folder / "train.jsonl"), "rank": RANK}
     settings |= {
@@ -91,7 +92,7 @@ def _watched(command: list[str], folder: Path, *, kept: bool) -> tuple[float, in
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
     }
     paths = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     told = {"FEDSB_BENCH": json.dumps(settings), "PYTHONPATH": paths, "FLWR_HOME": str(folder / "flwr")}
