@@ -167,6 +167,12 @@ def _plots(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No page at all, in modules whose many runs have one that nothing looks at."""
+    monkeypatch.setattr("fedsb.report.write.build_page", lambda *args, **more: "")
+
+
 # ---------------------------------------------------------------- randomness
 
 

@@ -22,8 +22,9 @@ from fedsb.federation.secure.terms import Rules, Terms
 from fedsb.federation.start.messages import pack_start
 from fedsb.federation.start.refresh import FOLDED
 from fedsb.federation.traffic import total_bytes
-from fedsb.report import write
 from fedsb.runner.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 RANK, CLIENTS, LABELS = 3, 3, 3
 ENVELOPE = 400
@@ -37,11 +38,6 @@ def world(tmp_path_factory):
     tiny_bert(folder / "bert")
     write_data(folder / "data", train=18, test=3)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setattr(write, "build_page", lambda *args, **more: "")
 
 
 @pytest.fixture(scope="module")

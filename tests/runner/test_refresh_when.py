@@ -21,12 +21,14 @@ from fedsb.config.checks import check_settings
 from fedsb.errors import InputError
 from fedsb.federation import wire
 from fedsb.federation.start.refresh import FOLDED
-from fedsb.report import tables, write
+from fedsb.report import tables
 from fedsb.report.load import load_run
 from fedsb.runner import clients, rounds
 from fedsb.runner import loop as runner
 from fedsb.runner.checkpoint import load_checkpoint
 from fedsb.runner.prepare_data import check_can_deploy
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 WHEN = {"share": 0.1, "least_rounds": 2}
 
@@ -39,11 +41,6 @@ def world(tmp_path_factory):
     config.write_text(json.dumps(json.loads(config.read_text()) | none))
     write_data(folder / "data", train=24, test=6)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setattr(write, "build_page", lambda *args, **more: "")
 
 
 def config_of(world, **changes):

@@ -21,9 +21,10 @@ from fedsb.federation.secure.server import KEYS
 from fedsb.federation.start.messages import pack_start, unpack_start
 from fedsb.federation.training import ClientFailed
 from fedsb.privacy.accounting import Mechanism, epsilon
-from fedsb.report import write
 from fedsb.runner import clients
 from fedsb.runner.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 SECURE = {"threshold": 0.67}
 
@@ -34,11 +35,6 @@ def world(tmp_path_factory):
     tiny_bert(folder / "bert")
     write_data(folder / "data", train=60, test=12)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setattr(write, "build_page", lambda *args, **more: "")
 
 
 def config_of(world, **changes):

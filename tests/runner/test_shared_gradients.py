@@ -35,7 +35,6 @@ from fedsb.privacy.data_ledger import DataLedger, place_beside
 from fedsb.privacy.keystream import Keystream
 from fedsb.privacy.ledger import LEDGER, read_spends
 from fedsb.privacy.plan import ExamplePlan, Sharing
-from fedsb.report import write
 from fedsb.report.progress import Silent
 from fedsb.runner import clients
 from fedsb.runner.arguments import local_training, why_not_stacked
@@ -46,6 +45,8 @@ from fedsb.runner.prepare_model import local_model_of
 from fedsb.runner.prepared import prepare
 from fedsb.runner.privacy_forecast import forecast
 from fedsb.runner.round_zero import begin
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 RATE, SEED = 0.5, 7
 PRIVATE = {"unit": "example", "noise": "shared", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.5}
@@ -61,11 +62,6 @@ def world(tmp_path_factory):
     owned = [row | {"patient": f"p{i % 20}"} for i, row in enumerate(rows(60, seed=1))]
     write_rows(folder / "data" / "owned.jsonl", owned)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setattr(write, "build_page", lambda *args, **more: "")
 
 
 @pytest.fixture
