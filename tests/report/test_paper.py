@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from fedsb.cli.app import app
 from fedsb.errors import InputError
 from fedsb.report.canvas import Data
-from fedsb.report.paper import KINDS, latex, tables_of
+from fedsb.report.markup import numbers, table, texts
+from fedsb.report.paper import KINDS, tables_of
 
 pytestmark = pytest.mark.plots
 
@@ -96,18 +97,9 @@ def test_what_cannot_be_written_is_refused(
         CliRunner().invoke(app, ["report", str(run), *arguments], catch_exceptions=False)
 
 
-def test_latex_escapes_what_is_not_text() -> None:
-    text = latex(Data(["a_b", "50 %"], [["x & y", "1.0\u202f% ± 2 −"], ["#1 {z}", "~"]]))
-    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 3
-    assert all(line.replace(r"\&", "").count("&") == 1 for line in rows)
-    assert r"a\_b" in text
-    assert r"\#1 \{z\}" in text
-    assert r"1.0\,\% $\pm$ 2 $-$" in text
-    assert text.isascii()
-
-
 def test_tables_are_read_as_the_page_has_them() -> None:
-    html = '<div class="scroll" aria-label="One"><table><thead><tr><th>a</th></tr></thead><tbody>'
-    html += "<tr><th>x<b>y</b> &lt;</th></tr></tbody></table></div>"
-    assert tables_of(html) == [("One", Data(["a"], [["xy <"]]))]
+    html = table(
+        "One", [*texts("a"), *numbers("b"), *texts("c")], [["x <", "1", "y"], ["sum", "2", ""]], strong=True
+    )
+    rows = [["x <", "1", "y"], ["sum", "2", ""]]
+    assert tables_of(html) == [("One", Data(["a", "b", "c"], rows, (False, True, False), total=True))]

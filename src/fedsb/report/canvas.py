@@ -50,10 +50,14 @@ class Drawing(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The numbers behind a plot, not rounded."""
+    """The numbers behind a plot, not rounded; or a table's cells as texts."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
+    right: tuple[bool, ...] = ()
+    """Which columns are set flush right; empty: all but the first."""
+    total: bool = False
+    """Whether the last row is one."""
 
 
 class Plot(NamedTuple):

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,10 @@ from typing import Any
 from fedsb.common.files import write_bytes
 from fedsb.errors import InputError
 from fedsb.report.canvas import Data, Plot
+from fedsb.report.latex import tabular
 
 DRAWN = ("pdf", "svg", "png")
 KINDS = (*DRAWN, "csv", "latex")
-IN_LATEX = {
-    "−": "$-$", "±": r"$\pm$", "≈": r"$\approx$", "→": r"$\to$", "●": r"$\bullet$", "†": r"$\dagger$",
-    "ε": r"$\varepsilon$", "δ": r"$\delta$", "·": r"$\cdot$", "—": "---", "–": "--", "…": r"\ldots{}",
-    "\u202f": r"\,", "\u2009": r"\,", "\u00a0": "~", "\u2011": "-",
-}  # fmt: skip
-"""What pdfLaTeX does not know, or would not set well."""
 
 
 def kinds_of(text: str) -> tuple[str, ...]:
@@ -69,7 +65,7 @@ def _named(items: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _write_data(stem: Path, data: Data, kinds: Sequence[str]) -> list[Path]:
-    texts = {"csv": (".csv", _csv), "latex": (".tex", latex)}
+    texts = {"csv": (".csv", _csv), "latex": (".tex", tabular)}
     files = [(stem.with_name(stem.name + texts[kind][0]), texts[kind][1]) for kind in kinds if kind in texts]
     for file, text_of in files:
         write_bytes(file, text_of(data).encode())
@@ -82,23 +78,23 @@ def _csv(data: Data) -> str:
     return text.getvalue()
 
 
-def latex(data: Data) -> str:
-    """A tabular environment; it needs the package booktabs."""
-    from pandas import DataFrame
-
-    frame = DataFrame([[str(cell) for cell in row] for row in data.rows])
-    frame.columns = [str(title) for title in data.columns]
-    styled = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    layout = "l" + "r" * (len(data.columns) - 1)
-    text = styled.to_latex(hrules=True, column_format=layout)
-    return "".join(IN_LATEX.get(letter, letter) for letter in text)
-
-
 def tables_of(html: str) -> list[tuple[str, Data]]:
     """(title, cells as texts) of each table of a page's HTML."""
     reader = _Tables()
     reader.feed(html)
-    return [(title, Data(rows[0], rows[1:])) for title, rows in reader.tables if len(rows) > 1]
+    return [
+        (table.title, Data(table.rows[0], table.rows[1:], tuple(table.right), table.total))
+        for table in reader.tables
+        if len(table.rows) > 1
+    ]
+
+
+@dataclass
+class _Table:
+    title: str
+    rows: list[list[str]] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    total: bool = False
 
 
 class _Tables(HTMLParser):
@@ -106,17 +102,25 @@ class _Tables(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables: list[tuple[str, list[list[str]]]] = []
+        self.tables: list[_Table] = []
         self._in_cell = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "div" and dict(attrs).get("class") == "scroll":
-            self.tables.append((dict(attrs).get("aria-label") or "", []))
-        elif tag == "tr" and self.tables:
-            self.tables[-1][1].append([])
-        elif tag in ("th", "td") and self.tables:
-            self.tables[-1][1][-1].append("")
-            self._in_cell = True
+        kind = dict(attrs).get("class")
+        if tag == "div" and kind == "scroll":
+            self.tables.append(_Table(dict(attrs).get("aria-label") or ""))
+        elif tag in ("tr", "th", "td") and self.tables:
+            self._begin(self.tables[-1], tag, kind)
+
+    def _begin(self, table: _Table, tag: str, kind: str | None) -> None:
+        if tag == "tr":
+            table.rows.append([])
+            table.total = kind == "total"
+            return
+        if len(table.rows) == 1:
+            table.right.append(kind == "number")
+        table.rows[-1].append("")
+        self._in_cell = True
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("th", "td"):
@@ -124,5 +128,5 @@ class _Tables(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._in_cell:
-            rows = self.tables[-1][1]
-            rows[-1][-1] = f"{rows[-1][-1]}{data}".strip("\n")
+            row = self.tables[-1].rows[-1]
+            row[-1] = f"{row[-1]}{data}".strip("\n")
