@@ -12,8 +12,8 @@ from fedsb.report.latex import MOST_LINES, escaped, tabular
 
 NAMES = [
     "a_b%&#$~^{c}\\", "[first] in its row", "*starred", "<b> | \"quoted\" 'q' `q`", "± − ≥ é ü ß",
-    "fed--sb ---", "北京协和医院", "Москва", "ąđ «so»", "e\u0301", "\\end{tabular}\\input{/etc/passwd}", "x" * 200,
-    "bert.encoder.layer.0.attention.self.query.and_more", "many words and more of them " * 9, "a\tb\nc", "",
+    "fed--sb ---", "北京协和医院", "Москва", "ąđ «so»", "e\u0301", "\\end{tabular}\\input{/etc/passwd}",
+    "x" * 200, "bert.encoder.layer.0.attention.self.query.and_more", "many words, more " * 9, "a\tb\nc", "",
 ]  # fmt: skip
 
 

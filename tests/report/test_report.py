@@ -302,7 +302,7 @@ def test_an_unfinished_run_is_neither_best_nor_cheapest_nor_averaged(make: Make)
     text = words(*folders)
     assert "Best accuracy: a, 91.3 % with 9.11 MB of traffic." in text
     assert "Least traffic: d, 50.0 % with 8.99 MB of traffic." in text
-    assert "fed-sb 2 91.3 % 0.0 % 9.11 MB" in text
+    assert "fed-sb 2 91.3 % 0.0 points 9.11 MB" in text
 
 
 def test_runs_that_differ_in_a_setting_are_named_by_it(make: Make) -> None:

@@ -2,14 +2,20 @@
 
 Drawing functions name colours by their place in the palette, `C0` to `C12`. On a page these are stand-ins,
 `#fe01xx`, which are replaced by CSS variables, so that one drawing suits light, dark and paper, and legends
-are HTML, where long names wrap. A file has colours of its own, its title and its legend in it.
+are HTML, where long names wrap. A file has colours of its own; title, legend and note are in it.
 """
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
+
+from fedsb.common.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +34,10 @@ IN_FILES = [
 GLYPHS = "●■▲◆▼"
 MARKERS = "os^Dv"
 WIDTH = 460.0
-LEGEND_LINE = 0.22
+LEGEND_LINE, NOTE_LINE = 0.22, 0.19
 """Inches."""
+NOTE_LETTERS = 80
+"""In a line."""
 
 
 class Key(NamedTuple):
@@ -47,6 +55,8 @@ class Drawing(NamedTuple):
     name: str
     width: float = WIDTH
     height: float = 250.0
+    y_title: str = ""
+    """What is written along the y axis of a file; on a page the title says it."""
 
 
 class Data(NamedTuple):
@@ -74,24 +84,45 @@ class Plot(NamedTuple):
         import matplotlib.style
 
         name = self.drawing.name
-        with matplotlib.style.context(["default", {**_style(STAND_INS), "svg.hashsalt": name}]):
+        style = {**_style(STAND_INS), "svg.hashsalt": name}
+        with matplotlib.style.context(["default", style]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a browser has fonts of its own
             written = io.StringIO()
             _figure(self.drawing)[0].savefig(written, format="svg", transparent=True, metadata={"Date": None})
         return _inline(written.getvalue())
 
     def save(self, file: Path, kind: str) -> None:
-        """Write it as a pdf, svg or png that stands alone, with its title and its legend."""
+        """Write it as a pdf, svg or png that stands alone, with its title, legend and note."""
         import matplotlib.style
 
         style = {**_style(IN_FILES), "svg.fonttype": "path", "pdf.fonttype": 42, "font.size": 11.0}
-        with matplotlib.style.context(["default", style]):
+        style |= {"font.family": families(self._letters())}
+        with matplotlib.style.context(["default", style]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # said by `families`
             figure, axes = _figure(self.drawing)
             axes.set_title(self.title, loc="left")
-            if self.keys:
-                figure.set_figheight(figure.get_figheight() + LEGEND_LINE * -(-len(self.keys) // 2))
-                figure.legend(handles=[_handle(key) for key in self.keys], loc="outside lower left", ncols=2)
+            if self.drawing.y_title:
+                axes.set_ylabel(self.drawing.y_title)
+            self._explain(figure)
             metadata = {"Date" if kind == "svg" else "CreationDate": None} if kind != "png" else {}
             figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+
+    def _explain(self, figure: "Figure") -> None:
+        """Put the legend and the note below the axes."""
+        note, below = wrap(self.note, NOTE_LETTERS), -(-len(self.keys) // 2)
+        if not note and not below:
+            return
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * below + NOTE_LINE * len(note))
+        style = {"title_fontproperties": {"size": 9}, "alignment": "left", "ncols": 2}
+        handles = list(map(_handle, self.keys))
+        figure.legend(handles=handles, title="\n".join(note), loc="outside lower left", **style)
+
+    def _letters(self) -> frozenset[str]:
+        """All that may be drawn."""
+        cells = [cell for row in self.data.rows for cell in row if isinstance(cell, str)]
+        return frozenset().union(
+            self.title, self.note, *self.data.columns, *cells, *(key.name for key in self.keys)
+        )
 
 
 def series(index: int) -> str:
@@ -101,6 +132,25 @@ def series(index: int) -> str:
 
 def key(index: int, name: str, glyph: str = "") -> Key:
     return Key(glyph or GLYPHS[index % len(GLYPHS)], f"s{index % SERIES}", name)
+
+
+@cache
+def families(letters: frozenset[str]) -> list[str]:
+    """Matplotlib's own font, and of those installed the first that have what it lacks."""
+    from matplotlib.font_manager import findfont, fontManager, get_font
+
+    own = "DejaVu Sans"
+    names, lacking = [own], {ord(letter) for letter in letters} - get_font(findfont(own)).get_charmap().keys()
+    for font in fontManager.ttflist if lacking else ():
+        if font.name.startswith("Last Resort"):  # boxes, of every letter
+            continue
+        with suppress(RuntimeError, OSError):  # a font of another kind, or one that was removed
+            if held := lacking & get_font(font.fname).get_charmap().keys():
+                names, lacking = [*names, font.name], lacking - held
+    if lacking:
+        said = printable("".join(map(chr, sorted(lacking))))
+        warnings.warn(f"no font on this machine has {said}: boxes in files of plots", stacklevel=3)
+    return names
 
 
 def _figure(drawing: Drawing) -> "tuple[Figure, Axes]":

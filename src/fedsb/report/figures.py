@@ -33,7 +33,7 @@ def traffic(run: Run, name: str) -> list[Plot]:
     up, down = [entry.upload_bytes for entry in after], [entry.download_bytes for entry in after]
     bars = bytes_by_round([entry.number for entry in after], up, down, name=f"{name}-bytes")
     total = Curve("total", list(facts.running_total(run).items()), 3)
-    span = Span("round", human_bytes, zero=True)
+    span = Span("round", "sent so far", human_bytes, zero=True)
     once = facts.one_time_bytes(run)
     note = f"Starts with {human_bytes(once)} of one-time traffic." if once else ""
     line = curves("Traffic so far, up and down", [total], span, name=f"{name}-total", note=note)
@@ -47,7 +47,7 @@ def people(run: Run, name: str) -> list[Plot]:
 def _metric(run: Run, metric: str, name: str) -> Plot | None:
     title = describe(metric).title
     items = [Curve(title, facts.curve(run, metric))]
-    span = Span("round", partial(show, metric), partial(show_tick, metric))
+    span = Span("round", title, partial(show, metric), partial(show_tick, metric))
     return curves(f"{title} by round", items, span, name=f"{name}-m-{metric}")
 
 
@@ -58,7 +58,9 @@ def _loss(run: Run, name: str) -> Plot | None:
     for at, metric in enumerate(losses, 1):
         title = "evaluation loss" if metric == "loss" else describe(metric).title
         items.append(Curve(title, facts.curve(run, metric), at))
-    return curves("Loss by round", items, Span("round", decimal), name=f"{name}-loss")
+    drawn = [item.label for item in items if item.points]
+    title = f"{drawn[0].capitalize() if len(drawn) == 1 else 'Loss'} by round"
+    return curves(title, items, Span("round", "loss", decimal), name=f"{name}-loss")
 
 
 def _scores(run: Run, metrics: list[str], name: str) -> Plot | None:
@@ -66,14 +68,16 @@ def _scores(run: Run, metrics: list[str], name: str) -> Plot | None:
         return _metric(run, metrics[0], name)
     items = [Curve(describe(m).title, facts.curve(run, m), at) for at, m in enumerate(metrics, 1)]
     shares = all(describe(metric).kind == "share" for metric in metrics)
-    span = Span("round", percent, lambda value: percent(value, 0)) if shares else Span("round", decimal)
+    span = Span(
+        "round", "score", *((percent, lambda value: percent(value, 0)) if shares else (decimal, None))
+    )
     return curves("Other metrics by round", items, span, name=f"{name}-scores")
 
 
 def _epsilon(run: Run, name: str) -> Plot | None:
     spent = [(entry.number, entry.epsilon) for entry in run.rounds if entry.epsilon is not None]
     items = [Curve("ε", spent, 4)]
-    return curves("Privacy spent, ε by round", items, Span("round", decimal), name=f"{name}-epsilon")
+    return curves("Privacy spent, ε by round", items, Span("round", "ε", decimal), name=f"{name}-epsilon")
 
 
 def _participation(run: Run, name: str) -> Plot | None:

@@ -29,6 +29,7 @@ class Round:
     seconds: float | None
     epsilon: float | None
     deviation: float | None = None  # of separate averages from the mean update, relative
+    core_change: float | None = None  # how far the averaged core moved, over a client's learning rates
     sites: Scores = field(default_factory=dict)  # client -> its scores on rows of its own
     baselines: dict[str, Scores] = field(default_factory=dict)  # kind -> the same, of another training
 
@@ -173,6 +174,7 @@ def _round(entry: dict[str, Any], position: int) -> Round:
         seconds=number(entry.get("seconds")),
         epsilon=number(entry.get("epsilon")),
         deviation=number(entry.get("deviation")),
+        core_change=number(entry.get("core_change")),
         sites=_sites(entry.get("sites")),
         baselines={kind: _sites(part) for kind, part in mapping(entry.get("baselines")).items()},
     )

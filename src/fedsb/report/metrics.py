@@ -1,5 +1,6 @@
 """What is known about each metric: its title, its kind, how a value of it is written."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
@@ -68,6 +69,13 @@ def show_change(name: str, before: float | None, after: float | None) -> str:
     change = 100 * (after - before) if share else after - before
     text = f"{change:+.1f}{THIN}points" if share else f"{'+' if change > 0 else ''}{decimal(change, 3)}"
     return text.replace("-", MINUS)
+
+
+def show_apart(name: str, value: float | None) -> str:
+    """A distance between values, or how far they spread: shares are points apart."""
+    if value is None or not math.isfinite(value) or describe(name).kind != "share":
+        return decimal(value)
+    return f"{100 * value:.1f}{THIN}points"
 
 
 def guess_primary(names: list[str]) -> str | None:

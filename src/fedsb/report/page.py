@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fedsb.report import facts, figures, routing, sites, tables
+from fedsb.report import facts, figures, privacy, routing, sites, tables
 from fedsb.report import side_by_side as compare
 from fedsb.report.canvas import Plot
 from fedsb.report.cuts import cut_notes, cut_table
@@ -50,7 +50,7 @@ def one_run(run: Run, anchor: str, level: int, refresh: int | None = None) -> Ma
         ("Clients", drawn["Clients"], tables.rejected(run)),
         ("Tokens", cut_table(facts.stated(run, "tokens"))),
         ("Initialization", tables.initialization(run)),
-        ("Privacy", tables.privacy(run), tables.audit(run)),
+        ("Privacy", privacy.privacy(run), privacy.audit(run)),
         ("Configuration", tables.configuration(run)),
         ("Machine and versions", tables.machine(run)),
     ]

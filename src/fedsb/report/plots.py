@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+from unicodedata import east_asian_width
 
 from fedsb.report.canvas import INK, MARKERS, PAPER, Data, Drawing, Key, Plot, key, series
 from fedsb.report.units import human_bytes, percent, plural
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 MOST_WRITTEN = 64
 """Cells of a heat map with their number in them."""
+MOST_BESIDE = 50
+"""Letters of names below an axis, wide ones twice; with more they are slanted."""
 Box = tuple[float, float, float, float]  # left, bottom, width, height
 Show = Callable[[float], str]
 
@@ -44,6 +47,7 @@ class Span(NamedTuple):
     """Limits and names of the axes; `show_x` None stands for whole numbers such as rounds."""
 
     x_title: str
+    y_title: str
     show_y: Show
     tick_y: Show | None = None  # None: as show_y
     show_x: Show | None = None
@@ -72,9 +76,8 @@ def curves(
 
     keys = {item.label: key(item.group, item.label) for item in drawn} if len(drawn) > 1 else {}
     alt = f"Line plot, {title}. " + " ".join(_say(item, span) for item in drawn[:12])
-    return Plot(
-        title, Drawing(paint, name), alt, _points(title, drawn, bands, span), tuple(keys.values()), note
-    )
+    drawing, data = Drawing(paint, name, y_title=span.y_title), _points(title, drawn, bands, span)
+    return Plot(title, drawing, alt, data, tuple(keys.values()), note)
 
 
 def _points(title: str, items: Sequence[Curve], bands: Sequence[Band], span: Span) -> Data:
@@ -92,6 +95,7 @@ def layers(
     alt: str,
     data: Data,
     frame: "Callable[[Axes], None]",
+    y_title: str = "",
 ) -> Plot:
     """Boxes by colour: bars, stacked bars, grids. `frame` sets limits and ticks."""
 
@@ -100,7 +104,8 @@ def layers(
             _boxes(axes, item)
         frame(axes)
 
-    return Plot(title, Drawing(paint, name), alt, data, tuple(item.key for item in items))
+    drawing = Drawing(paint, name, y_title=y_title)
+    return Plot(title, drawing, alt, data, tuple(item.key for item in items))
 
 
 def bytes_by_round(rounds: Sequence[int], up: Sequence[int], down: Sequence[int], *, name: str) -> Plot:
@@ -119,7 +124,7 @@ def bytes_by_round(rounds: Sequence[int], up: Sequence[int], down: Sequence[int]
     title, done = "Traffic of each round", plural(len(rounds), "round")
     alt = f"Stacked bars, {title}: up {human_bytes(sum(up))} and down {human_bytes(sum(down))} in {done}."
     data = Data(["round", "up, bytes", "down, bytes"], list(zip(rounds, up, down, strict=True)))
-    return layers(title, items, name=name, alt=alt, data=data, frame=frame)
+    return layers(title, items, name=name, alt=alt, data=data, frame=frame, y_title="sent in the round")
 
 
 def stacked(
@@ -136,6 +141,7 @@ def stacked(
         axes.set(xlim=(-0.6, len(bars) - 0.4), ylim=(0, 1.08 * max(1, *below)), xlabel="client")
         ticks(axes, lambda value: f"{value:,.0f}")
         _named(axes.xaxis, bars)
+        _slant(axes)
 
     said = "; ".join(
         f"{f'client {bar}' if bar.isdecimal() else bar}: {size:,}"
@@ -145,7 +151,8 @@ def stacked(
         ["client", *(label for label, _ in parts)],
         list(zip(bars, *(sizes for _, sizes in parts), strict=True)),
     )
-    plot = layers(title, items, name=name, alt=f"Bar plot, {title}. {said}.", data=data, frame=frame)
+    alt = f"Bar plot, {title}. {said}."
+    plot = layers(title, items, name=name, alt=alt, data=data, frame=frame, y_title="examples")
     return plot if len(parts) > 1 else plot._replace(keys=())
 
 
@@ -192,7 +199,8 @@ def heat(title: str, down: Ticks, across: Ticks, shares: Sequence[Sequence[float
         axes.set(xlim=(-0.6, len(shares[0]) - 0.4), ylim=(len(shares) - 0.4, -0.6))
         axes.set(xlabel=across.title, ylabel=down.title)
         axes.grid(visible=False)
-        _place(axes.xaxis, across, max(4, 60 // len(across.names)))
+        _place(axes.xaxis, across, 10)
+        _slant(axes)
         _place(axes.yaxis, down, 10)
 
     said = "; ".join(" ".join(percent(share, 0) for share in line) for line in shares[:20])
@@ -234,15 +242,17 @@ def _line(axes: "Axes", item: Curve, *, slim: bool) -> None:
 
 def _ends(axes: "Axes", item: Curve, show: Show) -> None:
     """Write the first and the last value next to their points, on the side away from the curve."""
-    (first, *_), last = item.points, item.points[-1]
     if len(item.points) == 1:
-        return _write(axes, first, show(first[1]), 8, "center")
-    rises = last[1] >= first[1]
+        return _write(axes, item.points[0], show(item.points[0][1]), 8, "center")
     bottom, top = axes.get_ylim()
-    low = 0.15 * top if bottom == 0 else -math.inf  # no room below, but for the axis
-    if not rises or first[1] > low:
-        _write(axes, first, show(first[1]), -15 if rises else 8, "left")
-    _write(axes, last, show(last[1]), -15 if not rises and last[1] > low else 8, "right")
+    low = bottom + 0.15 * (top - bottom) if bottom == 0 else -math.inf  # no room below, but for the axis
+    ends = ((item.points[0], item.points[1], "left"), (item.points[-1], item.points[-2], "right"))
+    for end, beside, side in ends:
+        below = beside[1] > end[1] or (beside[1] == end[1] and side == "left")
+        if end[1] > low or not below:
+            _write(axes, end, show(end[1]), -15 if below else 8, side)
+        elif side == "right":
+            _write(axes, end, show(end[1]), 8, side)
 
 
 def _write(axes: "Axes", point: tuple[float, float], text: str, shift: float, side: str) -> None:
@@ -305,6 +315,15 @@ def _named(axis: object, names: Sequence[str], most: int = 12) -> None:
     step = -(-len(names) // most)
     at = range(0, len(names), max(1, step))
     axis.set_ticks(list(at), [_cut(names[n]) for n in at])  # type: ignore[attr-defined]
+
+
+def _slant(axes: "Axes") -> None:
+    """Turn the names below the axis where they have no room beside each other."""
+    names = axes.get_xticklabels()
+    widths = (sum(1 + (east_asian_width(c) in "WF") for c in name.get_text()) for name in names)
+    if len(names) * max(widths, default=0) > MOST_BESIDE:
+        for name in names:
+            name.set(rotation=35, ha="right", rotation_mode="anchor")
 
 
 def _cut(name: str, most: int = 10) -> str:

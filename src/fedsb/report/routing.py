@@ -84,7 +84,7 @@ def _decided(run: Run, use: Use, name: str) -> Plot | None:
     most = math.log(len(use.experts)) or 1.0
     points = [(at, value / most) for at, value in enumerate(_numbers(run.routing.get("entropy")))]
     note = "0: one expert has all the weight; 1: all experts the same."
-    span = Span("layer", lambda value: decimal(round(value, 4)), zero=True)
+    span = Span("layer", "share of the largest", lambda value: decimal(round(value, 4)), zero=True)
     return curves(
         "Entropy of the weights, by layer", [Curve("entropy", points, 4)], span, name=f"{name}-h", note=note
     )

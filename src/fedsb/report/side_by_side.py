@@ -10,7 +10,7 @@ from fedsb.report import facts
 from fedsb.report.canvas import Plot
 from fedsb.report.load import Run, number, whole
 from fedsb.report.markup import numbers, paragraph, table, texts
-from fedsb.report.metrics import describe, show, show_change, show_tick
+from fedsb.report.metrics import describe, show, show_apart, show_change, show_tick
 from fedsb.report.plots import Curve, Span, curves
 from fedsb.report.units import DASH, count, decimal, duration, human_bytes, plural, short_name
 
@@ -84,7 +84,7 @@ def figures(runs: Sequence[Run]) -> list[Plot]:
 
 def _by_round(runs: Sequence[Run], names: list[str], group: list[int], metric: str) -> Plot | None:
     items = [Curve(n, facts.curve(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
-    span = Span("round", partial(show, metric), partial(show_tick, metric))
+    span = Span("round", describe(metric).title, partial(show, metric), partial(show_tick, metric))
     title, note = f"{describe(metric).title} by round", _missing(runs, metric)
     return curves(title, items, span, name="compare-rounds", note=note)
 
@@ -93,7 +93,9 @@ def _by_bytes(runs: Sequence[Run], names: list[str], group: list[int], metric: s
     """Quality against everything sent so far. A point without traffic has no place on a logarithmic axis."""
     items = [Curve(n, _sent(run, metric), g) for run, n, g in zip(runs, names, group, strict=True)]
     x_title = "sent so far, up and down, all clients"
-    span = Span(x_title, partial(show, metric), partial(show_tick, metric), human_bytes)
+    span = Span(
+        x_title, describe(metric).title, partial(show, metric), partial(show_tick, metric), human_bytes
+    )
     note = "Further left is cheaper. The base model, before any traffic, is not drawn."
     return curves(f"{describe(metric).title} by traffic", items, span, name="compare-bytes", note=note)
 
@@ -142,7 +144,7 @@ def _spread(runs: Sequence[Run], name: str | None) -> str:
 def _mean(label: str, seeds: list[Run], name: str) -> list[str]:
     values = [value for run in seeds if (value := facts.final(run, name)) is not None]
     middle = show(name, mean(values)) if values else DASH
-    spread = show(name, stdev(values)) if len(values) > 1 else DASH
+    spread = show_apart(name, stdev(values)) if len(values) > 1 else DASH
     traffic = human_bytes(mean(facts.total_bytes(run) for run in seeds)) if seeds else DASH
     return [label, str(len(seeds)), middle, spread, traffic]
 

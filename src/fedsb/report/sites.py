@@ -10,7 +10,7 @@ from fedsb.report import facts
 from fedsb.report.canvas import Plot
 from fedsb.report.load import Run, mapping, number
 from fedsb.report.markup import numbers, paragraph, table, texts
-from fedsb.report.metrics import describe, show, show_change, show_tick
+from fedsb.report.metrics import describe, show, show_apart, show_change, show_tick
 from fedsb.report.plots import Curve, Span, curves
 from fedsb.report.units import count, plural
 
@@ -61,7 +61,7 @@ def _mean(values: Values) -> float | None:
 
 def _said(run: Run, name: str, order: list[str], last: Values, beside: Mapping[str, Values]) -> str:
     """Worst, spread, and who gains, in sentences."""
-    spread = show(name, max(last.values()) - min(last.values()))
+    spread = show_apart(name, max(last.values()) - min(last.values()))
     worst = f"{facts.named(run, order[0])}, {show(name, last[order[0]])}"
     text = f"Worst: {worst}; best and worst lie {spread} apart. "
     lacking = [c for c in facts.clients(run) if c not in last]
@@ -85,7 +85,7 @@ def _noise(run: Run, name: str) -> str:
     errors = [e for each in by_site.values() if (e := number(mapping(each).get(name))) is not None]
     if not errors:
         return "Made of counts with noise, for privacy. "
-    most, mean = show(name, max(errors)), show(name, number(of_mean.get(name)))
+    most, mean = show_apart(name, max(errors)), show_apart(name, number(of_mean.get(name)))
     return f"Noised, for privacy: its standard error is up to {most} at a site, {mean} in their mean. "
 
 
@@ -102,6 +102,6 @@ def plots_of(run: Run, anchor: str) -> list[Plot]:
         for at, (label, of) in enumerate(ends.items())
     ]
     title = f"{describe(name).title} over the sites, by round"
-    span = Span("round", partial(show, name), partial(show_tick, name))
+    span = Span("round", describe(name).title, partial(show, name), partial(show_tick, name))
     plot = curves(title, items, span, name=f"{anchor}-sites")
     return [plot] if plot else []

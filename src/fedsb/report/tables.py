@@ -1,31 +1,45 @@
 """The tables of one run."""
 
-from typing import Any
-
-from markupsafe import Markup
-
 from fedsb.report import facts
 from fedsb.report.load import Round, Run, mapping, number, sequence, whole
 from fedsb.report.markup import details, numbers, pairs, paragraph, table, texts, yaml
 from fedsb.report.metrics import describe, show
+from fedsb.report.names import said, text_of
 from fedsb.report.units import DASH, count, decimal, duration, human_bytes, percent, plural
 
-SHOWN_ELSEWHERE = {"method", "primary_metric", "rounds", "seconds", "peak_memory_bytes"}
+SHOWN_ELSEWHERE = {"method", "primary_metric", "higher_is_better", "rounds", "seconds", "peak_memory_bytes"}
 
 
 def rounds(run: Run) -> str:
     names = facts.metric_names(run)
-    private, inexact = facts.epsilon_spent(run) is not None, any(e.deviation is not None for e in run.rounds)
+    private = facts.epsilon_spent(run) is not None
     titles = ["round", "train loss", *(describe(name).title.lower() for name in names)]
     titles += ["up", "down", "parameters up", "clients", "left out", "time", *(["ε"] if private else [])]
     rows = [_round(entry, names, private) for entry in run.rounds]
-    if inexact:
+    notes = []
+    if any(entry.deviation is not None for entry in run.rounds):
         titles.append("deviation*")
         rows = [[*row, percent(entry.deviation)] for row, entry in zip(rows, run.rounds, strict=True)]
-    text = (
-        "* Of factors averaged apart from the mean of the clients' updates, as a share of that mean's norm."
-    )
-    return table("Rounds", numbers(*titles), rows) + (paragraph(text, "note") if inexact else "")
+        notes.append(DEVIATION)
+    if any(entry.core_change is not None for entry in run.rounds):
+        titles.append("core change†")
+        rows = [[*row, decimal(entry.core_change)] for row, entry in zip(rows, run.rounds, strict=True)]
+        notes.append(CORE_CHANGE)
+    if after := _refreshed(run):
+        notes.append(f"New bases after {after}: their traffic is in those rounds, beside that of updates.")
+    return table("Rounds", numbers(*titles), rows) + (paragraph(" ".join(notes), "note") if notes else "")
+
+
+DEVIATION = (
+    "* Of factors averaged apart from the mean of the clients' updates, as a share of that mean's norm."
+)
+CORE_CHANGE = "† How far the averaged core moved, over the sum of a client's learning rates in the round."
+
+
+def _refreshed(run: Run) -> str:
+    """`rounds 2, 4`: after which bases were replaced; empty where they stayed."""
+    after = sequence(facts.stated(run, "initialization").get("refreshed_after"))
+    return f"round{'s' * (len(after) > 1)} {', '.join(map(str, after))}" if after else ""
 
 
 def _round(entry: Round, names: list[str], private: bool) -> list[str]:
@@ -49,9 +63,17 @@ def ledger(run: Run) -> str:
     done = plural(facts.rounds_done(run), "round")
     sent = [entry.upload_parameters for entry in run.rounds if entry.upload_parameters is not None]
     people, parameters = count(len(facts.clients(run)) or None), count(sum(sent) if sent else None)
+    renewed = _refreshed(run)
+    up, down = (", and gradients for new bases", ", and new bases") if renewed else ("", "")
     rows += [
-        [f"updates, {done}", "up", people, parameters, *_size(facts.upload_bytes(run))],
-        [f"averages, {done}", "down", people, DASH, *_size(facts.download_bytes(run))],
+        [
+            f"updates, {done}{up}",
+            "up",
+            people,
+            DASH if renewed else parameters,
+            *_size(facts.upload_bytes(run)),
+        ],
+        [f"averages, {done}{down}", "down", people, DASH, *_size(facts.download_bytes(run))],
         ["total", "", "", "", *_size(facts.total_bytes(run))],
     ]
     return table("Traffic ledger", columns, rows, strong=True)
@@ -109,9 +131,10 @@ def samples(run: Run) -> str:
 def initialization(run: Run) -> str:
     stated = facts.stated(run, "initialization") or mapping(facts.setting(run, "method.init"))
     samples = stated.get("samples")
-    rows = [(_name(n), _value(value)) for n, value in stated.items() if n not in ("samples", "ranks")]
+    plain = {name: value for name, value in stated.items() if name not in ("samples", "ranks")}
+    rows = said(plain)
     if samples is not None and not isinstance(samples, dict):
-        rows.append(("samples", _value(samples)))
+        rows.append(("samples", text_of(samples)))
     used = facts.sizes(samples)
     if not rows and not used:
         return paragraph("Nothing is recorded about the initialization.")
@@ -124,7 +147,11 @@ def _ranks(of_layers: dict[str, int]) -> str:
     if not of_layers:
         return ""
     cells = [[layer, count(rank)] for layer, rank in of_layers.items()]
-    return details("Ranks, by layer", table("Ranks", texts("layer") + numbers("rank"), cells))
+    low, high = min(of_layers.values()), max(of_layers.values())
+    text = f"Layers have ranks of their own, by the spectrum of the start: {low} to {high}."
+    return paragraph(text) + details(
+        "Ranks, by layer", table("Ranks", texts("layer") + numbers("rank"), cells)
+    )
 
 
 def _samples(used: dict[str, int]) -> str:
@@ -134,51 +161,6 @@ def _samples(used: dict[str, int]) -> str:
     columns = texts("client") + numbers("examples used")
     rows = [[client, count(size)] for client, size in used.items()]
     return paragraph(text) + details("Examples used, by client", table("Examples used", columns, rows))
-
-
-def privacy(run: Run) -> str:
-    """The guarantee as the run states it. A run without noise says so in plain words."""
-    stated, settings = facts.stated(run, "privacy"), mapping(facts.setting(run, "privacy"))
-    if not stated and not settings:
-        return paragraph(
-            "No differential privacy: no noise was added to what the clients sent, "
-            "and nothing is guaranteed about what it reveals of their data."
-        )
-    if not stated:
-        spent = decimal(facts.epsilon_spent(run))
-        text = f"The run states no guarantee. Asked for was what follows; spent so far: ε = {spent}."
-        return paragraph(text, "notice") + _pairs(settings)
-    text = paragraph(str(stated["statement"]), "statement") if stated.get("statement") else ""
-    per_client = stated.get("per_client")
-    rows = {key: value for key, value in stated.items() if key not in ("statement", "per_client")}
-    if isinstance(per_client, dict | list):
-        return text + _pairs(rows) + _per_client(run, per_client)
-    return text + _pairs({**rows, "per client": per_client})
-
-
-def audit(run: Run) -> str:
-    """What `fedsb audit` found of this run; empty if it was not asked."""
-    found = run.audit.get("statement")
-    return paragraph(f"Audit: {found}", "statement" if run.audit.get("holds") else "notice") if found else ""
-
-
-def _pairs(values: dict[str, Any]) -> Markup:
-    return pairs((_name(name), _value(value)) for name, value in values.items())
-
-
-def _per_client(run: Run, entries: dict[str, Any] | list[Any]) -> str:
-    clients = mapping(entries) or {str(at): entry for at, entry in enumerate(sequence(entries))}
-    if not clients:
-        return ""
-    rows = {
-        name: mapping(clients[name]) or {"ε": clients[name]} for name in sorted(clients, key=facts.natural)
-    }
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    columns = texts("client") + numbers(*map(_name, names))
-    body = [
-        [facts.named(run, client), *(_value(row.get(name)) for name in names)] for client, row in rows.items()
-    ]
-    return details("Privacy of each client", table("Privacy of each client", columns, body))
 
 
 def configuration(run: Run) -> str:
@@ -191,37 +173,7 @@ def machine(run: Run) -> str:
     memory = number(summary.get("peak_memory_bytes"))
     rows = [("time", duration(facts.seconds(run))), ("peak memory", human_bytes(memory))]
     plain = {name: value for name, value in summary.items() if isinstance(value, str | int | float)}
-    rows += [(_name(name), _value(value)) for name, value in plain.items() if name not in SHOWN_ELSEWHERE]
+    rows += said({name: value for name, value in plain.items() if name not in SHOWN_ELSEWHERE})
     for part in ("machine", "versions"):
-        rows += [(name, _value(value)) for name, value in facts.stated(run, part).items()]
+        rows += [(name, text_of(value)) for name, value in facts.stated(run, part).items()]
     return pairs(rows)
-
-
-NAMES = {
-    "epsilon": "ε",
-    "delta": "δ",
-    "epsilon_rdp": "ε by Renyi accounting",
-    "epsilon_start": "ε of the start alone",
-    "epsilon_rounds": "ε of the rounds alone",
-    "epsilon_scores": "ε of the scores alone",
-}
-
-
-def _name(key: str) -> str:
-    return NAMES.get(key, key.replace("_", " "))
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return decimal(value)
-    if isinstance(value, int):
-        return count(value)
-    if isinstance(value, list):
-        return ", ".join(_value(item) for item in value) or DASH
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_value(item)}" for name, item in value.items())
-    return str(value)

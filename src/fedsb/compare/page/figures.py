@@ -29,8 +29,8 @@ def figures(comparison: Compared) -> str:
 def _by_bytes(comparison: Compared) -> Plot | None:
     dots = [_dot(comparison, name, row) for name, row in comparison.summary.items()]
     note = (
-        "Further left is cheaper. Large points are means over the seeds, bars one standard deviation, faint "
-        "points the seeds. The line joins what no other method beats in both."
+        "Further left is cheaper. Large points are means over the seeds, bars one standard deviation, hollow "
+        "ones the seeds. The line joins what no other method beats in both."
     )
     metric = comparison.metric
     title, tick = f"{describe(metric).title} by traffic", partial(show_tick, metric)
@@ -60,7 +60,7 @@ def _by_round(comparison: Compared) -> Plot | None:
     base = _base(comparison)
     if first and base is not None:
         note += f" Round 0, the model before any training, is not drawn: {show(metric, base)}."
-    span = Span("round", partial(show, metric), partial(show_tick, metric))
+    span = Span("round", describe(metric).title, partial(show, metric), partial(show_tick, metric))
     shown = [band for band in bands if band.points] if banded else []
     title = f"{describe(metric).title} by round"
     return curves(title, items, span, name="comparison-rounds", note=note, bands=shown)

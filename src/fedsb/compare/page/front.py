@@ -55,7 +55,10 @@ def front(title: str, dots: Sequence[Dot], show: Show, tick: Show, *, name: str,
         f"{d.label}: {show(d.quality)} at {human_bytes(d.cost)}{', not dominated' if d.best else ''}."
         for d in drawn
     )
-    drawing, alt = Drawing(paint, name, WIDTH, HEIGHT), f"Scatter plot, {title}. {places}"
+    drawing, alt = (
+        Drawing(paint, name, WIDTH, HEIGHT, title.partition(" by ")[0]),
+        f"Scatter plot, {title}. {places}",
+    )
     return Plot(title, drawing, alt, _numbers(title, drawn), keys if len(drawn) > 1 else (), note)
 
 
@@ -112,7 +115,8 @@ def _steps(axes: "Axes", dots: Sequence[Dot]) -> None:
 def _dot(axes: "Axes", dot: Dot, at: int) -> None:
     colour, marker = series(at), MARKERS[at % len(MARKERS)]
     for x, y in dot.seeds:
-        axes.plot(x, y, color=colour, marker=marker, markersize=4.5, alpha=0.35, markeredgewidth=0)
+        (seed,) = axes.plot(x, y, linestyle="", marker=marker, markersize=4.5, zorder=2.5)
+        seed.set(markerfacecolor=PAPER, markeredgecolor=colour, markeredgewidth=1.0)
     if dot.spread:
         ends = (dot.quality - dot.spread, dot.quality + dot.spread)
         axes.plot([dot.cost, dot.cost], ends, color=colour, linewidth=1.6)

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from fedsb.compare.page.load import Compared
 from fedsb.report import facts
 from fedsb.report.markup import numbers, paragraph, table, texts
-from fedsb.report.metrics import describe, show
+from fedsb.report.metrics import describe, show, show_apart
 from fedsb.report.sites import of_metric
 from fedsb.report.units import DASH, count
 
@@ -44,11 +44,12 @@ def _scores(comparison: Compared, method: str) -> list[dict[str, float]]:
 def _row(metric: str, runs: Sequence[dict[str, float]], shown: Sequence[str]) -> list[str]:
     worst = max if describe(metric).best is min else min
 
-    def mean(of: Callable[[list[float]], float]) -> str:
-        return show(metric, fmean(of(list(run.values())) for run in runs))
+    def mean(of: Callable[[list[float]], float]) -> float:
+        return fmean(of(list(run.values())) for run in runs)
 
-    apart = mean(stdev) if all(len(run) > 1 for run in runs) else DASH
-    ends = [mean(fmean), mean(worst), mean(lambda values: max(values) - min(values)), apart]
+    spread = mean(stdev) if all(len(run) > 1 for run in runs) else None
+    apart = [show_apart(metric, value) for value in (mean(lambda v: max(v) - min(v)), spread)]
+    ends = [show(metric, mean(fmean)), show(metric, mean(worst)), *apart]
     by_site = [[run[site] for run in runs if site in run] for site in shown]
     return [*ends, count(len(runs)), *(show(metric, fmean(v)) if v else DASH for v in by_site)]
 
