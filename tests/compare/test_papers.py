@@ -115,6 +115,9 @@ def test_one_command_prints_both_columns_and_resumes(fedsb, runs_done, tmp_path)
     assert found["rows"][0]["cells"][column]["ours"] == pytest.approx(100 * run["final"]["accuracy"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'href="epsilon-3/report.html"' in page
+    assert page.index("<h2>epsilon 3: accuracy, %</h2>") < page.index("<h2>Not run here</h2>")
+    assert "<summary>epsilon 10: accuracy, %</summary>" in page
+    assert "ours in brackets" in page
     assert "Not comparable" in page
     assert len(runs_done) == 2
     assert fedsb(*asked, *SMALL)[0] == 0

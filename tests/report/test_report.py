@@ -15,7 +15,8 @@ from report_runs import CONFIG, PRIVACY, SUMMARY, Make, metrics
 import fedsb.report
 from fedsb.errors import InputError
 from fedsb.report import write_report
-from fedsb.report.units import short_name
+from fedsb.report.metrics import show_apart
+from fedsb.report.units import DASH, THIN, short_name
 
 pytestmark = pytest.mark.plots
 
@@ -303,6 +304,67 @@ def test_an_unfinished_run_is_neither_best_nor_cheapest_nor_averaged(make: Make)
     assert "Best accuracy: a, 91.3 % with 9.11 MB of traffic." in text
     assert "Least traffic: d, 50.0 % with 8.99 MB of traffic." in text
     assert "fed-sb 2 91.3 % 0.0 points 9.11 MB" in text
+
+
+def test_runs_that_differ_late_in_their_configs_are_no_repeated_seeds(make: Make) -> None:
+    odd = {"alpha": 1, "beta": 2, "gamma": 3}
+    private = changed(CONFIG, **odd, privacy={"epsilon": 3.0})
+    runs = [
+        make("a"),
+        make("b", config=private),
+        make("c", config=changed(CONFIG, **odd, privacy={"epsilon": 8.0})),
+    ]
+    text = words(*runs)
+    assert "over repeated seeds" not in text
+    assert "alpha 1 · beta 2 · gamma 3 · epsilon 3.0" in text
+    assert "alpha 1 · beta 2 · gamma 3 · epsilon 8.0" in text
+
+
+def test_data_of_one_name_in_two_folders_are_two_settings(make: Make) -> None:
+    here, there = (changed(CONFIG, data={"train": f"/{folder}/train.jsonl"}) for folder in ("here", "there"))
+    text = words(make("a", config=here), make("b", config=there), make("c", config=changed(here, seed=1)))
+    assert "train /there/train.jsonl" in text
+    assert "fed-sb · train /here/train.jsonl 2 91.3 %" in text
+
+
+def test_spreads_of_shares_are_in_points() -> None:
+    assert show_apart("accuracy", 0.188).replace(THIN, " ") == "18.8 points"
+    assert show_apart("loss", 0.25) == "0.25"
+    assert show_apart("accuracy", None) == DASH
+
+
+def test_what_a_run_does_without_is_not_listed(make: Make) -> None:
+    facts = {"owner": None, "bands": 1, "epsilon_start": 0.0, "target_epsilon": 8.0, "scores": 0}
+    rates = {"0.001": 0.02982, "0.01": 0.1032}
+    each = {"0": {"epsilon": 2.97, "scores": 0, "start_noise_multiplier": None, "steps": 120}}
+    stated = {**PRIVACY, **facts, "best_true_positive_rates": rates, "per_client": each}
+    text = words(make(summary=changed(SUMMARY, privacy=stated))).replace(THIN, " ")
+    assert "ε asked for 8" in text
+    assert "most that can be found 3.0 % at 0.1 % false alarms, 10.3 % at 1 % false alarms" in text
+    assert "client ε steps 0 2.97 120" in text
+    assert not [word for word in ("owner", "bands", "of the start alone") if word in text]
+
+
+def test_new_bases_and_what_brought_them_are_among_the_rounds(make: Make) -> None:
+    start = {**SUMMARY["initialization"], "refreshed_after": [2, 4]}
+    lines = [{**line, "core_change": 33.5} if line["round"] else line for line in metrics()]
+    text = words(make(metrics=lines, summary=changed(SUMMARY, initialization=start)))
+    assert "core change†" in text
+    assert "33.5" in text
+    assert "New bases after rounds 2, 4" in text
+    assert "updates, 5 rounds, and gradients for new bases up 5 —" in text
+
+
+def test_ranks_of_layers_are_summed_up(make: Make) -> None:
+    start = {**SUMMARY["initialization"], "ranks": {"layer.0": 11, "layer.1": 19}}
+    assert "by the spectrum of the start: 11 to 19." in words(
+        make(summary=changed(SUMMARY, initialization=start))
+    )
+
+
+def test_a_lone_loss_is_called_by_its_name(make: Make) -> None:
+    lines = [{**line, "train_loss": None} for line in metrics()]
+    assert "Evaluation loss by round" in words(make(metrics=lines))
 
 
 def test_runs_that_differ_in_a_setting_are_named_by_it(make: Make) -> None:

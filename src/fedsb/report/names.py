@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsb.report.load import mapping, number
-from fedsb.report.units import DASH, count, decimal, percent
+from fedsb.report.units import DASH, THIN, count, decimal, percent
 
 NAMES = {
     "epsilon": "ε",
@@ -22,7 +22,7 @@ NAMES = {
     "owner": "column of owners",
     "owner_like": "column like an owner's",
     "relation": "neighbours differ in",
-    "units": "fewest units",
+    "units": "units, at fewest",
     "bands": "steps over which noise cancels",
     "quantile": "clip norm follows the quantile",
     "score_noise_multiplier": "noise multiplier of scores",
@@ -83,7 +83,7 @@ def _value_of(key: str, value: object) -> str:
 
 def _odds(false: str, true: float | None) -> str:
     try:
-        return f"{percent(true)} at {text_of(100 * float(false))} % false alarms"
+        return f"{percent(true)} at {text_of(100 * float(false))}{THIN}% false alarms"
     except ValueError:
         return f"{percent(true)} at {false}"
 

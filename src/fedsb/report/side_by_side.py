@@ -1,6 +1,6 @@
 """Several runs side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from statistics import mean, stdev
@@ -19,8 +19,32 @@ MOST_DIFFERENCES = 3
 
 
 def groups(runs: Sequence[Run]) -> list[str]:
-    """A name for each run; runs that differ in the seed alone share it."""
-    return [" · ".join([facts.method(run), *_differences(run, runs)]) for run in runs]
+    """A name for each run; runs that differ in the seed alone share it.
+
+    It has a few of the differences, and as many more, or as much of their values, as tell it from others'.
+    """
+    apart = [_differences(run, runs) for run in runs]
+    whole = [(facts.method(run), *map(str, each.items())) for run, each in zip(runs, apart, strict=True)]
+    names = []
+    for run, each, mine in zip(runs, apart, whole, strict=True):
+        others = [other for other, theirs in enumerate(whole) if theirs != mine]
+        for text in (short_name, str):
+            called = [_called(runs[n], apart[n], text) for n in others]
+            name = _telling(_called(run, each, text), called)
+            if name not in called:
+                break
+        names.append(" · ".join(name))
+    return names
+
+
+def _called(run: Run, apart: Mapping[str, object], text: Callable[[object], str]) -> list[str]:
+    return [facts.method(run), *(f"{key.split('.')[-1]} {text(value)}" for key, value in apart.items())]
+
+
+def _telling(name: list[str], others: Sequence[list[str]]) -> list[str]:
+    """Its beginning, as long as it takes to tell it from all others."""
+    lengths = range(1 + MOST_DIFFERENCES, len(name))
+    return next((name[:n] for n in lengths if all(name[:n] != other[:n] for other in others)), name)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -149,10 +173,10 @@ def _mean(label: str, seeds: list[Run], name: str) -> list[str]:
     return [label, str(len(seeds)), middle, spread, traffic]
 
 
-def _differences(run: Run, runs: Sequence[Run]) -> list[str]:
+def _differences(run: Run, runs: Sequence[Run]) -> dict[str, object]:
     """What sets this run's config apart from those of the same method, the seed aside."""
     settings = flat(run.config)
     peers = [flat(peer.config) for peer in runs if facts.method(peer) == facts.method(run)]
     keys = dict.fromkeys(key for peer in peers for key in peer if key not in NOT_TELLING)
     apart = [key for key in keys if any(peer.get(key) != settings.get(key) for peer in peers)]
-    return [f"{key.split('.')[-1]} {short_name(settings.get(key, DASH))}" for key in apart[:MOST_DIFFERENCES]]
+    return {key: settings.get(key, DASH) for key in apart}

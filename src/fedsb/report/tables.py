@@ -63,16 +63,11 @@ def ledger(run: Run) -> str:
     done = plural(facts.rounds_done(run), "round")
     sent = [entry.upload_parameters for entry in run.rounds if entry.upload_parameters is not None]
     people, parameters = count(len(facts.clients(run)) or None), count(sum(sent) if sent else None)
-    renewed = _refreshed(run)
-    up, down = (", and gradients for new bases", ", and new bases") if renewed else ("", "")
+    up = down = ""
+    if _refreshed(run):
+        up, down, parameters = ", and gradients for new bases", ", and new bases", DASH
     rows += [
-        [
-            f"updates, {done}{up}",
-            "up",
-            people,
-            DASH if renewed else parameters,
-            *_size(facts.upload_bytes(run)),
-        ],
+        [f"updates, {done}{up}", "up", people, parameters, *_size(facts.upload_bytes(run))],
         [f"averages, {done}{down}", "down", people, DASH, *_size(facts.download_bytes(run))],
         ["total", "", "", "", *_size(facts.total_bytes(run))],
     ]

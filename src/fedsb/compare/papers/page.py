@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.common.files import write_text
-from fedsb.report.markup import document, header, joined, link, numbers, paragraph, section, table, texts
+from fedsb.report.markup import (
+    details,
+    document,
+    header,
+    joined,
+    link,
+    numbers,
+    paragraph,
+    section,
+    table,
+    texts,
+)
 from fedsb.report.units import DASH, MINUS, plural
 
 
@@ -66,16 +77,22 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> None:
     """report.html in the folder, with links to the comparisons that it is made of."""
     parts = [link(part, f"{part}/report.html") for part in found["parts"]]
     kind = "small form" if found["reduced"] else "whole table"
+    ran = [
+        place
+        for place in range(len(found["columns"]))
+        if any(row["cells"][place]["ours"] is not None for row in found["rows"])
+    ]
     body = joined(
         header(
             f"fedsb reproduce {found['table']} · {kind}",
             found["title"],
             f"The paper's numbers are from {source_of(found)}. Ours are means over "
-            f"{plural(len(found['seeds']), 'seed')}.",
+            f"{plural(len(found['seeds']), 'seed')}.{_of_ranks(found)}",
             [],
         ),
         *(paragraph(text, "notice") for text in notices(found)),
-        *(_column(found, place, name) for place, name in enumerate(found["columns"])),
+        *(section(f"column-{place}", 2, _titled(found, place), _column(found, place)) for place in ran),
+        *_not_run(found, [place for place in range(len(found["columns"])) if place not in ran]),
         section(
             "settings",
             2,
@@ -88,9 +105,26 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> None:
     write_text(folder / "report.html", document(found["title"], body))
 
 
-def _column(found: Mapping[str, Any], place: int, name: str) -> str:
+def _of_ranks(found: Mapping[str, Any]) -> str:
+    differ = any(row["rank_here"] not in (None, row["rank"]) for row in found["rows"])
+    return " Of ranks the paper's come first, ours in brackets." if differ else ""
+
+
+def _titled(found: Mapping[str, Any], place: int) -> str:
+    """`epsilon 3: accuracy, %`."""
+    name, unit = found["columns"][place], found["units"][place]
+    return f"{name}: {unit}" if unit else str(name)
+
+
+def _not_run(found: Mapping[str, Any], places: Sequence[int]) -> list[str]:
+    """The paper's other columns, folded."""
+    folded = [details(_titled(found, place), _column(found, place)) for place in places]
+    return [section("not-run", 2, "Not run here", *folded)] if folded else []
+
+
+def _column(found: Mapping[str, Any], place: int) -> str:
     columns = texts("method") + numbers("rank", "paper", "ours", "sd", "difference")
-    return section(f"column-{place}", 2, name, table(name, columns, _rows(found["rows"], place)))
+    return table(found["columns"][place], columns, _rows(found["rows"], place))
 
 
 def _rows(rows: Sequence[Mapping[str, Any]], place: int) -> list[list[str]]:

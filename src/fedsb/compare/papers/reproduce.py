@@ -17,6 +17,7 @@ from fedsb.compare.progress import Progress, Silent
 from fedsb.config import RunConfig
 from fedsb.config.yaml_file import override
 from fedsb.errors import InputError
+from fedsb.report.metrics import describe
 
 DOCUMENT = "reproduction.json"
 
@@ -167,6 +168,7 @@ def document_of(
         "note": table.reduced.note if inputs is not None else "",
         "seeds": list(seeds),
         "columns": [column.name for column in table.columns],
+        "units": [_unit(column) for column in table.columns],
         "parts": list(done),
         "rows": [
             {
@@ -179,6 +181,13 @@ def document_of(
             for row in rows
         ],
     }
+
+
+def _unit(column: Column) -> str:
+    """`accuracy, %`; empty where it is not known what the paper measured."""
+    if column.metric is None:
+        return ""
+    return describe(column.metric).title.split(": ")[-1].lower() + (", %" if column.scale == 100 else "")
 
 
 def _rank(arm: str, done: Mapping[str, Comparison]) -> int | None:
