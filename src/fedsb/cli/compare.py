@@ -24,7 +24,7 @@ from fedsb.compare.page.tables import APART, change, value
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
 from fedsb.report.metrics import describe, show
-from fedsb.report.screen import shown
+from fedsb.report.screen import say, shown
 from fedsb.report.units import THIN, human_bytes, percent, plural
 
 
@@ -192,7 +192,8 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     document, folder = comparison.document, comparison.folder
     console.print(_table(document))
     files = [f"report   {folder / 'report.html'}", f"numbers  {folder / 'comparison.json'}"]
-    console.print("\n".join([*_remarks(document), *files]), highlight=False, markup=False)
+    say(_remarks(document), console)
+    console.print("\n".join(files), highlight=False, markup=False)
     if comparison.failed:
         listed = "\n  ".join(f"{item['run']}: {item['problem']}" for item in comparison.failed)
         raise RunFailed(

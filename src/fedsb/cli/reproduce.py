@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedsb.cli.common import Overrides, err_console, out_console, refuse_unused
 from fedsb.errors import InputError, RunFailed
+from fedsb.report.screen import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -155,9 +156,8 @@ def show(found: Reproduction, console: Console) -> None:
     left = sum(cell["ours"] is None for row in document["rows"] for cell in row["cells"])
     said = [f"the paper's numbers: {source_of(document)}", *notices(document)]
     said += [f"{left} more cells of the paper's, which were not run, are on the page"] if left else []
-    console.print(
-        "\n".join([*said, f"report   {found.folder / 'report.html'}"]), highlight=False, markup=False
-    )
+    say(said, console)
+    console.print(f"report   {found.folder / 'report.html'}", highlight=False, markup=False)
     if found.failed:
         listed = "\n  ".join(f"{item['run']}: {item['problem']}" for item in found.failed)
         raise RunFailed(f"not every run was finished; the same command tries again\n  {listed}")

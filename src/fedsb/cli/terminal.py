@@ -19,8 +19,8 @@ from fedsb.errors import InputError
 from fedsb.report.console import LiveBars, PlainLines
 from fedsb.report.progress import Progress, Silent
 from fedsb.report.result import scores_table
-from fedsb.report.screen import shown
-from fedsb.report.units import count, human_bytes, human_count, plural
+from fedsb.report.screen import say, shown
+from fedsb.report.units import count, duration, human_bytes, human_count, plural
 
 if TYPE_CHECKING:  # slow to import, and only one command needs each
     from fedsb.cli.cost import CostTable, MethodCost
@@ -100,7 +100,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     began = "not begun" if done is None else f"round {done}"
     rows = {
         "run": f"{status['method']}, {began} of {status['rounds']}, {ends}",
-        "last round": "-" if age is None else f"{age:.0f} s ago",
+        "last round": "-" if age is None else f"{duration(age)} ago",
         "scores": "  ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in status["eval"].items()),
         "epsilon": _spent(status),
         "sent": f"up {human_bytes(status['upload_bytes'])}, down {human_bytes(status['download_bytes'])}",
@@ -218,7 +218,7 @@ def show_costs(table: CostTable, console: Console) -> None:
     for name, cost in table.methods.items():
         grid.add_row(name, *_cost_cells(cost))
     console.print(grid)
-    console.print("\n".join(_cost_notes(table)), highlight=False, markup=False)
+    say(_cost_notes(table), console)
 
 
 def show_privacy(result: dict[str, Any], console: Console) -> None:
@@ -239,7 +239,7 @@ def show_privacy(result: dict[str, Any], console: Console) -> None:
 
 def show_audit(result: dict[str, Any], console: Console) -> None:
     """What an audit found, in words."""
-    console.print(result["statement"], markup=False, highlight=False)
+    say([result["statement"]], console)
 
 
 def show_ledger(report: dict[str, Any], console: Console) -> None:
@@ -252,8 +252,7 @@ def show_ledger(report: dict[str, Any], console: Console) -> None:
         table.add_row(*map(shown, cells))
     if report["runs"]:
         console.print(table, highlight=False)
-    text = f"{report['statement']}\nThe ledger is whole: {report['ledger']}"
-    console.print(text, highlight=False, markup=False)
+    say([report["statement"], f"The ledger is whole: {report['ledger']}"], console)
 
 
 def _cost_title(table: CostTable) -> str:

@@ -22,3 +22,9 @@ class Screen(Console):
 def shown(text: object, limit: int | None = LONGEST, *, keep: str = "") -> str:
     """As `printable`, for a place where rich looks for markup: it finds none."""
     return escape(printable(text, limit, keep=keep))
+
+
+def say(lines: Iterable[str], console: Console) -> None:
+    """Print sentences: broken between words on a terminal, a line each in a file or pipe."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)

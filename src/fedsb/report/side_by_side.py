@@ -38,7 +38,13 @@ def groups(runs: Sequence[Run]) -> list[str]:
 
 
 def _called(run: Run, apart: Mapping[str, object], text: Callable[[object], str]) -> list[str]:
-    return [facts.method(run), *(f"{key.split('.')[-1]} {text(value)}" for key, value in apart.items())]
+    return [facts.method(run), *(f"{_last(key)} {text(value)}" for key, value in apart.items())]
+
+
+def _last(key: str) -> str:
+    """Its last part, with the one before where that alone says nothing."""
+    *before, last = key.split(".")
+    return ".".join([*before[-1:], last]) if last in ("kind", "name", "path") else last
 
 
 def _telling(name: list[str], others: Sequence[list[str]]) -> list[str]:
