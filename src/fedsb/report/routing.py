@@ -12,7 +12,7 @@ from fedsb.report.load import Run, mapping, number, sequence
 from fedsb.report.markup import numbers, paragraph, table, texts
 from fedsb.report.metrics import describe, show
 from fedsb.report.plots import Curve, Span, Ticks, curves, heat
-from fedsb.report.units import DASH, decimal, percent, plural
+from fedsb.report.units import DASH, THIN, decimal, percent, plural
 
 SAID = {
     "routed": "the model as it is used: the gate chooses",
@@ -76,7 +76,8 @@ def _layers(use: Use, name: str) -> Plot | None:
     plot = heat(
         "Experts used, by layer", down, Ticks("domain", use.domains, middles), rows, name=f"{name}-layers"
     )
-    return plot._replace(note=f"Of each domain, from left to right: {', '.join(use.experts)}.")
+    order = f"Of each domain, from left to right: {', '.join(use.experts)}."
+    return plot._replace(note=f"{order} The deeper the colour, the more weight, from 0 to 100{THIN}%.")
 
 
 def _decided(run: Run, use: Use, name: str) -> Plot | None:
