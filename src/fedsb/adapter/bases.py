@@ -93,13 +93,15 @@ def weighted_directions(factors: Factors, S: Float[Tensor, "k"]) -> Factors:
     return factors._replace(B=factors.B * lengths, R=inverse[:, :, None] * factors.R)
 
 
-def principal_pair(weight: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> Factors:
-    """B A is the best rank-`rank` approximation of W0, its singular values shared evenly; no R.
+def principal_pair(
+    weight: Float[Tensor, "out in"], rank: int, *, scale: float = 1.0, generator: torch.Generator
+) -> Factors:
+    """scale B A is the best rank-`rank` approximation of W0, singular values shared evenly by both; no R.
 
     PiSSA's start (Meng et al. 2024, arXiv 2404.02948), for a layer whose update counts from there.
     """
     U, S, Vh = truncated_svd(weight, rank, generator=generator)
-    root = S.sqrt()
+    root = (S / scale).sqrt()
     return Factors(B=U * root, A=root[:, None] * Vh, R=None)
 
 
