@@ -141,7 +141,8 @@ def test_bases_may_keep_the_weights_singular_values_as_lora_xs_does():
     weight = torch.randn(10, 14, generator=seeded(2))
     factors = bases_from_weight(weight, 3, singular_values=True, generator=seeded())
     assert relative_error(numbers(factors.B) @ numbers(factors.A), best_of_rank(numbers(weight), 3)) < 1e-4
-    torch.testing.assert_close(factors.A @ factors.A.T, torch.eye(3))
+    torch.testing.assert_close(factors.B.T @ factors.B, torch.eye(3))
+    torch.testing.assert_close(factors.A, factors.B.T @ weight)  # they are on the side of the inputs
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])

@@ -59,11 +59,12 @@ def bases_from_weight(
 ) -> Factors:
     """The leading singular vectors of W0, R = 0. No data is used and every party that has W0 can derive them.
 
-    singular_values: multiply B's columns by them, as LoRA-XS does (Bałazy et al. 2024, arXiv 2405.17604);
-        B is then not orthonormal.
+    singular_values: multiply A's rows by them, as LoRA-XS does (Bałazy et al. 2024, arXiv 2405.17604);
+        A is then not orthonormal.
     """
     U, S, Vh = truncated_svd(weight, heads * rank, generator=generator)
-    return Factors(B=U * S if singular_values else U, A=Vh, R=_zero_core(heads, rank, weight.device))
+    A = S[:, None] * Vh if singular_values else Vh
+    return Factors(B=U, A=A, R=_zero_core(heads, rank, weight.device))
 
 
 def turned(factors: Factors, *, generator: torch.Generator) -> Factors:
