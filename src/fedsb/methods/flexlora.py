@@ -3,7 +3,7 @@
 Source: Bai et al. 2024, arXiv 2402.11505. Trains A and B at the client's own rank. Up and down:
 (out + in) * r_k numbers per layer (and the head). Sent once: nothing. Exact before the truncation to the
 largest rank, lossy after; what is lost is measured each round. Singular values are shared evenly by
-B and A (our choice: the paper's code is not our source). Scale alpha / r.
+B and A (our choice: the authors' code leaves them all to B). Scale alpha / r.
 """
 
 from __future__ import annotations
