@@ -23,13 +23,13 @@ import torch
 
 from fedsb.adapter import LoraPair
 from fedsb.methods.averaging.mean import dead_directions, weighted_mean
-from fedsb.methods.averaging.stack import balanced_pair, product_svd
+from fedsb.methods.averaging.stack import leading_pair, product_svd
 from fedsb.methods.fedit import fedit, pair_numbers
 from fedsb.methods.method import Counts, FollowUp, Method, Named, Shape, UploadInputs, always, check_option
 
 
 def _finish(asked: Named, means: Named, current: Named) -> Named:
-    B, A = balanced_pair(*product_svd(LoraPair(asked["Q"], means["P"].T)), len(current["A"]))
+    B, A = leading_pair(*product_svd(LoraPair(asked["Q"], means["P"].T)), len(current["A"]))
     return {"B": B, "A": torch.where(dead_directions(B, A)[:, None], current["A"], A)}
 
 
