@@ -174,7 +174,7 @@ class Oracle:
             product = mean_product(name, answers)
             rank = len(part.A)
             U, S, Vh = np.linalg.svd(product, full_matrices=False)
-            part.B, part.A = U[:, :rank] * np.sqrt(S[:rank]), np.sqrt(S[:rank])[:, None] * Vh[:rank]
+            part.B, part.A = U[:, :rank] * S[:rank], Vh[:rank]
             lost, whole = lost + (S[rank:] ** 2).sum(), whole + (S**2).sum()
         self.deviation = float(np.sqrt(lost / whole))
 

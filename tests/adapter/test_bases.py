@@ -14,6 +14,7 @@ from fedsb.adapter.bases import (
     bases_from_weight,
     lora_factors,
     orthonormal_bases,
+    principal_pair,
     truncated_svd,
 )
 
@@ -140,7 +141,16 @@ def test_bases_may_keep_the_weights_singular_values_as_lora_xs_does():
     weight = torch.randn(10, 14, generator=seeded(2))
     factors = bases_from_weight(weight, 3, singular_values=True, generator=seeded())
     assert relative_error(numbers(factors.B) @ numbers(factors.A), best_of_rank(numbers(weight), 3)) < 1e-4
-    torch.testing.assert_close(factors.A @ factors.A.T, torch.eye(3))
+    torch.testing.assert_close(factors.B.T @ factors.B, torch.eye(3))
+    torch.testing.assert_close(factors.A, factors.B.T @ weight)  # they are on the side of the inputs
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_a_principal_pair_times_the_scale_is_the_best_approximation_of_the_weight(scale):
+    weight = torch.randn(10, 14, generator=seeded(2))
+    B, A, *_ = principal_pair(weight, 3, scale=scale, generator=seeded())
+    assert relative_error(scale * numbers(B) @ numbers(A), best_of_rank(numbers(weight), 3)) < 1e-4
+    torch.testing.assert_close((B.T @ B).diagonal(), (A @ A.T).diagonal())
 
 
 @pytest.mark.parametrize("kind", KINDS)

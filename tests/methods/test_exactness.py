@@ -219,11 +219,13 @@ def test_flexlora_is_the_best_of_its_rank_and_exact_where_the_mean_fits(out, n_i
         assert relative_error(found, mean) < 1e-5
 
 
-def test_flexlora_shares_singular_values_evenly():
+def test_flexlora_leaves_the_singular_values_to_B():
     averaged = close(flexlora, random_clients(9, 7, [2, 2], 0), [1.0, 2.0])
     B, A = numbers(averaged.tensors["l.B"]), numbers(averaged.tensors["l.A"])
-    np.testing.assert_allclose(B.T @ B, A @ A.T, atol=1e-5)
-    assert np.diff(np.diag(A @ A.T)).max() < 0
+    np.testing.assert_allclose(A @ A.T, np.eye(len(A)), atol=1e-5)
+    squares = np.diag(B.T @ B)
+    np.testing.assert_allclose(B.T @ B, np.diag(squares), atol=1e-5)
+    assert np.diff(squares).max() < 0
 
 
 # ---------------------------------------------------------------- FedEx-LoRA's residual

@@ -12,6 +12,7 @@ from fedsb.adapter import Factors
 from fedsb.errors import InputError, RunFailed
 from fedsb.federation.exchange import Exchange
 from fedsb.methods import ALL, AggregationInputs, Shape, Upload, by_name, fed_sb, fedit
+from fedsb.methods.averaging.mean import TOGETHER
 
 
 def frame_of(size, **more):
@@ -107,18 +108,22 @@ def test_a_small_update_is_not_lost_among_many_large_ones():
     assert stream(vectors, [1.0] * 102).item() == pytest.approx(100 / 102)
 
 
-def test_the_accumulator_does_not_grow_and_keeps_no_update():
-    aggregation = fed_sb.aggregation
+@pytest.mark.parametrize(("numbers", "most"), [(2**23, TOGETHER - 1), (25, 2), (5, 0)])
+def test_the_accumulator_does_not_grow_and_keeps_few_updates(numbers, most, monkeypatch):
+    """Seven at most; of large ones as many as fit a bound, or none."""
+    monkeypatch.setattr("fedsb.methods.averaging.mean.NUMBERS", numbers)
+    aggregation, waited = fed_sb.aggregation, set()
     state = aggregation.start(frame_of(10))
-    vector, wide = torch.ones(10), state.wide.data_ptr()
     for _ in range(50):
+        vector = torch.ones(10)
         state = aggregation.add(state, Upload({"x": vector}, vector, 1.0))
         held = [v for v in vars(state).values() if isinstance(v, torch.Tensor)]
         assert [t.numel() for t in held] == [10, 10]  # the sum, and the block that is widened
-        assert state.wide.data_ptr() == wide
         assert state.named["x"].data_ptr() == held[0].data_ptr()
-    vector.zero_()
+        waited.add(len(state.waiting))
+    assert max(waited) == most
     assert torch.equal(aggregation.finish(state).tensors["x"], torch.ones(10))
+    assert not state.waiting
 
 
 def test_blocks_make_no_difference_and_threads_are_given_back(monkeypatch, rng):

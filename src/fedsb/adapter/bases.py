@@ -59,11 +59,12 @@ def bases_from_weight(
 ) -> Factors:
     """The leading singular vectors of W0, R = 0. No data is used and every party that has W0 can derive them.
 
-    singular_values: multiply B's columns by them, as LoRA-XS does (Bałazy et al. 2024, arXiv 2405.17604);
-        B is then not orthonormal.
+    singular_values: multiply A's rows by them, as LoRA-XS does (Bałazy et al. 2024, arXiv 2405.17604);
+        A is then not orthonormal.
     """
     U, S, Vh = truncated_svd(weight, heads * rank, generator=generator)
-    return Factors(B=U * S if singular_values else U, A=Vh, R=_zero_core(heads, rank, weight.device))
+    A = S[:, None] * Vh if singular_values else Vh
+    return Factors(B=U, A=A, R=_zero_core(heads, rank, weight.device))
 
 
 def turned(factors: Factors, *, generator: torch.Generator) -> Factors:
@@ -93,13 +94,15 @@ def weighted_directions(factors: Factors, S: Float[Tensor, "k"]) -> Factors:
     return factors._replace(B=factors.B * lengths, R=inverse[:, :, None] * factors.R)
 
 
-def principal_pair(weight: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> Factors:
-    """B A is the best rank-`rank` approximation of W0, its singular values shared evenly; no R.
+def principal_pair(
+    weight: Float[Tensor, "out in"], rank: int, *, scale: float = 1.0, generator: torch.Generator
+) -> Factors:
+    """scale B A is the best rank-`rank` approximation of W0, singular values shared evenly by both; no R.
 
     PiSSA's start (Meng et al. 2024, arXiv 2404.02948), for a layer whose update counts from there.
     """
     U, S, Vh = truncated_svd(weight, rank, generator=generator)
-    root = S.sqrt()
+    root = (S / scale).sqrt()
     return Factors(B=U * root, A=root[:, None] * Vh, R=None)
 
 

@@ -28,11 +28,15 @@ class Interval(NamedTuple):
 def paired_interval(differences: Sequence[float], looked_at: int) -> Interval | None:
     """Student's t interval of the mean difference, by Bonferroni so wide that all `looked_at` intervals hold
     together with CONFIDENCE; None with fewer than FEWEST_SEEDS differences."""
-    from scipy.stats import t
-
     if len(differences) < FEWEST_SEEDS:
         return None
-    tail = (1 - CONFIDENCE) / 2 / max(1, looked_at)
-    reach = float(t.isf(tail, len(differences) - 1)) * stdev(differences) / sqrt(len(differences))
-    middle = mean(differences)
+    middle, reach = mean(differences), spreads_to_show(len(differences), looked_at) * stdev(differences)
     return Interval(middle - reach, middle + reach)
+
+
+def spreads_to_show(seeds: int, looked_at: int) -> float:
+    """How many times its sample deviation over the seeds a mean difference must be, to be told from none."""
+    from scipy.stats import t
+
+    tail = (1 - CONFIDENCE) / 2 / max(1, looked_at)
+    return float(t.isf(tail, seeds - 1)) / sqrt(seeds)

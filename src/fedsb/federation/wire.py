@@ -12,6 +12,7 @@ finite. Lengths, counts and texts are looked at before anything is allocated.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -233,7 +234,7 @@ def check(header: Header, vector: Tensor, *, expected: Header, size: int) -> Non
             f"wrong shape: expected {size} float32 numbers, found {tuple(vector.shape)} {vector.dtype}"
         )
     with one_thread():
-        finite = torch.dot(vector, vector).isfinite()  # one fast pass, and too large where no number is
+        finite = math.isfinite(torch.dot(vector, vector))  # one fast pass, and too large where no number is
     if not finite and (bad := not_finite(vector)):
         raise UpdateRejected(f"update is not finite: {bad} of {size} numbers are NaN or infinite")
 

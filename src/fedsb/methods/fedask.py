@@ -1,7 +1,8 @@
 """FedASK: clients train B under noise, and a sketch of the products in two exchanges gives new B and A.
 
 Source: 2025, arXiv 2507.09990. Clients train B (`both: true`: A too) from the broadcast pair. With a random
-Omega (in, w) that all draw from the shared seed, in each round anew, w = r + `oversampling`:
+Omega (in, w) that all draw from the shared seed, in each round anew (the authors' code: once), w = r +
+`oversampling`:
 
     first   Y = mean(B_i (A_i Omega)),         Q = an orthonormal basis of Y's columns, which goes down
     second  P = mean(A_i^T (B_i^T Q)),         Q P^T = U S V^T,   B = U_r S_r^(1/2),   A = S_r^(1/2) V_r^T
@@ -22,13 +23,13 @@ import torch
 
 from fedsb.adapter import LoraPair
 from fedsb.methods.averaging.mean import dead_directions, weighted_mean
-from fedsb.methods.averaging.stack import balanced_pair, product_svd
+from fedsb.methods.averaging.stack import leading_pair, product_svd
 from fedsb.methods.fedit import fedit, pair_numbers
 from fedsb.methods.method import Counts, FollowUp, Method, Named, Shape, UploadInputs, always, check_option
 
 
 def _finish(asked: Named, means: Named, current: Named) -> Named:
-    B, A = balanced_pair(*product_svd(LoraPair(asked["Q"], means["P"].T)), len(current["A"]))
+    B, A = leading_pair(*product_svd(LoraPair(asked["Q"], means["P"].T)), len(current["A"]))
     return {"B": B, "A": torch.where(dead_directions(B, A)[:, None], current["A"], A)}
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsb.methods.averaging.mean import keep_directions
-from fedsb.methods.averaging.stack import balanced_pair, stacked_numbers
+from fedsb.methods.averaging.stack import leading_pair, stacked_numbers
 from fedsb.methods.fedit import fedit, pair_numbers
 from fedsb.methods.flora import Stacks
 from fedsb.methods.method import Aggregation, Averaged, BaseUpdate, Counts, Method, Shape, check_option
@@ -63,9 +63,9 @@ def fedmomentum(energy: float = 0.9999) -> Method:
         rest = max(0, rest if frame.residual_rank is None else min(rest, frame.residual_rank))
         base: BaseUpdate = {}
         for layer, (U, S, Vh) in found.items():
-            tensors[f"{layer}.B"], tensors[f"{layer}.A"] = balanced_pair(U, S, Vh, rank)
+            tensors[f"{layer}.B"], tensors[f"{layer}.A"] = leading_pair(U, S, Vh, rank)
             after = slice(rank, rank + rest)
-            base[layer] = balanced_pair(U[:, after], frame.scale * S[after], Vh[after], rest)
+            base[layer] = leading_pair(U[:, after], frame.scale * S[after], Vh[after], rest)
         keep_directions(tensors, frame)
         lost = sum(float(svd.S[rank:].square().sum()) for svd in found.values())
         whole = sum(float(svd.S.square().sum()) for svd in found.values())

@@ -9,7 +9,8 @@ closest to (1 - rotation) I + rotation Q. The client's model stays as it is; wha
 mean of the factors misses the mean of the products. Up and down: (out + in) * r numbers per layer (and the
 head). Sent once: nothing. Not exact: the deviation is measured each round. Scale alpha / r. The paper's
 shares are 0.4 to 0.6; ours is 0.5. Where a factor of the broadcast is zero, as B is before the first round,
-nothing turns.
+nothing turns. Rounds count from 1, as in the authors' example; their trainer counts from 0 and turns nothing
+in its first round.
 """
 
 from __future__ import annotations

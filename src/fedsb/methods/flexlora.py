@@ -2,8 +2,8 @@
 
 Source: Bai et al. 2024, arXiv 2402.11505. Trains A and B at the client's own rank. Up and down:
 (out + in) * r_k numbers per layer (and the head). Sent once: nothing. Exact before the truncation to the
-largest rank, lossy after; what is lost is measured each round. Singular values are shared evenly by
-B and A (our choice: the paper's code is not our source). Scale alpha / r.
+largest rank, lossy after; what is lost is measured each round. B has all singular values, A is orthonormal,
+as in the authors' code. Scale alpha / r.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _finish(sums: Stacks) -> Averaged:
     tensors, lost, whole = sums.sums.mean(), 0.0, 0.0
     for layer, stack in sums.stacks.items():
         rank = sums.frame.answer[f"{layer}.A"][0]
-        pair = stack.truncated(rank, 1 / sums.sums.weight)
+        pair = stack.truncated(rank, 1 / sums.sums.weight, left=1.0)
         tensors[f"{layer}.B"], tensors[f"{layer}.A"] = pair
         whole += stack.squared_norm()
         lost += stack.squared_norm(LoraPair(-sums.sums.weight * pair.B, pair.A))

@@ -1,6 +1,6 @@
 """FRLoRA: each round trains LoRA from W0's leading directions, and its whole step joins the base.
 
-Source: Yan et al. 2025, ICLR 2025, openreview e0rQRMUhs7. With B0 A0 the best rank-r
+Source: Yan et al. 2025, ICLR 2025, openreview e0rQRMUhs7. With s B0 A0 the best rank-r
 approximation of W0, singular values shared evenly by both, a client's weights in round t are
 
     W_t + s (B A - B0 A0),    A and B trained from A0 and B0 in every round,
@@ -10,7 +10,7 @@ rounds' steps has a rank beyond r, and all clients begin each round at the same 
 numbers per layer (and the head). Down: the step, as factors of rank 2 r or dense where smaller. (A client
 could subtract B0 A0 by itself; we send the step, so that anyone can take part.) Sent once: nothing, every
 party that has W0 derives A0 and B0. Not exact, as FedIT is not: the deviation is measured each round. Scale
-alpha / r; what the paper does with one is not known to us.
+alpha / r. (The authors' code takes the plain mean of the clients; ours weighs them as the run says.)
 """
 
 from __future__ import annotations

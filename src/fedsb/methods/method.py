@@ -190,8 +190,8 @@ class Method(NamedTuple):
         cost: (layer, rank, heads, cohort size) -> numbers of a round.
         draw: start values without data; None means bases of `bases`.
         bases: "init" takes the bases `method.init` asks for; the others are fixed by the method. "principal"
-            is a pair without a core, the best approximation of W0.
-        singular_values: whether bases of "weights" keep W0's singular values in B.
+            is a pair without a core that, times s, is the best approximation of W0.
+        singular_values: whether bases of "weights" keep W0's singular values in A.
         finish_upload: changes a layer's trained factors before they go up (RAVAN folds s into R), to others
             of the same names and shapes, less s; or to `uploads`.
         uploads: names of what goes up in place of the trained factors.

@@ -152,6 +152,7 @@ def start_of(config: RunConfig, parts: partition.Parts) -> Start:
         heads=heads_of(config),
         step_size=step_size(config, parts),
         seed=config.seed,
+        scale=method_of(config).scale(config.method.rank, config.method.alpha),
         robust=robust_of(config),
     )
 

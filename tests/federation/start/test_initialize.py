@@ -14,10 +14,10 @@ from fedsb.config import RunConfig
 from fedsb.federation.start.from_gradients import Calibration
 from fedsb.federation.start.initialize import draw_calibration, start_factors
 from fedsb.federation.start.settings import Start, Warmup
-from fedsb.methods import fed_sb, fedit
+from fedsb.methods import fed_sb, fedit, fr_lora
 from fedsb.models.head import head_parameters
 from fedsb.models.load import enable_checkpointing
-from fedsb.runner.arguments import step_size
+from fedsb.runner.arguments import start_of, step_size
 
 PARTS = [list(range(0, 10)), list(range(10, 40)), [40, 41, 42]]
 
@@ -91,6 +91,13 @@ def test_lora_starts_at_the_base_model_and_gives_each_layer_its_own_factors(make
     assert started.traffic == []
     assert all(float(part.B.abs().max()) == 0.0 and part.R is None for part in parts)
     assert not any(torch.equal(parts[0].A, part.A) for part in parts[1:])
+
+
+def test_fr_lora_starts_at_a_pair_that_times_the_scale_approximates_the_base(make_bert: Any) -> None:
+    one = _started(make_bert(), method=fr_lora).factors
+    halved = _started(make_bert(), method=fr_lora, scale=2.0).factors
+    for name, part in one.items():
+        torch.testing.assert_close(2.0 * halved[name].B @ halved[name].A, part.B @ part.A)
 
 
 def test_random_bases_differ_between_layers_and_repeat_for_a_seed(make_bert: Any) -> None:
@@ -185,3 +192,15 @@ def test_by_default_R0_is_one_steps_share_of_the_rate_whatever_the_schedule(sche
     assert step_size(RunConfig.from_dict(values), parts) == pytest.approx(0.01 / 40)
     values["method"] = {"init": {"step_size": 0.0}}
     assert step_size(RunConfig.from_dict(values), parts) == 0.0
+
+
+def test_the_config_tells_the_start_its_methods_scale() -> None:
+    values: dict[str, Any] = {
+        "model": {"path": "m"},
+        "task": {"kind": "classification", "text": ["a"]},
+        "data": {"train": "a", "test": "b"},
+        "method": {"name": "fr-lora", "rank": 4, "alpha": 8.0},
+    }
+    assert start_of(RunConfig.from_dict(values), [[0]]).scale == 2.0
+    values["method"] |= {"name": "fed-sb", "alpha": None}
+    assert start_of(RunConfig.from_dict(values), [[0]]).scale == 1.0

@@ -50,7 +50,7 @@ class InitConfig(Section):
     same subspaces, traffic and exactness, and another path for Adam."""
     singular_values: bool = False
     """kind: weights: let B's columns be as long as W0's singular values over their mean, so that steps of the
-    core go further along leading directions (lora-xs has them as they are)."""
+    core go further along leading directions (lora-xs has them as they are, in A)."""
     batch_size: PositiveInt = 32
     """Examples per backward pass of the estimate; changes memory and speed, hardly the result."""
     head_warmup: HeadWarmupConfig | None = HeadWarmupConfig()

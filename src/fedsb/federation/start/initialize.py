@@ -104,7 +104,7 @@ def _factors_without_data(name: str, layer: nn.Module, method: Method, start: St
         found = orthonormal_bases(*features(layer), rank, heads=heads, generator=generator)
         return in_frame(found, start, name)
     if method.bases == "principal":
-        return principal_pair(dense_weight(layer), rank, generator=generator)
+        return principal_pair(dense_weight(layer), rank, scale=start.scale, generator=generator)
     keeps = method.singular_values
     weight = dense_weight(layer)
     found = bases_from_weight(weight, rank, heads=heads, singular_values=keeps, generator=generator)

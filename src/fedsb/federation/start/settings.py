@@ -62,6 +62,8 @@ class Start:
     step_size: float
     """Learning rate of the estimated update: the size of R0."""
     seed: int
+    scale: float = 1.0
+    """s of the update s B A, by which factors of W0 are divided."""
     frame: Literal["singular", "random"] = "singular"
     """In which frame of their subspaces B and A are."""
     singular_values: bool = False

@@ -20,8 +20,12 @@ from torch import Tensor
 from fedsb.errors import RunFailed
 from fedsb.methods.method import Aggregation, AggregationInputs, Averaged, Upload, views_by_name
 
-BLOCK = 2**18
-"""Numbers that are widened together: 2 MiB."""
+BLOCK = 2**16
+"""Numbers that are widened together: 0.5 MiB, as much of the sum beside them."""
+
+TOGETHER, NUMBERS = 8, 2**23
+"""Whole vectors that wait, so many or so many numbers (32 MiB) at most, to be added together: each block of
+the sum is fetched once for all of them."""
 
 
 @contextmanager
@@ -42,6 +46,7 @@ class WeightedSum:
         self.frame = frame
         self.total, self.named = _zeros(frame)
         self.wide = torch.empty(min(BLOCK, self.total.numel()), dtype=torch.float64)
+        self.waiting: list[tuple[Tensor, float]] = []
         self.weight = 0.0
         self.owned: dict[str, Tensor] | None = None
         """Weight of each entry's owners, by name; None while every upload was whole."""
@@ -51,7 +56,7 @@ class WeightedSum:
             raise ValueError(f"weight: expected a positive number, found {upload.weight}")
         self.weight += upload.weight
         if upload.vector.numel() == self.total.numel() and upload.weights is None:
-            self._add_whole(upload.vector, upload.weight)
+            self._add_later(upload)
             if self.owned is not None:
                 for part in self.owned.values():
                     part.add_(upload.weight)
@@ -59,12 +64,20 @@ class WeightedSum:
             self._add_part(upload)
         return self
 
-    def _add_whole(self, vector: Float[Tensor, "size"], weight: float) -> None:
+    def _add_later(self, upload: Upload) -> None:
+        self.waiting.append((upload.vector, upload.weight))
+        if len(self.waiting) == TOGETHER or len(self.waiting) * self.total.numel() > NUMBERS:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
         """Block by block, each widened in the cache and added on one thread: adding fp32 to fp64 at once, or
         with threads that wait for each other on a busy machine, takes up to five times as long."""
+        waiting = [(vector.split(BLOCK), weight) for vector, weight in self.waiting]
+        self.waiting = []
         with one_thread():
-            for total, block in zip(self.total.split(BLOCK), vector.split(BLOCK), strict=True):
-                total.add_(self.wide[: len(block)].copy_(block), alpha=weight)
+            for n, total in enumerate(self.total.split(BLOCK)):
+                for blocks, weight in waiting:
+                    total.add_(self.wide[: len(total)].copy_(blocks[n]), alpha=weight)
 
     def _add_part(self, upload: Upload) -> None:
         if self.owned is None:
@@ -87,6 +100,7 @@ class WeightedSum:
         """By name, in fp32."""
         if self.weight == 0:
             raise RunFailed("no update to average")
+        self._add_waiting()
         if self.frame.padding == "all" or self.owned is None:
             return {name: (part / self.weight).float() for name, part in self.named.items()}
         return {name: self._mean_of_owners(name) for name in self.named}

@@ -60,10 +60,10 @@ class Stack:
             return product_svd(self.pair())
         return _with_signs(*torch.linalg.svd(self.dense, full_matrices=False))
 
-    def truncated(self, rank: int, factor: float) -> LoraPair:
-        """The best rank-`rank` approximation of factor * sum, singular values shared evenly by B and A."""
+    def truncated(self, rank: int, factor: float, *, left: float = 0.5) -> LoraPair:
+        """The best rank-`rank` approximation of factor * sum; of singular values B has the power `left`."""
         U, S, Vh = self.svd()
-        return balanced_pair(U, factor * S, Vh, rank)
+        return leading_pair(U, factor * S, Vh, rank, left=left)
 
     def squared_norm(self, plus: LoraPair | None = None) -> float:
         """||sum (+ B @ A)||_F^2."""
@@ -76,14 +76,22 @@ class Stack:
         return product_squared_norm(pair)
 
 
-def balanced_pair(
-    U: Float[Tensor, "out k"], S: Float[Tensor, "k"], Vh: Float[Tensor, "k in"], rank: int
+def leading_pair(
+    U: Float[Tensor, "out k"],
+    S: Float[Tensor, "k"],
+    Vh: Float[Tensor, "k in"],
+    rank: int,
+    *,
+    left: float = 0.5,
 ) -> LoraPair:
-    """The leading `rank` of these directions in fp32, singular values shared evenly; zeros where there are
-    fewer."""
-    root = S[:rank].clamp_min(0).sqrt()
-    B, A = (U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float()
-    missing = rank - root.numel()
+    """The leading `rank` of these directions in fp32; zeros where there are fewer.
+
+    Args:
+        left: the power of S that B has; A has the rest. 0.5: an even share.
+    """
+    S = S[:rank].clamp_min(0)
+    B, A = (U[:, :rank] * S**left).float(), ((S ** (1 - left))[:, None] * Vh[:rank]).float()
+    missing = rank - S.numel()
     return LoraPair(pad(B, (0, missing)), pad(A, (0, 0, 0, missing)))
 
 
