@@ -94,7 +94,7 @@ def test_bases_are_replaced_after_the_round_in_which_the_core_stood_still(world,
     assert changes[2] < 0.01 * max(changes[:2])
     assert min(changes[3:]) > 10 * changes[2]  # and the new core moves
     shown = tables.initialization(load_run(folder))
-    assert "refreshed after" in shown
+    assert "new bases after rounds" in shown
     assert ">3<" in shown
     by_number = config_of(world, method__refresh_when=None, method__refresh_every=3)
     by_number = played(by_number, tmp_path / "by number")

@@ -83,8 +83,17 @@ def test_the_start_goes_through_it_too(world, tmp_path, rule):
     config = config_of(world, method__init=init, federation__rounds=1, training__learning_rate=1e-4)
     plain, secure = both(config, tmp_path)
     torch.testing.assert_close(plain, secure, rtol=0, atol=1e-3)
-    lines = {(e.what, e.direction) for e in load_checkpoint(tmp_path / "secure/checkpoint").traffic}
-    assert lines >= {("head warm-up", "up"), (KEYS, "up"), (KEYS, "down")}
+    plain, secure = (
+        {(e.what, e.direction): e for e in load_checkpoint(tmp_path / n / "checkpoint").traffic}
+        for n in ("plain", "secure")
+    )
+    assert secure.keys() >= {(KEYS, "up"), (KEYS, "down")}
+    for way in ("up", "down"):
+        both_ways = plain["head warm-up", way], secure["head warm-up", way]
+        assert both_ways[0].parameters == both_ways[1].parameters
+    warm, masked = plain["head warm-up", "down"], secure["head warm-up", "down"]
+    assert 0 < masked.bytes - warm.bytes < masked.clients * 2000, "beside the head, what others sealed for it"
+    assert sum(e.parameters for e in secure.values() if e.what.startswith("questions for")) == 0
 
 
 def test_the_ledger_has_keys_and_shares_in_lines_of_their_own(world, tmp_path):

@@ -164,7 +164,8 @@ def _gather(
             start.private.charge(client)
     if start.secure is not None:
         size = summed_layout(targets, start).size
-        total = _total(remote, start.secure, "contribute", 0, draw, question, size, progress)
+        sent = Layout.of(head).size
+        total = _total(remote, start.secure, "contribute", 0, draw, question, sent, size, progress)
         return combine_total(targets, start, draw, total)
     answers = remote.ask("contribute", list(draw), lambda client: question)
     template = contribution(start).template(shapes, start)
@@ -192,6 +193,7 @@ def _sum_of_heads(
         draw,
         question,
         before.numel(),
+        before.numel(),
         progress,
         max(map(len, draw.values())),
     )
@@ -204,13 +206,14 @@ def _total(
     number: int,
     draw: Draw,
     question: bytes,
+    question_size: int,
     size: int,
     progress: Progress,
     heaviest: int = 1,
 ) -> Total:
     """The secure sum of everybody's answers; who is not in it is told of."""
     terms, coding = new_terms(kind, number, draw, heaviest), FixedPoint(*ONCE, len(draw))
-    made = SecureSum(remote.ask, terms, rules, question, coding, size, verify=remote.verify)
+    made = SecureSum(remote.ask, terms, rules, question, coding, size, question_size, verify=remote.verify)
     total = made.total()
     for client, reason in total.lost.items():
         progress.client_ends(client, reason)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsb.config import RunConfig
 from fedsb.errors import RunFailed
+from fedsb.federation import wire
 from fedsb.federation.exchange import Exchange
 from fedsb.federation.secure.fixed_point import FixedPoint
 from fedsb.federation.secure.here import Here, Integers, Work
@@ -76,7 +77,8 @@ def _sum_of(
     else:
         ask = _elsewhere(prepared, train, number)
     verify = prepared.remote.verify if prepared.remote else None
-    return SecureSum(ask, terms, rules, question, coding, size, prepared.data.sites, verify)
+    sent = wire.count(question)
+    return SecureSum(ask, terms, rules, question, coding, size, sent, prepared.data.sites, verify)
 
 
 def _charge_again(prepared: Prepared, number: int) -> None:

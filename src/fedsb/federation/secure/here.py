@@ -77,8 +77,13 @@ def secure_sum_here(
     size: int,
     *,
     heaviest: int = 1,
+    question: bytes | None = None,
+    question_size: int = 0,
 ) -> Total:
     """A sum of the start over clients in this process.
+
+    Args:
+        question: what a client would be sent, with so many numbers in it; None: its kind alone.
 
     Raises:
         RunFailed: fewer clients than the threshold.
@@ -92,4 +97,5 @@ def secure_sum_here(
     coding = FixedPoint(*ONCE, len(clients))
     terms = new_terms(kind, number, clients, heaviest)
     ask = Here(rules, work, lambda client, summand: summand.integers(coding, heaviest), coding)
-    return SecureSum(ask, terms, rules, kind.encode(), coding, size).total()
+    asked = kind.encode() if question is None else question
+    return SecureSum(ask, terms, rules, asked, coding, size, question_size).total()

@@ -95,7 +95,8 @@ class SecureSum:
     """One session at the server.
 
     Args:
-        question: what every client is asked; its answer has `size` numbers.
+        question: what every client is asked, with so many numbers of the model in it (`question_size`); its
+            answer has `size` numbers.
         verify: whether a client signed a text, where the server knows; who did not sign its keys is left out.
     """
 
@@ -105,6 +106,7 @@ class SecureSum:
     question: bytes
     coding: FixedPoint
     size: int
+    question_size: int = 0
     sites: Sequence[str] = ()
     verify: Verify | None = None
     lost: Lost = field(default_factory=dict)
@@ -293,12 +295,12 @@ class SecureSum:
         self, kind: str, clients: Sequence[int], message_to: Callable[[int], bytes]
     ) -> Iterator[Outcome]:
         """Outcomes of clients that were asked, each one's first; bytes go into the tallies."""
-        down, up = (self.down, self.up) if kind == self.terms.kind else (self.keys_down, self.keys_up)
-        numbers, heard = self.size if kind == self.terms.kind else 0, set[int]()
+        works, heard = kind == self.terms.kind, set[int]()
+        down, up = (self.down, self.up) if works else (self.keys_down, self.keys_up)
 
         def counted(client: int) -> bytes:
             message = message_to(client)
-            down.add(len(message), numbers)
+            down.add(len(message), self.question_size if works else 0)
             return message
 
         for outcome in self.ask(kind, clients, counted):
@@ -306,7 +308,7 @@ class SecureSum:
                 continue
             heard.add(outcome.client)
             if not isinstance(outcome, Failed):
-                up.add(len(outcome.message), numbers)
+                up.add(len(outcome.message), self.size if works else 0)
             yield outcome
 
     def _read(

@@ -95,9 +95,9 @@ def warm_up_here(
 
     if secure is not None and not calibration.public:
         weights = {client: len(indices) for client, indices in calibration.draw.items()}
-        sum_of = partial(_secure_sum_of_heads, secure, weights, trained)
+        sum_of = partial(_secure_sum_of_heads, secure, weights, trained, layout)
         return warm_up_securely(head, warmup.rounds, len(weights), max(weights.values()), sum_of)
-    size = len(wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), layout.flatten(head)))
+    size = len(_message(layout, layout.flatten(head)))
 
     def answers(before: Tensor) -> Iterator[tuple[Head, int]]:
         for client, indices in calibration.draw.items():
@@ -113,16 +113,29 @@ def _secure_sum_of_heads(
     rules: Rules,
     weights: Mapping[int, int],
     trained: Callable[[int, Tensor], Tensor],
+    layout: Layout,
     number: int,
     before: Tensor,
 ) -> Total:
     def summand_of(client: int) -> Summand:
         return Summand(trained(client, before) - before, weights[client])
 
-    heaviest = max(weights.values())
     return secure_sum_here(
-        rules, "warm-up", number, summand_of, [*weights], before.numel(), heaviest=heaviest
+        rules,
+        "warm-up",
+        number,
+        summand_of,
+        [*weights],
+        layout.size,
+        heaviest=max(weights.values()),
+        question=_message(layout, before),
+        question_size=layout.size,
     )
+
+
+def _message(layout: Layout, head: Tensor) -> bytes:
+    """The head as it would be sent to a client here, or from it."""
+    return wire.pack(wire.Header("head-warm-up", 1, layout.digest, 0), head)
 
 
 def cache_base_outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Cached]:
