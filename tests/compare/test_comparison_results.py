@@ -20,7 +20,7 @@ from fedsb import RunConfig
 from fedsb.cli.compare import LiveBars, PlainLines, how_to_resume
 from fedsb.common import files
 from fedsb.compare import CompareConfig, compare
-from fedsb.compare.intervals import paired_interval
+from fedsb.compare.intervals import paired_interval, spreads_to_show
 from fedsb.compare.results import (
     Point,
     better_than,
@@ -81,6 +81,14 @@ def test_intervals_are_the_paired_t_test_s_as_wide_as_all_need(looked_at):
     assert list(interval) == pytest.approx(list(expected))
     assert interval.separable == (expected.low > 0)
     assert paired_interval([0.3, 0.3], looked_at) is None, "two seeds tell nothing apart"
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_difference_shows_from_so_many_times_its_deviation_on(seeds):
+    about = np.arange(seeds) - (seeds - 1) / 2
+    needed = spreads_to_show(seeds, looked_at=21) * about.std(ddof=1)
+    shown = [paired_interval([*(about + needed * share)], 21).separable for share in (0.99, 1.01)]
+    assert shown == [False, True]
 
 
 def test_who_is_better_is_said_where_all_pairs_together_show_it():

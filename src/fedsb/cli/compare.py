@@ -19,7 +19,7 @@ from fedsb.cli.terminal import default_folder
 from fedsb.compare.arms import number
 from fedsb.compare.comparison import Comparison, compare
 from fedsb.compare.config import settings_from_yaml
-from fedsb.compare.intervals import CONFIDENCE, FEWEST_SEEDS
+from fedsb.compare.intervals import CONFIDENCE, FEWEST_SEEDS, what_shows
 from fedsb.compare.page.tables import APART, change, value
 from fedsb.config import RunConfig
 from fedsb.errors import InputError, RunFailed
@@ -246,17 +246,19 @@ def _routing(metric: str, name: str, routing: dict[str, Any]) -> str:
 
 
 def _remarks(document: dict[str, Any]) -> list[str]:
+    rows = document["summary"].values()
     remarks = [
         f"mean ± sample sd over seeds; differences are paired, to {document['baseline']}",
         f"{APART} the seeds do not tell the two apart: zero lies in the paired t interval "
-        f"({percent(CONFIDENCE, 0)}, corrected for all; none with fewer than {FEWEST_SEEDS} seeds)",
+        f"({percent(CONFIDENCE, 0)}, corrected for all; none with fewer than {FEWEST_SEEDS} seeds): "
+        + what_shows(min(row["seeds"] for row in rows), len(rows) - 1),
         "bytes up and down together: per round for each client; total of all, one-time traffic included",
         "● not dominated: no other method is both better and cheaper",
     ]
     remarks += [_routing(document["metric"], name, row["routing"]) for name, row in _routed(document)]
     if document["privacy"]:
         remarks.append(document["privacy"])
-    if any(row["edge"] for row in document["summary"].values()):
+    if any(row["edge"] for row in rows):
         remarks.append(
             "! the rate lies at the edge of its grid: a better one may lie beyond (compare.learning_rates)"
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedsb.compare.intervals import CONFIDENCE, FEWEST_SEEDS
+from fedsb.compare.intervals import CONFIDENCE, FEWEST_SEEDS, what_shows
 from fedsb.compare.page.equal import Limit, equal_limits
 from fedsb.compare.page.load import Compared, settings_apart
 from fedsb.report.load import mapping, number, sequence, whole
@@ -122,7 +122,8 @@ def differences(comparison: Compared) -> str:
     note = f"{plural(hidden, 'more seed')} in the mean, not shown. " if hidden else ""
     note += (
         f"Intervals: paired t, {percent(CONFIDENCE, 0)} for all of them together (Bonferroni), from "
-        f"{FEWEST_SEEDS} seeds on. {APART} zero lies in it, or there is none."
+        f"{FEWEST_SEEDS} seeds on; {what_shows(len(first), len(others))}. {APART} zero lies in it, or there "
+        "is none."
     )
     return table("Paired differences", columns, rows) + paragraph(note, "note")
 
