@@ -99,7 +99,7 @@ def add_clients(crowd: Crowd, clients: Sequence[int], node: Node) -> WeightedSum
 
 def merged(one: WeightedSum, other: WeightedSum) -> WeightedSum:
     """The sum over the clients of both, in the first one's place. Both are sums over whole uploads."""
-    one.total += other.total
+    one.total.add_(other.total)
     one.weight += other.weight
     return one
 

@@ -44,8 +44,8 @@ class WeightedSum:
 
     def __init__(self, frame: AggregationInputs):
         self.frame = frame
-        self.total, self.named = _zeros(frame)
-        self.wide = torch.empty(min(BLOCK, self.total.numel()), dtype=torch.float64)
+        self.added, self.named = _zeros(frame)
+        self.wide = torch.empty(min(BLOCK, self.added.numel()), dtype=torch.float64)
         self.waiting: list[tuple[Tensor, float]] = []
         self.weight = 0.0
         self.owned: dict[str, Tensor] | None = None
@@ -55,7 +55,7 @@ class WeightedSum:
         if not upload.weight > 0:
             raise ValueError(f"weight: expected a positive number, found {upload.weight}")
         self.weight += upload.weight
-        if upload.vector.numel() == self.total.numel() and upload.weights is None:
+        if upload.vector.numel() == self.added.numel() and upload.weights is None:
             self._add_later(upload)
             if self.owned is not None:
                 for part in self.owned.values():
@@ -66,7 +66,7 @@ class WeightedSum:
 
     def _add_later(self, upload: Upload) -> None:
         self.waiting.append((upload.vector, upload.weight))
-        if len(self.waiting) == TOGETHER or len(self.waiting) * self.total.numel() > NUMBERS:
+        if len(self.waiting) == TOGETHER or len(self.waiting) * self.added.numel() > NUMBERS:
             self._add_waiting()
 
     def _add_waiting(self) -> None:
@@ -75,9 +75,15 @@ class WeightedSum:
         waiting = [(vector.split(BLOCK), weight) for vector, weight in self.waiting]
         self.waiting = []
         with one_thread():
-            for n, total in enumerate(self.total.split(BLOCK)):
+            for n, total in enumerate(self.added.split(BLOCK)):
                 for blocks, weight in waiting:
                     total.add_(self.wide[: len(total)].copy_(blocks[n]), alpha=weight)
+
+    @property
+    def total(self) -> Float[Tensor, "size"]:
+        """The sum, of all that was given."""
+        self._add_waiting()
+        return self.added
 
     def _add_part(self, upload: Upload) -> None:
         if self.owned is None:
