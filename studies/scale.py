@@ -92,6 +92,9 @@ def add_clients(crowd: Crowd, clients: Sequence[int], node: Node) -> WeightedSum
         header, vector = accept(Arrived(number, message), state, exchange, layout, report, registered)
         total.add(Upload(layout.view(vector), vector, float(header.num_examples), client=number))
         node.seconds += time.process_time() - began
+    began = time.process_time()
+    assert len(total.total) == layout.size  # with the last few, which wait for more until somebody looks
+    node.seconds += time.process_time() - began
     node.bytes_in, node.heard = report.upload_bytes, len(clients)
     total.wide = torch.empty(0)  # of a sum that only waits to be sent
     return total
