@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from comparison_runs import NAMES, write_comparison
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,20 @@ def test_says_what_private_runs_may_claim_and_which_stopped_early(tmp_path: Path
     said = words(edit(folder, runs=runs, privacy="Each run alone is differentially private."))
     assert "Each run alone is differentially private." in said
     assert "Stopped early, the privacy budget used up: fed-sb seed 1; less was trained there." in said
+
+
+@pytest.mark.parametrize(
+    ("federation", "unequal"), [({"server": {"momentum": 0.5}}, False), ({"clients_per_round": 2}, True)]
+)
+def test_a_budget_that_is_not_the_same_is_said_and_another_rule_is_none(
+    tmp_path: Path, federation: dict[str, Any], unequal: bool
+) -> None:
+    folder = write_comparison(tmp_path / "c", methods=2, seeds=1)
+    file = folder / "runs/fedit/seed-0/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["federation"] = {**config.get("federation", {}), **federation}
+    file.write_text(yaml.safe_dump(config))
+    assert ("partition, batches or budget are not the same" in words(folder)) is unequal
 
 
 def test_one_line_per_method_in_the_table(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from fedsb.report.units import count, plural, short_name
 
 TRAINING = ("epochs", "batch_size", "accumulation", "max_length")
 BUDGET = ("federation", *(f"training.{key}" for key in TRAINING), "privacy")
+RULES = ("federation.server", "federation.proximal", "federation.control_variates")
+"""How an arm learns: part of what is compared."""
 
 
 def comparison_page(folder: Path) -> str:
@@ -155,7 +157,8 @@ def notices(comparison: Compared) -> list[str]:
             f"The learning rate of {listed(edge)} is the smallest or largest that was tried: a better one "
             "may lie beyond. Widen compare.learning_rates."
         )
-    if unequal := sorted({key for key in settings_apart(comparison) if key.startswith(BUDGET)}):
+    apart = {key for key in settings_apart(comparison) if not key.startswith(RULES)}
+    if unequal := sorted(key for key in apart if key.startswith(BUDGET)):
         texts.append(
             f"The methods differ in {listed(unequal)}: partition, batches or budget are not the same."
         )
