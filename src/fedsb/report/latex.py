@@ -67,7 +67,7 @@ def _either(match: re.Match[str]) -> str:
 
 def _table(layout: str, titles: Sequence[str], rows: Sequence[str]) -> str:
     lines = [
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\setlength{\tabcolsep}{4pt}%",
+        r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\setlength{\tabcolsep}{4pt}%",
         rf"\begin{{tabular}}{{{layout}}}",
         r"\toprule",
         " & ".join(titles) + r" \\",
